@@ -1,0 +1,55 @@
+# Everything runs in a virtual environment that this file makes; all it needs is python3 with venv, make and a
+# C++20 compiler. cmake, ninja and clang-format come from PyPI.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.histo-export-installed
+CPP := $(shell find cpp -name '*.h' -o -name '*.cpp')
+
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test cpp-test bench lint clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(STAMP)  ## train on the built-in demo tiles and export the model with pool 2
+	@echo "histo-export --pool 2: train a ResNet34 with a 2 x 2 pooled head, export it, check every file"
+	histo-export --pool 2
+
+test: lint cpp-test  ## lint, then the C++ tests, then pytest (benchmarks run once, untimed)
+	pytest tests benchmarks --benchmark-disable
+
+cpp-test: $(STAMP)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
+	cmake --preset dev -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
+	cmake --build --preset dev
+	ctest --preset dev
+
+bench: $(STAMP)  ## time the benchmarks
+	pytest benchmarks
+
+lint: $(STAMP)  ## ruff, mypy and clang-format, changing nothing
+	ruff check
+	ruff format --check
+	mypy
+	clang-format --dry-run -Werror $(CPP)
+
+clean:  ## remove what was built (the virtual environment stays)
+	rm -rf build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f $(STAMP)
+
+# Editable, so that tests import the tree as it is; the C++ sources are dependencies because the module is not
+# rebuilt on import.
+$(STAMP): pyproject.toml CMakeLists.txt $(CPP)
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "$(PYTHON) cannot make a virtual environment: its venv or ensurepip module is missing." \
+	       "Install it (Debian, Ubuntu: apt install python3-venv) or name another one: make PYTHON=..." >&2; \
+	  exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+	  -C cmake.define.HISTO_DEVELOPER_MODE=ON -e '.[dev]'
+	@touch $@

@@ -1,0 +1,135 @@
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <thread>
+
+#include "cgroup.h"
+#include "histo/build_config.h"
+
+#if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
+#define HISTO_X86 1
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace histo {
+
+#ifdef HISTO_X86
+
+namespace {
+
+struct CpuidResult {
+  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+// All zero for a leaf that the CPU does not have.
+CpuidResult cpuid(std::uint32_t leaf, std::uint32_t subleaf) noexcept {
+  CpuidResult r;
+#ifdef _MSC_VER
+  std::array<int, 4> registers{};
+  __cpuid(registers.data(), 0);
+  if (static_cast<std::uint32_t>(registers[0]) >= leaf) {
+    __cpuidex(registers.data(), static_cast<int>(leaf), static_cast<int>(subleaf));
+    r = {static_cast<std::uint32_t>(registers[0]), static_cast<std::uint32_t>(registers[1]),
+         static_cast<std::uint32_t>(registers[2]), static_cast<std::uint32_t>(registers[3])};
+  }
+#else
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+#endif
+  return r;
+}
+
+// XCR0: the register states that the operating system saves. Only callable where cpuid reports OSXSAVE.
+std::uint64_t xcr0() noexcept {
+#ifdef _MSC_VER
+  return _xgetbv(0);
+#else
+  // Not the _xgetbv intrinsic: GCC offers it only under -mxsave, which x86-64-v2 does not include.
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (std::uint64_t{high} << 32U) | low;
+#endif
+}
+
+constexpr bool bit(std::uint32_t word, unsigned position) { return ((word >> position) & 1U) != 0; }
+
+}  // namespace
+
+CpuInfo cpu_info() noexcept {
+  const CpuidResult leaf1 = cpuid(1, 0);
+  if (!bit(leaf1.ecx, 27)) {  // OSXSAVE
+    return {};
+  }
+  const std::uint64_t saved = xcr0();
+  const auto os_saves = [saved](std::uint64_t states) { return (saved & states) == states; };
+  const bool avx = bit(leaf1.ecx, 28) && os_saves(0x6);  // XMM, YMM
+  const bool avx512 = avx && os_saves(0xE6);             // and opmask, ZMM low, ZMM high
+  const bool amx = os_saves(0x60000);                    // tile configuration, tile data
+
+  const CpuidResult leaf7 = cpuid(7, 0);
+  const CpuidResult leaf7_1 = leaf7.eax >= 1 ? cpuid(7, 1) : CpuidResult{};
+  const bool avx512f = avx512 && bit(leaf7.ebx, 16);
+  const bool amx_tile = amx && bit(leaf7.edx, 24);
+  return {.avx2 = avx && bit(leaf7.ebx, 5),
+          .fma = avx && bit(leaf1.ecx, 12),
+          .avx512f = avx512f,
+          .avx512bw = avx512f && bit(leaf7.ebx, 30),
+          .avx512vl = avx512f && bit(leaf7.ebx, 31),
+          .avx512dq = avx512f && bit(leaf7.ebx, 17),
+          .avx512_bf16 = avx512f && bit(leaf7_1.eax, 5),
+          .avx512_vnni = avx512f && bit(leaf7.ecx, 11),
+          .amx_tile = amx_tile,
+          .amx_bf16 = amx_tile && bit(leaf7.edx, 22),
+          .amx_int8 = amx_tile && bit(leaf7.edx, 25)};
+}
+
+#else
+
+CpuInfo cpu_info() noexcept { return {}; }
+
+#endif
+
+namespace {
+
+unsigned cpus_in_affinity_mask() {
+#ifdef __linux__
+  // The kernel refuses a mask that is smaller than its own, which may be larger than cpu_set_t's 1024 CPUs.
+  for (int cpus = CPU_SETSIZE; cpus <= 1 << 20; cpus *= 2) {
+    cpu_set_t* mask = CPU_ALLOC(static_cast<std::size_t>(cpus));
+    if (mask == nullptr) {
+      break;
+    }
+    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(cpus));
+    const int count = sched_getaffinity(0, bytes, mask) == 0 ? CPU_COUNT_S(bytes, mask) : 0;
+    CPU_FREE(mask);
+    if (count > 0) {
+      return static_cast<unsigned>(count);
+    }
+  }
+#endif
+  return std::max(1U, std::thread::hardware_concurrency());  // 0 where it is not known
+}
+
+}  // namespace
+
+unsigned usable_cpus() {
+  const unsigned cpus = cpus_in_affinity_mask();
+  const auto quota = cgroup_cpu_quota("/");
+  if (!quota || *quota >= static_cast<double>(cpus)) {
+    return cpus;
+  }
+  // Up, not down: one thread would leave a third of a quota of 1.5 CPUs unused; two are throttled now and
+  // then.
+  return static_cast<unsigned>(std::ceil(*quota));
+}
+
+}  // namespace histo

@@ -1,0 +1,60 @@
+#include <doctest/doctest.h>
+
+#include <thread>
+
+#include "histo/build_config.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace {
+
+TEST_CASE("cpu_info agrees with the compiler's own detection") {
+  const histo::CpuInfo cpu = histo::cpu_info();
+#if defined(__x86_64__) && defined(__GNUC__)
+  // Both look at cpuid and at XCR0, so they must not differ. AMX and bf16 are unknown to older compilers.
+  CHECK(cpu.avx2 == (__builtin_cpu_supports("avx2") != 0));
+  CHECK(cpu.fma == (__builtin_cpu_supports("fma") != 0));
+  CHECK(cpu.avx512f == (__builtin_cpu_supports("avx512f") != 0));
+  CHECK(cpu.avx512bw == (__builtin_cpu_supports("avx512bw") != 0));
+  CHECK(cpu.avx512vl == (__builtin_cpu_supports("avx512vl") != 0));
+  CHECK(cpu.avx512dq == (__builtin_cpu_supports("avx512dq") != 0));
+  CHECK(cpu.avx512_vnni == (__builtin_cpu_supports("avx512vnni") != 0));
+#elif !defined(__x86_64__) && !defined(__i386__) && !defined(_M_X64)
+  CHECK_FALSE(cpu.avx2);
+  CHECK_FALSE(cpu.avx512f);
+  CHECK_FALSE(cpu.amx_tile);
+#endif
+  CHECK((cpu.avx512f || !cpu.avx512bw));
+  CHECK((cpu.amx_tile || !cpu.amx_bf16));
+}
+
+TEST_CASE("usable_cpus is at least one and no more than the machine has") {
+  const unsigned cpus = histo::usable_cpus();
+  CHECK(cpus >= 1);
+  if (std::thread::hardware_concurrency() != 0) {
+    CHECK(cpus <= std::thread::hardware_concurrency());
+  }
+}
+
+#ifdef __linux__
+TEST_CASE("usable_cpus honours the affinity mask") {
+  cpu_set_t before;
+  CPU_ZERO(&before);
+  REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
+  int first = 0;
+  while (!CPU_ISSET(static_cast<unsigned>(first), &before)) {
+    ++first;
+  }
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<unsigned>(first), &one);
+  REQUIRE(sched_setaffinity(0, sizeof one, &one) == 0);
+  const unsigned cpus = histo::usable_cpus();
+  REQUIRE(sched_setaffinity(0, sizeof before, &before) == 0);
+  CHECK(cpus == 1);
+}
+#endif
+
+}  // namespace

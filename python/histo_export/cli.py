@@ -1,0 +1,612 @@
+"""The command line: `histo` and its subcommands, and `histo-export`, which is `histo export`.
+
+Only the result goes to stdout; progress and messages go to stderr. Exit codes: 0 fine, 1 a failed check, 2 wrong use,
+130 interrupted. torch and Lightning are imported by the commands that need them, so that help is immediate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from histo_export import __version__
+from histo_export.errors import HistoError, UsageError
+
+if TYPE_CHECKING:
+    from histo_export.data import TileData
+    from histo_export.model import LayerInfo
+    from histo_export.parity import FileParity
+    from histo_export.spec import ModelSpec
+    from histo_export.training.run import TrainResult
+
+DEMO_EPOCHS = 4
+DEFAULT_FORMATS = "onnx,torchscript,native"
+
+app = typer.Typer(
+    name="histo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train ResNet34 tile classifiers with any pool size, export them with proven parity, measure every runtime.",
+)
+export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+log = Console(stderr=True, highlight=False)
+out_console = Console(highlight=False)
+
+
+# Options that several commands share.
+def _pool(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise UsageError(f"--pool {text}", "is not a whole number of 1 or more", "Use --pool 1, 2, 3, …")
+    return int(text)
+
+
+Pool = Annotated[
+    int | None,
+    typer.Option("--pool", parser=_pool, metavar="N", help="n of the n×n adaptive average pool; any n ≥ 1."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic)."
+    ),
+]
+Classes = Annotated[str | None, typer.Option(metavar="A,B,…", help="Use these classes only, in this order.")]
+Split = Annotated[
+    str | None,
+    typer.Option(metavar="T,V,T", help="Train, val and test of one folder: fractions, or tiles per class."),
+]
+Crop = Annotated[int | None, typer.Option(metavar="PX", help="Side of the centre crop.  [dim]\\[default: 128][/dim]")]
+Mpp = Annotated[float | None, typer.Option(metavar="UM", help="µm per pixel of the tiles, where they don't say.")]
+Recipe = Annotated[
+    str, typer.Option(metavar="NAME", help="[b]strong[/b], or [b]report[/b]: the report's own, no augmentation.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(metavar="N", help="Length of the run.  [dim]\\[default: the recipe's][/dim]")
+]
+Weights = Annotated[
+    str, typer.Option(metavar="W", help="[b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file.")
+]
+Dropout = Annotated[float, typer.Option(metavar="P", help="Before the linear layer, while training.")]
+Device = Annotated[
+    str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
+]
+Autocast = Annotated[str, typer.Option(metavar="T", help="Training: [b]auto[/b] (measured), fp32, bf16 or fp16.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of weights, order, augmentation and splits.")]
+Force = Annotated[bool, typer.Option("--force", metavar="", help="Replace what an earlier run left at the same place.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print the result as JSON; nothing else goes to stdout.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="No progress, only the result.")]
+
+
+def _export(
+    pool: Pool = None,
+    data: Data = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="Export what [b]histo train[/b] wrote instead of training.")
+    ] = None,
+    weights: Weights = "none",
+    recipe: Recipe = "strong",
+    epochs: Epochs = None,
+    classes: Classes = None,
+    split: Split = None,
+    crop: Crop = None,
+    mpp: Mpp = None,
+    dropout: Dropout = 0.0,
+    formats: Annotated[
+        str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2; or [b]all[/b].")
+    ] = DEFAULT_FORMATS,
+    input_kind: Annotated[
+        str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
+    ] = "float",
+    precision: Annotated[str, typer.Option(metavar="P", help="Of the exported files: fp32.")] = "fp32",
+    autocast: Autocast = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle.  [dim]\\[default: bundles/DATA-poolN][/dim]")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train if need be, export to every format, and prove that each file is the same model.
+
+    Without --data or --checkpoint it trains on made, synthetic tiles for about a minute, to show the way.
+    """
+    chosen_formats = _formats(formats)
+    _one_of("--input", input_kind, ("float", "uint8"))
+    _one_of("--precision", precision, ("fp32",))
+    if checkpoint is not None:
+        trained = {"--data": data, "--epochs": epochs, "--split": split, "--dropout": dropout or None}
+        trained |= {"--weights": None if weights == "none" else weights}
+        if clash := [option for option, value in trained.items() if value is not None]:
+            raise UsageError(
+                clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out"
+            )
+
+    from histo_export.export.bundle import check_destination
+
+    result = None
+    with log.status("starting torch") if not quiet else nullcontext():
+        from histo_export.export.run import export_bundle
+        from histo_export.training.checkpoint import read_checkpoint
+
+    if checkpoint is None:
+        spec, tiles = _open(data or "demo", pool or 1, classes, split, crop, mpp, dropout, seed)
+        out = out or Path("bundles") / f"{tiles.name}-pool{spec.pool}"
+        check_destination(out, force)
+        run = out.with_name(f"{out.name}-run")
+        result = _train(tiles, spec, recipe, epochs, weights, autocast, device, seed, run, force, quiet)
+        checkpoint = result.checkpoint
+    loaded = read_checkpoint(checkpoint)
+    _agree(loaded.spec, pool, crop, classes)
+    if mpp is not None:
+        loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, mpp=mpp))
+    if out is None:
+        name = loaded.training.get("data", {}).get("name", "model")
+        out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
+
+    with log.status("exporting") if not quiet else nullcontext() as status:
+        results = export_bundle(
+            loaded,
+            out,
+            formats=chosen_formats,
+            kind=input_kind,  # type: ignore[arg-type]  # checked above
+            force=force,
+            threads=_threads(),
+            report=status.update if status else lambda step: None,
+        )
+    following = _next_steps(out, chosen_formats)
+    if as_json:
+        _print_json(
+            {
+                "bundle": str(out),
+                "checkpoint": str(checkpoint),
+                "synthetic": bool(loaded.training.get("data", {}).get("synthetic")),
+                "test": loaded.training.get("test"),
+                "files": [_file_facts(out, r) for r in results],
+                "next": following,
+            }
+        )
+        return
+    if result is not None:
+        _print_accuracy(result)
+    _print_files(f"{out}: ResNet34, pool {loaded.spec.pool}, {len(loaded.spec.classes)} classes", out, results)
+    if loaded.spec.mpp is None:
+        log.print("[yellow]µm per pixel unknown:[/] config.json says 0.5; state the true one with --mpp.")
+    if loaded.training.get("data", {}).get("synthetic"):
+        log.print("[yellow]Trained on synthetic tiles:[/] a demonstration that knows nothing about tissue.")
+    if not quiet:
+        out_console.print("\nNext:")
+        for line in following:
+            out_console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+app.command("export")(_export)
+export_app.command()(_export)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str, typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b].")
+    ],
+    pool: Pool = None,
+    weights: Weights = "none",
+    recipe: Recipe = "strong",
+    epochs: Epochs = None,
+    classes: Classes = None,
+    split: Split = None,
+    crop: Crop = None,
+    mpp: Mpp = None,
+    dropout: Dropout = 0.0,
+    batch: Annotated[int, typer.Option(metavar="N", help="Tiles a step and device.")] = 32,
+    autocast: Autocast = "auto",
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(metavar="N", help="GPUs (or processes) on each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(metavar="S", help="Lightning's: auto, ddp, …")] = "auto",
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder.  [dim]\\[default: runs/DATA-poolN][/dim]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", metavar="", help="Continue after a kill from the last whole epoch.")
+    ] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier, keep its best epoch, and test it."""
+    if resume and force:
+        raise UsageError("--resume", "contradicts --force", "Leave one of them out")
+    spec, tiles = _open(data, pool or 1, classes, split, crop, mpp, dropout, seed)
+    out = out or Path("runs") / f"{tiles.name}-pool{spec.pool}"
+    extra = {"batch_size": batch, "devices": devices, "nodes": nodes, "strategy": strategy}
+    result = _train(tiles, spec, recipe, epochs, weights, autocast, device, seed, out, force, quiet, resume, **extra)
+
+    from histo_export.training.run import is_main_process
+
+    if not is_main_process():
+        return
+    following = [f"histo export --checkpoint {result.checkpoint}"]
+    if as_json:
+        _print_json({"run": str(out), **result.to_dict(), "next": following})
+        return
+    _print_accuracy(result)
+    if not quiet:
+        out_console.print(f"\n{out}: best.ckpt, last.ckpt, metrics.csv, curves.png, confusion.png, report.json")
+        out_console.print(f"\nNext:\n  {following[0]}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote.")],
+    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b].")] = "cpu",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check every sha256 of a bundle, then run each file and compare it with the checkpoint's own logits."""
+    _one_of("--device", device, ("cpu", "cuda"))
+    from histo_export.export.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    from histo_export.export.run import check_files
+
+    with log.status("checking") if not quiet else nullcontext() as status:
+        report = status.update if status else lambda step: None
+        results = check_files(bundle, opened.models, _threads(), device, report)
+    if as_json:
+        _print_json({"bundle": str(bundle), "files": [_file_facts(bundle, r) for r in results]})
+    else:
+        _print_files(f"{bundle}: every sha256 is right", bundle, results)
+    from histo_export.export.run import raise_if_diverged
+
+    raise_if_diverged(results)
+
+
+@app.command()
+def inspect(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE|CKPT]", help="A bundle or a checkpoint; or give --pool.")
+    ] = None,
+    pool: Pool = None,
+    classes: Annotated[int, typer.Option(metavar="K", help="With --pool: number of classes.")] = 6,
+    crop: Crop = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show layers, parameters, multiply-accumulates and head, as trained and as exported."""
+    if (source is None) == (pool is None):
+        raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
+    from histo_export.export.lowering import head_pool
+    from histo_export.model import layer_table
+    from histo_export.spec import CHANNELS, ModelSpec
+
+    if source is None:
+        spec = ModelSpec(pool or 1, tuple(f"class{i}" for i in range(classes)), crop=crop or 128, tile_size=crop or 150)
+    elif source.is_dir():
+        from histo_export.export.run import spec_of
+
+        spec = spec_of(source)
+    else:
+        from histo_export.training.checkpoint import read_checkpoint
+
+        spec = read_checkpoint(source).spec
+    table = layer_table(spec)
+    side, kept = spec.map_size, head_pool(spec.pool, spec.map_size)
+    norms = sum(layer.parameters for layer in table if layer.kind == "BatchNorm2d")
+    channels = sum(layer.output[0] for layer in table if layer.kind == "BatchNorm2d")
+    as_trained = sum(layer.parameters for layer in table)
+    head = table[-1].parameters
+    folded_head = (CHANNELS * kept**2 + 1) * len(spec.classes)
+    as_exported = as_trained - norms + channels - head + folded_head
+    head_macs = CHANNELS * kept**2 * len(spec.classes)
+    facts = {
+        "spec": spec.to_dict(),
+        "feature_map": [CHANNELS, side, side],
+        "trained": {"parameters": as_trained, "macs": sum(layer.macs for layer in table), "head_parameters": head},
+        "exported": {
+            "parameters": as_exported,
+            "macs": sum(layer.macs for layer in table[:-1]) + head_macs,
+            "head_parameters": folded_head,
+            "head_pool": kept,
+        },
+    }
+    if as_json:
+        _print_json(facts | {"layers": [dataclasses.asdict(layer) for layer in table]})
+        return
+    _print_layers(spec, table)
+    pooled = f"{CHANNELS}×{spec.pool}×{spec.pool}"
+    how = "folded into the linear layer" if kept != spec.pool else "average pool" if kept < side else "no pooling left"
+    summary = _table()
+    for heading in ("", "as trained", "as exported"):
+        summary.add_column(heading, justify="right" if heading else "left")
+    summary.add_row("parameters", f"{as_trained:,}", f"{as_exported:,}")
+    summary.add_row("of these in the head", f"{head:,}", f"{folded_head:,}")
+    trained_macs, exported_macs = facts["trained"]["macs"], facts["exported"]["macs"]  # type: ignore[index]
+    summary.add_row("GMAC per tile", f"{trained_macs / 1e9:.4f}", f"{exported_macs / 1e9:.4f}")
+    summary.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
+    out_console.print(summary)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, instruction sets, threads, and which runtimes and devices really run here."""
+    with log.status("trying what is installed"):
+        from histo_export.doctor import examine
+
+        facts = examine()
+    if as_json:
+        _print_json(facts)
+    else:
+        table = _table(show_header=False)
+        for section, value in facts.items():
+            if section == "problems":
+                continue
+            rows = value.items() if isinstance(value, dict) else [("", ", ".join(value) or "none")]
+            for i, (key, item) in enumerate(rows):
+                text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+                table.add_row(f"[b]{section.replace('_', ' ')}[/b]" if i == 0 else "", key, escape(text))
+        out_console.print(table)
+        for problem in facts["problems"]:
+            log.print(f"[red]problem:[/] {escape(problem)}")
+        if not facts["problems"]:
+            out_console.print("\nNo problem found.")
+    if facts["problems"]:
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        out_console.print(f"histo-export {__version__}")
+        raise typer.Exit
+
+
+def _formats(text: str) -> list[str]:
+    from histo_export.export.bundle import FORMATS
+
+    names = list(FORMATS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        _one_of("--formats", name, tuple(FORMATS))
+    if not names:
+        raise UsageError("--formats", "names no format", f"Use some of {', '.join(FORMATS)}")
+    return [name for name in FORMATS if name in names]
+
+
+def _one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
+        raise UsageError(f"{option} {value}", "is not known", hint)
+
+
+def _numbers(option: str, text: str | None) -> Any:
+    """ "425,100,100" → ints; "0.7,0.15,0.15" → floats; None stays None."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) if "." in part else int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise UsageError(f"{option} {text}", "is not three numbers", f"Use e.g. {option} 425,100,100")
+    return numbers
+
+
+def _open(
+    data: str,
+    pool: int,
+    classes: str | None,
+    split: str | None,
+    crop: int | None,
+    mpp: float | None,
+    dropout: float,
+    seed: int,
+) -> tuple[ModelSpec, TileData]:
+    """The tiles, checked, and the model that will be trained on them."""
+    from histo_export.data import open_data
+
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    tiles = open_data(data, classes=names, crop=crop or 128, split=_numbers("--split", split), seed=seed)
+    for note in tiles.notes:
+        log.print(f"[yellow]note:[/] {escape(note)}")
+    from histo_export.spec import ModelSpec
+
+    spec = ModelSpec(
+        pool=pool,
+        classes=tiles.classes,
+        crop=crop or 128,
+        tile_size=tiles.tile_size,
+        mpp=mpp if mpp is not None else tiles.mpp,
+        dropout=dropout,
+    )
+    return spec, tiles
+
+
+def _train(
+    tiles: TileData,
+    spec: ModelSpec,
+    recipe: str,
+    epochs: int | None,
+    weights: str,
+    autocast: str,
+    device: str,
+    seed: int,
+    run: Path,
+    force: bool,
+    quiet: bool,
+    resume: bool = False,
+    **extra: Any,
+) -> TrainResult:
+    from histo_export.training.recipes import RECIPES, TrainConfig
+
+    _one_of("--recipe", recipe, tuple(RECIPES))
+    _one_of("--device", device, ("auto", "cpu", "cuda"))
+    _one_of("--autocast", autocast, ("auto", "fp32", "bf16", "fp16"))
+    if tiles.synthetic and epochs is None:
+        epochs = DEMO_EPOCHS
+        log.print(f"Training on [b]synthetic[/b] tiles for {epochs} epochs, to show the way; use --data for your own.")
+    config = TrainConfig(
+        recipe=recipe,
+        epochs=epochs,
+        weights=weights,
+        autocast=autocast,  # type: ignore[arg-type]  # checked above
+        device=device,  # type: ignore[arg-type]  # checked above
+        seed=seed,
+        **extra,
+    )
+    from histo_export.training.run import train as train_run
+
+    try:
+        return train_run(tiles, spec, config, run, resume=resume, force=force, progress=not quiet)
+    except KeyboardInterrupt:
+        if (run / "last.ckpt").exists():
+            log.print(f"The last whole epoch is kept: histo train --resume --out {run} with the same options.")
+        raise
+
+
+def _agree(spec: ModelSpec, pool: int | None, crop: int | None, classes: str | None) -> None:
+    """What is said on the command line may not contradict the checkpoint."""
+    given = {
+        "--pool": (pool, spec.pool),
+        "--crop": (crop, spec.crop),
+        "--classes": (classes and [name.strip() for name in classes.split(",")], list(spec.classes)),
+    }
+    for option, (said, true) in given.items():
+        if said is not None and said != true:
+            shown = ",".join(true) if isinstance(true, list) else true
+            raise UsageError(option, f"contradicts the checkpoint, which has {shown}", f"Leave {option} out")
+
+
+def _threads() -> int:
+    from histo_export import _core
+
+    return _core.usable_cpus()
+
+
+def _file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
+    return dataclasses.asdict(result) | {"bytes": (folder / result.file).stat().st_size, "passed": result.passed}
+
+
+def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
+    steps = [f"histo verify {out}", f"histo inspect {out}"]
+    if "onnx" in formats:
+        path = repr(str(out / "model.onnx"))
+        steps.append(f'python -c "import onnxruntime as o; print(o.InferenceSession({path}).get_inputs()[0])"')
+    return steps
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _table(title: str | None = None, show_header: bool = True) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_header=show_header,
+        box=None,
+        pad_edge=False,
+        padding=(0, 2),
+    )
+
+
+def _print_accuracy(result: TrainResult) -> None:
+    low, high = result.test.interval
+    out_console.print(
+        f"Best epoch {result.best_epoch} of {result.epochs}: validation accuracy {result.val_accuracy:.1%}, "
+        f"test accuracy [b]{result.test.accuracy:.1%}[/b] (95 % interval {low:.1%} to {high:.1%})"
+    )
+
+
+def _print_files(title: str, folder: Path, results: Sequence[FileParity]) -> None:
+    table = _table(escape(title))
+    table.add_column("file")
+    for heading in ("size", "max |Δlogit|", "allowed", "top-1 agrees", "ms/tile, batch 1", "batch 32"):
+        table.add_column(heading, justify="right")
+    table.add_column("run by")
+    for r in results:
+        mark = "" if r.passed else "[red]✗ [/]"
+        table.add_row(
+            mark + r.file,
+            f"{(folder / r.file).stat().st_size / 1e6:.1f} MB",
+            f"{r.max_abs:.1e}",
+            f"{r.tolerance:.1e}",
+            f"{r.agreement:.1%}",
+            f"{r.ms_per_tile[1]:.1f}",
+            f"{r.ms_per_tile[32]:.1f}",
+            f"{r.runtime}, {r.executed}, {_threads()} threads",
+        )
+    out_console.print(table)
+
+
+def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:
+    table = _table(f"ResNet34, pool {spec.pool}, {len(spec.classes)} classes, crop {spec.crop}")
+    table.add_column("layer")
+    table.add_column("kind")
+    for heading in ("output", "parameters", "MMAC"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        if layer.kind != "BatchNorm2d":  # counted below; folded away in every exported file
+            output = "×".join(map(str, layer.output))
+            macs = f"{layer.macs / 1e6:.3f}" if layer.macs else ""
+            table.add_row(layer.name, layer.kind, output, f"{layer.parameters:,}" if layer.parameters else "", macs)
+    norms = [layer for layer in layers if layer.kind == "BatchNorm2d"]
+    table.add_row(f"{len(norms)} batch norms", "BatchNorm2d", "", f"{sum(n.parameters for n in norms):,}", "")
+    out_console.print(table)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(command: typer.Typer, name: str) -> NoReturn:
+    """Runs a command; every foreseen problem ends in one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)  # so that `kill` cleans up as Ctrl-C does
+    try:
+        code = command(prog_name=name, standalone_mode=False)
+        if code == 130:
+            log.print(f"{name}: interrupted; nothing half-written stays.", markup=False)
+    except HistoError as error:
+        code = error.exit_code
+        log.print(f"{name}: {error}", markup=False, soft_wrap=True)
+    except typer.exceptions.TyperException as error:
+        code = error.exit_code
+        message = error.format_message().strip()
+        log.print(f"{name}: {message} See {name} --help.", markup=False, soft_wrap=True)
+    except BrokenPipeError:  # `histo … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code or 0)
+
+
+def main() -> NoReturn:
+    """`histo`."""
+    _run(app, "histo")
+
+
+def export_main() -> NoReturn:
+    """`histo-export`: `histo export` by itself."""
+    _run(export_app, "histo-export")

@@ -1,0 +1,107 @@
+"""Labelled H&E tiles, from wherever they lie, as one type.
+
+    data = open_data("tiles/")            # train|val|test/<class>/*.png, or <class>/*.png
+    data = open_data("tiles.npy")         # uint8 (n, h, w, 3)
+    data = open_data("kather2016")        # downloaded once
+    data = open_data("demo")              # generated, synthetic
+    data.train.tile(0), data.train.labels[0], data.classes
+
+Nothing here imports torch; `histo_export.data.transforms` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from histo_export.data.split import Split
+from histo_export.data.tiles import TileData, TileSet
+from histo_export.errors import HistoError, UsageError
+
+__all__ = ["TileData", "TileSet", "open_data"]
+
+DEMO_SIZE = (40, 10, 20)
+"""Tiles per class in train, val and test of the demo set."""
+
+
+def open_data(
+    spec: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    crop: int = 128,
+    split: Split | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+    demo_size: tuple[int, int, int] = DEMO_SIZE,
+) -> TileData:
+    """Open and check a set of tiles.
+
+    Args:
+        spec: `"demo"`, `"kather2016"`, a folder of images, a `.npy` file, or a folder of `.npy` files.
+            A folder called demo is meant by `./demo`.
+        classes: class names in label order; default all of them (kather2016: six of eight). For arrays
+            without a list of names they are the names of all labels.
+        crop: side in pixels of the square that the model sees; every tile must hold it.
+        split: (train, val, test) as fractions that sum to at most 1, or as counts per class, for a set
+            that is not split yet; default 0.68/0.16/0.16 (kather2016: 425/100/100).
+        seed: integer ≥ 0 of that split, or of the demo's tiles.
+        cache: where kather2016 is kept; default `$HISTO_CACHE` or `~/.cache/histo-export`.
+        demo_size: demo tiles per class in train, val and test.
+
+    Raises:
+        UsageError: a path, class or split that cannot be meant.
+        HistoError: data that cannot be used, with every unreadable file named.
+    """
+    if crop < 1:
+        raise UsageError(f"crop {crop}", "must be at least 1 pixel", "Use --crop 128")
+    if seed < 0:
+        raise UsageError(f"seed {seed}", "must not be negative", "Use --seed 0")
+    # Imported late: a help text does not pay for PIL, urllib and rich.
+    if spec == "demo":
+        from histo_export.data.demo import open_demo
+
+        if split is not None:
+            raise UsageError("split", "the demo set is made with its splits", "Leave --split out")
+        return open_demo(classes=classes, crop=crop, seed=seed, size=demo_size)
+    if spec == "kather2016":
+        from histo_export.data.kather2016 import open_kather2016
+
+        return open_kather2016(classes=classes, crop=crop, split=split, seed=seed, cache=cache)
+
+    path = Path(spec).expanduser()
+    if not _exists(path):
+        raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
+    # The last part only: model cards travel, and a home folder's path should not.
+    name = path.resolve().name or str(spec)
+    from histo_export.data.arrays import holds_arrays, open_arrays
+    from histo_export.data.folder import open_folder
+
+    if (path.suffix.lower() == ".npy" and path.is_file()) or (path.is_dir() and holds_arrays(path)):
+        return open_arrays(path, name=name, classes=classes, crop=crop, split=split, seed=seed)
+    if not path.is_dir():
+        raise UsageError(
+            f"data {str(spec)!r}",
+            "is neither a folder nor a .npy file",
+            "Give a folder of tiles, or an array",
+        )
+    return open_folder(path, name=name, classes=classes, crop=crop, split=split, seed=seed)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise HistoError(path, "may not be read (permission denied)", "Check its permissions") from error
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _suggestion(path: Path, name: str) -> str:
+    known = {"demo": "demo", "kather2016": "kather2016"}
+    with contextlib.suppress(OSError, ValueError):
+        known |= {p.name: str(p) for p in path.parent.iterdir()}
+    near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
+    hint = f"Did you mean {known[near[0]]}? " if near else ""
+    return f"{hint}Give a folder of images, a .npy file, demo or kather2016"

@@ -1,0 +1,587 @@
+"""`demo`: synthetic H&E-like tiles of six classes, made from nothing but a seed. They are no tissue.
+
+A tile is light that passed through two dyes. Amounts of haematoxylin and eosin are painted as two
+fields, and by Beer and Lambert each channel transmits `white * exp(-(H * h + E * e))`, where `h` and
+`e` are the dyes' absorbances per channel: Ruifrok AC, Johnston DA. Quantification of histochemical
+staining by color deconvolution. Anal Quant Cytol Histol 23(4):291-299, 2001. Both are jittered per tile
+over a range that is wider than the classes' mean colours differ, so colour alone does not tell a class.
+
+Structures are painted at about 0.5 µm per pixel: nuclei (6 to 30 pixels) with chromatin, nucleoli and
+rims; glands and crypts (30 to 80) as nuclei around a lumen; goblet cells; wavy fibre bundles (the whole
+tile) with clefts; nuclear dust (1 to 4). Every class also holds tissue of its neighbours, up to nearly
+half, which is what keeps a trained model from 100 %.
+
+Pixels are the same on every machine: whole fields are only added, multiplied, divided and rooted, in
+float32, which IEEE 754 fixes to the bit; sines and exponentials, which it does not, are taken in float64
+of a few values and of tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from histo_export.data.tiles import (
+    TileData,
+    TileSet,
+    choose_classes,
+    fingerprint,
+    need_crop,
+    need_two_classes,
+)
+from histo_export.errors import UsageError
+
+CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
+SIDE = 150
+"""Pixels."""
+VERSION = 1
+"""Part of the fingerprint. Raise it with any change of a pixel."""
+
+_PAD = 15
+"""Margin painted around the tile and cut off, so that nuclei cross its edge."""
+_FULL = SIDE + 2 * _PAD
+
+Field = NDArray[np.float32]
+Numbers = NDArray[np.float64]
+Range = tuple[float, float]
+
+HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
+EOSIN = np.array([0.07, 0.99, 0.11])
+
+
+def open_demo(
+    *, classes: Sequence[str] | None = None, crop: int, seed: int = 0, size: tuple[int, int, int]
+) -> TileData:
+    """The demo set; tiles are made when first asked for and then kept.
+
+    Args:
+        classes: any two or more of `CLASSES`. A tile is the same whatever else is chosen.
+        crop: side in pixels, at most `SIDE`.
+        seed: integer ≥ 0; another seed is another set.
+        size: tiles per class in train, val and test.
+
+    Raises:
+        UsageError: an unknown class or an impossible size.
+        HistoError: a crop larger than the tiles.
+    """
+    chosen = choose_classes(CLASSES, classes, where="demo")
+    need_two_classes(chosen, "demo")
+    if len(size) != 3 or any(n < 1 for n in size):
+        raise UsageError(f"demo size {'/'.join(map(str, size))}", "needs three numbers above zero", "Use 40/10/20")
+    need_crop([(SIDE, SIDE)], ["every tile"], crop, "demo")
+    kinds = [CLASSES.index(c) for c in chosen]
+    sets, splits = [], []
+    for k, n in enumerate(size):
+        source = _DemoSource(seed, k, [(kind, i) for kind in kinds for i in range(n)])
+        labels = np.repeat(np.arange(len(chosen), dtype=np.int64), n)
+        names = [f"demo/{('train', 'val', 'test')[k]}/{c}[{i}]" for c in chosen for i in range(n)]
+        sets.append(TileSet(chosen, labels, names, source))
+        # Making every tile to hash it would cost seconds. What a tile is made from stands for it, with
+        # the pixels of each class's first tile as a witness that the machinery still makes the same.
+        witness = [hashlib.sha256(make_tile(seed, k, kind, 0).tobytes()).digest() for kind in kinds]
+        splits.append(
+            [
+                (
+                    label,
+                    hashlib.sha256(witness[label] + repr((VERSION, seed, k, kinds[label], i)).encode()).digest(),
+                )
+                for label in range(len(chosen))
+                for i in range(n)
+            ]
+        )
+    return TileData(
+        name="demo",
+        classes=chosen,
+        train=sets[0],
+        val=sets[1],
+        test=sets[2],
+        tile_size=SIDE,
+        mpp=None,
+        synthetic=True,
+        fingerprint=fingerprint(chosen, splits),
+        description=f"SYNTHETIC H&E-like demo tiles (generator {VERSION}, seed {seed}), "
+        f"{len(chosen)} classes, train/val/test {'/'.join(str(len(s)) for s in sets)}",
+        notes=("the demo tiles are synthetic: results show that the machinery works, and nothing about tissue",),
+    )
+
+
+class _DemoSource:
+    def __init__(self, seed: int, split: int, tiles: list[tuple[int, int]]) -> None:
+        self._seed = seed
+        self._split = split
+        self._tiles = tiles
+        self._made: dict[int, NDArray[np.uint8]] = {}
+
+    def __call__(self, i: int) -> NDArray[np.uint8]:
+        if i not in self._made:
+            self._made[i] = make_tile(self._seed, self._split, *self._tiles[i])
+        return self._made[i].copy()
+
+    def preload(self) -> None:
+        for i in range(len(self._tiles)):
+            self(i)
+
+
+def make_tile(seed: int, split: int, kind: int, index: int) -> NDArray[np.uint8]:
+    """One tile: uint8 RGB `(150, 150, 3)`, a function of its arguments alone.
+
+    Args:
+        seed: of the set, ≥ 0.
+        split: 0 train, 1 val, 2 test.
+        kind: index into `CLASSES`.
+        index: number of the tile within its class and split.
+    """
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, split, kind, index])))
+    canvas = _Canvas(rng)
+    (_tumor, _stroma, _complex, _lympho, _debris, _mucosa)[kind](canvas)
+    return canvas.develop()
+
+
+# --- noise ------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=32)
+def _steps(cells: int) -> tuple[NDArray[np.intp], Field]:
+    """Per canvas pixel, the grid cell it lies in and how far (0..1, smoothed) it is to the next."""
+    x = (np.arange(_FULL) + 0.5) * cells / _FULL
+    left = np.minimum(x.astype(np.intp), cells - 1)
+    t = x - left
+    return left, (t * t * (3 - 2 * t)).astype(np.float32)
+
+
+def _noise(rng: np.random.Generator, *octaves: tuple[int, float]) -> Field:
+    """(_FULL, _FULL) value noise, about zero: per octave the cells across the canvas and the amplitude."""
+    total = np.zeros((_FULL, _FULL), np.float32)
+    for cells, amplitude in octaves:
+        grid = (rng.random((cells + 1, cells + 1), np.float32) - np.float32(0.5)) * np.float32(2 * amplitude)
+        left, t = _steps(cells)
+        # Not a matrix product: its rounding, and its threads, are the BLAS library's affair.
+        rows = grid[left] + t[:, None] * (grid[left + 1] - grid[left])
+        slope = np.diff(rows, axis=1)
+        field = slope[:, left]
+        field *= t
+        field += rows[:, left]
+        total += field
+    return total
+
+
+_Y, _X = (axis.astype(np.float32) for axis in np.mgrid[:_FULL, :_FULL])
+_TRANSMITTED = np.exp(-np.arange(6 * 4096) / 4096).astype(np.float32)
+"""Share of light left after an absorbance (natural log) of i / 4096."""
+
+
+# --- painting ---------------------------------------------------------------------------------------
+
+
+class _Canvas:
+    """Haematoxylin and eosin amounts, and what is used to paint them."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.h = np.zeros((_FULL, _FULL), np.float32)
+        self.e = np.zeros((_FULL, _FULL), np.float32)
+        self.fine = _noise(rng, (90, 0.6), (48, 0.5))
+        """Grain of 2 to 4 pixels: chromatin, cytoplasm."""
+        self.coarse = _noise(rng, (4, 0.7), (9, 0.4))
+        """Patches of 20 to 50 pixels."""
+        self.scale = self.uniform(0.85, 1.18)
+        """Sections differ in magnification and shrinkage."""
+
+    def uniform(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def region(self, share: float) -> Field:
+        """A patchy region that covers about `share` of the tile: 1 inside, 0 outside, soft between."""
+        field = _noise(self.rng, (3, 1.0), (8, 0.35))
+        sample = np.sort(field[::6, ::6], axis=None)
+        level = sample[min(int((1 - share) * len(sample)), len(sample) - 1)] if share < 1 else sample[0] - 1
+        field -= level
+        field *= np.float32(18)
+        return np.clip(field, 0, 1, out=field)
+
+    def fibres(self, eosin: float, clefts: float) -> None:
+        """Cover the canvas with wavy bundles along one direction, with pale clefts between them."""
+        rng = self.rng
+        angle = self.uniform(0, np.pi)
+        c, s = float(np.cos(angle)), float(np.sin(angle))
+        along = (_Y * s + _X * c + 300).astype(np.intp)
+        wave = self.uniform(2, 7) * np.sin(np.arange(900) / self.uniform(14, 30) + self.uniform(0, 7))
+        across = _Y * c - _X * s + self.coarse * self.uniform(6, 20) + wave.astype(np.float32)[along]
+        strand = rng.uniform(-1, 1, 2048)
+        # Strands of 1 to 2 pixels on bundles of 4 to 5, at 4 table entries a pixel.
+        strand = 0.55 * _mean_of(strand.repeat(6)[:4096], 5) + _mean_of(strand[::-1].repeat(6)[:4096], 27) * 2.6
+        value = strand.astype(np.float32)[(across * (4 / self.scale) + 2000).astype(np.intp) & 4095]
+        amount = np.clip(eosin * (0.85 + 0.25 * value + 0.18 * self.fine), 0.05, None)
+        cleft = np.clip((clefts - 1.15 - value + 0.5 * self.coarse) * 3, 0, 1)
+        self.e = amount * (1 - 0.85 * cleft)
+        self.h = 0.06 * self.e
+
+    def cover(self, where: Field, eosin: Field, haematoxylin: Field) -> None:
+        """Put other tissue over a region."""
+        self.e += where * (eosin - self.e)
+        self.h += where * (haematoxylin - self.h)
+
+    def cytoplasm(self, where: Field, eosin: float, haematoxylin: float, grain: float) -> None:
+        """Granular ground of epithelium: pink with a blue tinge."""
+        texture: Field = 1 + grain * self.fine + 0.22 * self.coarse
+        self.cover(where, np.float32(eosin) * texture, np.float32(haematoxylin) * texture)
+
+    def sites(self, spacing: float, disorder: float) -> tuple[Numbers, Numbers]:
+        """(y, x) of points on a shaken hexagonal grid over the whole canvas."""
+        spacing *= self.scale
+        rows = np.arange(-1, _FULL / (spacing * 0.866) + 1)
+        columns = np.arange(-1, _FULL / spacing + 1)
+        y = np.repeat(rows * spacing * 0.866, len(columns))
+        x = (columns[None] + 0.5 * (rows[:, None] % 2)).ravel() * spacing
+        shake = self.rng.uniform(-disorder, disorder, (2, len(y))) * spacing
+        return y + shake[0] + self.uniform(0, spacing), x + shake[1] + self.uniform(0, spacing)
+
+    def nuclei(
+        self,
+        y: Numbers,
+        x: Numbers,
+        *,
+        long: Range,
+        aspect: Range,
+        dark: Range,
+        chromatin: float = 0.3,
+        rim: float = 0.0,
+        nucleolus: float = 0.0,
+        ragged: float = 0.06,
+        angle: Numbers | None = None,
+        keep: float = 1.0,
+        where: Field | None = None,
+    ) -> None:
+        """Paint elliptic nuclei.
+
+        Args:
+            y, x: centres in pixels on the canvas.
+            long: range of the longer semi-axis in pixels, before the tile's own scale.
+            aspect: range of shorter through longer axis.
+            dark: range of haematoxylin.
+            chromatin: amplitude of the grain inside.
+            rim: how much darker the membrane is than the inside.
+            nucleolus: extra haematoxylin of a central spot.
+            ragged: roughness of the outline.
+            angle: direction of the longer axis in radians; None is random.
+            keep: share of the sites that bear a nucleus.
+            where: only sites inside this region do.
+        """
+        rng = self.rng
+        chosen = rng.random(len(y)) < keep
+        if where is not None:
+            chosen &= where[_on_canvas(y), _on_canvas(x)] > 0.5
+        turn = rng.uniform(0, np.pi, len(y)) if angle is None else angle
+        y, x, turn = y[chosen], x[chosen], turn[chosen]
+        a = np.minimum(rng.uniform(*long, len(y)) * self.scale, 15.0)
+        b = a * rng.uniform(*aspect, len(y))
+        depth = rng.uniform(*dark, len(y))
+        inside, windows, r, radius = self._ellipses(y, x, a, b, turn)
+        if not windows:
+            return
+        column = (len(windows), 1, 1)
+        a32 = a[inside].astype(np.float32).reshape(column)
+        b32 = b[inside].astype(np.float32).reshape(column)
+        iy, ix = np.rint(y[inside]).astype(np.intp), np.rint(x[inside]).astype(np.intp)
+        grain = sliding_window_view(self.fine, (2 * r + 1, 2 * r + 1))[iy - r, ix - r]
+        radius += ragged * grain
+        grain *= chromatin
+        grain += 1
+        if rim:
+            grain += rim * np.clip(radius * radius - 0.45, -0.45, 0.5)
+        if nucleolus:
+            grain += nucleolus * np.clip(1.3 - radius * a32 / 1.8, 0, 1)
+        np.clip(grain, 0.25, 2.2, out=grain)
+        cover = _disc(radius, b32)
+        grain *= depth[inside].astype(np.float32).reshape(column)
+        grain *= cover
+        cover *= -0.55
+        cover += 1
+        for k, window in enumerate(windows):
+            h, e = self.h[window], self.e[window]
+            np.maximum(h, grain[k], out=h)
+            e *= cover[k]
+
+    def goblets(self, y: Numbers, x: Numbers) -> None:
+        """Paint pale mucin drops centred on (y, x)."""
+        size = self.rng.uniform(3.2, 5.6, len(y)) * self.scale
+        inside, windows, _, radius = self._ellipses(y, x, size, size * 0.9, np.zeros(len(y)))
+        if not windows:
+            return
+        pale = _disc(radius, size[inside].astype(np.float32).reshape(-1, 1, 1) * np.float32(0.7))
+        for k, window in enumerate(windows):
+            self.e[window] *= 1 - 0.78 * pale[k]
+            self.h[window] *= 1 - 0.4 * pale[k]
+
+    def _ellipses(
+        self, y: Numbers, x: Numbers, a: Numbers, b: Numbers, turn: Numbers
+    ) -> tuple[NDArray[np.bool_], list[tuple[slice, slice]], int, Field]:
+        """Which ellipses fit on the canvas; for these, their square windows, the windows' half side `r`
+        and the elliptic radius `(n, 2r + 1, 2r + 1)`, which is 1 on the outline."""
+        # Only as large a window as this batch needs: cost goes with its area.
+        r = int(np.ceil(a.max(initial=1.0))) + 2
+        inside = (y >= r) & (y < _FULL - r - 1) & (x >= r) & (x < _FULL - r - 1)
+        y, x, a, b, turn = (v[inside] for v in (y, x, a, b, turn))
+        iy, ix = np.rint(y).astype(int), np.rint(x).astype(int)
+        step = np.arange(-r, r + 1)
+        dy, dx = step - (y - iy)[:, None], step - (x - ix)[:, None]
+        c, s = np.cos(turn)[:, None], np.sin(turn)[:, None]
+        a, b = a[:, None], b[:, None]
+        # u = (dx c + dy s) / a and v = (dy c - dx s) / b are sums of a row and a column.
+        u = (dy * s / a).astype(np.float32)[:, :, None] + (dx * c / a).astype(np.float32)[:, None]
+        v = (dy * c / b).astype(np.float32)[:, :, None] - (dx * s / b).astype(np.float32)[:, None]
+        u *= u
+        v *= v
+        u += v
+        windows = [
+            (slice(i - r, i + r + 1), slice(j - r, j + r + 1)) for i, j in zip(iy.tolist(), ix.tolist(), strict=True)
+        ]
+        return inside, windows, r, np.sqrt(u, out=u)
+
+    def glands(
+        self, cy: Numbers, cx: Numbers, radii: Numbers, *, lumen: Range, goblets: float, dysplasia: float
+    ) -> None:
+        """Paint rings of epithelium, each round a lumen.
+
+        Args:
+            cy, cx: centres in pixels on the canvas.
+            radii: outer radii in pixels.
+            lumen: range of the lumen's share of the radius.
+            goblets: 0..1, how much pale mucin the cells hold.
+            dysplasia: 0..1, from small basal nuclei in one row to large dark crowded ones.
+        """
+        rng = self.rng
+        drops, centres, angles = [], [], []
+        for y0, x0, radius in zip(cy.tolist(), cx.tolist(), radii.tolist(), strict=True):
+            reach = 1.3 * radius
+            top, left = max(0, int(y0 - reach)), max(0, int(x0 - reach))
+            window = np.s_[top : max(top, int(y0 + reach)), left : max(left, int(x0 + reach))]
+            tilt, squash, hole = self.uniform(0, np.pi), self.uniform(0.72, 1.0), self.uniform(*lumen)
+            c, s = float(np.cos(tilt)), float(np.sin(tilt))
+            dy, dx = _Y[window] - y0, _X[window] - x0
+            u, v = dx * c + dy * s, (dy * c - dx * s) / squash
+            r = np.sqrt(u * u + v * v) / radius + (0.10 + 0.12 * dysplasia) * self.coarse[window]
+            wall = np.clip((r - hole) * (radius / 2), 0, 1) * (1 + 0.2 * self.fine[window])
+            body = np.clip((1 - r) * (radius / 2) + 0.5, 0, 1)
+            self.e[window] += body * (self.uniform(0.45, 0.7) * wall + 0.05 - self.e[window])
+            self.h[window] += body * ((0.10 + 0.14 * dysplasia) * wall - self.h[window])
+
+            def ring(depth: Numbers, phi: Numbers) -> tuple[Numbers, Numbers]:
+                u, v = radius * depth * np.cos(phi), radius * depth * np.sin(phi) * squash  # noqa: B023
+                return y0 + u * s + v * c, x0 + u * c - v * s  # noqa: B023
+
+            n = int(2 * np.pi * radius / 10)
+            phi = np.arange(n) * 2 * np.pi / n + self.uniform(0, 1)
+            drop = np.stack(ring(rng.uniform(hole + 0.12, 0.72, n), phi))
+            drops.append(drop[:, rng.random(n) < goblets])
+            for row in range(1 + int(dysplasia > 0.35) + int(dysplasia > 0.75)):
+                depth = 0.86 - row * 8.0 * self.scale / radius
+                if depth < hole + 0.05:
+                    break
+                n = max(5, int(2 * np.pi * radius * depth / ((8.5 - 2.5 * dysplasia) * self.scale)))
+                phi = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * np.pi / n
+                y, x = ring(depth + rng.normal(0, 0.03 + 0.05 * dysplasia, n), phi)
+                centres.append(np.stack([y, x]))
+                angles.append(np.arctan2(y - y0, x - x0) + rng.normal(0, 0.15 + 0.3 * dysplasia, n))
+        if not centres:
+            return
+        self.goblets(*np.concatenate(drops, axis=1))
+        self.nuclei(
+            *np.concatenate(centres, axis=1),
+            long=(4.6 + 2.0 * dysplasia, 6.0 + 3.2 * dysplasia),
+            aspect=(0.5, 0.75),
+            dark=(0.75, 1.15),
+            chromatin=0.25 + 0.15 * dysplasia,
+            rim=0.3 * dysplasia,
+            angle=np.concatenate(angles),
+            keep=0.95,
+        )
+
+    def develop(self) -> NDArray[np.uint8]:
+        """Shine light through the two dyes: uint8 RGB `(SIDE, SIDE, 3)`."""
+        rng = self.rng
+        stains = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.025, (2, 3))
+        # Scanned eosin is pinker than the spectrometer's: it lets less blue and red through.
+        stains[1] += (0.05, -0.14, 0.18)
+        stains = np.clip(stains, 0.02, None)
+        stains /= np.sqrt((stains * stains).sum(axis=1, keepdims=True))
+        stains *= rng.uniform([[0.8], [0.75]], [[1.3], [1.35]])
+        white = rng.uniform(232, 250) + rng.uniform(-4, 4, 3)
+        cut = np.s_[_PAD : _PAD + SIDE, _PAD : _PAD + SIDE]
+        h, e = self.h[cut] * np.float32(4096), self.e[cut] * np.float32(4096)
+        # One grain for all channels, as a camera's luminance noise after demosaicking.
+        grain = rng.standard_normal((SIDE, SIDE), np.float32) * np.float32(rng.uniform(1.0, 3.0)) + np.float32(0.5)
+        tile = np.empty((SIDE, SIDE, 3), np.uint8)
+        for channel in range(3):
+            absorbance = h * np.float32(stains[0, channel]) + e * np.float32(stains[1, channel])
+            light = _TRANSMITTED.take(absorbance.astype(np.intp), mode="clip") * np.float32(white[channel])
+            light += grain
+            tile[..., channel] = np.clip(light, 0, 255, out=light)
+        return tile
+
+
+def _on_canvas(v: Numbers) -> NDArray[np.intp]:
+    return np.clip(v, 0, _FULL - 1).astype(np.intp)
+
+
+def _mean_of(values: Numbers, width: int) -> Numbers:
+    """Running mean over `width` entries of a table that wraps around."""
+    total = np.cumsum(np.concatenate([values[-width:], values]))
+    mean: Numbers = (total[width:] - total[:-width]) / width
+    return mean
+
+
+def _disc(radius: Field, shorter: Field) -> Field:
+    """1 within the outline (`radius` 1) and 0 beyond, over about two pixels of the `shorter` semi-axis."""
+    cover = (1 - radius) * (0.45 * shorter)
+    cover += 0.5
+    return np.clip(cover, 0, 1, out=cover)
+
+
+# --- tissues ----------------------------------------------------------------------------------------
+
+
+def _lymphocytes(c: _Canvas, spacing: float, keep: float, where: Field | None = None) -> None:
+    y, x = c.sites(spacing, 0.32)
+    c.nuclei(y, x, long=(3.6, 5.0), aspect=(0.82, 1.0), dark=(1.05, 1.55), chromatin=0.22, keep=keep, where=where)
+
+
+def _fibroblasts(c: _Canvas, keep: float, where: Field | None = None) -> None:
+    y, x = c.sites(22, 0.45)
+    angle = c.uniform(0, np.pi) + c.rng.normal(0, 0.35, len(y))
+    c.nuclei(
+        y,
+        x,
+        long=(6, 11),
+        aspect=(0.2, 0.38),
+        dark=(0.6, 1.1),
+        chromatin=0.25,
+        angle=angle,
+        keep=keep,
+        where=where,
+    )
+
+
+def _tumour_cells(c: _Canvas, where: Field | None, keep: float) -> None:
+    y, x = c.sites(c.uniform(14.5, 18.5), 0.28)
+    c.nuclei(
+        y,
+        x,
+        long=(6.2, 10.0),
+        aspect=(0.55, 0.9),
+        dark=(0.55, 1.05),
+        chromatin=0.5,
+        rim=0.6,
+        nucleolus=0.7,
+        ragged=0.12,
+        keep=keep,
+        where=where,
+    )
+
+
+def _stroma_ground(c: _Canvas) -> None:
+    c.fibres(c.uniform(0.4, 0.75), c.uniform(0.0, 0.6))
+
+
+def _tumor(c: _Canvas) -> None:
+    _stroma_ground(c)
+    _fibroblasts(c, 0.5)
+    sheet = c.region(c.uniform(0.6, 1.0))
+    c.cytoplasm(sheet, c.uniform(0.45, 0.75), c.uniform(0.12, 0.3), 0.25)
+    if c.rng.random() < 0.5:
+        n = int(c.rng.integers(1, 4))
+        y, x = c.rng.uniform(20, _FULL - 20, (2, n))
+        c.glands(
+            y,
+            x,
+            c.rng.uniform(24, 44, n),
+            lumen=(0.12, 0.4),
+            goblets=c.uniform(0, 0.15),
+            dysplasia=c.uniform(0.6, 1.0),
+        )
+        sheet *= (c.h < 0.4) & (c.e > 0.2)  # cells of the sheet do not lie in a gland
+    _tumour_cells(c, sheet, c.uniform(0.75, 0.97))
+    _lymphocytes(c, 13, c.uniform(0, 0.12))
+
+
+def _stroma(c: _Canvas) -> None:
+    _stroma_ground(c)
+    _fibroblasts(c, c.uniform(0.45, 1.0))
+    _lymphocytes(c, 14, c.uniform(0, 0.13))
+    if c.rng.random() < 0.2:
+        _tumour_cells(c, c.region(0.12), 0.8)
+
+
+def _complex(c: _Canvas) -> None:
+    _stroma_ground(c)
+    _fibroblasts(c, c.uniform(0.4, 0.9))
+    nests = c.region(c.uniform(0.1, 0.4))
+    c.cytoplasm(nests, c.uniform(0.45, 0.75), c.uniform(0.1, 0.25), 0.25)
+    _tumour_cells(c, nests, c.uniform(0.55, 0.9))
+    _lymphocytes(c, 12, c.uniform(0.12, 0.5), c.region(c.uniform(0.3, 0.7)))
+
+
+def _lympho(c: _Canvas) -> None:
+    _stroma_ground(c)
+    _fibroblasts(c, 0.35)
+    _lymphocytes(c, c.uniform(9.2, 11.5), c.uniform(0.65, 0.95), c.region(c.uniform(0.6, 1.0)))
+    if c.rng.random() < 0.35:
+        _tumour_cells(c, c.region(0.12), 0.8)
+
+
+def _debris(c: _Canvas) -> None:
+    rng = c.rng
+    _stroma_ground(c)
+    _fibroblasts(c, 0.5)
+    dead = c.region(c.uniform(0.6, 1.0))
+    ground = 0.75 + 0.45 * c.coarse + 0.5 * c.fine + _noise(rng, (25, 0.45))
+    ground = c.uniform(0.3, 0.7) * np.clip(ground, 0.04, 2)
+    c.cover(dead, ground, 0.16 * ground)
+    y, x = c.sites(c.uniform(5.5, 8.0), 0.5)  # nuclear dust
+    c.nuclei(
+        y,
+        x,
+        long=(0.9, 2.6),
+        aspect=(0.5, 1.0),
+        dark=(0.5, 1.4),
+        ragged=0.2,
+        keep=c.uniform(0.15, 0.5),
+        where=dead,
+    )
+    y, x = c.sites(17, 0.4)  # ghosts of cells
+    c.nuclei(
+        y,
+        x,
+        long=(4, 8),
+        aspect=(0.5, 1.0),
+        dark=(0.2, 0.6),
+        chromatin=0.6,
+        ragged=0.25,
+        keep=0.4,
+        where=dead,
+    )
+    _lymphocytes(c, 13, c.uniform(0, 0.25))
+    if rng.random() < 0.3:
+        _tumour_cells(c, c.region(0.15), 0.8)
+
+
+def _mucosa(c: _Canvas) -> None:
+    _stroma_ground(c)
+    _lymphocytes(c, 12, c.uniform(0.15, 0.55))
+    _fibroblasts(c, 0.35)
+    radius = c.uniform(25, 38) * c.scale
+    y, x = c.sites(2.15 * radius / c.scale, 0.12)
+    near = (np.abs(y - _FULL / 2) < SIDE / 2 + radius) & (np.abs(x - _FULL / 2) < SIDE / 2 + radius)
+    c.glands(
+        y[near],
+        x[near],
+        radius * c.rng.uniform(0.85, 1.08, np.count_nonzero(near)),
+        lumen=(0.12, 0.32),
+        goblets=c.uniform(0.35, 0.95),
+        dysplasia=c.uniform(0, 0.5),
+    )

@@ -1,0 +1,215 @@
+"""What every source of tiles becomes: three `TileSet`s in one `TileData`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histo_export.errors import HistoError, UsageError
+
+SPLITS = ("train", "val", "test")
+
+
+class TileSet:
+    """The tiles of one split, read one at a time.
+
+    Args:
+        classes: class names; a label is an index into them.
+        labels: int64 `(n,)`.
+        names: a human name per tile, such as `"train/AC/image_3.jpg"` or `"arrays[17]"`.
+        source: gives tile `i` as uint8 RGB `(h, w, 3)`. It must be picklable, because data-loading
+            workers get a copy.
+
+    Iteration order is by class and then by name, so shuffling is left to whoever trains.
+    """
+
+    def __init__(
+        self,
+        classes: tuple[str, ...],
+        labels: NDArray[np.int64],
+        names: Sequence[str],
+        source: Callable[[int], NDArray[np.uint8]],
+    ) -> None:
+        if len(labels) != len(names):
+            raise ValueError(f"{len(labels)} labels for {len(names)} tiles")
+        self.classes = classes
+        self.labels = labels
+        self.names = names
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tile(self, i: int) -> NDArray[np.uint8]:
+        """Tile `i` as uint8 RGB `(h, w, 3)`, C-contiguous; a fresh array, the caller's to change.
+
+        Raises:
+            IndexError: unless `0 <= i < len(self)`.
+            HistoError: if the file behind it has changed or gone since it was opened.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"tile {i} of {len(self)}")
+        return self._source(int(i))
+
+    def preload(self) -> None:
+        """Make all tiles that are made once and kept (the demo's), so that forked workers inherit them."""
+        if hasattr(self._source, "preload"):
+            self._source.preload()
+
+    def __repr__(self) -> str:
+        return f"TileSet({len(self)} tiles, classes={', '.join(self.classes)})"
+
+
+@dataclass(frozen=True)
+class TileData:
+    """A labelled, split, checked collection of tiles.
+
+    Every file behind it was opened and decoded once, and every class has tiles in every split.
+    """
+
+    name: str
+    """`"demo"`, `"kather2016"`, or the name of the folder or file, without its path."""
+    classes: tuple[str, ...]
+    """Class names in label order."""
+    train: TileSet
+    val: TileSet
+    test: TileSet
+    tile_size: int
+    """Smallest tile side in pixels over all splits; exported files are declared for it."""
+    mpp: float | None
+    """Micrometres per pixel, if the source states it."""
+    synthetic: bool
+    """True for generated tiles. Shown with every result."""
+    fingerprint: str
+    """sha256 hex over classes, split membership and content. The same on every machine, wherever the
+    files lie, whatever they are called and whenever they were written."""
+    description: str
+    """One line for model cards."""
+    notes: tuple[str, ...] = ()
+    """What the user should know before trusting a result: tiles in two splits, ignored files."""
+
+
+def choose_classes(
+    available: Sequence[str],
+    wanted: Sequence[str] | None,
+    *,
+    where: object,
+    match: Callable[[str], str] = str.casefold,
+) -> tuple[str, ...]:
+    """The classes to use, in the order asked for (default: all, in the order available).
+
+    Args:
+        available: the names that exist.
+        wanted: the names asked for; upper and lower case count as equal.
+        where: what to blame in messages.
+        match: maps a name to what is compared.
+
+    Raises:
+        UsageError: an unknown or repeated name, or a single one.
+    """
+    if wanted is None:
+        return tuple(available)
+    if isinstance(wanted, str):
+        raise UsageError(f"classes {wanted!r}", "is one text, not a list of names", 'Write ["A", "B"]')
+    known = {match(name): name for name in available}
+    if len(known) < len(available):  # names that differ in case only: then case must be typed right
+        known = {name: name for name in available}
+        match = str
+    chosen: list[str] = []
+    for name in wanted:
+        found = known.get(match(name))
+        if found is None:
+            near = difflib.get_close_matches(match(name), list(known), n=1, cutoff=0.5)
+            step = f"Did you mean {known[near[0]]}? " if near else ""
+            raise UsageError(f"class {name!r}", f"is not in {where}", f"{step}The classes are {', '.join(available)}")
+        if found in chosen:
+            raise UsageError(f"class {name!r}", "is asked for twice", "Name each class once")
+        chosen.append(found)
+    if len(chosen) < 2:
+        raise UsageError(
+            f"classes {', '.join(chosen) or '(none)'}",
+            "a classifier needs at least two",
+            f"Choose two or more of {', '.join(available)}",
+        )
+    return tuple(chosen)
+
+
+def need_two_classes(classes: Sequence[str], where: object) -> None:
+    """Raise HistoError for a set of a single class: there is nothing to tell apart."""
+    if len(classes) == 1:
+        raise HistoError(where, f"holds one class only ({classes[0]})", "Add tiles of at least one more class")
+
+
+def need_crop(sizes: Sequence[tuple[int, int]], names: Sequence[str], crop: int, where: object) -> tuple[int, int]:
+    """Check that every tile holds a `crop` by `crop` square; return the smallest and the largest tile side.
+
+    Args:
+        sizes: (height, width) per tile, in pixels.
+        names: tile names, for the message.
+        crop: side of the square, in pixels.
+        where: folder or file that holds the tiles.
+
+    Raises:
+        HistoError: naming the first tile that is too small, and how many more there are.
+    """
+    small = [i for i, size in enumerate(sizes) if min(size) < crop]
+    smallest = min(min(size) for size in sizes)
+    if small:
+        h, w = sizes[small[0]]
+        more = f" (and {len(small) - 1:,} more of {len(sizes):,} tiles)" if len(small) > 1 else ""
+        raise HistoError(
+            f"{where}: {names[small[0]]}",
+            f"is {w}x{h} pixels (widthxheight), smaller than the crop of {crop}{more}",
+            f"Use --crop {smallest} or less, or remove the small tiles",
+        )
+    return smallest, max(max(size) for size in sizes)
+
+
+def fingerprint(classes: Sequence[str], splits: Sequence[Iterable[tuple[int, bytes]]]) -> str:
+    """sha256 hex of class names, and per split of the sorted (label, content digest) pairs."""
+    total = hashlib.sha256(b"histo-export tiles 1\n")
+    for name in classes:
+        total.update(f"class {name}\n".encode())
+    for split, tiles in zip(SPLITS, splits, strict=True):
+        total.update(f"split {split}\n".encode())
+        for label, digest in sorted(tiles):
+            total.update(f"{label} {digest.hex()}\n".encode())
+    return total.hexdigest()
+
+
+def leakage_notes(names: Sequence[Sequence[str]], tiles: Sequence[Sequence[tuple[int, bytes]]]) -> list[str]:
+    """One line per pair of splits that share identical tiles, and one for tiles under two labels.
+
+    Args:
+        names: per split, the tile names.
+        tiles: per split, (label, content digest) in the same order.
+    """
+    notes = []
+    first = [{digest: i for i, (_, digest) in reversed(list(enumerate(split)))} for split in tiles]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        shared = [i for i, (_, digest) in enumerate(tiles[b]) if digest in first[a]]
+        if shared:
+            i = shared[0]
+            twin = names[a][first[a][tiles[b][i][1]]]
+            notes.append(
+                f"{len(shared):,} of {len(tiles[b]):,} {SPLITS[b]} tiles are identical to {SPLITS[a]} tiles "
+                f"(for example {names[b][i]} = {twin}): accuracy on {SPLITS[b]} will look better than it is"
+            )
+    label_of: dict[bytes, tuple[int, str]] = {}
+    clashes = []
+    for split, split_names in zip(tiles, names, strict=True):
+        for (label, digest), name in zip(split, split_names, strict=True):
+            seen, twin = label_of.setdefault(digest, (label, name))
+            if seen != label:
+                clashes.append((twin, name))
+    if clashes:
+        notes.append(
+            f"{len(clashes):,} tiles lie in two classes (for example {clashes[0][0]} = {clashes[0][1]}): "
+            "no model can get both right"
+        )
+    return notes

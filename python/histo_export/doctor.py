@@ -1,0 +1,164 @@
+"""What `histo doctor` reports: versions, instruction sets, threads, and which providers and devices really run.
+
+Each ONNX Runtime provider is tried in a process of its own (`python -m histo_export.doctor PROVIDER`): listing one
+says nothing, and a broken GPU library can take its process down.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import histo_export
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HISTO_ISA", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
+
+
+def examine() -> dict[str, Any]:
+    """Everything as plain values; `problems` lists what is wrong, each with its cure."""
+    import onnxruntime
+    import torch
+    import torchvision  # noqa: F401 (loads its libraries, so that their OpenMP runtime shows)
+
+    from histo_export import _core
+
+    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    providers = {name: _try_provider(name) for name in onnxruntime.get_available_providers()}
+    facts: dict[str, Any] = {
+        "versions": {"histo-export": histo_export.__version__, "python": platform.python_version()} | installed,
+        "core": _core.build_config(),
+        "cpu": {
+            "model": _cpu_model(),
+            "isa": [name for name, usable in _core.cpu_info().items() if usable],
+            "usable_cpus": _core.usable_cpus(),
+        },
+        "threads": {"torch": torch.get_num_threads()}
+        | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "onnxruntime_providers": providers,
+        "openmp_runtimes": _openmp_runtimes(),
+        "gpu": _gpu(),
+    }
+    facts["problems"] = _problems(facts)
+    return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _openmp_runtimes() -> list[str]:
+    """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
+    return sorted({Path(f).name for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)})
+
+
+def _gpu() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        build = torch.version.cuda
+        return {"usable": False, "why": "torch was built without CUDA" if build is None else "no usable NVIDIA driver"}
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"usable": True, "devices": names, "cuda": torch.version.cuda}
+
+
+def _try_provider(name: str) -> str:
+    """ "runs", or why not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "histo_export.doctor", name],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        return "runs"
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return f"does not run: {last[:200]}"
+
+
+def _run_provider(name: str) -> None:
+    """Runs a one-node model on provider `name` and fails unless that provider executed it."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    def tensor(label: str) -> onnx.ValueInfoProto:
+        return onnx.helper.make_tensor_value_info(label, onnx.TensorProto.FLOAT, [4])
+
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "probe", [tensor("x")], [tensor("y")])
+    opset = onnx.helper.make_opsetid("", 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[name])
+    if session.get_providers()[0] != name:
+        sys.exit("its libraries or its device are missing; ONNX Runtime would fall back to the CPU")
+    result = session.run(["y"], {"x": np.array([-1, 0, 1, 2], np.float32)})[0]
+    if not np.array_equal(result, [0, 0, 1, 2]):
+        sys.exit(f"it computes {result.tolist()} for ReLU([-1, 0, 1, 2])")
+
+
+def _problems(facts: dict[str, Any]) -> list[str]:
+    problems = []
+    versions = facts["versions"]
+    if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
+        )
+    if facts["onnxruntime_providers"].get("CPUExecutionProvider") != "runs":
+        problems.append("ONNX Runtime does not run on this CPU: reinstall it")
+    kinds = {name.split(".")[0].split("-")[0] for name in facts["openmp_runtimes"]}
+    if len(kinds) > 1:
+        problems.append(
+            f"several OpenMP runtimes are loaded ({', '.join(sorted(kinds))}): thread pools may oversubscribe the "
+            "CPUs; use one build of torch and NumPy"
+        )
+    if facts["threads"]["torch"] > facts["cpu"]["usable_cpus"]:
+        problems.append(
+            f"torch uses {facts['threads']['torch']} threads where {facts['cpu']['usable_cpus']} CPUs may be used: "
+            f"set OMP_NUM_THREADS={facts['cpu']['usable_cpus']}"
+        )
+    return problems
+
+
+if __name__ == "__main__":
+    _run_provider(sys.argv[1])

@@ -1,0 +1,172 @@
+"""Lowering: the network that is shipped, made of static operators only.
+
+Batch norm is folded into the convolutions. The head, adaptive pooling followed by a linear layer, is one linear map
+of the final m×m feature map, so it is lowered to whichever exact form has only static operators:
+
+- n divides m: an average pool with kernel and stride m/n (none at all when n = m), then the trained linear layer;
+- otherwise (n does not divide m, or exceeds it): the linear layer folded to the map's own resolution. On a 4×4 map
+  pool 8 only repeats cells, so its 196,614 parameters for six classes become 49,158.
+
+Crop and normalisation are part of the graph: what goes in is what a decoder gives.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from histo_export.model import TileNet
+from histo_export.spec import CHANNELS, STAGES, ModelSpec
+
+InputKind = Literal["float", "uint8"]
+"""What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is bytes `(n, h, w, 3)`. RGB."""
+
+
+def pooling_matrix(pool: int, size: int) -> Tensor:
+    """`(pool, size)` float64: row p averages the cells that `adaptive_avg_pool2d` puts into bin p of one axis.
+
+    Bin p covers the cells floor(p·size/pool) to ceil((p+1)·size/pool) - 1 (ATen's AdaptiveAveragePooling).
+    """
+    matrix = torch.zeros(pool, size, dtype=torch.float64)
+    for p in range(pool):
+        start, end = p * size // pool, -(-(p + 1) * size // pool)
+        matrix[p, start:end] = 1 / (end - start)
+    return matrix
+
+
+def head_pool(pool: int, size: int) -> int:
+    """The pool that the lowered head keeps on a size×size map: `pool` where it divides the map, else the map itself."""
+    return pool if size % pool == 0 else size
+
+
+def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
+    """Folds adaptive pooling into the linear layer's weight, in float64.
+
+    Args:
+        weight: `(classes, channels·pool²)`, in the order of `flatten(1)` of a `(n, channels, pool, pool)` tensor.
+        pool: n of the trained pool.
+        size: side of the feature map.
+
+    Returns:
+        `(classes, channels·size²)` float64, to be applied to the flattened map itself.
+    """
+    matrix = pooling_matrix(pool, size)
+    cells = weight.double().unflatten(1, (-1, pool, pool))
+    return torch.einsum("kcpq,pi,qj->kcij", cells, matrix, matrix).flatten(1)
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A float32 convolution with bias that equals `conv` followed by `norm` in evaluation mode; folded in float64."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    folded = _conv(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0])
+    with torch.no_grad():
+        folded.weight.copy_(conv.weight.double() * scale[:, None, None, None])
+        assert folded.bias is not None
+        folded.bias.copy_(norm.bias.double() - norm.running_mean.double() * scale)
+    return folded
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+
+
+class Stem(nn.Module):
+    """Centre crop, normalisation, 7×7 convolution, ReLU and max pool."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ModelSpec, kind: InputKind) -> None:
+        super().__init__()
+        self.crop = spec.crop
+        self.bytes = kind == "uint8"
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
+        self.conv = _conv(3, 64, 7, 2)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        if self.bytes:
+            tiles = tiles.permute(0, 3, 1, 2)
+        # torchvision's CenterCrop starts at round((side - crop) / 2), and Python rounds a half to the even number.
+        top, left = (tiles.shape[2] - self.crop) // 2, (tiles.shape[3] - self.crop) // 2
+        top += (tiles.shape[2] - self.crop) % 2 * (top % 2)
+        left += (tiles.shape[3] - self.crop) % 2 * (left % 2)
+        x = tiles[:, :, top : top + self.crop, left : left + self.crop]
+        if self.bytes:
+            x = x.to(torch.float32) / 255
+        x = torch.relu(self.conv((x - self.mean) / self.std))
+        return torch.max_pool2d(x, 3, 2, 1)
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and the shortcut, which is a 1×1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(inputs, outputs, 3, stride)
+        self.conv2 = _conv(outputs, outputs, 3, 1)
+        self.shortcut = _conv(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(torch.relu(self.conv1(x)))
+        return torch.relu(y + self.shortcut(x))
+
+
+class Head(nn.Module):
+    """Pooling with a static kernel, where any is left, and the linear layer."""
+
+    def __init__(self, pool: int, size: int, classes: int) -> None:
+        super().__init__()
+        kept = head_pool(pool, size)
+        self.kernel = size // kept
+        self.linear = nn.Linear(CHANNELS * kept * kept, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel > 1:
+            x = torch.nn.functional.avg_pool2d(x, self.kernel)
+        logits: Tensor = self.linear(torch.flatten(x, 1))
+        return logits
+
+
+class LoweredNet(nn.Module):
+    """The shipped network, in float32. Input by `kind`, any batch, any tile of at least the crop; output logits.
+
+    Its children are named after `model.STAGES`; every file that holds it is compared stage by stage.
+    """
+
+    def __init__(self, spec: ModelSpec, kind: InputKind = "float") -> None:
+        super().__init__()
+        self.stem = Stem(spec, kind)
+        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1), Block(64, 64, 1))
+        self.layer2 = nn.Sequential(Block(64, 128, 2), *(Block(128, 128, 1) for _ in range(3)))
+        self.layer3 = nn.Sequential(Block(128, 256, 2), *(Block(256, 256, 1) for _ in range(5)))
+        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1), Block(512, 512, 1))
+        self.head = Head(spec.pool, spec.map_size, len(spec.classes))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        x = self.stem(tiles)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def lower(net: TileNet, spec: ModelSpec, kind: InputKind = "float") -> LoweredNet:
+    """The lowered twin of a trained network, in evaluation mode."""
+    lowered = LoweredNet(spec, kind).eval()
+    lowered.stem.conv = fold_batch_norm(net.conv1, net.bn1)
+    for name in STAGES[1:-1]:
+        for target, block in zip(getattr(lowered, name), getattr(net, name), strict=True):
+            target.conv1 = fold_batch_norm(block.conv1, block.bn1)
+            target.conv2 = fold_batch_norm(block.conv2, block.bn2)
+            if block.downsample is not None:
+                target.shortcut = fold_batch_norm(block.downsample[0], block.downsample[1])
+    size = spec.map_size
+    weight = net.fc.weight.detach()
+    if head_pool(spec.pool, size) != spec.pool:
+        weight = fold_head(weight, spec.pool, size)
+    with torch.no_grad():
+        lowered.head.linear.weight.copy_(weight)
+        lowered.head.linear.bias.copy_(net.fc.bias)
+    return lowered.requires_grad_(False)

@@ -1,0 +1,179 @@
+"""From a checkpoint to a verified bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import histo_export
+from histo_export.errors import HistoError
+from histo_export.export import bundle
+from histo_export.export.card import model_card
+from histo_export.export.lowering import InputKind, head_pool, lower
+from histo_export.export.native import native_bytes
+from histo_export.parity import FileParity, Golden, check_file, make_golden
+from histo_export.spec import STAGES, ModelSpec
+from histo_export.training.checkpoint import Checkpoint
+
+NOMINAL_MPP = 0.5
+"""WSInfer's configuration must name a spacing; where nobody knows it, this is written and the model card says so."""
+
+
+def versions() -> dict[str, str]:
+    """Of everything that shapes an exported file."""
+    packages = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
+    return {"histo-export": histo_export.__version__} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    formats: Sequence[str],
+    kind: InputKind = "float",
+    force: bool = False,
+    threads: int = 1,
+    report: Callable[[str], None] = lambda step: None,
+) -> list[FileParity]:
+    """Writes every file, checks each against the checkpoint, and only then lets the bundle appear.
+
+    Args:
+        checkpoint: what is exported.
+        out: the bundle's folder.
+        formats: keys of `bundle.FORMATS`.
+        kind: what the graphs take.
+        force: replace an existing bundle.
+        threads: for the check and its timing.
+        report: told of each step.
+
+    Raises:
+        HistoError: a file differs from the checkpoint (the first diverging stage is named), or can't be written.
+    """
+    spec = checkpoint.spec
+    with bundle.staging(out, force) as folder:
+        files: dict[str, bundle.FileEntry] = {}
+
+        def write(name: str, content: bytes) -> None:
+            (folder / name).write_bytes(content)
+            files[name] = bundle.entry(content)
+
+        report("computing the reference in float64")
+        golden = make_golden(checkpoint)
+        write(bundle.GOLDEN, golden.to_bytes())
+        for name, content in _model_files(checkpoint, formats, kind, report):
+            write(name, content)
+        results = check_files(folder, [bundle.FORMATS[f] for f in formats], threads, report=report)
+        raise_if_diverged(results)
+
+        config = _config(checkpoint, kind, files, results)
+        write(bundle.CARD, model_card(config, spec).encode())
+        config.histo.files = files
+        (folder / bundle.CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
+    return results
+
+
+def _model_files(checkpoint: Checkpoint, formats: Sequence[str], kind: InputKind, report: Callable[[str], None]) -> Any:
+    """Yields (file name, content) for each of `formats`."""
+    spec = checkpoint.spec
+    lowered = lower(checkpoint.net(), spec, kind)
+    program = None
+    for name in formats:
+        report(f"writing {bundle.FORMATS[name]}")
+        if name == "native":
+            content = native_bytes(lowered, spec)
+        elif name == "torchscript":
+            from histo_export.export.torchscript import torchscript_bytes
+
+            content = torchscript_bytes(lowered)
+        else:
+            from histo_export.export import torch_program
+
+            program = program or torch_program.exported_program(lowered, spec, kind)
+            if name == "onnx":
+                content = torch_program.onnx_bytes(program, _graph_metadata(checkpoint, kind))
+            else:
+                content = torch_program.pt2_bytes(program)
+        yield bundle.FORMATS[name], content
+
+
+def _graph_metadata(checkpoint: Checkpoint, kind: InputKind) -> dict[str, str]:
+    """The ONNX file's metadata_props: what someone needs who has the file and nothing else."""
+    spec = checkpoint.spec
+    shape = "uint8 (n, {0}, {0}, 3) RGB" if kind == "uint8" else "float32 (n, 3, {0}, {0}) RGB in [0, 1]"
+    return {
+        "histo_export_version": histo_export.__version__,
+        "histo.spec": json.dumps(spec.to_dict()),
+        "histo.input": shape.format(spec.tile_size),
+        "histo.output": "float32 (n, classes) logits",
+        "class_names": json.dumps(spec.classes),
+        "training_data": str(checkpoint.training.get("data", {}).get("name", "unknown")),
+    }
+
+
+def _config(
+    checkpoint: Checkpoint, kind: InputKind, files: dict[str, bundle.FileEntry], results: Sequence[FileParity]
+) -> bundle.BundleConfig:
+    spec = checkpoint.spec
+    return bundle.BundleConfig(
+        num_classes=len(spec.classes),
+        patch_size_pixels=spec.tile_size,
+        spacing_um_px=spec.mpp or NOMINAL_MPP,
+        class_names=list(spec.classes),
+        # Crop and normalisation are inside the graph; bytes need no transform, and WSInfer has none that gives them.
+        transform=[{"name": "ToTensor"}] if kind == "float" else [],
+        histo=bundle.HistoBlock(
+            format=1,
+            spec=spec.to_dict(),
+            head_pool=head_pool(spec.pool, spec.map_size),
+            input=kind,
+            precision="fp32",
+            files=files,
+            parity={r.file: {k: v for k, v in asdict(r).items() if k != "file"} for r in results},
+            training=checkpoint.training,
+            versions=versions(),
+        ),
+    )
+
+
+def check_files(
+    folder: Path,
+    names: Sequence[str],
+    threads: int,
+    device: str = "cpu",
+    report: Callable[[str], None] = lambda step: None,
+) -> list[FileParity]:
+    """`parity.check_file` for each of `names`, one after the other so that the timings are undisturbed."""
+    golden_path = folder / bundle.GOLDEN
+    golden = Golden.read(golden_path)
+    if set(golden.stages) != set(STAGES):
+        raise HistoError(golden_path, "does not hold the reference of every stage", "Export again")
+    results = []
+    for name in names:
+        report(f"checking {name} against the checkpoint")
+        results.append(check_file(folder / name, golden_path, golden, threads, device))
+    return results
+
+
+def raise_if_diverged(results: Sequence[FileParity]) -> None:
+    """Turns the first failed check into an error that names the stage."""
+    for result in results:
+        if not result.passed:
+            raise HistoError(
+                result.file,
+                f"is not the checkpoint's model: logits differ by {result.max_abs:.3g} where {result.tolerance:.2g} is "
+                f"allowed, {result.agreement:.1%} of top classes agree, first diverging stage: {result.diverges}",
+                "Do not ship it; histo doctor shows what ran it",
+            )
+
+
+def spec_of(path: Path) -> ModelSpec:
+    """The spec of a bundle whose files are intact."""
+    opened = bundle.open_bundle(path)
+    try:
+        return ModelSpec.from_dict(opened.config.histo.spec)
+    except (TypeError, ValueError) as error:
+        raise HistoError(path / bundle.CONFIG, f"has an invalid spec ({error})", "Export again") from error

@@ -1,0 +1,234 @@
+"""Parity: each exported file, in a process of its own, against the checkpoint in float64.
+
+The reference travels with the bundle (`golden.safetensors`), so that the same check runs at export, later, and on
+another machine. `python -m histo_export.parity FILE GOLDEN RESULT` is the worker that opens one file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from histo_export.errors import HistoError
+from histo_export.runtimes import Runtime, Tiles, open_runtime
+from histo_export.spec import STAGES
+
+if TYPE_CHECKING:
+    from histo_export.training.checkpoint import Checkpoint
+
+BATCHES = (1, 2, 3, 7, 33)
+TILES = 33
+TIMED_BATCHES = (1, 32)
+STAGE_TILES = 2
+"""Stages are compared on one real tile and one of noise."""
+
+TOLERANCE: Mapping[str, float] = {
+    "model.onnx": 5e-5,
+    "torchscript_model.pt": 5e-5,
+    "model.safetensors": 5e-5,
+    "model.pt2": 5e-5,
+}
+"""Allowed max |Δ| of a file, in units of the largest reference magnitude (of at least 1).
+
+All files compute in fp32. A forward pass of ResNet34 in fp32 differs from float64 by 1e-6 to 3e-6 of that magnitude;
+TF32 or bf16 arithmetic, a wrong crop or a missing layer differ by 1e-3 and more.
+"""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Input tiles and what the checkpoint makes of them in float64.
+
+    Attributes:
+        tiles: uint8 `(33, side, side, 3)`: `real` real tiles, then noise, one black and one white tile.
+        logits: float64 `(33, classes)`.
+        stages: per stage float32 `(2, channels, h, w)`, for the first real tile and the first noise tile.
+        real: how many of the tiles are real.
+    """
+
+    tiles: Tiles
+    logits: npt.NDArray[np.float64]
+    stages: Mapping[str, npt.NDArray[np.float32]]
+    real: int
+
+    @property
+    def stage_tiles(self) -> Tiles:
+        """The tiles that `stages` belong to."""
+        return self.tiles[[0, self.real]]
+
+    def to_bytes(self) -> bytes:
+        """`golden.safetensors`."""
+        tensors: dict[str, npt.NDArray[Any]] = {"tiles": self.tiles, "logits": self.logits}
+        tensors |= {f"stage.{name}": np.ascontiguousarray(value) for name, value in self.stages.items()}
+        return safetensors.numpy.save(tensors, metadata={"histo.format": "1", "histo.real": str(self.real)})
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """Reads `golden.safetensors`; HistoError where it is damaged."""
+        try:
+            with safe_open(path, framework="np") as file:
+                real = int((file.metadata() or {})["histo.real"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            stages = {k.removeprefix("stage."): v for k, v in tensors.items() if k.startswith("stage.")}
+            return cls(tensors["tiles"], tensors["logits"], stages, real)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise HistoError(path, f"is not a readable golden file ({error})", "Export again") from error
+
+
+def make_golden(checkpoint: Checkpoint) -> Golden:
+    """Runs the unlowered network in float64 over the checkpoint's real tiles and over made ones."""
+    import torch
+    from torchvision.transforms.functional import center_crop
+
+    from histo_export.model import normalise
+
+    spec = checkpoint.spec
+    real = checkpoint.golden[: TILES - 3]
+    noise = np.random.default_rng(0).integers(0, 256, (TILES - len(real), *real.shape[1:]), dtype=np.uint8)
+    noise[-2], noise[-1] = 0, 255
+    tiles = np.concatenate([real, noise])
+    net = checkpoint.net(torch.float64)
+
+    def run(batch: Tiles) -> dict[str, npt.NDArray[np.float64]]:
+        cropped = center_crop(torch.from_numpy(batch).permute(0, 3, 1, 2), [spec.crop, spec.crop])
+        return {name: out.numpy() for name, out in net.stages(normalise(cropped, spec, torch.float64))}
+
+    with torch.inference_mode():
+        logits = np.concatenate([run(tiles[i : i + 1])["head"] for i in range(TILES)])
+        stages = {name: out.astype(np.float32) for name, out in run(tiles[[0, len(real)]]).items()}
+    return Golden(tiles, logits, stages, len(real))
+
+
+@dataclass(frozen=True)
+class FileParity:
+    """What the check of one file found.
+
+    Attributes:
+        file: name within the bundle.
+        runtime, executed: what ran it, and on which device in which precision.
+        max_abs, mean_abs: |Δlogit| over all tiles and batches.
+        agreement: share of tiles whose top class is the reference's.
+        tolerance: largest |Δlogit| allowed here.
+        ms_per_tile: median milliseconds per tile, by batch.
+        diverges: the first stage that differs by more than the tolerance; None where the file is right.
+    """
+
+    file: str
+    runtime: str
+    executed: str
+    max_abs: float
+    mean_abs: float
+    agreement: float
+    tolerance: float
+    ms_per_tile: Mapping[int, float]
+    diverges: str | None
+
+    @property
+    def passed(self) -> bool:
+        return self.diverges is None
+
+
+def check_file(file: Path, golden_path: Path, golden: Golden, threads: int, device: str = "cpu") -> FileParity:
+    """Runs `file` in a fresh process at all of `BATCHES` and compares it with the reference.
+
+    Raises:
+        HistoError: the file can't be opened or its process died. A file that runs but differs is returned as such.
+    """
+    with tempfile.TemporaryDirectory(prefix="histo-parity-") as folder:
+        result_path = Path(folder) / "result.safetensors"
+        command = [sys.executable, "-m", "histo_export.parity", str(file), str(golden_path), str(result_path)]
+        done = subprocess.run(
+            [*command, str(threads), device], capture_output=True, text=True, errors="replace", check=False
+        )
+        if not result_path.exists():
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+            raise HistoError(file, f"could not be run ({last[0]})", "Export again; histo doctor shows the runtimes")
+        with safe_open(result_path, framework="np") as result:
+            metadata = json.loads(result.metadata()["result"])
+            outputs = {key: result.get_tensor(key) for key in result.keys()}  # noqa: SIM118 (not a dict)
+    return compare(file.name, golden, outputs, metadata)
+
+
+def compare(
+    file: str, golden: Golden, outputs: Mapping[str, npt.NDArray[np.float32]], metadata: Mapping[str, Any]
+) -> FileParity:
+    """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage."""
+    logits = np.stack([outputs[f"batch.{n}"] for n in BATCHES]).astype(np.float64)
+    difference = np.abs(logits - golden.logits)
+    tolerance = TOLERANCE[file] * max(1.0, float(np.abs(golden.logits).max()))
+    # Of two top logits closer than the tolerance either may win; any other disagreement is a failure of its own.
+    best, second = np.sort(golden.logits, axis=1)[:, :-3:-1].T
+    agree = logits.argmax(-1) == golden.logits.argmax(-1)
+    wrong = not np.isfinite(logits).all() or bool(np.any(~agree & (best - second > 2 * tolerance)))
+    diverges = None
+    if wrong or not float(difference.max()) <= tolerance:
+        diverges = next(
+            (
+                name
+                for name in STAGES
+                if not np.abs(outputs[f"stage.{name}"] - golden.stages[name]).max()
+                <= TOLERANCE[file] * max(1.0, float(np.abs(golden.stages[name]).max()))
+            ),
+            "head",
+        )
+    return FileParity(
+        file=file,
+        runtime=metadata["runtime"],
+        executed=metadata["executed"],
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        agreement=float(agree.mean()),
+        tolerance=tolerance,
+        ms_per_tile={int(n): ms for n, ms in metadata["ms_per_tile"].items()},
+        diverges=diverges,
+    )
+
+
+def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles) -> float:
+    """Median over at least five calls and half a second, after warm-up."""
+    for _ in range(3):
+        runtime.run(tiles)
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < 0.5:
+        start = time.perf_counter()
+        runtime.run(tiles)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3 / len(tiles)
+
+
+def _worker(file: Path, golden_path: Path, result_path: Path, threads: int, device: str) -> None:
+    golden = Golden.read(golden_path)
+    runtime = open_runtime(file, threads, device)
+    outputs: dict[str, npt.NDArray[np.float32]] = {}
+    for size in BATCHES:
+        # Every call has exactly `size` tiles; the last one wraps round to the first tiles.
+        starts = range(0, TILES, size)
+        logits = [runtime.run(np.take(golden.tiles, range(i, i + size), axis=0, mode="wrap")) for i in starts]
+        outputs[f"batch.{size}"] = np.concatenate(logits)[:TILES]
+    outputs |= {f"stage.{name}": np.ascontiguousarray(v) for name, v in runtime.stages(golden.stage_tiles).items()}
+    result = {
+        "runtime": runtime.name,
+        "executed": runtime.executed,
+        "ms_per_tile": {n: _milliseconds_per_tile(runtime, golden.tiles[:n]) for n in TIMED_BATCHES},
+    }
+    safetensors.numpy.save_file(outputs, result_path, metadata={"result": json.dumps(result)})
+
+
+if __name__ == "__main__":
+    try:
+        _worker(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    except HistoError as error:
+        sys.exit(str(error))

@@ -1,0 +1,58 @@
+"""PyTorch eager: the lowered network rebuilt from `model.safetensors` alone. Also the base of the torch runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from histo_export.errors import HistoError
+from histo_export.runtimes import Runtime, Tiles, to_float
+from histo_export.spec import STAGES
+
+
+class TorchRuntime(Runtime):
+    """Runs a module whose children are the stages."""
+
+    name = "PyTorch eager"
+
+    def __init__(self, file: Path, threads: int, device: str) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise HistoError("--device cuda", "PyTorch sees no GPU here", "Use --device cpu, or see histo doctor")
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits of mantissa; this runtime says fp32
+        self.device = device
+        self.bytes = False
+        self.module: Any = self.load(file)
+
+    def load(self, file: Path) -> Any:
+        """The module in `file`; sets `self.bytes` where it takes uint8."""
+        from histo_export.export.native import read_native
+
+        lowered, _ = read_native(file)
+        return lowered.to(self.device)
+
+    @property
+    def executed(self) -> str:
+        return f"{self.device} fp32"
+
+    def _input(self, tiles: Tiles) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(tiles) if self.bytes else to_float(tiles)).to(self.device)
+
+    @torch.inference_mode()
+    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self.module(self._input(tiles)).cpu().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        x = self._input(tiles)
+        outputs = {}
+        for stage in STAGES:
+            x = getattr(self.module, stage)(x)
+            outputs[stage] = x.cpu().numpy()
+        return outputs

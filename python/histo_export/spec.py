@@ -1,0 +1,86 @@
+"""What defines a tile classifier besides its weights. Imports no torch, so that every runtime can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from histo_export.errors import UsageError
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+"""Where a diverging export is looked for, in the order of the computation. The head's output is the logits."""
+
+CHANNELS = 512
+"""Channels of the final feature map."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def map_size(crop: int) -> int:
+    """Side of the final feature map for a crop of `crop` pixels: five halvings, each rounding up (128 → 4)."""
+    side = crop
+    for _ in range(5):  # 7×7/2 pad 3, then four 3×3/2 pad 1: each is ceil(side / 2)
+        side = (side + 1) // 2
+    return side
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed, besides the weights, to turn a tile into logits.
+
+    Attributes:
+        pool: n of the n×n adaptive average pool; any n ≥ 1.
+        classes: names, in the order of the logits.
+        crop: side in pixels of the centre crop that the network sees.
+        tile_size: side in pixels of the tiles that the exported files are declared for (≥ crop).
+        mean, std: per RGB channel, of values in [0, 1].
+        mpp: µm per pixel of the tiles, where known.
+        dropout: probability before the linear layer while training.
+    """
+
+    pool: int
+    classes: tuple[str, ...]
+    crop: int = 128
+    tile_size: int = 150
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    mpp: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pool, int) or self.pool < 1:
+            raise UsageError(f"pool {self.pool!r}", "is not a whole number of 1 or more", "Use --pool 1, 2, 3, …")
+        if len(self.classes) < 2:
+            raise UsageError(f"classes {list(self.classes)}", "are fewer than two", "Name at least two classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise UsageError(f"classes {list(self.classes)}", "repeat a name", "Name each class once")
+        if self.crop < 32:
+            raise UsageError(f"crop {self.crop}", "is below 32 pixels, the network's stride", "Use --crop 32 or more")
+        if self.tile_size < self.crop:
+            raise UsageError(
+                f"crop {self.crop}",
+                f"is larger than the tiles ({self.tile_size} pixels)",
+                f"Use --crop {self.tile_size} or less",
+            )
+        if self.mpp is not None and not self.mpp > 0:
+            raise UsageError(f"mpp {self.mpp}", "is not a positive number of µm per pixel", "Use e.g. --mpp 0.495")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout {self.dropout}", "is not in [0, 1)", "Use e.g. --dropout 0.2")
+
+    @property
+    def map_size(self) -> int:
+        """Side of the final feature map."""
+        return map_size(self.crop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON and for checkpoints that load with `weights_only=True`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of `to_dict`; raises TypeError or KeyError when fields are missing or of another kind."""
+        known = {f.name for f in fields(cls)}
+        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**kept)

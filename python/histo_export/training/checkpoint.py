@@ -1,0 +1,128 @@
+"""Checkpoints: what `histo train` writes and `histo export` reads.
+
+A checkpoint is PyTorch Lightning's own file with torchvision's state-dict keys and one more entry, `histo`,
+that holds all that an export needs. It contains tensors and plain values only and loads with
+`weights_only=True`.
+This module does not import Lightning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from histo_export.errors import HistoError
+from histo_export.model import TileNet, load_torch_file
+from histo_export.spec import ModelSpec
+
+FORMAT = 1
+KEY = "histo"
+GOLDEN_TILES = 16
+"""Real tiles kept in a checkpoint, so that an export can be checked where the data are not at hand."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and where it came from.
+
+    Attributes:
+        spec: the model.
+        state_dict: torchvision's keys, float32, on the CPU.
+        golden: uint8 `(g, tile_size, tile_size, 3)` RGB, real tiles of the test split.
+        training: provenance as plain values (recipe, epochs, seed, data name and fingerprint, accuracies, …).
+    """
+
+    spec: ModelSpec
+    state_dict: dict[str, Tensor]
+    golden: npt.NDArray[np.uint8]
+    training: dict[str, Any]
+
+    def net(self, dtype: torch.dtype = torch.float32) -> TileNet:
+        """The network in evaluation mode."""
+        net = TileNet.of(self.spec)
+        net.load_state_dict(self.state_dict)
+        net.to(dtype).eval()
+        return net
+
+    def block(self) -> dict[str, Any]:
+        """The `histo` entry of the file."""
+        return {
+            "format": FORMAT,
+            "spec": self.spec.to_dict(),
+            "golden": torch.from_numpy(self.golden),
+            "training": self.training,
+        }
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint of `histo train`.
+
+    Raises:
+        HistoError: the file is damaged, from elsewhere, of a newer format, or its weights don't fit
+            its own spec.
+    """
+    content = load_torch_file(path)
+    block = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(block, dict) or not isinstance(content.get("state_dict"), dict):
+        raise HistoError(
+            path,
+            "is not a checkpoint of histo train",
+            "For bare ResNet34 weights use --weights with --data; here give a .ckpt of histo train",
+        )
+    if block.get("format") != FORMAT:
+        raise HistoError(
+            path,
+            f"has checkpoint format {block.get('format')!r}, this version reads {FORMAT}",
+            "Update histo-export",
+        )
+    try:
+        spec = ModelSpec.from_dict(block["spec"])
+        golden = block["golden"].numpy()
+        training = dict(block["training"])
+        checkpoint = Checkpoint(spec, content["state_dict"], golden, training)
+        checkpoint.net()
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise HistoError(path, f"does not fit together ({reason})", "Train again, or use another file") from error
+    if golden.dtype != np.uint8 or golden.ndim != 4 or golden.shape[-1] != 3 or len(golden) == 0:
+        raise HistoError(path, f"has golden tiles of shape {golden.shape} {golden.dtype}", "Train again")
+    return checkpoint
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file whole or not at all: a kill or a full disk leaves the previous one as it was.
+
+    Raises:
+        HistoError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as either
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise HistoError(
+            path, f"could not be written ({reason})", "Free some space, or choose another --out"
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def add_training_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Adds plain values (the test accuracy) to the `training` entry of a checkpoint, atomically."""
+    content = load_torch_file(path)
+    content[KEY]["training"] = {**content[KEY]["training"], **facts}
+    write_checkpoint(path, content)

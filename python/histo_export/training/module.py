@@ -1,0 +1,272 @@
+"""The training step, the order of the tiles and what a checkpoint holds, as one LightningModule.
+
+Everything random is a function of (seed, epoch) or (seed, epoch, tile), never of what ran before, so that a
+run that was killed and continued from its last whole epoch ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from histo_export.errors import HistoError
+from histo_export.model import TileNet, normalise
+from histo_export.spec import ModelSpec
+from histo_export.training.checkpoint import KEY, Checkpoint
+from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
+
+if TYPE_CHECKING:
+    from histo_export.data.transforms import TorchTiles
+
+EVAL_BATCH = 64
+"""Tiles a step without gradients, a quarter of the memory of a training step of 32."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+def derived_seed(*parts: int) -> int:
+    """One well-mixed seed from several small numbers (numpy's SeedSequence), in [0, 2⁶³)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, tile) pairs: an epoch's shuffled order, which depends on the seed and the epoch alone.
+
+    The epoch travels with the index because worker processes, which may live as long as the run, cannot
+    otherwise learn it. With several processes each takes every `world`-th tile; short shares are filled from
+    the front of the order, so that all take equally many steps. A last batch that would hold a single tile is
+    left out (another tile every epoch): batch norm cannot train on one value per channel.
+    """
+
+    def __init__(self, tiles: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0) -> None:
+        self.tiles, self.seed, self.rank, self.world, self.epoch = tiles, seed, rank, world, epoch
+        share = -(-tiles // world)
+        self.share = share - 1 if share % batch_size == 1 and share > 1 else share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.share
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.tiles)
+        mine = np.resize(order, -(-self.tiles // self.world) * self.world)[self.rank :: self.world][: self.share]
+        return ((epoch, int(index)) for index in mine)
+
+
+class EpochTiles(Dataset[tuple[Tensor, int]]):
+    """Tiles under the keys of `EpochSampler`."""
+
+    def __init__(self, tiles: TorchTiles) -> None:
+        self.tiles = tiles
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        self.tiles.set_epoch(epoch)
+        return self.tiles[index]
+
+
+class TileTraining(pl.LightningModule):
+    """Trains `net`; `state_dict` is the network's own, under torchvision's keys.
+
+    Args:
+        net: changed in place.
+        spec: the model that `net` is.
+        config: the run; `epochs` is the resolved number.
+        train_tiles, val_tiles: datasets of uint8 `(3, crop, crop)` tensors and labels.
+        golden: see `Checkpoint.golden`.
+        provenance: what the checkpoint's `training` entry holds besides the results.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        net: TileNet,
+        spec: ModelSpec,
+        config: TrainConfig,
+        epochs: int,
+        *,
+        train_tiles: TorchTiles,
+        val_tiles: TorchTiles,
+        golden: npt.NDArray[np.uint8],
+        provenance: dict[str, Any],
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.spec, self.config, self.epochs, self.workers = spec, config, epochs, workers
+        self.recipe = recipe_named(config.recipe)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
+        self.train_tiles, self.val_tiles = train_tiles, val_tiles
+        self.golden, self.provenance = golden, provenance
+        self.history: list[dict[str, Any]] = []
+        self.running = torch.zeros(3, dtype=torch.float64)  # this epoch's loss sum, correct tiles, tiles
+        self._train_running = self.running
+        self._started = 0.0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        return self.net.load_state_dict(state_dict, strict, assign)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """uint8 `(n, 3, crop, crop)` → float32 logits `(n, classes)`."""
+        tiles = tiles.contiguous(memory_format=self.memory_format)  # while they are bytes, a quarter of the traffic
+        logits: Tensor = self.net(normalise(tiles, self.spec))
+        return logits.float()
+
+    def _order(self) -> EpochSampler:
+        return EpochSampler(
+            len(self.train_tiles),
+            self.config.batch_size,
+            self.config.seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            len(self.history),  # Lightning draws the first batch of a resumed run before it calls set_epoch
+        )
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            EpochTiles(self.train_tiles),
+            self.config.batch_size,
+            sampler=self._order(),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        share = range(self.trainer.global_rank, len(self.val_tiles), self.trainer.world_size)
+        return DataLoader(
+            self.val_tiles,
+            EVAL_BATCH,
+            sampler=list(share),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = make_optimizer(self.net, self.config)
+        steps = math.ceil(len(self._order()) / self.config.batch_size) * self.epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps, self.recipe.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        self.running = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._started = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == 0:
+            # For dropout. Not at the epoch's start: loaders still draw from the generator after that, and not
+            # equally often when a run is resumed.
+            torch.manual_seed(derived_seed(self.config.seed, len(self.history), self.trainer.global_rank))
+        tiles, labels = batch
+        logits = self(tiles)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        with torch.no_grad():
+            # The curves show the plain cross entropy, so that training and validation are the same quantity.
+            plain = functional.cross_entropy(logits, labels) if self.recipe.label_smoothing else loss
+            self._add(plain, logits, labels)
+        # Reading a loss waits for the GPU, so there only now and then; the epoch's end is always looked at.
+        if (self.device.type == "cpu" or batch_idx % 50 == 0) and self.trainer.world_size == 1:
+            self._refuse_nan(self.running[0], f"step {batch_idx + 1}")
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._train_running = self.running
+        self.running = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        tiles, labels = batch
+        logits = self(tiles)
+        self._add(functional.cross_entropy(logits, labels), logits, labels)
+
+    def on_train_epoch_end(self) -> None:
+        """Closes the epoch on every process; checkpoints and tables are written by callbacks after this."""
+        train, val = self._total(self._train_running), self._total(self.running)
+        self._refuse_nan(torch.tensor(train[0]), "its end")
+        self._refuse_nan(torch.tensor(val[0]), "validation")
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        last_step = scheduler.last_epoch - 1
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "lr": self.config.lr * scheduler.lr_lambdas[0](last_step),
+                "train_loss": train[0],
+                "train_accuracy": train[1],
+                "val_loss": val[0],
+                "val_accuracy": val[1],
+                "seconds": time.perf_counter() - self._started,
+            }
+        )
+
+    def _add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        correct = (logits.argmax(1) == labels).sum()
+        count = torch.full_like(correct, len(labels))
+        self.running += torch.stack([loss.detach().double() * len(labels), correct.double(), count.double()])
+
+    def _total(self, sums: Tensor) -> tuple[float, float]:
+        """Mean loss and accuracy over all processes."""
+        reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        loss, correct, count = reduced.tolist()
+        return loss / count, correct / count
+
+    def _refuse_nan(self, loss: Tensor, where: str) -> None:
+        if not torch.isfinite(loss):
+            epoch = len(self.history) + 1
+            kept = f"the checkpoints of epoch {epoch - 1} are kept" if epoch > 1 else "no checkpoint was written"
+            raise HistoError(
+                f"epoch {epoch}, {where}",
+                f"the loss is no longer finite ({kept})",
+                "Train again with a lower --lr, or with --autocast fp32 if it was low precision",
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # channels-last is how this run computes, not part of what it learnt
+        weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
+        row = self.history[-1]
+        training = {
+            **self.provenance,
+            "epoch": row["epoch"],
+            "val_accuracy": row["val_accuracy"],
+            "val_loss": row["val_loss"],
+            "history": [dict(r) for r in self.history],
+        }
+        checkpoint["state_dict"] = weights
+        checkpoint[KEY] = Checkpoint(self.spec, weights, self.golden, training).block()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = [dict(row) for row in checkpoint[KEY]["training"]["history"]]
+
+
+def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam; with weight decay AdamW, which decays convolution and linear weights only.
+
+    The fused kernel updates all of a parameter's state in one pass over memory.
+    """
+    decay = recipe_named(config.recipe).weight_decay
+    if not decay:
+        return torch.optim.Adam(net.parameters(), lr=config.lr, fused=True)
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    rest = [p for p in net.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -1,0 +1,150 @@
+"""What a training run is told: the recipes, the learning rate over the run, and `TrainConfig`.
+
+Plain values only; imports neither torch nor Lightning, so the command line can read it at no cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from histo_export.errors import UsageError
+
+Autocast = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained. All recipes share cross entropy, Adam and half a cosine.
+
+    Attributes:
+        epochs: used where the caller names none.
+        augmentation: random crops, flips, quarter turns, colour and H&E stain jitter
+            (`data.transforms.Augmentation`); without it every tile is its centre crop.
+        warmup: fraction of the run's steps over which the rate rises linearly before the cosine sets in.
+        label_smoothing: ε of cross entropy's smoothed targets (Szegedy et al. 2016, arXiv:1512.00567), in
+            training only.
+        weight_decay: decoupled from the gradient (Loshchilov and Hutter 2019, arXiv:1711.05101), on
+            convolution and linear weights only: batch norm's gains and the biases regularise nothing.
+    """
+
+    epochs: int
+    augmentation: bool = False
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.0
+
+
+RECIPES: dict[str, Recipe] = {
+    # The report: Adam, no augmentation, half a cosine from the rate to zero over the whole run.
+    "report": Recipe(epochs=20),
+    # A few thousand tiles are memorised within a few epochs, so most of the gain is expected from
+    # augmentation: tissue has no up and no left (flips and turns are free extra tiles) and stain varies
+    # between laboratories (jitter). The warm-up keeps Adam's first steps small while its second moments are
+    # still estimates from a few batches; the smoothing keeps the logits of memorised tiles bounded.
+    "strong": Recipe(epochs=30, augmentation=True, warmup=0.05, label_smoothing=0.1, weight_decay=0.05),
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name; UsageError where there is none."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise UsageError(f"recipe {name!r}", "is not known", f"Use one of {', '.join(RECIPES)}") from None
+
+
+def rate_factor(steps: int, warmup: float) -> Callable[[int], float]:
+    """Learning rate over its peak as a function of the step (an optimiser step is one batch; the first is 0).
+
+    Half a cosine from 1 at the first step after the warm-up to exactly 0 at `steps`, which the last step
+    (`steps - 1`) just misses: SGDR's schedule without restarts, arXiv:1608.03983, eq. 5.
+
+    Args:
+        steps: optimiser steps of the whole run, all epochs together.
+        warmup: fraction of them that rise linearly, (step + 1) / warm-up steps.
+    """
+    rising = round(steps * warmup)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+    return factor
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        recipe: a key of `RECIPES`.
+        epochs: None takes the recipe's (or, when resuming, the run's).
+        batch_size: tiles a step and device; several devices together see `batch_size · devices · nodes`.
+        lr: peak learning rate of Adam.
+        seed: of the initial weights, the order of the tiles, augmentation and dropout.
+        device: "auto" (CUDA where there is a GPU, else CPU), "cpu" or "cuda"; never replaced silently.
+        autocast: "auto" times fp32 against the device's low precision and keeps the faster one.
+        weights: "none", "imagenet" or a file, see `model.load_weights`.
+        workers: processes that load tiles; None is 0 on the CPU, where the network already uses every core
+            and decoding is a few per cent of a step, and min(8, CPUs) on CUDA, where it would starve the GPU.
+        channels_last: NHWC memory format for network and input.
+        devices: processes (GPUs) on each node.
+        nodes: machines.
+        strategy: Lightning's, e.g. "auto" or "ddp".
+    """
+
+    recipe: str = "strong"
+    epochs: int | None = None
+    batch_size: int = 32
+    lr: float = 1e-3
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    autocast: Autocast = "auto"
+    weights: str = "none"
+    workers: int | None = None
+    channels_last: bool = True
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+
+    def __post_init__(self) -> None:
+        recipe_named(self.recipe)
+        for name, least in (("batch_size", 1), ("devices", 1), ("nodes", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                option = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise UsageError(option, f"is below {least}", f"Use {least} or more")
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"--epochs {self.epochs}", "is below 1", "Use 1 or more")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"--workers {self.workers}", "is below 0", "Use 0 or more")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UsageError(f"--lr {self.lr}", "is not a positive number", "Use e.g. --lr 0.001")
+        for name, known in (
+            ("device", ("auto", "cpu", "cuda")),
+            ("autocast", ("auto", "fp32", "bf16", "fp16")),
+        ):
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name} {getattr(self, name)}", "is not known", f"Use one of {', '.join(known)}")
+
+    @property
+    def processes(self) -> int:
+        """Processes that train together."""
+        return self.devices * self.nodes
+
+    def identity(self, epochs: int) -> dict[str, Any]:
+        """What must not change between a run and its resumption, as plain values."""
+        return {
+            "recipe": self.recipe,
+            "settings": asdict(recipe_named(self.recipe)),
+            "epochs": epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "seed": self.seed,
+            "weights": self.weights,
+            "channels_last": self.channels_last,
+            "processes": self.processes,
+        }

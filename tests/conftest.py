@@ -1,0 +1,62 @@
+"""What several tests share: an untrained network whose batch norms are not trivial, and a bundle made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from histo_export.model import TileNet
+from histo_export.spec import ModelSpec
+from histo_export.training.checkpoint import Checkpoint, write_checkpoint
+
+CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
+ALL_FORMATS = ("onnx", "torchscript", "native", "pt2")
+
+
+def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout: float = 0.0) -> Checkpoint:
+    """Random weights and random batch-norm statistics: a fold that forgets any of them shows."""
+    torch.manual_seed(pool)
+    spec = ModelSpec(pool, CLASSES, crop=crop, tile_size=tile_size, mpp=0.495, dropout=dropout)
+    net = TileNet.of(spec)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.normal_(module.bias, 0, 0.1)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    golden = np.random.default_rng(7).integers(0, 256, (5, tile_size, tile_size, 3), dtype=np.uint8)
+    training = {"data": {"name": "made", "synthetic": True, "description": "made for a test"}, "recipe": "none"}
+    return Checkpoint(spec, dict(net.state_dict()), golden, training)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint() -> Callable[..., Checkpoint]:
+    return _make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """Pool 3 on a 2×2 map, so that its head is folded; an odd difference between tile and crop."""
+    return _make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "best.ckpt"
+    write_checkpoint(path, {"state_dict": checkpoint.state_dict, "histo": checkpoint.block()})
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle with every format. Tests that break one work on a copy."""
+    from histo_export.export.run import export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "bundle"
+    export_bundle(checkpoint, out, formats=ALL_FORMATS, threads=2)
+    return out

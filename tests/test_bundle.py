@@ -1,0 +1,255 @@
+"""The bundle is whole or absent, checked before it is opened, and one that others can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from histo_export.errors import HistoError, UsageError
+from histo_export.export.bundle import CONFIG, open_bundle, staging
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def test_config_is_valid_for_wsinfer(bundle: Path) -> None:
+    import wsinfer_zoo
+
+    schema_file = Path(wsinfer_zoo.__file__).parent / "schemas" / "model-config.schema.json"
+    config = json.loads((bundle / CONFIG).read_text())
+    schema = json.loads(schema_file.read_text()) | {"$schema": "http://json-schema.org/draft-04/schema#"}
+    jsonschema.validate(config, schema)
+    assert config["num_classes"] == len(config["class_names"]) == 6
+    assert config["patch_size_pixels"] == 75
+    assert config["spacing_um_px"] == 0.495
+    assert config["transform"] == [{"name": "ToTensor"}]
+    assert len(list(bundle.glob("*.pt"))) == 1, "QuPath takes exactly one"
+
+
+def test_native_file_is_self_sufficient(bundle: Path) -> None:
+    from histo_export.export.native import read_native
+
+    lowered, spec = read_native(bundle / "model.safetensors")
+    assert (spec.pool, spec.crop, spec.mpp) == (3, 64, 0.495)
+    assert lowered.head.linear.in_features == 512 * 2 * 2  # pool 3 on a 2×2 map: folded to the map
+
+
+def test_card_says_what_matters(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    for word in ("synthetic", "0.495 µm/px", "TUMOR", "model.onnx", "QuPath", "softmax"):
+        assert word in card
+
+
+def test_bundle_opens(bundle: Path) -> None:
+    assert open_bundle(bundle).models == [
+        "model.onnx",
+        "torchscript_model.pt",
+        "model.safetensors",
+        "model.pt2",
+    ]
+
+
+def test_truncated_file_is_named(copy: Path) -> None:
+    file = copy / "model.onnx"
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(HistoError, match=r"model\.onnx: has .* bytes"):
+        open_bundle(copy)
+
+
+def test_changed_byte_is_found(copy: Path) -> None:
+    with (copy / "torchscript_model.pt").open("r+b") as file:
+        file.seek(50_000)
+        byte = file.read(1)[0]
+        file.seek(50_000)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(HistoError, match=r"torchscript_model\.pt: differs from its sha256"):
+        open_bundle(copy)
+
+
+def test_missing_file_is_named(copy: Path) -> None:
+    (copy / "golden.safetensors").unlink()
+    with pytest.raises(HistoError, match=r"golden\.safetensors: is missing"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "sub/model.onnx", "evil.pt"])
+def test_foreign_file_names_are_refused(copy: Path, name: str) -> None:
+    config = json.loads((copy / CONFIG).read_text())
+    config["histo"]["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    (copy / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(HistoError, match="lists a file that no bundle has"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"spec_version": "1.0"}', "\x00\xff"])
+def test_broken_configuration_is_named(copy: Path, text: str) -> None:
+    (copy / CONFIG).write_text(text)
+    with pytest.raises(HistoError, match=r"config\.json"):
+        open_bundle(copy)
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a bundle"):
+        open_bundle(tmp_path)
+
+
+def fill(folder: Path) -> None:
+    (folder / CONFIG).write_text("{}")
+
+
+def test_staging_makes_the_folder_whole(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "bundle"
+    with staging(out, force=False) as folder:
+        fill(folder)
+        assert not out.exists()
+    assert [p.name for p in out.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_staging_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    def export() -> None:
+        with staging(tmp_path / "bundle", force=False) as folder:
+            fill(folder)
+            raise error
+
+    with pytest.raises(error):
+        export()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with staging(out, force=False) as folder:
+        fill(folder)
+        (folder / "old").touch()
+    with pytest.raises(UsageError, match="--force"), staging(out, force=False):
+        pass
+    with pytest.raises(ValueError, match="boom"), staging(out, force=True) as folder:
+        raise ValueError("boom")
+    assert (out / "old").exists(), "a failed export leaves the old bundle"
+    with staging(out, force=True) as folder:
+        fill(folder)
+    assert [p.name for p in out.iterdir()] == [CONFIG]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_force_never_replaces_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="is not a bundle"), staging(tmp_path, force=True):
+        pass
+    file = tmp_path / "thesis.txt"
+    with pytest.raises(UsageError, match="is not a bundle"), staging(file, force=True):
+        pass
+
+
+def test_a_kill_leaves_no_half_bundle_and_the_next_run_cleans_up(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    code = (
+        "import sys, time; from pathlib import Path; from histo_export.export.bundle import staging\n"
+        "with staging(Path(sys.argv[1]), False) as folder:\n"
+        "    (folder / 'half').touch(); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert not out.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with staging(out, force=False) as folder:
+        fill(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    """A real failing write: the process may not write files of over 10,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with (
+            pytest.raises(HistoError, match=r"could not be written .*\. Free some space"),
+            staging(tmp_path / "bundle", force=False) as folder,
+        ):
+            (folder / "model.onnx").write_bytes(bytes(20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_unwritable_parent_is_said_at_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(HistoError, match="can be written to"), staging(tmp_path / "bundle", force=False):
+        pass
+
+
+def test_a_file_as_parent_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HistoError, match="can be written to"), staging(tmp_path / "file" / "bundle", force=False):
+        pass
+
+
+STANDALONE = """
+import json, sys
+import numpy as np, onnxruntime, torch, torchvision
+checkpoint = torch.load(sys.argv[1], weights_only=True)
+spec, bundle = checkpoint["histo"]["spec"], sys.argv[2]
+tiles = np.random.default_rng(3).integers(0, 256, (5, spec["tile_size"], spec["tile_size"], 3), dtype=np.uint8)
+net = torchvision.models.resnet34(num_classes=len(spec["classes"]))
+net.avgpool = torch.nn.AdaptiveAvgPool2d(spec["pool"])
+net.fc = torch.nn.Linear(512 * spec["pool"] ** 2, len(spec["classes"]))
+net.load_state_dict(checkpoint["state_dict"])
+x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+f = torchvision.transforms.functional
+cropped = f.normalize(f.center_crop(x, spec["crop"]), spec["mean"], spec["std"])
+with torch.inference_mode():
+    expected = net.eval()(cropped).numpy()
+    scripted = torch.jit.load(bundle + "/torchscript_model.pt")(x).numpy()
+session = onnxruntime.InferenceSession(bundle + "/model.onnx", providers=["CPUExecutionProvider"])
+onnx = session.run(None, {"tiles": x.numpy()})[0]
+assert not any(name.startswith("histo") for name in sys.modules)
+print(json.dumps([float(abs(a).max()) for a in (expected, onnx - expected, scripted - expected)]))
+"""
+
+
+def test_files_run_without_us_and_agree_with_torchvision(bundle: Path, checkpoint_file: Path) -> None:
+    """A script that does not import this package, against torchvision's own resnet34 with the same weights."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STANDALONE, str(checkpoint_file), str(bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    scale, onnx, scripted = json.loads(done.stdout)
+    assert onnx < 1e-5 * scale
+    assert scripted < 1e-5 * scale
+
+
+def test_termination_cleans_up(checkpoint_file: Path, tmp_path: Path) -> None:
+    """SIGTERM in the middle of `histo export`."""
+    command = [sys.executable, "-c", "from histo_export.cli import main; main()", "export", "--formats", "native"]
+    out = tmp_path / "bundle"
+    with subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint_file), "--out", str(out)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(tmp_path.glob(".bundle.partial-*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.iterdir())

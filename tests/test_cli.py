@@ -1,0 +1,201 @@
+"""The command line as its users meet it: messages, exit codes, and what goes where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from histo_export import cli
+
+Outcome = tuple[int, str, str]
+Histo = Callable[..., Outcome]
+
+
+@pytest.fixture
+def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Histo:
+    """Runs `histo ARGS…` in this process; returns exit code, stdout, stderr."""
+
+    def call(*args: object, entry: Callable[[], object] = cli.main) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["histo", *map(str, args)])
+        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
+        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
+        with pytest.raises(SystemExit) as stop:
+            entry()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_help_is_immediate_and_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['histo', 'export', '--help']; from histo_export.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 5  # 0.3 s on an idle machine; a torch import takes over 2
+    assert "--pool" in done.stdout
+
+
+WRONG_USE = [
+    (["exprt"], "Did you mean 'export'"),
+    (["export", "--pol", "2"], "--pool"),
+    (["export", "--pool", "0"], "--pool 0: is not a whole number"),
+    (["export", "--pool", "two"], "--pool two: is not a whole number"),
+    (["export", "--pool", "-1"], "--pool -1: is not a whole number"),
+    (["export", "--formats", "onnnx"], "Did you mean onnx?"),
+    (["export", "--formats", ","], "names no format"),
+    (["export", "--input", "bytes"], "float or uint8"),
+    (["export", "--precision", "int8"], "Use fp32"),
+    (["export", "--data", "dmo"], "Did you mean demo?"),
+    (["export", "--data", "demo", "--recipe", "storng"], "Did you mean strong?"),
+    (["export", "--data", "demo", "--crop", "16"], "crop 16"),
+    (["export", "--data", "demo", "--mpp", "0"], "mpp 0"),
+    (["export", "--data", "demo", "--split", "1,2"], "is not three numbers"),
+    (["export", "--data", "demo", "--classes", "TUMOUR,STROMA"], "Did you mean TUMOR"),
+    (["export", "--checkpoint", "nowhere.ckpt"], "does not exist"),
+    (["export", "--checkpoint", "x.ckpt", "--data", "demo"], "--data: says how to train"),
+    (["train", "--data", "demo", "--epochs", "0"], "--epochs 0"),
+    (["train", "--data", "demo", "--device", "gpu"], "is not known"),
+    (["train", "--data", "demo", "--resume", "--force"], "contradicts --force"),
+    (["train"], "--data"),
+    (["verify", "nowhere"], "is not a bundle"),
+    (["verify"], "BUNDLE"),
+    (["inspect"], "needs a bundle or checkpoint, or --pool N"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG_USE, ids=[" ".join(a) for a, _ in WRONG_USE])
+def test_wrong_use_is_one_line_and_exit_2(
+    histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = histo(*args)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(("note:", "Training on"))]
+    assert len(lines) == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_cuda_is_never_replaced(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = histo("train", "--data", "demo", "--device", "cuda")
+    assert code == 2
+    assert "finds no GPU" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [("--pool", 2), ("--crop", 128), ("--classes", "A,B")])
+def test_contradicting_the_checkpoint_is_an_error(
+    histo: Histo, checkpoint_file: Path, tmp_path: Path, option: tuple[str, object]
+) -> None:
+    code, _, err = histo("export", "--checkpoint", checkpoint_file, *option, "--out", tmp_path / "b")
+    assert code == 2
+    assert f"{option[0]}: contradicts the checkpoint, which has" in err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(histo: Histo, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    code, _, err = histo("export", "--checkpoint", tmp_path / "foreign.ckpt", "--out", tmp_path / "b")
+    assert code == 1
+    assert "is not a checkpoint of histo train" in err
+    (tmp_path / "broken.ckpt").write_bytes(b"PK\x03\x04")
+    code, _, err = histo("export", "--checkpoint", tmp_path / "broken.ckpt", "--out", tmp_path / "b")
+    assert code == 1
+    assert "broken.ckpt" in err
+
+
+def test_export_from_a_checkpoint_prints_json_and_nothing_else(
+    histo: Histo, checkpoint_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    args = ["--checkpoint", checkpoint_file, "--formats", "native", "--mpp", "0.25", "--out", out, "--json"]
+    code, stdout, _ = histo(*args, entry=cli.export_main)
+    assert code == 0
+    result = json.loads(stdout)
+    assert result["bundle"] == str(out)
+    assert result["synthetic"] is True
+    assert [f["file"] for f in result["files"]] == ["model.safetensors"]
+    assert result["files"][0]["passed"] is True
+    assert json.loads((out / "config.json").read_text())["spacing_um_px"] == 0.25
+    code, _, err = histo("export", "--checkpoint", checkpoint_file, "--formats", "native", "--out", out)
+    assert code == 2
+    assert "--force" in err
+
+
+def test_verify_passes_and_fails(histo: Histo, bundle: Path, tmp_path: Path) -> None:
+    code, stdout, _ = histo("verify", bundle)
+    assert code == 0
+    for name in ("model.onnx", "torchscript_model.pt", "model.safetensors", "model.pt2"):
+        assert name in stdout
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"x" * (bundle / "model.onnx").stat().st_size)
+    code, stdout, err = histo("verify", tmp_path)
+    assert (code, stdout) == (1, "")
+    assert "model.onnx: differs from its sha256" in err
+
+
+def test_inspect_counts_pool_8_as_trained_and_as_exported(histo: Histo) -> None:
+    code, stdout, _ = histo("inspect", "--pool", 8, "--json")
+    facts = json.loads(stdout)
+    assert code == 0
+    assert facts["trained"]["head_parameters"] == 196_614
+    assert facts["exported"]["head_parameters"] == 49_158
+    assert facts["feature_map"] == [512, 4, 4]
+    code, stdout, _ = histo("inspect", "--pool", 8)
+    assert "196,614" in stdout
+    assert "49,158" in stdout
+
+
+def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, checkpoint_file: Path) -> None:
+    seen = [json.loads(histo("inspect", source, "--json")[1]) for source in (bundle, checkpoint_file)]
+    assert seen[0] == seen[1]
+    from histo_export.export.native import read_native
+
+    lowered, _ = read_native(bundle / "model.safetensors")
+    assert seen[0]["exported"]["parameters"] == sum(p.numel() for p in lowered.parameters())
+
+
+def test_doctor_tries_what_it_lists(histo: Histo) -> None:
+    code, stdout, _ = histo("doctor", "--json")
+    facts = json.loads(stdout)
+    assert facts["onnxruntime_providers"]["CPUExecutionProvider"] == "runs"
+    assert facts["cpu"]["usable_cpus"] >= 1
+    assert code == (1 if facts["problems"] else 0)
+
+
+def test_doctor_finds_both_onnxruntime_wheels() -> None:
+    from histo_export.doctor import _problems
+
+    facts = {
+        "versions": {"onnxruntime": "1", "onnxruntime-gpu": "1"},
+        "onnxruntime_providers": {"CPUExecutionProvider": "runs"},
+        "openmp_runtimes": ["libgomp.so.1", "libiomp5.so"],
+        "threads": {"torch": 8},
+        "cpu": {"usable_cpus": 2},
+    }
+    first, second, third = _problems(facts)
+    assert "overwrite each other" in first
+    assert "libgomp, libiomp5" in second
+    assert "OMP_NUM_THREADS=2" in third
+
+
+def test_version(histo: Histo) -> None:
+    assert histo("--version")[1].startswith("histo-export ")

@@ -1,0 +1,81 @@
+"""_core.pyi says what the compiled module offers, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import histo_export
+from histo_export import _core
+
+# name -> signature: parameters with defaults for a function, "property" for a property
+Surface = dict[str, str]
+
+
+def parameters(function: ast.FunctionDef) -> str:
+    """Names, kinds and defaults; the annotations differ (pybind11 writes its own) and do not count."""
+    arguments = function.args
+    for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs:
+        argument.annotation = None
+    return ast.unparse(arguments)
+
+
+def stub_surface(path: Path) -> Surface:
+    surface: Surface = {}
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                surface[prefix + node.name] = "class"
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef):
+                is_property = any(ast.unparse(d) == "property" for d in node.decorator_list)
+                surface[prefix + node.name] = "property" if is_property else parameters(node)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return surface
+
+
+def module_surface(owner: ModuleType | type, prefix: str = "") -> Surface:
+    surface: Surface = {}
+    for name, value in vars(owner).items():
+        if name.startswith("_") and name not in ("__init__", "__call__"):
+            continue
+        if inspect.isclass(value):
+            surface[prefix + name] = "class"
+            surface |= module_surface(value, f"{prefix}{name}.")
+        elif isinstance(value, property):
+            surface[prefix + name] = "property"
+        else:
+            # pybind11 writes the signature into the docstring's first line.
+            definition = ast.parse(f"def {value.__doc__.splitlines()[0]}: ...").body[0]
+            assert isinstance(definition, ast.FunctionDef)
+            surface[prefix + name] = parameters(definition)
+    return surface
+
+
+def test_stub_and_module_agree() -> None:
+    [package, *_] = [Path(p) for p in histo_export.__path__ if Path(p, "_core.pyi").exists()]
+    assert stub_surface(package / "_core.pyi") == module_surface(_core)
+
+
+@pytest.mark.parametrize("function", [_core.FusedHead, _core.FusedHead.run, _core.build_config, _core.cpu_info])
+def test_every_public_name_is_documented(function: object) -> None:
+    assert len((inspect.getdoc(function) or "").splitlines()) > 1
+
+
+def test_the_core_has_the_version_of_the_package() -> None:
+    assert _core.build_config()["version"] == histo_export.__version__
+
+
+def test_build_config_and_cpu_info_are_plain_dictionaries() -> None:
+    config, cpu = _core.build_config(), _core.cpu_info()
+    assert sorted(config) == ["baseline", "build_type", "compiler", "cxx_standard", "version"]
+    assert all(isinstance(value, str) for value in config.values())
+    assert "avx512_vnni" in cpu
+    assert all(isinstance(value, bool) for value in cpu.values())
+    assert _core.usable_cpus() >= 1

@@ -1,0 +1,174 @@
+"""The check finds what it is there to find: each planted fault, in the stage where it was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from histo_export import parity
+from histo_export.errors import HistoError
+from histo_export.export import run
+from histo_export.export.lowering import LoweredNet, lower
+from histo_export.model import TileNet
+from histo_export.parity import BATCHES, TILES, TOLERANCE, Golden, check_file, compare, make_golden
+from histo_export.spec import STAGES
+from histo_export.training.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def golden(checkpoint: Checkpoint) -> Golden:
+    return make_golden(checkpoint)
+
+
+def test_golden_survives_its_file(golden: Golden, tmp_path: Path) -> None:
+    path = tmp_path / "golden.safetensors"
+    path.write_bytes(golden.to_bytes())
+    again = Golden.read(path)
+    assert np.array_equal(again.tiles, golden.tiles)
+    assert np.array_equal(again.logits, golden.logits)
+    assert list(again.stages) == sorted(STAGES)
+    assert again.real == golden.real == 5
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(HistoError, match="not a readable golden file"):
+        Golden.read(path)
+
+
+def test_golden_holds_real_noise_black_and_white(golden: Golden) -> None:
+    assert golden.tiles.shape == (TILES, 75, 75, 3)
+    assert not golden.tiles[-2].any()
+    assert (golden.tiles[-1] == 255).all()
+    assert golden.logits.dtype == np.float64
+
+
+def reference_outputs(golden: Golden) -> dict[str, np.ndarray]:
+    outputs = {f"batch.{n}": golden.logits.astype(np.float32) for n in BATCHES}
+    return outputs | {f"stage.{name}": value.copy() for name, value in golden.stages.items()}
+
+
+META = {"runtime": "made", "executed": "here", "ms_per_tile": {"1": 1.0, "32": 1.0}}
+
+
+def test_compare_accepts_the_reference(golden: Golden) -> None:
+    result = compare("model.onnx", golden, reference_outputs(golden), META)
+    assert result.passed
+    assert result.agreement == 1
+    assert result.max_abs < result.tolerance / 10
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_compare_finds_one_wrong_logit_at_one_batch(golden: Golden, batch: int) -> None:
+    outputs = reference_outputs(golden)
+    outputs[f"batch.{batch}"][TILES - 1, 0] += 2 * TOLERANCE["model.onnx"] * max(1, np.abs(golden.logits).max())
+    assert compare("model.onnx", golden, outputs, META).diverges == "head"
+
+
+def test_compare_finds_nan(golden: Golden) -> None:
+    outputs = reference_outputs(golden)
+    outputs["batch.7"][3] = np.nan
+    assert not compare("model.onnx", golden, outputs, META).passed
+
+
+def _scale(stage: str) -> Callable[[LoweredNet], None]:
+    def fault(net: LoweredNet) -> None:
+        with torch.no_grad():
+            net.get_submodule(stage).weight.mul_(1.01)  # type: ignore[operator, union-attr]
+
+    return fault
+
+
+FAULTS = {
+    "stem": _scale("stem.conv"),
+    "layer1": _scale("layer1.0.conv1"),
+    "layer2": _scale("layer2.3.conv2"),
+    "layer3": _scale("layer3.0.shortcut"),
+    "layer4": _scale("layer4.2.conv1"),
+    "head": _scale("head.linear"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fault_is_found_in_its_stage(checkpoint: Checkpoint, golden: Golden, stage: str) -> None:
+    """One per cent on one weight tensor, in the real network."""
+    lowered = lower(checkpoint.net(), checkpoint.spec)
+    FAULTS[stage](lowered)
+
+    def tensor(tiles: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+
+    outputs = {}
+    with torch.inference_mode():
+        logits = lowered(tensor(golden.tiles)).numpy()
+        x = tensor(golden.stage_tiles)
+        for name in STAGES:
+            x = lowered.get_submodule(name)(x)
+            outputs[f"stage.{name}"] = x.numpy()
+    outputs |= {f"batch.{n}": logits for n in BATCHES}
+    assert compare("model.safetensors", golden, outputs, META).diverges == stage
+
+
+def test_a_fault_in_a_file_makes_no_bundle(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty_lower(net: TileNet, spec: object, kind: object) -> LoweredNet:
+        lowered = lower(net, checkpoint.spec)
+        FAULTS["layer3"](lowered)
+        return lowered
+
+    monkeypatch.setattr(run, "lower", faulty_lower)
+    with pytest.raises(HistoError, match=r"model\.safetensors.*first diverging stage: layer3") as caught:
+        run.export_bundle(checkpoint, tmp_path / "bundle", formats=["native"], threads=2)
+    assert caught.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_formats_agree_in_processes_of_their_own(bundle: Path) -> None:
+    from histo_export.export.bundle import open_bundle
+
+    recorded = open_bundle(bundle).config.histo.parity
+    assert set(recorded) == set(TOLERANCE)
+    for result in recorded.values():
+        assert result["max_abs"] <= result["tolerance"]
+        assert result["agreement"] == 1
+        assert result["diverges"] is None
+        assert set(result["ms_per_tile"]) == {"1", "32"}
+
+
+def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Path) -> None:
+    """Through the worker process and the real file."""
+    with safe_open(bundle / "model.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["layer2.1.conv1.bias"] += 0.1
+    changed = tmp_path / "model.safetensors"
+    save_file(tensors, changed, metadata=metadata)
+    golden_path = bundle / "golden.safetensors"
+    assert check_file(changed, golden_path, Golden.read(golden_path), 2).diverges == "layer2"
+
+
+def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> None:
+    golden_path = bundle / "golden.safetensors"
+    for name in TOLERANCE:
+        (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
+        with pytest.raises(HistoError, match=name):
+            check_file(tmp_path / name, golden_path, Golden.read(golden_path), 2)
+
+
+def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    golden_path = bundle / "golden.safetensors"
+    for name in ("model.onnx", "model.safetensors"):
+        with pytest.raises(HistoError, match="--device cuda"):
+            check_file(bundle / name, golden_path, Golden.read(golden_path), 2, "cuda")
+
+
+def test_tolerances_cover_every_format() -> None:
+    from histo_export.export.bundle import FORMATS
+
+    assert set(parity.TOLERANCE) == set(FORMATS.values())

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from histo_export.training.evaluation import bootstrap_interval, report_of
+from histo_export.training.figures import save_confusion, save_curves
+
+CLASSES = ("a", "b", "c")
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def logits_for(predicted: list[int]) -> np.ndarray:
+    return np.eye(3, dtype=np.float32)[predicted]
+
+
+def test_figures_of_a_hand_made_confusion() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    report = report_of(CLASSES, logits_for([0, 0, 0, 1, 1, 1, 1, 0]), labels)
+    assert report.accuracy == 5 / 8
+    assert report.confusion == ((3, 1, 0), (0, 2, 0), (1, 1, 0))
+    assert report.support == (4, 2, 2)
+    assert report.precision == pytest.approx((3 / 4, 2 / 4, 0))
+    assert report.recall == pytest.approx((3 / 4, 1, 0))
+    assert report.f1 == pytest.approx((3 / 4, 2 / 3, 0))
+    assert report.to_dict()["macro_f1"] == pytest.approx((3 / 4 + 2 / 3) / 3)
+    assert report.to_dict()["confusion"] == [[3, 1, 0], [0, 2, 0], [1, 1, 0]]
+
+
+def test_the_interval_is_that_of_resampled_tiles() -> None:
+    rng = np.random.default_rng(1)
+    correct = np.arange(200) < 163
+    means = rng.choice(correct, (4000, 200)).mean(1)
+    low, high = bootstrap_interval(163, 200)
+    assert (low, high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.011)
+    assert bootstrap_interval(163, 200) == (low, high)
+    assert bootstrap_interval(10, 10) == (1, 1)
+
+
+def test_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path) -> None:
+    row = {"train_loss": 1.0, "val_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.4}
+    for length in (1, 40):
+        save_curves(tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t")
+        assert size_of(tmp_path / "c.png") == (1440, 640)
+    report = report_of(CLASSES, logits_for([0, 1, 2]), np.array([0, 1, 2]))
+    save_confusion(tmp_path / "m.png", report, title="t")
+    assert size_of(tmp_path / "m.png")[0] > 400
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.png", "m.png"]

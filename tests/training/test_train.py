@@ -1,0 +1,361 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import resnet34
+
+from histo_export.data import TileData
+from histo_export.errors import HistoError, UsageError
+from histo_export.spec import ModelSpec
+from histo_export.training.checkpoint import read_checkpoint, write_checkpoint
+from histo_export.training.module import TileTraining
+from histo_export.training.recipes import TrainConfig, rate_factor
+from histo_export.training.run import TrainResult, best_row, golden_tiles, train
+
+HERE = Path(__file__).parent
+CONFIG = TrainConfig(recipe="strong", epochs=3, batch_size=16, device="cpu", seed=7)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path).state_dict
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: TileData) -> TrainResult:
+    """A run that nothing interrupted."""
+    spec = ModelSpec(pool=2, classes=data.classes, crop=32, tile_size=36, mpp=0.5, dropout=0.1)
+    return train(data, spec, CONFIG, tmp_path_factory.mktemp("whole") / "run", progress=False)
+
+
+def test_checkpoints_hold_all_that_an_export_needs(whole: TrainResult, spec: ModelSpec, data: TileData) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        content = torch.load(whole.out / name, weights_only=True)
+        net = resnet34(num_classes=3)
+        theirs = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
+        net.load_state_dict({key: content["state_dict"][key] for key in theirs}, strict=False)
+        assert content["state_dict"].keys() == theirs.keys() | {"fc.weight", "fc.bias"}
+        assert all(value.is_contiguous() for value in content["state_dict"].values())
+        checkpoint = read_checkpoint(whole.out / name)
+        assert checkpoint.spec == spec
+        assert checkpoint.golden.shape == (16, 36, 36, 3)
+        facts = checkpoint.training
+        assert facts["recipe"] == "strong"
+        assert facts["data"]["fingerprint"] == data.fingerprint
+        assert facts["data"]["synthetic"] is True
+        assert facts["versions"]["torch"] == torch.__version__
+        assert len(facts["history"]) == facts["epoch"]
+    assert read_checkpoint(whole.out / "last.ckpt").training["epoch"] == 3
+    best = read_checkpoint(whole.checkpoint).training
+    assert best["epoch"] == whole.best_epoch == best_row(whole.history)["epoch"]
+    assert best["test"]["accuracy"] == whole.test.accuracy
+    assert best["test"]["interval"] == list(whole.test.interval)
+
+
+def test_what_a_run_leaves(whole: TrainResult) -> None:
+    names = {path.name.split(".tfevents")[0] for path in whole.out.iterdir()}
+    expected = "best.ckpt last.ckpt metrics.csv report.json curves.png confusion.png events.out"
+    assert names == set(expected.split())
+    with (whole.out / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[1]["val_loss"]) == pytest.approx(whole.history[1]["val_loss"], rel=1e-5)
+    report = json.loads((whole.out / "report.json").read_text())
+    assert report == json.loads(json.dumps(whole.to_dict()))
+    assert report["test"]["tiles"] == 24
+    assert len(report["seconds_per_epoch"]) == 3
+    assert report["training"]["settings"]["augmentation"] is True
+
+
+def test_the_events_are_tensorboards(whole: TrainResult) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole.out)).Reload()
+    assert [e.step for e in events.Scalars("val/accuracy")] == [1, 2, 3]
+    assert events.Scalars("lr")[-1].value == pytest.approx(whole.history[-1]["lr"])
+
+
+def test_a_killed_run_continues_to_the_same_bits(whole: TrainResult, data: TileData, spec: ModelSpec, tmp_path) -> None:
+    out = tmp_path / "run"
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(HERE)!r})
+from conftest import make_data
+from pathlib import Path
+import torch
+from histo_export.training import module, run
+from test_train import CONFIG
+from histo_export.spec import ModelSpec
+torch.set_num_threads(1)
+step = module.TileTraining.training_step
+def deadly(self, batch, batch_idx):
+    if len(self.history) == 1 and batch_idx == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+module.TileTraining.training_step = deadly
+data = make_data()
+spec = ModelSpec(pool=2, classes=data.classes, crop=32, tile_size=36, mpp=0.5, dropout=0.1)
+run.train(data, spec, CONFIG, Path({str(out)!r}), progress=False)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=HERE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert read_checkpoint(out / "last.ckpt").training["epoch"] == 1
+    result = train(data, spec, replace(CONFIG, epochs=None), out, resume=True, progress=False)
+    assert same_bits(weights(out / "last.ckpt"), weights(whole.out / "last.ckpt"))
+    assert same_bits(weights(out / "best.ckpt"), weights(whole.out / "best.ckpt"))
+    for ours, theirs in zip(result.history, whole.history, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert result.test == whole.test
+
+
+def test_a_complete_run_is_only_tested_again(whole: TrainResult, data: TileData, spec: ModelSpec) -> None:
+    before = weights(whole.out / "last.ckpt")
+    again = train(data, spec, CONFIG, whole.out, resume=True, progress=False)
+    assert again.test == whole.test
+    assert again.history == whole.history
+    assert same_bits(weights(whole.out / "last.ckpt"), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"recipe": "report"}, "recipe is report now, but was strong"),
+        ({"epochs": 4}, "epochs is 4 now, but was 3"),
+        ({"seed": 8}, "seed is 8 now, but was 7"),
+        ({"batch_size": 8}, "batch_size is 8"),
+        ({"lr": 0.01}, "lr is 0.01"),
+        ({"autocast": "bf16"}, "autocast is bf16 now, but was fp32"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    whole: TrainResult, data: TileData, spec: ModelSpec, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UsageError, match=named):
+        train(data, spec, replace(CONFIG, **change), whole.out, resume=True, progress=False)
+
+
+def test_other_tiles_or_another_network_are_not_resumed(
+    whole: TrainResult, data: TileData, other_data: TileData, spec: ModelSpec
+) -> None:
+    with pytest.raises(UsageError, match="data is other tiles now, but was drawn-16-6-8"):
+        train(other_data, spec, CONFIG, whole.out, resume=True, progress=False)
+    with pytest.raises(UsageError, match="pool is 3 now, but was 2"):
+        train(data, replace(spec, pool=3), CONFIG, whole.out, resume=True, progress=False)
+
+
+def test_a_run_is_not_overwritten_unasked(whole: TrainResult, data: TileData, spec: ModelSpec) -> None:
+    with pytest.raises(UsageError, match=r"already holds a training run.*--resume.*--force"):
+        train(data, spec, CONFIG, whole.out, progress=False)
+
+
+def test_there_must_be_a_run_to_resume(data: TileData, spec: ModelSpec, tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"last.ckpt: does not exist.*without --resume"):
+        train(data, spec, CONFIG, tmp_path, resume=True, progress=False)
+
+
+def test_a_folder_that_cannot_be_made(data: TileData, spec: ModelSpec, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HistoError, match="cannot be written to"):
+        train(data, spec, CONFIG, tmp_path / "file" / "run", progress=False)
+
+
+def test_classes_must_agree(data: TileData, spec: ModelSpec, tmp_path) -> None:
+    with pytest.raises(UsageError, match="are not those of drawn"):
+        train(data, replace(spec, classes=("x", "y")), CONFIG, tmp_path, progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced(data: TileData, spec: ModelSpec, tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"--device cuda: .*finds no GPU"):
+        train(data, spec, replace(CONFIG, device="cuda"), tmp_path, progress=False)
+
+
+def test_the_report_recipe_learns_and_its_rate_falls_by_half_a_cosine(
+    make_data: Callable[..., TileData], spec: ModelSpec, tmp_path, monkeypatch
+) -> None:
+    rates: list[float] = []
+    step = TileTraining.training_step
+
+    def watched(self: TileTraining, batch: Any, batch_idx: int) -> torch.Tensor:
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TileTraining, "training_step", watched)
+    config = TrainConfig(recipe="report", epochs=5, batch_size=8, device="cpu")
+    result = train(make_data(13, 6, 16), replace(spec, dropout=0.0), config, tmp_path, progress=False)
+    factor = rate_factor(5 * 5, warmup=0.0)
+    assert rates == pytest.approx([1e-3 * factor(i) for i in range(25)], rel=1e-9)
+    assert rates[0] == 1e-3
+    assert rates[-1] < 4e-6
+    assert result.history[-1]["lr"] == pytest.approx(rates[-1])
+    assert result.test.interval[0] > 1 / 3, "not better than chance"
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+
+def test_a_loss_that_explodes_is_named_and_the_last_checkpoint_kept(
+    few: TileData, spec: ModelSpec, tmp_path, monkeypatch
+) -> None:
+    forward = TileTraining.forward
+
+    def exploding(self: TileTraining, tiles: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, tiles)
+        return logits * float("nan") if len(self.history) == 1 and self.training else logits
+
+    monkeypatch.setattr(TileTraining, "forward", exploding)
+    with pytest.raises(HistoError, match=r"epoch 2, step 1: the loss is no longer finite.*lower --lr"):
+        train(few, spec, CONFIG, tmp_path, progress=False)
+    assert read_checkpoint(tmp_path / "last.ckpt").training["epoch"] == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_is_the_callers_to_handle(
+    few: TileData, spec: ModelSpec, tmp_path, monkeypatch, name: str
+) -> None:
+    step = TileTraining.training_step
+
+    def interrupted(self: TileTraining, batch: Any, batch_idx: int) -> torch.Tensor:
+        if len(self.history) == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TileTraining, "training_step", interrupted)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(few, spec, CONFIG, tmp_path, progress=False)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert read_checkpoint(tmp_path / "last.ckpt").training["epoch"] in (1, 2)  # SIGTERM waits for the step
+
+
+def test_output_goes_to_stderr_and_only_when_wanted(few: TileData, spec: ModelSpec, tmp_path, capfd) -> None:
+    config = replace(CONFIG, epochs=1, recipe="report")
+    train(few, spec, config, tmp_path)
+    said = capfd.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()
+    assert lines[0].startswith("training on drawn (12 tiles, synthetic), recipe report, 1 epoch, cpu")
+    assert lines[1].startswith("epoch 1/1  train loss")
+    assert lines[2].startswith("test accuracy")
+    assert len(lines) == 3, said.err
+
+
+def test_a_silent_run_leaves_the_callers_random_numbers_alone(few: TileData, spec: ModelSpec, tmp_path, capfd) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    train(few, spec, replace(CONFIG, epochs=1), tmp_path, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"a": 1})
+    before = path.read_bytes()
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half a check")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(HistoError, match="No space left on device"):
+        write_checkpoint(path, {"a": 2})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_golden_tiles_are_spread_over_the_classes(data: TileData) -> None:
+    golden = golden_tiles(data.test, 34)
+    assert golden.shape == (16, 34, 34, 3)
+    assert golden.dtype == np.uint8
+    assert (golden[0] == data.test.tile(0)[1:35, 1:35]).all()
+    assert len({tile.tobytes() for tile in golden}) == 16
+
+
+def test_the_best_epoch_breaks_ties_by_loss() -> None:
+    rows = [(1, 0.8, 0.5), (2, 0.9, 0.6), (3, 0.9, 0.4), (4, 0.9, 0.4), (5, 0.7, 0.1)]
+    assert best_row([{"epoch": e, "val_accuracy": a, "val_loss": v} for e, a, v in rows])["epoch"] == 3
+
+
+def test_low_precision_is_kept_only_if_it_is_faster(data: TileData, spec: ModelSpec, monkeypatch) -> None:
+    from histo_export.model import TileNet
+    from histo_export.training import precision
+
+    net, cpu = TileNet.of(spec), torch.device("cpu")
+    batch = (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr(precision, "low_precision", lambda device: "bf16")
+    timed = precision.choose_precision(net, spec, CONFIG, cpu, batch)
+    assert timed["seconds_per_step"].keys() == {"fp32", "bf16"}
+    for fp32, bf16, chosen in ((1.0, 0.5, "bf16"), (1.0, 0.95, "fp32")):
+        monkeypatch.setattr(precision, "step_seconds", lambda *a, t=(fp32, bf16): {"fp32": t[0], "bf16": t[1]})
+        assert precision.choose_precision(net, spec, CONFIG, cpu, batch)["executed"] == chosen
+    with pytest.raises(UsageError, match="fp16"):
+        precision.choose_precision(net, spec, replace(CONFIG, autocast="fp16"), cpu, batch)
+
+
+def test_bf16_trains_on_from_given_weights(whole: TrainResult, few: TileData, spec: ModelSpec, tmp_path) -> None:
+    config = replace(CONFIG, epochs=1, autocast="bf16", weights=str(whole.checkpoint))
+    result = train(few, spec, config, tmp_path, progress=False)
+    assert result.training["weights_report"] == f"218 tensors copied from {whole.checkpoint}"
+    assert result.precision["executed"] == "bf16"
+    assert {value.dtype for value in weights(result.checkpoint).values()} == {torch.float32, torch.int64}
+
+
+def test_a_wrong_request_costs_no_run(whole: TrainResult, data: TileData, spec: ModelSpec, tmp_path) -> None:
+    absent = replace(CONFIG, weights=str(tmp_path / "absent.pth"))
+    with pytest.raises(UsageError, match=r"absent.pth: does not exist"):
+        train(data, spec, absent, whole.out, force=True, progress=False)
+    assert whole.checkpoint.exists()
+    with pytest.raises(UsageError, match="tile size 40: is larger than the smallest tile of drawn"):
+        train(data, replace(spec, tile_size=40), CONFIG, tmp_path / "run", progress=False)
+    with pytest.raises(UsageError, match="--batch-size 1: leaves batch norm one value"):
+        train(data, spec, replace(CONFIG, batch_size=1), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_loader_processes_change_no_bit(few: TileData, spec: ModelSpec, tmp_path) -> None:
+    for workers in (0, 2):
+        config = replace(CONFIG, epochs=2, workers=workers)
+        train(few, spec, config, tmp_path / str(workers), progress=False)
+    assert same_bits(weights(tmp_path / "0" / "last.ckpt"), weights(tmp_path / "2" / "last.ckpt"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(data: TileData, spec: ModelSpec, tmp_path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from pathlib import Path
+import torch
+from conftest import make_data
+from histo_export.spec import ModelSpec
+from histo_export.training.run import TrainConfig, is_main_process, train
+torch.set_num_threads(1)
+data = make_data()
+spec = ModelSpec(pool=1, classes=data.classes, crop=32, tile_size=36)
+config = TrainConfig(recipe="report", epochs=2, batch_size=8, device="cpu", devices=2, strategy="ddp")
+result = train(data, spec, config, Path({str(tmp_path / "run")!r}), progress=is_main_process())
+print(is_main_process(), result.test.accuracy, flush=True)
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert [line.split()[0] for line in lines] == ["False", "True"]
+    assert lines[0].split()[1] == lines[1].split()[1]
+    history = read_checkpoint(tmp_path / "run" / "last.ckpt").training["history"]
+    assert len(history) == 2
+    assert (history[0]["val_accuracy"] * 18) % 1 == pytest.approx(0, abs=1e-9), "each tile counts once"
