@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from histo_export import cli
 
@@ -137,6 +139,77 @@ def test_export_from_a_checkpoint_prints_json_and_nothing_else(
     code, _, err = histo("export", "--checkpoint", checkpoint_file, "--formats", "native", "--out", out)
     assert code == 2
     assert "--force" in err
+
+
+def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole thread on the demo tiles, at a crop that is quick to train."""
+    monkeypatch.chdir(tmp_path)
+    args = ["--pool", 2, "--data", "demo", "--crop", 32, "--epochs", 1, "--formats", "onnx", "--weights", "none"]
+    code, stdout, err = histo(*args, entry=cli.export_main)
+    assert code == 0, err
+    assert "bundles/demo-pool2: ResNet34, pool 2, 6 classes, trained on synthetic tiles" in stdout
+    assert "test accuracy" in stdout
+    assert "histo verify bundles/demo-pool2" in stdout
+    assert "Traceback" not in err
+    run = tmp_path / "bundles" / "demo-pool2-run"
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv", "curves.png", "confusion.png", "report.json"):
+        assert (run / name).stat().st_size > 0
+    config = json.loads((tmp_path / "bundles" / "demo-pool2" / "config.json").read_text())
+    assert config["histo"]["training"]["data"]["synthetic"] is True
+    assert 0 <= config["histo"]["training"]["test"]["interval"][0] <= config["histo"]["training"]["test"]["accuracy"]
+    code, _, err = histo("export", "--pool", 2)
+    assert code == 2, "what is there is not trained over"
+    assert "--force" in err
+
+
+def _images(root: Path, side: int = 40, classes: tuple[str, ...] = ("A", "B")) -> Path:
+    for name in classes:
+        for split in ("train", "val", "test"):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(2):
+                tile = np.random.default_rng([i, len(split)]).integers(0, 256, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(tile).save(root / split / name / f"{i}.png")
+    return root
+
+
+def _bad_data(kind: str, root: Path) -> tuple[Path, str]:
+    """A bad data set and what its message must hold."""
+    if kind == "empty":
+        root.mkdir()
+        return root, "data"
+    if kind == "one class":
+        return _images(root, classes=("A",)), "class"
+    if kind == "small":
+        return _images(root, side=31), "31"
+    if kind == "truncated":
+        file = _images(root) / "train" / "A" / "0.png"
+        file.write_bytes(file.read_bytes()[:200])
+        return root, "train/A/0.png"
+    if kind == "no test":
+        for file in (_images(root, classes=("A", "B", "C")) / "test" / "C").iterdir():
+            file.unlink()
+        return root, "C"
+    root.mkdir()
+    array = np.array([{}], object) if kind == "pickled" else np.zeros((4, 40, 40), np.uint8)
+    np.save(root / "tiles.npy", array, allow_pickle=True)
+    return root / "tiles.npy", "tiles.npy"
+
+
+@pytest.mark.parametrize("kind", ["empty", "one class", "small", "truncated", "no test", "pickled", "wrong shape"])
+def test_bad_data_is_one_message_and_leaves_nothing(
+    histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    data, message = _bad_data(kind, tmp_path / "data")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, out, err = histo("export", "--pool", 2, "--data", data, "--crop", 32)
+    assert code in (1, 2)
+    assert out == ""
+    assert message in err
+    assert err.startswith("histo: ")
+    assert "Traceback" not in err
+    assert not list(here.iterdir())
 
 
 def test_verify_passes_and_fails(histo: Histo, bundle: Path, tmp_path: Path) -> None:

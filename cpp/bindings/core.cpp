@@ -160,13 +160,11 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("classes", &histo::FusedHead::classes, "Number of logits.");
 
   m.def("build_config", &build_config,
-        "How the core was compiled: version, compiler, cxx_standard, build_type and baseline (the oldest CPU "
-        "that "
-        "runs it).");
+        "How the core was compiled: version, compiler, cxx_standard, build_type and baseline (the oldest "
+        "CPU that runs it).");
   m.def("cpu_info", &cpu_info,
         "Instruction sets that may be used here, by name: the CPU has them and the operating system saves "
-        "their "
-        "registers.");
+        "their registers.");
   m.def("usable_cpus", &histo::usable_cpus,
         "Threads worth starting: the CPUs that affinity and the cgroup's quota leave to this process, at "
         "least 1.");

@@ -14,10 +14,8 @@ from histo_export.data.transforms import (
     HEDJitter,
     QuarterTurn,
     TorchTiles,
-    augmentation,
     center_crop,
 )
-from histo_export.errors import UsageError
 
 from .conftest import noise_tile
 
@@ -108,10 +106,6 @@ def test_augmentation_keeps_type_and_crops() -> None:
         assert out.dtype == torch.uint8
     plain = Augmentation(40, brightness=0, contrast=0, saturation=0, stain=0)(image())
     assert torch.equal(plain.flatten().sort().values, image().flatten().sort().values)
-    assert augmentation("report", 32) is None
-    assert isinstance(augmentation("strong", 32), Augmentation)
-    with pytest.raises(UsageError, match="report or strong"):
-        augmentation("weak", 32)
 
 
 def test_without_augmentation_it_is_the_centre() -> None:

@@ -44,13 +44,11 @@ class FusedHead {
   /// \param pool      bins along each side of the map, at least 1
   /// \param channels  channels of the feature map (512 for ResNet34), at least 1
   /// \param classes   number of logits, at least 1
-  /// \param weight    float32, row-major `(classes, channels * pool * pool)`, the columns in the order
-  /// channel,
+  /// \param weight    float32, row-major `(classes, channels * pool * pool)`, columns in the order channel,
   ///                  bin row, bin column: a `torch.nn.Linear.weight` behind `flatten(1)`, as it is
   /// \param bias      float32, `(classes)`
   /// \throws Error    invalid_argument for a zero or a null buffer, size_mismatch where a buffer is not as
-  /// long
-  ///                  as the shape says, size_overflow where the shape has no size
+  ///                  long as the shape says, size_overflow where the shape has no size
   FusedHead(std::size_t pool, std::size_t channels, std::size_t classes, std::span<const float> weight,
             std::span<const float> bias);
 
@@ -74,9 +72,8 @@ class FusedHead {
   std::size_t pool_;
   std::size_t channels_;
   std::size_t classes_;
-  std::vector<float>
-      weight_;  // (channels, pool, pool, classes): what one bin's mean is multiplied with is a row
-  std::vector<float> bias_;  // (classes)
+  std::vector<float> weight_;  // (channels, pool, pool, classes): a bin's mean is multiplied with one row
+  std::vector<float> bias_;    // (classes)
 };
 
 }  // namespace histo

@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from histo_export.data.tiles import TileSet
-from histo_export.errors import UsageError
 
 # Optical densities per unit of haematoxylin, eosin and DAB in the R, G and B channels, rows of unit
 # length up to rounding: Ruifrok AC, Johnston DA. Quantification of histochemical staining by color
@@ -132,15 +131,6 @@ class Augmentation(v2.Compose):
         if brightness or contrast or saturation or hue:
             steps.append(v2.ColorJitter(brightness, contrast, saturation, hue))
         super().__init__(steps)
-
-
-def augmentation(recipe: str, crop: int) -> Augmentation | None:
-    """The augmentation of a training recipe: none for `"report"`, the full one for `"strong"`."""
-    if recipe == "report":
-        return None
-    if recipe == "strong":
-        return Augmentation(crop)
-    raise UsageError(f"recipe {recipe!r}", "is not known", "Use report or strong")
 
 
 class TorchTiles(Dataset[tuple[Tensor, int]]):

@@ -500,13 +500,6 @@ def _test(
     subtitle = f"{data.name}{synthetic}, ResNet34 pool {spec.pool}, recipe {config.recipe}"
     save_curves(out / FIGURES[0], history, title=subtitle)
     save_confusion(out / FIGURES[1], test, title=subtitle)
-    low, high = test.interval
-    console.print(
-        f"test accuracy {test.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles), "
-        f"epoch {result.best_epoch} of {epochs}",
-        highlight=False,
-        soft_wrap=True,
-    )
     return result
 
 
