@@ -195,6 +195,12 @@ def test_unwritable_parent_is_said_at_once(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_where_even_root_may_not_write() -> None:
+    with pytest.raises(HistoError, match=r"/proc.*written"), staging(Path("/proc/bundle"), force=False):
+        pass
+
+
 def test_a_file_as_parent_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HistoError, match="can be written to"), staging(tmp_path / "file" / "bundle", force=False):

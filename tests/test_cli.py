@@ -67,6 +67,7 @@ WRONG_USE = [
     (["export", "--data", "demo", "--classes", "TUMOUR,STROMA"], "Did you mean TUMOR"),
     (["export", "--checkpoint", "nowhere.ckpt"], "does not exist"),
     (["export", "--checkpoint", "x.ckpt", "--data", "demo"], "--data: says how to train"),
+    (["export", "--checkpoint", "x.ckpt", "--device", "cuda"], "--device: says how to train"),
     (["train", "--data", "demo", "--epochs", "0"], "--epochs 0"),
     (["train", "--data", "demo", "--device", "gpu"], "is not known"),
     (["train", "--data", "demo", "--resume", "--force"], "contradicts --force"),

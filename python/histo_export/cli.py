@@ -146,6 +146,7 @@ def _export(
     if checkpoint is not None:
         trained = {"--data": data, "--epochs": epochs, "--split": split, "--dropout": dropout or None}
         trained |= {"--weights": None if weights == "none" else weights, "--recipe": recipe, "--batch": batch}
+        trained |= {"--device": None if device == "auto" else device, "--seed": seed or None}
         if clash := [option for option, value in trained.items() if value is not None]:
             raise UsageError(
                 clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out"

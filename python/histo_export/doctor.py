@@ -126,6 +126,8 @@ def _run_provider(name: str) -> None:
     graph = onnx.helper.make_graph([node], "probe", [tensor("x")], [tensor("y")])
     opset = onnx.helper.make_opsetid("", 20)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    if name != "CPUExecutionProvider":
+        onnxruntime.preload_dlls()  # the CUDA libraries that came with PyTorch
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[name])

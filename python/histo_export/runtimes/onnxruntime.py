@@ -41,6 +41,8 @@ class OnnxRuntime(Runtime):
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if self.device == "cuda":
+            ort.preload_dlls()  # the CUDA libraries that came with PyTorch; no torch is imported here
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=[(provider, provider_options)])
         if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error

@@ -125,7 +125,8 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=DPI)
+        # "tight", because constrained layout forgets the y label of an image with a colour bar.
+        figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
