@@ -18,8 +18,8 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(STAMP)  ## train on the built-in demo tiles and export the model with pool 2
-	@echo "histo-export --pool 2: train a ResNet34 with a 2 x 2 pooled head, export it, check every file"
-	histo-export --pool 2
+	@echo "Train a ResNet34 with a 2 x 2 pooled head on made tiles, export it, check every file:"
+	histo-export --pool 2 --force
 
 test: lint cpp-test  ## lint, then the C++ tests, then pytest (benchmarks run once, untimed)
 	pytest tests benchmarks --benchmark-disable

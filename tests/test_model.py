@@ -118,6 +118,11 @@ def test_damaged_weights_are_named(tmp_path: Path, name: str, content: bytes) ->
         load_weights(TileNet(1, 2), str(tmp_path / name))
 
 
+def test_a_misspelt_source_is_recognised() -> None:
+    with pytest.raises(UsageError, match="Did you mean imagenet"):
+        load_weights(TileNet(1, 2), "imagnet")
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save({"other": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(HistoError, match="shares no tensor"):

@@ -5,7 +5,10 @@ State-dict keys are torchvision's, so weights move freely between this class and
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +87,16 @@ def load_weights(net: TileNet, source: str) -> WeightReport:
             `.safetensors` file. Pickled code is never run: `torch.load(weights_only=True)`.
 
     Raises:
+        UsageError: there is no such file.
         HistoError: the file cannot be read or shares no tensor with the network.
     """
     report = WeightReport(source)
     if source == "none":
         return report
+    if source != "imagenet" and not Path(source).is_file():
+        near = difflib.get_close_matches(source, ("none", "imagenet"), n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Use none, imagenet, or the path of a .pth or .safetensors file"
+        raise UsageError(f"--weights {source}", "is not a file", hint)
     state = _imagenet_state() if source == "imagenet" else read_state_dict(Path(source))
     own = net.state_dict()
     for key, value in state.items():
@@ -108,7 +116,8 @@ def load_weights(net: TileNet, source: str) -> WeightReport:
 
 def _imagenet_state() -> Mapping[str, Tensor]:
     try:
-        state: Mapping[str, Tensor] = ResNet34_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        with contextlib.redirect_stdout(sys.stderr):  # torch.hub prints there, and stdout is for results
+            state: Mapping[str, Tensor] = ResNet34_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise HistoError(
             "--weights imagenet",
