@@ -10,13 +10,15 @@ of the final m×m feature map, so it is lowered to whichever exact form has only
 Crop and normalisation are part of the graph: what goes in is what a decoder gives.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from histo_export.model import TileNet
 from histo_export.spec import CHANNELS, STAGES, ModelSpec
+
+if TYPE_CHECKING:  # imports torchvision, which those who run an exported file do not need
+    from histo_export.model import TileNet
 
 InputKind = Literal["float", "uint8"]
 """What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is bytes `(n, h, w, 3)`. RGB."""
@@ -152,7 +154,7 @@ class LoweredNet(nn.Module):
         return logits
 
 
-def lower(net: TileNet, spec: ModelSpec, kind: InputKind = "float") -> LoweredNet:
+def lower(net: "TileNet", spec: ModelSpec, kind: InputKind = "float") -> LoweredNet:
     """The lowered twin of a trained network, in evaluation mode."""
     lowered = LoweredNet(spec, kind).eval()
     lowered.stem.conv = fold_batch_norm(net.conv1, net.bn1)
