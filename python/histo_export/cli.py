@@ -567,13 +567,13 @@ def _print_accuracy(result: TrainResult) -> None:
 def _print_files(title: str, folder: Path, results: Sequence[FileParity]) -> None:
     table = _table(title)
     table.add_column("file", no_wrap=True)
-    for heading in ("size", "max |Δlogit|", "top-1", "ms at 1", "at 32"):
+    for heading in ("MB", "|Δlogit|", "top-1", "ms at 1", "at 32"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("run by")
     for r in results:
         table.add_row(
             r.file if r.passed else f"[red]{r.file}[/]",
-            f"{(folder / r.file).stat().st_size / 1e6:.1f} MB",
+            f"{(folder / r.file).stat().st_size / 1e6:.1f}",
             f"{r.max_abs:.1e}",
             f"{r.agreement:.1%}",
             f"{r.ms_per_tile[1]:.1f}",
@@ -582,8 +582,11 @@ def _print_files(title: str, folder: Path, results: Sequence[FileParity]) -> Non
         )
     out_console.print(table)
     out_console.print(
-        f"[dim]against the checkpoint in float64; allowed: {max(r.tolerance for r in results):.1e}. "
-        f"ms per tile at batch 1 and 32; {', '.join(sorted({r.executed for r in results}))}, {_threads()} threads[/]"
+        "[dim]|Δlogit|: largest difference from the checkpoint in float64 on real tiles; with noise tiles\n"
+        f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
+        f"ms per tile at batch 1 and 32:\n"
+        f"{', '.join(sorted({r.executed for r in results}))}, {_threads()} threads.[/]",
+        soft_wrap=True,
     )
 
 

@@ -164,8 +164,9 @@ def raise_if_diverged(results: Sequence[FileParity]) -> None:
         if not result.passed:
             raise HistoError(
                 result.file,
-                f"is not the checkpoint's model: logits differ by {result.max_abs:.3g} where {result.tolerance:.2g} is "
-                f"allowed, {result.agreement:.1%} of top classes agree, first diverging stage: {result.diverges}",
+                f"is not the checkpoint's model: logits differ by {result.max_relative:.2g} of a tile's largest "
+                f"where {result.tolerance:.0e} is allowed, {result.agreement:.1%} of top classes agree, "
+                f"first diverging stage: {result.diverges}",
                 "Do not ship it; histo doctor shows what ran it",
             )
 
