@@ -222,7 +222,7 @@ def test_a_loss_that_explodes_is_named_and_the_last_checkpoint_kept(
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_is_the_callers_to_handle(
-    few: TileData, spec: ModelSpec, tmp_path, monkeypatch, name: str
+    few: TileData, spec: ModelSpec, tmp_path, monkeypatch, request, name: str
 ) -> None:
     step = TileTraining.training_step
 
@@ -232,6 +232,9 @@ def test_an_interruption_is_the_callers_to_handle(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(TileTraining, "training_step", interrupted)
+    # A shell's background jobs ignore Ctrl-C, and the tests may be one.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         train(few, spec, CONFIG, tmp_path, progress=False)
