@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from histo_export.spec import ModelSpec
     from histo_export.training.run import TrainResult
 
-DEMO: tuple[str, int, int] = ("report", 3, 16)
-"""Recipe, epochs and batch size that train on the demo tiles within about a minute on two cores.
+DEMO: tuple[str, int, int, float] = ("report", 3, 16, 3e-4)
+"""Recipe, epochs, batch size and peak rate that train on the demo tiles within about a minute on two cores.
 
-In so few steps small batches learn more, and augmentation only slows the start.
+In so few steps small batches and a lower rate learn more, and augmentation only slows the start.
 """
 
 DEFAULT_FORMATS = "onnx,torchscript,native"
@@ -90,7 +90,9 @@ Weights = Annotated[
     str, typer.Option(metavar="W", help="[b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file.")
 ]
 Dropout = Annotated[float, typer.Option(metavar="P", help="Before the linear layer, while training.")]
-LearningRate = Annotated[float, typer.Option("--lr", metavar="R", help="Adam's, at its peak.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", metavar="R", help="Adam's, at its peak.  [dim]\\[default: 0.001][/dim]")
+]
 Device = Annotated[
     str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
 ]
@@ -118,7 +120,7 @@ def _export(
     mpp: Mpp = None,
     dropout: Dropout = 0.0,
     batch: Batch = None,
-    lr: LearningRate = 1e-3,
+    lr: LearningRate = None,
     formats: Annotated[
         str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2; or [b]all[/b].")
     ] = DEFAULT_FORMATS,
@@ -146,7 +148,7 @@ def _export(
     if checkpoint is not None:
         trained = {"--data": data, "--epochs": epochs, "--split": split, "--dropout": dropout or None}
         trained |= {"--weights": None if weights == "none" else weights, "--recipe": recipe, "--batch": batch}
-        trained |= {"--device": None if device == "auto" else device, "--seed": seed or None}
+        trained |= {"--lr": lr, "--device": None if device == "auto" else device, "--seed": seed or None}
         if clash := [option for option, value in trained.items() if value is not None]:
             raise UsageError(
                 clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out"
@@ -229,7 +231,7 @@ def train(
     mpp: Mpp = None,
     dropout: Dropout = 0.0,
     batch: Batch = None,
-    lr: LearningRate = 1e-3,
+    lr: LearningRate = None,
     autocast: Autocast = "auto",
     device: Device = "auto",
     devices: Annotated[int, typer.Option(metavar="N", help="GPUs (or processes) on each machine.")] = 1,
@@ -471,7 +473,7 @@ def _train(
     recipe: str | None,
     epochs: int | None,
     batch: int | None,
-    lr: float,
+    lr: float | None,
     weights: str,
     autocast: str,
     device: str,
@@ -484,8 +486,8 @@ def _train(
 ) -> TrainResult:
     from histo_export.training.recipes import RECIPES, TrainConfig
 
-    if tiles.synthetic and (recipe, epochs, batch) == (None, None, None):
-        recipe, epochs, batch = DEMO
+    if tiles.synthetic and (recipe, epochs, batch, lr) == (None, None, None, None):
+        recipe, epochs, batch, lr = DEMO
     recipe = recipe or "strong"
     _one_of("--recipe", recipe, tuple(RECIPES))
     _one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -494,7 +496,7 @@ def _train(
         recipe=recipe,
         epochs=epochs,
         batch_size=32 if batch is None else batch,
-        lr=lr,
+        lr=1e-3 if lr is None else lr,
         weights=weights,
         autocast=autocast,  # type: ignore[arg-type]  # checked above
         device=device,  # type: ignore[arg-type]  # checked above
