@@ -1,0 +1,115 @@
+/// \file
+/// The engine: runs a Model on tiles.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "histo/isa.h"
+#include "histo/model.h"
+
+namespace histo {
+
+/// Arithmetic of the convolutions and the head.
+enum class Precision : int {
+  fp32 = 0,
+};
+
+/// "fp32".
+[[nodiscard]] std::string_view name(Precision precision) noexcept;
+
+/// What an Engine is made with; the defaults suit most.
+struct EngineOptions {
+  unsigned threads = 0;  ///< 0: usable_cpus()
+  Precision precision = Precision::fp32;
+  std::optional<Isa> isa;  ///< none: default_isa()
+  std::size_t crop = 0;    ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
+};
+
+/// What an Engine really does.
+struct EngineInfo {
+  Isa isa;
+  Precision precision;
+  unsigned threads;
+  std::size_t crop;
+  std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
+  std::size_t workspace_bytes;  ///< activations, of this Engine alone; grows at the first large batch
+};
+
+/// Extents of a batch of RGB tiles, in pixels.
+struct TileShape {
+  std::size_t batch;   ///< at least 1
+  std::size_t height;  ///< at least the crop
+  std::size_t width;   ///< at least the crop
+};
+
+/// The output of a stage of the network, for finding where two implementations part.
+struct Stage {
+  std::string name;                // stem, layer1, layer2, layer3, layer4 or head
+  std::vector<std::size_t> shape;  // (batch, channels, height, width); (batch, classes) for the head
+  std::vector<float> data;         // row-major
+};
+
+/// A Model made ready to run: weights packed for the instruction set, threads started.
+///
+/// **A tile's logits are bit-identical whatever the batch it sits in, its position there and the number of
+/// threads.** They may differ in the last bits between instruction sets and between releases.
+///
+/// Preprocessing is part of it: centre crop where torchvision's CenterCrop puts it (the offset
+/// `(side - crop) / 2`, a half rounded to the even number), bytes divided by 255, mean and standard deviation
+/// per channel, all in float32 in this order; the zero padding of the convolutions comes after that.
+///
+/// A call uses the Engine's threads and workspace, so concurrent calls of run() on one Engine are allowed but
+/// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has threads and a
+/// workspace of its own.
+///
+/// \code
+/// const histo::Engine engine(histo::Model::open("bundle/model.safetensors"));
+/// std::vector<float> logits(engine.classes());
+/// engine.run(rgb_bytes, {.batch = 1, .height = 150, .width = 150}, logits);
+/// \endcode
+class Engine {
+ public:
+  /// \throws Error  unsupported where the instruction set or the precision cannot be had here, or where the
+  ///                head was folded for the map of another crop; invalid_argument for a crop below 1
+  explicit Engine(Model model, const EngineOptions& options = {});
+  Engine(const Engine& other);
+  Engine& operator=(const Engine& other);
+  Engine(Engine&& other) noexcept;
+  Engine& operator=(Engine&& other) noexcept;
+  ~Engine();
+
+  /// Logits of tiles as a decoder gives them.
+  /// \param tiles   uint8 RGB, row-major `(batch, height, width, 3)`
+  /// \param logits  float32 `(batch, classes)`; written whole
+  /// \throws Error  invalid_argument for a zero extent, a null buffer or a tile smaller than the crop,
+  ///                size_mismatch where a buffer is not as long as the shape says, size_overflow where the
+  ///                shape has no size; `logits` is untouched then
+  void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
+
+  /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
+  /// come out in that tile's logits and nowhere else.
+  void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
+
+  /// Runs a black batch, so that the first real one finds memory touched and caches filled.
+  void warmup(std::size_t batch = 1) const;
+
+  /// The outputs of the six stages, in the order of the computation; errors as run().
+  [[nodiscard]] std::vector<Stage> stages(std::span<const std::uint8_t> tiles, TileShape shape) const;
+
+  [[nodiscard]] EngineInfo info() const;
+  [[nodiscard]] const Model& model() const noexcept;
+  [[nodiscard]] std::size_t classes() const noexcept;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace histo

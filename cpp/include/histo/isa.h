@@ -1,0 +1,35 @@
+/// \file
+/// The instruction set that kernels are written in, and the choice among those that this machine has.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+namespace histo {
+
+/// Instruction sets with kernels of their own, from the lowest to the highest.
+enum class Isa : int {
+  portable = 0,  ///< what the library was compiled for: x86-64-v2, or the compiler's default elsewhere
+  avx2 = 1,      ///< AVX2 and FMA
+  avx512 = 2,    ///< AVX-512 F, BW, DQ and VL
+};
+
+/// "portable", "avx2" or "avx512".
+[[nodiscard]] std::string_view name(Isa isa) noexcept;
+
+/// The instruction sets that this machine can run, lowest first; Isa::portable is always there.
+[[nodiscard]] std::vector<Isa> usable_isas();
+
+/// The highest usable instruction set, or the one that the environment variable `HISTO_ISA` names.
+///
+/// The variable is read at each call; what was made before a change keeps what it was made with.
+///
+/// \throws Error  invalid_argument where `HISTO_ISA` names no instruction set, unsupported where it names one
+///                that this machine lacks
+[[nodiscard]] Isa default_isa();
+
+/// `isa` itself.
+/// \throws Error  unsupported where this machine cannot run it
+Isa require_usable(Isa isa);
+
+}  // namespace histo

@@ -1,0 +1,75 @@
+/// \file
+/// A trained classifier's weights and description, as `model.safetensors` holds them.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace histo {
+
+/// All that is needed, besides the weights, to turn a tile into logits.
+struct ModelSpec {
+  std::size_t pool = 1;               ///< n of the n x n adaptive average pool that was trained
+  std::vector<std::string> classes;   ///< names, UTF-8, in the order of the logits; at least one
+  std::size_t crop = 128;             ///< side in pixels of the centre crop that the network sees
+  std::size_t tile_size = 150;        ///< side in pixels of the tiles that the model was made for
+  std::array<float, 3> mean{};        ///< per RGB channel, of values in [0, 1]
+  std::array<float, 3> std{1, 1, 1};  ///< as mean; greater than zero
+  std::optional<double> mpp;          ///< micrometres per pixel of the tiles, where known
+  std::size_t head_pool = 1;          ///< the pool that the stored linear layer expects (see docs/bundle.md)
+};
+
+/// Side of the final feature map for a crop of `crop` pixels: five halvings, each rounding up (128 gives 4).
+[[nodiscard]] std::size_t map_size(std::size_t crop) noexcept;
+
+/// A float32 tensor inside a Model; lives as long as any copy of that Model.
+struct TensorView {
+  std::span<const std::size_t> shape;
+  std::span<const float> data;  ///< row-major
+};
+
+/// The contents of a `model.safetensors`: immutable, and cheap to copy, for copies share the weights. Any
+/// number of threads and engines may use one Model at the same time.
+///
+/// The file is taken for hostile until shown otherwise: header size, JSON, offsets, overlaps, gaps, dtypes,
+/// the presence and shape of every tensor, and the finiteness of every weight are checked before anything is
+/// used. Nothing in a file can make this code run anything. The format is documented in docs/bundle.md; the
+/// container is that of https://github.com/huggingface/safetensors.
+///
+/// \code
+/// const histo::Model model = histo::Model::open("bundle/model.safetensors");
+/// std::cout << model.spec().classes.size() << " classes\n";
+/// \endcode
+class Model {
+ public:
+  /// Maps the file into memory; pages are read when they are needed and shared between processes. The file
+  /// must not be changed while a Model holds it.
+  /// \throws Error  io where the file cannot be read, invalid_file where it is not a valid model
+  [[nodiscard]] static Model open(const std::filesystem::path& file);
+
+  /// Copies `bytes`, the contents of such a file.
+  /// \throws Error  invalid_argument where `bytes` is null or empty, invalid_file as open() does
+  [[nodiscard]] static Model from_memory(std::span<const std::byte> bytes);
+
+  [[nodiscard]] const ModelSpec& spec() const noexcept;
+
+  /// \throws Error  invalid_argument where the model has no tensor of that name
+  [[nodiscard]] TensorView tensor(std::string_view name) const;
+
+  /// Bytes that the file takes.
+  [[nodiscard]] std::size_t size_bytes() const noexcept;
+
+ private:
+  struct Contents;
+  explicit Model(std::shared_ptr<const Contents> contents) noexcept;
+  std::shared_ptr<const Contents> contents_;
+};
+
+}  // namespace histo

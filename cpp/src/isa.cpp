@@ -1,0 +1,70 @@
+#include "histo/isa.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#include "histo/build_config.h"
+#include "histo/error.h"
+
+namespace histo {
+namespace {
+
+std::string names(const std::vector<Isa>& isas) {
+  std::string list;
+  for (const Isa isa : isas) {
+    list += (list.empty() ? "" : ", ") + std::string(name(isa));
+  }
+  return list;
+}
+
+}  // namespace
+
+std::string_view name(Isa isa) noexcept {
+  switch (isa) {
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::vector<Isa> usable_isas() {
+  const CpuInfo cpu = cpu_info();
+  std::vector<Isa> isas{Isa::portable};
+  if (cpu.avx2 && cpu.fma) {
+    isas.push_back(Isa::avx2);
+    if (cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl) {
+      isas.push_back(Isa::avx512);
+    }
+  }
+  return isas;
+}
+
+Isa require_usable(Isa isa) {
+  const std::vector<Isa> usable = usable_isas();
+  if (std::ranges::find(usable, isa) == usable.end()) {
+    throw Error(ErrorCode::unsupported, "instruction set " + std::string(name(isa)) +
+                                            " is not usable here; usable: " + names(usable));
+  }
+  return isa;
+}
+
+Isa default_isa() {
+  const char* const forced = std::getenv("HISTO_ISA");
+  if (forced == nullptr || *forced == '\0') {
+    return usable_isas().back();
+  }
+  const std::vector<Isa> all{Isa::portable, Isa::avx2, Isa::avx512};
+  const auto found = std::ranges::find(all, std::string_view(forced), [](Isa isa) { return name(isa); });
+  if (found == all.end()) {
+    throw Error(ErrorCode::invalid_argument,
+                "HISTO_ISA is \"" + std::string(forced) + "\"; it must be one of " + names(all));
+  }
+  return require_usable(*found);
+}
+
+}  // namespace histo
