@@ -12,22 +12,24 @@
 #include <string_view>
 #include <vector>
 
+#include "histo/api.h"
+
 namespace histo {
 
 /// All that is needed, besides the weights, to turn a tile into logits.
 struct ModelSpec {
-  std::size_t pool = 1;               ///< n of the n x n adaptive average pool that was trained
-  std::vector<std::string> classes;   ///< names, UTF-8, in the order of the logits; at least one
-  std::size_t crop = 128;             ///< side in pixels of the centre crop that the network sees
-  std::size_t tile_size = 150;        ///< side in pixels of the tiles that the model was made for
-  std::array<float, 3> mean{};        ///< per RGB channel, of values in [0, 1]
-  std::array<float, 3> std{1, 1, 1};  ///< as mean; greater than zero
-  std::optional<double> mpp;          ///< micrometres per pixel of the tiles, where known
-  std::size_t head_pool = 1;          ///< the pool that the stored linear layer expects (see docs/bundle.md)
+  std::size_t pool = 1;                      ///< n of the n x n adaptive average pool that was trained
+  std::vector<std::string> classes;          ///< names, UTF-8, in the order of the logits; at least two
+  std::size_t crop = 128;                    ///< side in pixels of the centre crop that the network sees
+  std::size_t tile_size = 150;               ///< side in pixels of the tiles that the model was made for
+  std::array<float, 3> mean{};               ///< per RGB channel, of values in [0, 1]
+  std::array<float, 3> std{1, 1, 1};         ///< as mean; greater than zero
+  std::optional<double> mpp = std::nullopt;  ///< micrometres per pixel of the tiles, where known
+  std::size_t head_pool = 1;  ///< the pool that the stored linear layer expects (see docs/bundle.md)
 };
 
 /// Side of the final feature map for a crop of `crop` pixels: five halvings, each rounding up (128 gives 4).
-[[nodiscard]] std::size_t map_size(std::size_t crop) noexcept;
+[[nodiscard]] HISTO_API std::size_t map_size(std::size_t crop) noexcept;
 
 /// A float32 tensor inside a Model; lives as long as any copy of that Model.
 struct TensorView {
@@ -47,7 +49,7 @@ struct TensorView {
 /// const histo::Model model = histo::Model::open("bundle/model.safetensors");
 /// std::cout << model.spec().classes.size() << " classes\n";
 /// \endcode
-class Model {
+class HISTO_API Model {
  public:
   /// Maps the file into memory; pages are read when they are needed and shared between processes. The file
   /// must not be changed while a Model holds it.
@@ -67,7 +69,7 @@ class Model {
   [[nodiscard]] std::size_t size_bytes() const noexcept;
 
  private:
-  struct Contents;
+  struct HISTO_HIDDEN Contents;
   explicit Model(std::shared_ptr<const Contents> contents) noexcept;
   std::shared_ptr<const Contents> contents_;
 };

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <filesystem>
 
+#include "histo/api.h"
 #include "histo/engine.h"
 
 namespace histo {
@@ -21,6 +22,6 @@ struct SelfTestResult {
 /// Runs the golden tiles of a bundle (`golden.safetensors`: `tiles` uint8 `(n, side, side, 3)`, `logits`
 /// float64 `(n, classes)`) and compares with the float64 reference.
 /// \throws Error  io, invalid_file as Model::open(); size_mismatch where the tiles are not of this model
-[[nodiscard]] SelfTestResult self_test(const Engine& engine, const std::filesystem::path& golden);
+[[nodiscard]] HISTO_API SelfTestResult self_test(const Engine& engine, const std::filesystem::path& golden);
 
 }  // namespace histo

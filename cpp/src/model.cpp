@@ -1,0 +1,57 @@
+#include "histo/model.h"
+
+#include <utility>
+
+#include "file_bytes.h"
+#include "histo/error.h"
+#include "model_format.h"
+#include "safetensors.h"
+
+namespace histo {
+
+struct Model::Contents {
+  FileBytes file;
+  Safetensors container;  // points into `file`
+  ModelSpec spec;
+
+  explicit Contents(FileBytes bytes) : file(std::move(bytes)), container(read_safetensors(file.bytes)) {
+    spec = read_model_spec(container);
+    check_model_tensors(container, spec);
+    check_model_values(container, spec);
+  }
+};
+
+Model::Model(std::shared_ptr<const Contents> contents) noexcept : contents_(std::move(contents)) {}
+
+Model Model::open(const std::filesystem::path& file) {
+  try {
+    return Model(std::make_shared<const Contents>(map_file(file)));
+  } catch (const Error& error) {
+    throw Error(error.code(), file.string() + ": " + error.what());
+  }
+}
+
+Model Model::from_memory(std::span<const std::byte> bytes) {
+  if (bytes.empty()) {  // which a null pointer is too
+    throw Error(ErrorCode::invalid_argument, "bytes is null or empty; it must hold a model.safetensors");
+  }
+  try {
+    return Model(std::make_shared<const Contents>(copy_bytes(bytes)));
+  } catch (const Error& error) {
+    throw Error(error.code(), std::string("model in memory: ") + error.what());
+  }
+}
+
+const ModelSpec& Model::spec() const noexcept { return contents_->spec; }
+
+TensorView Model::tensor(std::string_view name) const {
+  const StoredTensor* const tensor = contents_->container.find(name);
+  if (tensor == nullptr) {
+    throw Error(ErrorCode::invalid_argument, "the model has no tensor " + in_quotes(name));
+  }
+  return {.shape = tensor->shape, .data = tensor->values<float>()};
+}
+
+std::size_t Model::size_bytes() const noexcept { return contents_->file.bytes.size(); }
+
+}  // namespace histo

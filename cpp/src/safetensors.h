@@ -1,0 +1,74 @@
+// A strict reader of the safetensors container (https://github.com/huggingface/safetensors):
+//
+//     8 bytes   n, little-endian
+//     n bytes   JSON: {"NAME": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..,
+//                      "__metadata__": {"KEY": "VALUE", ..}}
+//     the rest  the tensors' data, row-major and little-endian; offsets count from here
+//
+// The file is taken for hostile. Nothing in it is used before it has been checked, and what is not checked is
+// not used.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace histo {
+
+struct StoredTensor {
+  std::string name;
+  std::string_view dtype;  // "F32", "F64", "U8", .. as the container spells it
+  std::vector<std::size_t> shape;
+  std::span<const std::byte> bytes;  // as many as dtype and shape say, aligned to the size of an element
+
+  // The elements as float (F32), double (F64) or std::uint8_t (U8). Throws Error (invalid_file) where the
+  // tensor is of another dtype.
+  template <typename T>
+  [[nodiscard]] std::span<const T> values() const {
+    static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, std::uint8_t>);
+    check_dtype(std::is_same_v<T, float> ? "F32" : std::is_same_v<T, double> ? "F64" : "U8");
+    return {reinterpret_cast<const T*>(bytes.data()), bytes.size() / sizeof(T)};
+  }
+
+  // Throws Error (invalid_file) where the tensor is of another shape.
+  void check_shape(std::span<const std::size_t> expected) const;
+
+ private:
+  void check_dtype(std::string_view expected) const;
+};
+
+struct Safetensors {
+  std::vector<StoredTensor> tensors;                          // sorted by name; no name is there twice
+  std::vector<std::pair<std::string, std::string>> metadata;  // sorted by key; no key is there twice
+
+  // Null where there is none of that name.
+  [[nodiscard]] const StoredTensor* find(std::string_view name) const noexcept;
+  [[nodiscard]] const std::string* find_metadata(std::string_view key) const noexcept;
+};
+
+// Reads the header of `file`, whose first byte must be aligned to 8 bytes (FileBytes are). The tensors point
+// into `file`.
+//
+// Beyond what the container asks for (unique names, sizes that fit, no overlap, no gap, nothing behind the
+// last tensor) a header may take at most 1 MiB, and data must be aligned to the size of their elements, so
+// that they can be used where they lie. The sub-byte and complex dtypes are unknown.
+//
+// Throws Error (invalid_file) without the file's name, which the caller knows.
+[[nodiscard]] Safetensors read_safetensors(std::span<const std::byte> file);
+
+// Throws Error (invalid_file) where a value is NaN or infinite. Reads about as fast as memory does.
+void check_finite(const StoredTensor& tensor, std::span<const float> values);
+
+// A name out of a file, fit to stand in a message: in quotes, cut where it is long, no control characters.
+[[nodiscard]] std::string in_quotes(std::string_view name);
+
+// "[64, 3, 7, 7]"
+[[nodiscard]] std::string shape_text(std::span<const std::size_t> shape);
+
+}  // namespace histo

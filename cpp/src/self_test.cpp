@@ -1,0 +1,138 @@
+#include "histo/self_test.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "file_bytes.h"
+#include "histo/error.h"
+#include "safetensors.h"
+
+namespace histo {
+namespace {
+
+// As TOLERANCE in python/histo_export/parity.py, where its reason is.
+constexpr double fp32_tolerance = 5e-5;
+
+// Tiles per call of the engine, so that its workspace does not grow with the file.
+constexpr std::size_t batch = 8;
+
+struct Golden {
+  std::size_t count;
+  std::size_t side;
+  std::size_t classes;
+  std::span<const std::uint8_t> tiles;  // (count, side, side, 3)
+  std::span<const double> logits;       // (count, classes)
+};
+
+[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::invalid_file, message); }
+
+const StoredTensor& required(const Safetensors& file, const char* name) {
+  const StoredTensor* const tensor = file.find(name);
+  if (tensor == nullptr) {
+    fail(std::string("is not a golden file: it has no tensor ") + in_quotes(name));
+  }
+  return *tensor;
+}
+
+Golden read_golden(const Safetensors& file) {
+  if (const std::string* const format = file.find_metadata("histo.format"); format && *format != "1") {
+    fail("histo.format is " + in_quotes(*format) +
+         "; this version reads \"1\". Export again, or update histo");
+  }
+  const StoredTensor& tiles = required(file, "tiles");
+  const StoredTensor& logits = required(file, "logits");
+  const Golden golden{.count = tiles.shape.empty() ? 0 : tiles.shape[0],
+                      .side = tiles.shape.size() < 2 ? 0 : tiles.shape[1],
+                      .classes = logits.shape.size() < 2 ? 0 : logits.shape[1],
+                      .tiles = tiles.values<std::uint8_t>(),
+                      .logits = logits.values<double>()};
+  tiles.check_shape(std::array{golden.count, golden.side, golden.side, std::size_t{3}});
+  logits.check_shape(std::array{golden.count, golden.classes});
+  if (golden.count == 0 || golden.side == 0 || golden.classes == 0) {
+    fail("tensors \"tiles\" and \"logits\" are empty");
+  }
+  if (!std::ranges::all_of(golden.logits, [](double value) { return std::isfinite(value); })) {
+    fail("tensor \"logits\" has NaN or infinity");
+  }
+  // The outputs of the stages are for finding where an export parts from its checkpoint; nothing is compared
+  // with them here.
+  for (const StoredTensor& tensor : file.tensors) {
+    if (std::string_view(tensor.name).starts_with("stage.")) {
+      check_finite(tensor, tensor.values<float>());
+    } else if (tensor.name != "tiles" && tensor.name != "logits") {
+      fail("tensor " + in_quotes(tensor.name) + " is not part of a golden file");
+    }
+  }
+  return golden;
+}
+
+void check_fits(const Golden& golden, const Engine& engine) {
+  const ModelSpec& spec = engine.model().spec();
+  const auto differ = [](const std::string& what, std::size_t theirs, std::size_t ours) {
+    throw Error(ErrorCode::size_mismatch, "is of another model: it has " + what + " " +
+                                              std::to_string(theirs) + ", the engine " +
+                                              std::to_string(ours));
+  };
+  if (golden.classes != engine.classes()) {
+    differ("classes", golden.classes, engine.classes());
+  }
+  if (golden.side != spec.tile_size) {
+    differ("tiles of side", golden.side, spec.tile_size);
+  }
+  if (engine.info().crop != spec.crop) {
+    differ("logits for the crop", spec.crop, engine.info().crop);
+  }
+}
+
+// Adds one tile to `result`. The top class needs no look of its own: within the tolerance two logits can only
+// change places where they lie closer than twice that, which is a tie.
+void compare(std::span<const float> logits, std::span<const double> reference, SelfTestResult& result) {
+  double max_abs = 0;
+  double magnitude = 1;
+  for (std::size_t k = 0; k < reference.size(); ++k) {
+    const double delta = std::abs(static_cast<double>(logits[k]) - reference[k]);
+    max_abs = std::max(max_abs, std::isnan(delta) ? std::numeric_limits<double>::infinity() : delta);
+    magnitude = std::max(magnitude, std::abs(reference[k]));
+  }
+  result.max_abs = std::max(result.max_abs, max_abs);
+  result.max_relative = std::max(result.max_relative, max_abs / magnitude);
+}
+
+SelfTestResult replay(const Engine& engine, const Golden& golden) {
+  SelfTestResult result{.tiles = golden.count, .tolerance = fp32_tolerance};
+  const std::size_t tile_bytes = golden.tiles.size() / golden.count;
+  std::vector<float> logits;
+  for (std::size_t first = 0; first < golden.count; first += batch) {
+    const std::size_t count = std::min(batch, golden.count - first);
+    logits.resize(count * golden.classes);
+    engine.run(golden.tiles.subspan(first * tile_bytes, count * tile_bytes),
+               {.batch = count, .height = golden.side, .width = golden.side}, logits);
+    for (std::size_t i = 0; i < count; ++i) {
+      compare(std::span(logits).subspan(i * golden.classes, golden.classes),
+              golden.logits.subspan((first + i) * golden.classes, golden.classes), result);
+    }
+  }
+  result.passed = result.max_relative <= result.tolerance;
+  return result;
+}
+
+}  // namespace
+
+SelfTestResult self_test(const Engine& engine, const std::filesystem::path& golden) {
+  try {
+    const FileBytes file = map_file(golden);
+    const Safetensors container = read_safetensors(file.bytes);
+    const Golden tiles = read_golden(container);
+    check_fits(tiles, engine);
+    return replay(engine, tiles);
+  } catch (const Error& error) {
+    throw Error(error.code(), golden.string() + ": " + error.what());
+  }
+}
+
+}  // namespace histo
