@@ -1,0 +1,153 @@
+#include "thread_pool.h"
+
+#include <chrono>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "histo/error.h"
+
+#ifdef __unix__
+#include <unistd.h>
+#endif
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace histo {
+namespace {
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#endif
+}
+
+int process_id() {
+#ifdef __unix__
+  return getpid();
+#else
+  return 0;  // no fork
+#endif
+}
+
+// Waits until `value` differs from `old`: watching first, then asleep. Returns what it saw.
+std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::microseconds(50);
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (const std::uint32_t now = value.load(std::memory_order_acquire); now != old) {
+        return now;
+      }
+      relax();
+    }
+  } while (Clock::now() < end);
+  value.wait(old, std::memory_order_acquire);
+  return value.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
+  if (threads == 0 || threads > most_threads) {
+    throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads) +
+                                                 "; it must be between 1 and " +
+                                                 std::to_string(most_threads));
+  }
+  try {
+    workers_.reserve(threads - 1);
+    while (workers_.size() < threads - 1) {
+      workers_.emplace_back([this] { worker(); });
+    }
+  } catch (const std::system_error& error) {
+    end_workers();  // or joining those that run would take for ever
+    throw Error(ErrorCode::unsupported, "only " + std::to_string(workers_.size() + 1) + " of " +
+                                            std::to_string(threads) + " threads can be had (" + error.what() +
+                                            "); ask for fewer, or raise the limit (ulimit -u, pids.max)");
+  } catch (...) {
+    end_workers();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  if (process_ != process_id()) {
+    // The threads are not here, and their handles may by now be those of others: neither join nor detach.
+    static_cast<void>(new std::vector<std::jthread>(std::move(workers_)));
+    return;
+  }
+  end_workers();
+}
+
+void ThreadPool::end_workers() noexcept {
+  stop_.store(true, std::memory_order_relaxed);
+  round_.fetch_add(1, std::memory_order_seq_cst);
+  round_.notify_all();
+}
+
+void ThreadPool::run(std::size_t count, Call call, const void* context) {
+  if (process_ != process_id() || taken_.exchange(true, std::memory_order_acquire)) {
+    for (std::size_t i = 0; i < count; ++i) {
+      call(context, i);
+    }
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  count_ = count;
+  next_.store(0, std::memory_order_relaxed);
+  thrown_.store(false, std::memory_order_relaxed);
+  inside_.fetch_and(~closed, std::memory_order_release);
+  // A notification is skipped where nobody sleeps, which is found out by a load that must come after this
+  // store: hence the strongest order.
+  round_.fetch_add(1, std::memory_order_seq_cst);
+  round_.notify_all();
+
+  work();
+  // From here on no worker gets in; those inside have taken their last iteration or are about to see that
+  // there is none. `inside_` is one variable, so a worker either came before this or sees it.
+  std::uint32_t inside = inside_.fetch_or(closed, std::memory_order_acq_rel) | closed;
+  while (inside != closed) {
+    inside = wait_for_change(inside_, inside);
+  }
+  const std::exception_ptr error = std::exchange(error_, nullptr);
+  taken_.store(false, std::memory_order_release);
+  if (error) {
+    std::rethrow_exception(error);
+  }
+}
+
+void ThreadPool::work() noexcept {
+  try {
+    for (std::size_t i = next_.fetch_add(1, std::memory_order_relaxed); i < count_;
+         i = next_.fetch_add(1, std::memory_order_relaxed)) {
+      call_(context_, i);
+    }
+  } catch (...) {
+    next_.store(count_, std::memory_order_relaxed);
+    if (!thrown_.exchange(true, std::memory_order_relaxed)) {
+      error_ = std::current_exception();
+    }
+  }
+}
+
+void ThreadPool::worker() noexcept {
+  std::uint32_t seen = 0;
+  while (true) {
+    seen = wait_for_change(round_, seen);
+    if (stop_.load(std::memory_order_relaxed)) {
+      return;
+    }
+    // Late for the loop that raised `round_`, a worker is turned away or helps with the one after it.
+    if ((inside_.fetch_add(1, std::memory_order_acq_rel) & closed) == 0) {
+      work();
+    }
+    if (inside_.fetch_sub(1, std::memory_order_seq_cst) == closed + 1) {
+      inside_.notify_one();
+    }
+  }
+}
+
+}  // namespace histo

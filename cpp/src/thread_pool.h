@@ -1,0 +1,78 @@
+// A fixed set of threads that share the iterations of a loop.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <thread>
+#include <vector>
+
+namespace histo {
+
+// The caller works too, so a pool of n threads starts n - 1 workers. Between loops they watch for the next
+// one for some 50 microseconds, longer than the gap between two layers, and then sleep: idle threads that
+// spin would slow whatever else the process does. The caller waits only for workers that have begun, so a
+// loop that is over before a worker wakes does not pay for the waking.
+//
+// In a forked child, which has no workers, the caller works alone.
+class ThreadPool {
+ public:
+  // Throws Error: invalid_argument for 0 and for more than `most_threads`, unsupported where the system does
+  // not give that many.
+  explicit ThreadPool(unsigned threads);
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool();  // not while a loop runs
+
+  // More than any machine has CPUs. A number that was meant as -1 must not start threads until none is left.
+  static constexpr unsigned most_threads = 4096;
+
+  [[nodiscard]] unsigned threads() const noexcept { return static_cast<unsigned>(workers_.size()) + 1; }
+
+  // body(i) for 0 <= i < count, in any order, on any of the threads; returns when all are done. While one
+  // thread is in here another's call, and a call from inside a body, does all of its work alone. What a body
+  // throws comes out of here once nobody works any more; the iterations not begun by then are left out.
+  template <typename Body>
+  void for_each(std::size_t count, const Body& body) {
+    if (count <= 1 || workers_.empty()) {
+      for (std::size_t i = 0; i < count; ++i) {
+        body(i);
+      }
+      return;
+    }
+    run(count, [](const void* context, std::size_t i) { (*static_cast<const Body*>(context))(i); }, &body);
+  }
+
+ private:
+  using Call = void (*)(const void* context, std::size_t i);
+
+  void run(std::size_t count, Call call, const void* context);
+  void work() noexcept;
+  void worker() noexcept;
+  void end_workers() noexcept;
+
+  // The highest bit of `inside_`; below it is the number of workers that may touch the loop at hand.
+  static constexpr std::uint32_t closed = std::uint32_t{1} << 31U;
+
+  // Each group has a cache line of its own: what one thread writes in a hurry another one watches.
+
+  // The loop at hand, written only while `inside_` is `closed` and no more.
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  std::size_t count_ = 0;
+  std::atomic<std::size_t> next_{0};
+  std::atomic<bool> thrown_{false};
+  std::exception_ptr error_;  // written by whoever raised `thrown_`
+
+  alignas(64) std::atomic<std::uint32_t> inside_{closed};
+
+  alignas(64) std::atomic<std::uint32_t> round_{0};  // raised for each loop, and at the end
+  std::atomic<bool> stop_{false};
+
+  alignas(64) std::atomic<bool> taken_{false};  // by a caller; not a mutex, since it may find itself in here
+  int process_;                                 // that started the workers
+  std::vector<std::jthread> workers_;           // last, so that they are joined before the rest goes
+};
+
+}  // namespace histo
