@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "histo/api.h"
 #include "histo/isa.h"
 #include "histo/model.h"
 
@@ -22,20 +23,54 @@ enum class Precision : int {
 };
 
 /// "fp32".
-[[nodiscard]] std::string_view name(Precision precision) noexcept;
+[[nodiscard]] HISTO_API std::string_view name(Precision precision) noexcept;
+
+/// What the choice of algorithms is made for. It is made once, never by the batch at hand, so that a tile's
+/// logits do not depend on its batch.
+enum class Profile : int {
+  throughput = 0,  ///< fewest operations: for batches of 8 and more
+  latency = 1,     ///< fewer bytes of weights in the deep layers: for single tiles
+};
+
+/// "throughput" or "latency".
+[[nodiscard]] HISTO_API std::string_view name(Profile profile) noexcept;
+
+/// Which algorithms an Engine may use for its convolutions.
+enum class Algorithm : int {
+  fastest =
+      0,       ///< Winograd's where it applies: 4 times fewer multiplications, about twice the rounding error
+  direct = 1,  ///< the definition alone
+};
+
+/// "fastest" or "direct".
+[[nodiscard]] HISTO_API std::string_view name(Algorithm algorithm) noexcept;
+
+/// The algorithm that a layer runs.
+enum class Convolution : int {
+  direct = 0,
+  winograd2 = 1,  ///< Winograd's F(2 x 2, 3 x 3)
+  winograd4 = 2,  ///< Winograd's F(4 x 4, 3 x 3)
+};
+
+/// "direct", "winograd2" or "winograd4".
+[[nodiscard]] HISTO_API std::string_view name(Convolution convolution) noexcept;
 
 /// What an Engine is made with; the defaults suit most.
 struct EngineOptions {
   unsigned threads = 0;  ///< 0: usable_cpus()
   Precision precision = Precision::fp32;
-  std::optional<Isa> isa;  ///< none: default_isa()
-  std::size_t crop = 0;    ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
+  std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
+  std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
+  Profile profile = Profile::throughput;
+  Algorithm algorithm = Algorithm::fastest;
 };
 
 /// What an Engine really does.
 struct EngineInfo {
   Isa isa;
   Precision precision;
+  Profile profile;
+  Algorithm algorithm;
   unsigned threads;
   std::size_t crop;
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
@@ -56,14 +91,23 @@ struct Stage {
   std::vector<float> data;         // row-major
 };
 
+/// A convolution of the network, or the head, in the order of the computation.
+struct LayerTime {
+  std::string name;                        ///< stem, layer1.0.conv1, ... or head
+  Convolution convolution;                 ///< direct for the head, too
+  std::size_t channels, height, width;     ///< of the output
+  std::size_t multiply_adds;               ///< per tile, by the definition
+  std::size_t executed_multiply_adds = 0;  ///< per tile, after Winograd's reduction; its transforms apart
+  double seconds = 0;                      ///< for the batch that was timed
+};
+
 /// A Model made ready to run: weights packed for the instruction set, threads started.
 ///
 /// **A tile's logits are bit-identical whatever the batch it sits in, its position there and the number of
 /// threads.** They may differ in the last bits between instruction sets and between releases.
 ///
-/// Preprocessing is part of it: centre crop where torchvision's CenterCrop puts it (the offset
-/// `(side - crop) / 2`, a half rounded to the even number), bytes divided by 255, mean and standard deviation
-/// per channel, all in float32 in this order; the zero padding of the convolutions comes after that.
+/// Preprocessing is part of it: see histo/preprocess.h. The zero padding of the convolutions comes after
+/// that.
 ///
 /// A call uses the Engine's threads and workspace, so concurrent calls of run() on one Engine are allowed but
 /// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has threads and a
@@ -74,10 +118,10 @@ struct Stage {
 /// std::vector<float> logits(engine.classes());
 /// engine.run(rgb_bytes, {.batch = 1, .height = 150, .width = 150}, logits);
 /// \endcode
-class Engine {
+class HISTO_API Engine {
  public:
   /// \throws Error  unsupported where the instruction set or the precision cannot be had here, or where the
-  ///                head was folded for the map of another crop; invalid_argument for a crop below 1
+  ///                head was folded for the map of another crop; out_of_memory
   explicit Engine(Model model, const EngineOptions& options = {});
   Engine(const Engine& other);
   Engine& operator=(const Engine& other);
@@ -98,17 +142,23 @@ class Engine {
   void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
 
   /// Runs a black batch, so that the first real one finds memory touched and caches filled.
+  /// \throws Error  as run()
   void warmup(std::size_t batch = 1) const;
 
   /// The outputs of the six stages, in the order of the computation; errors as run().
   [[nodiscard]] std::vector<Stage> stages(std::span<const std::uint8_t> tiles, TileShape shape) const;
+
+  /// What the layers are, and how long each takes for a batch (one run; repeat it and take medians). The
+  /// stem's time holds the preprocessing and the maximum behind it. Errors as run().
+  [[nodiscard]] std::vector<LayerTime> layer_times(std::span<const std::uint8_t> tiles,
+                                                   TileShape shape) const;
 
   [[nodiscard]] EngineInfo info() const;
   [[nodiscard]] const Model& model() const noexcept;
   [[nodiscard]] std::size_t classes() const noexcept;
 
  private:
-  struct State;
+  struct HISTO_HIDDEN State;
   std::unique_ptr<State> state_;
 };
 

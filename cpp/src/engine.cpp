@@ -1,0 +1,704 @@
+#include "histo/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "aligned_buffer.h"
+#include "checks.h"
+#include "histo/build_config.h"
+#include "histo/fused_head.h"
+#include "kernels/kernels.h"
+#include "network.h"
+#include "normaliser.h"
+#include "plan.h"
+#include "thread_pool.h"
+#include "weight_packing.h"
+
+namespace histo {
+namespace {
+
+using kernels::Range;
+using kernels::Strides;
+
+constexpr std::array stage_names = {"stem", "layer1", "layer2", "layer3", "layer4", "head"};
+
+// Output pixels or Winograd tiles that a task computes: enough of them to pay for reading the weights, few
+// enough for their intermediates to stay in the second-level cache. Multiples of the 6 rows of the
+// micro-kernel.
+constexpr std::size_t most_pixels = 192;
+constexpr std::size_t most_tiles = 36;
+
+// Floats between planes that would otherwise lie a multiple of 4 KiB apart, and so compete for one set of
+// the first-level cache.
+constexpr std::size_t plane_padding = 16;
+
+// Floats of the stem's map that a task keeps before their maximum is taken: half a megabyte.
+constexpr std::size_t stem_floats = std::size_t{1} << 17U;
+
+constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+
+// Cuts `total` into pieces of at most `most`, all but the last of them equal and multiples of 6.
+std::size_t piece_size(std::size_t total, std::size_t most) {
+  const std::size_t pieces = ceil_div(total, most);
+  return ceil_div(ceil_div(total, pieces), 6) * 6;
+}
+
+std::size_t winograd_tile(Convolution algorithm) { return algorithm == Convolution::winograd4 ? 4 : 2; }
+
+struct PackedLayer {
+  AlignedBuffer weight;
+  AlignedBuffer bias;  // padded with zeros to whole blocks
+  std::size_t blocks;
+};
+
+PackedLayer allocate_packed(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
+  const std::size_t blocks = ceil_div(layer.outputs, block);
+  PackedLayer packed{.weight = AlignedBuffer(blocks * packed_block_size(layer, algorithm, block)),
+                     .bias = AlignedBuffer(blocks * block),
+                     .blocks = blocks};
+  std::ranges::copy(layer.bias, packed.bias.data());
+  return packed;
+}
+
+FusedHead make_head(const Model& model, Isa isa) {
+  const TensorView weight = model.tensor("head.linear.weight");
+  const std::size_t cells = model.spec().head_pool * model.spec().head_pool;
+  return {model.spec().head_pool,
+          weight.shape[1] / cells,
+          model.spec().classes.size(),
+          weight.data,
+          model.tensor("head.linear.bias").data,
+          {.threads = 1, .isa = isa}};
+}
+
+EngineOptions resolved(const Model& model, EngineOptions options) {
+  const ModelSpec& spec = model.spec();
+  options.threads = options.threads == 0 ? usable_cpus() : options.threads;
+  options.isa = require_usable(options.isa ? *options.isa : default_isa());
+  options.crop = options.crop == 0 ? spec.crop : options.crop;
+  if (options.precision != Precision::fp32) {
+    throw Error(ErrorCode::unsupported, "this precision is not one of this library's; use fp32");
+  }
+  if (spec.head_pool != spec.pool && map_size(options.crop) != map_size(spec.crop)) {
+    throw Error(ErrorCode::unsupported, "crop " + std::to_string(options.crop) +
+                                            " gives another feature map than crop " +
+                                            std::to_string(spec.crop) +
+                                            ", for which the head of this model was folded; export for it");
+  }
+  return options;
+}
+
+// All that an Engine and its copies share; never changes once made.
+struct Prepared {
+  Model model;
+  EngineOptions options;
+  const kernels::Table& kernel;
+  Network network;
+  Plan plan;
+  FusedHead head;
+  Normaliser normaliser;
+  PackedLayer stem;
+  std::vector<PackedLayer> layers;  // of plan.steps
+
+  Prepared(Model m, const EngineOptions& given, ThreadPool& threads)
+      : model(std::move(m)),
+        options(given),
+        kernel(kernels::table(*options.isa)),
+        network(read_network(model)),
+        plan(make_plan(network, options.crop, options.profile, options.algorithm)),
+        head(make_head(model, *options.isa)),
+        normaliser(model.spec(), options.crop),
+        stem(allocate_packed(network.stem, Convolution::direct, kernel.conv_block)) {
+    struct Task {
+      const ConvLayer* layer;
+      Convolution algorithm;
+      PackedLayer* packed;
+      std::size_t block;
+    };
+    std::vector<Task> tasks;
+    const auto add = [&](const ConvLayer& layer, Convolution algorithm, PackedLayer& packed) {
+      for (std::size_t block = 0; block < packed.blocks; ++block) {
+        tasks.push_back({&layer, algorithm, &packed, block});
+      }
+    };
+    for (const Step& step : plan.steps) {
+      layers.push_back(allocate_packed(*step.layer, step.algorithm, kernel.conv_block));
+    }
+    add(network.stem, Convolution::direct, stem);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      add(*plan.steps[i].layer, plan.steps[i].algorithm, layers[i]);
+    }
+    threads.for_each(tasks.size(), [&](std::size_t i) {
+      const Task& task = tasks[i];
+      const std::size_t size = packed_block_size(*task.layer, task.algorithm, kernel.conv_block);
+      pack_weight(*task.layer, task.algorithm, kernel.conv_block, task.block,
+                  task.packed->weight.data() + task.block * size);
+    });
+  }
+
+  [[nodiscard]] std::size_t weight_bytes() const {
+    const auto size = [](const PackedLayer& l) { return (l.weight.size() + l.bias.size()) * sizeof(float); };
+    std::size_t bytes = size(stem);
+    for (const PackedLayer& layer : layers) {
+      bytes += size(layer);
+    }
+    return bytes + (model.tensor("head.linear.weight").data.size() + head.classes()) * sizeof(float);
+  }
+};
+
+// What a run leaves behind besides the logits, for whoever asks.
+struct Record {
+  std::vector<Stage>* stages = nullptr;
+  std::vector<LayerTime>* times = nullptr;
+};
+
+// Adds the time until its end to one entry of a Record.
+class Timer {
+ public:
+  Timer(const Record& record, std::size_t layer)
+      : seconds_(record.times == nullptr ? nullptr : &(*record.times)[layer].seconds) {
+    if (seconds_ != nullptr) {
+      start_ = std::chrono::steady_clock::now();
+    }
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+  ~Timer() {
+    if (seconds_ != nullptr) {
+      *seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+  }
+
+ private:
+  double* seconds_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+// How one Winograd convolution is cut into tasks.
+struct WinogradTasks {
+  std::size_t tiles;  // in all
+  std::size_t piece;  // tiles of a task
+  bool fused;  // a task transforms its own input; else that is done first, and tasks split by channels, too
+  std::size_t plane;           // of the transformed input
+  std::size_t products_plane;  // of the products
+  std::size_t points;
+
+  [[nodiscard]] std::size_t pieces() const { return ceil_div(tiles, piece); }
+  [[nodiscard]] Range range(std::size_t i) const { return {i * piece, std::min((i + 1) * piece, tiles)}; }
+  [[nodiscard]] std::size_t private_floats() const {  // of each thread
+    return points * (products_plane + (fused ? plane : 0));
+  }
+  [[nodiscard]] std::size_t shared_floats() const { return fused ? 0 : points * plane; }
+};
+
+}  // namespace
+
+std::string_view name(Precision precision) noexcept {
+  return precision == Precision::fp32 ? "fp32" : "unknown";
+}
+
+std::string_view name(Profile profile) noexcept {
+  switch (profile) {
+    case Profile::throughput:
+      return "throughput";
+    case Profile::latency:
+      return "latency";
+  }
+  return "unknown";
+}
+
+std::string_view name(Algorithm algorithm) noexcept {
+  switch (algorithm) {
+    case Algorithm::fastest:
+      return "fastest";
+    case Algorithm::direct:
+      return "direct";
+  }
+  return "unknown";
+}
+
+std::string_view name(Convolution convolution) noexcept {
+  switch (convolution) {
+    case Convolution::direct:
+      return "direct";
+    case Convolution::winograd2:
+      return "winograd2";
+    case Convolution::winograd4:
+      return "winograd4";
+  }
+  return "unknown";
+}
+
+struct Engine::State {
+  // The threads come first: they pack the weights.
+  State(Model model, const EngineOptions& options)
+      : threads(options.threads),
+        shared(std::make_shared<const Prepared>(std::move(model), options, threads)) {}
+  explicit State(std::shared_ptr<const Prepared> prepared)
+      : threads(prepared->options.threads), shared(std::move(prepared)) {}
+
+  ThreadPool threads;
+  std::shared_ptr<const Prepared> shared;
+
+  std::mutex one_run;  // guards all that follows
+  std::vector<AlignedBuffer> maps;
+  std::size_t images = 0;  // that the maps hold, at most
+  AlignedBuffer shared_scratch;
+  std::vector<AlignedBuffer> private_scratch;  // per thread
+  std::atomic<std::size_t> workspace_bytes{0};
+
+  template <typename Value>
+  void run(std::span<const Value> tiles, TileShape shape, std::span<float> logits, const Record& record = {});
+
+ private:
+  template <typename Value>
+  void run_images(const Value* tiles, TileShape shape, std::size_t count, float* logits,
+                  const Record& record);
+  template <typename Value>
+  void run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count);
+  void run_step(std::size_t index, std::size_t first, std::size_t count);
+  void run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
+                  std::size_t first, std::size_t count);
+  void run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
+                    std::size_t first, std::size_t count);
+  void run_head(std::size_t count, float* logits);
+
+  void reserve(std::size_t count);
+  WinogradTasks winograd_tasks(const Step& step, std::size_t count) const;
+  float* pixels(std::size_t map, std::size_t first);
+  void record_stage(const Record& record, std::size_t stage, std::size_t map, std::size_t first,
+                    std::size_t count);
+
+  // body(task, slot) for all tasks; slot, less than the number of threads, is never in use twice at a time.
+  template <typename Body>
+  void for_each(std::size_t tasks, const Body& body) {
+    std::atomic<std::size_t> next{0};
+    threads.for_each(std::min<std::size_t>(tasks, threads.threads()), [&](std::size_t slot) {
+      for (std::size_t i = next.fetch_add(1, std::memory_order_relaxed); i < tasks;
+           i = next.fetch_add(1, std::memory_order_relaxed)) {
+        body(i, slot);
+      }
+    });
+  }
+};
+
+namespace {
+
+// The extents of the stem, for tasks that compute some rows of its maximum each: from the rows of the tile
+// over the convolution's rows, one more at the top than the maximum has to itself.
+struct StemBand {
+  std::size_t crop, side, pooled;  // the sides of the crop, of the convolution's map and of the maximum's
+  std::size_t rows;                // of the maximum, per task
+
+  StemBand(const Plan& plan, const Map& output)
+      : crop(plan.crop),
+        side(plan.stem_side),
+        pooled(output.height),
+        rows(std::clamp<std::size_t>(stem_floats / (output.channels * 2 * (plan.stem_side + 2)), 1, 8)) {}
+
+  [[nodiscard]] std::size_t bands() const { return ceil_div(pooled, rows); }
+  [[nodiscard]] std::size_t tile_row() const { return (crop + 6) * 3; }  // a border of 3 on both sides
+  [[nodiscard]] std::size_t tile_floats() const { return (2 * (2 * rows + 1) + 5) * tile_row(); }
+  [[nodiscard]] std::size_t conv_row(std::size_t channels) const { return (side + 2) * channels; }
+  [[nodiscard]] std::size_t floats(std::size_t channels) const {
+    return tile_floats() + (2 * rows + 1) * conv_row(channels);
+  }
+};
+
+}  // namespace
+
+float* Engine::State::pixels(std::size_t map, std::size_t first) {
+  const Map& m = shared->plan.maps[map];
+  return maps[map].data() + (m.deep ? first * m.image() : 0) + m.origin();
+}
+
+WinogradTasks Engine::State::winograd_tasks(const Step& step, std::size_t count) const {
+  const Map& output = shared->plan.maps[step.output];
+  const std::size_t m = winograd_tile(step.algorithm);
+  const std::size_t blocks = ceil_div(step.layer->outputs, shared->kernel.conv_block);
+  WinogradTasks t{};
+  t.points = (m + 2) * (m + 2);
+  t.tiles = count * ceil_div(output.height, m) * ceil_div(output.width, m);
+  t.piece = piece_size(t.tiles, most_tiles);
+  t.fused = blocks == 1 || t.pieces() >= 2 * threads.threads();
+  t.plane = (t.fused ? t.piece : t.tiles) * step.layer->inputs + plane_padding;
+  t.products_plane = t.piece * shared->kernel.conv_block + plane_padding;
+  return t;
+}
+
+void Engine::State::reserve(std::size_t count) {
+  const Plan& plan = shared->plan;
+  const std::size_t wanted = std::min(count, plan.deep_images);
+  if (wanted <= images) {
+    return;
+  }
+  std::size_t shared_floats = 0;
+  std::size_t private_floats =
+      StemBand(plan, plan.maps[plan.stem_output]).floats(plan.maps[plan.stem_output].channels);
+  // The cut into tasks, and with it the scratch, depends on the number of images, but not steadily.
+  for (std::size_t n = 1; n <= wanted; ++n) {
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      if (plan.steps[i].algorithm != Convolution::direct &&
+          (i >= plan.shallow_steps || n <= plan.shallow_images)) {
+        const WinogradTasks tasks = winograd_tasks(plan.steps[i], n);
+        private_floats = std::max(private_floats, tasks.private_floats());
+        shared_floats = std::max(shared_floats, tasks.shared_floats());
+      }
+    }
+  }
+  // The old buffers go first, and `images` says so: an allocation that fails leaves an Engine that can run a
+  // smaller batch.
+  images = 0;
+  maps.clear();
+  private_scratch.clear();
+  shared_scratch = AlignedBuffer();
+  std::size_t floats = 0;
+  for (const Map& map : plan.maps) {
+    maps.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
+    floats += maps.back().size();
+  }
+  shared_scratch = AlignedBuffer(shared_floats);
+  for (unsigned i = 0; i < threads.threads(); ++i) {
+    private_scratch.emplace_back(private_floats);
+  }
+  workspace_bytes = (floats + shared_floats + threads.threads() * private_floats) * sizeof(float);
+  images = wanted;
+}
+
+template <typename Value>
+void Engine::State::run(std::span<const Value> tiles, TileShape shape, std::span<float> logits,
+                        const Record& record) {
+  check_tiles(tiles, shape, shared->options.crop);
+  const std::size_t classes = shared->head.classes();
+  check_buffer("logits", logits, checked_size("logits", {{"batch", shape.batch}, {"classes", classes}}));
+  const std::lock_guard lock(one_run);
+  reserve(shape.batch);
+  const std::size_t tile_size = shape.height * shape.width * 3;
+  for (std::size_t first = 0; first < shape.batch; first += images) {
+    run_images(tiles.data() + first * tile_size, shape, std::min(images, shape.batch - first),
+               logits.data() + first * classes, record);
+  }
+}
+
+template <typename Value>
+void Engine::State::run_images(const Value* tiles, TileShape shape, std::size_t count, float* logits,
+                               const Record& record) {
+  const Plan& plan = shared->plan;
+  const auto run_steps = [&](std::size_t begin, std::size_t end, std::size_t first, std::size_t n) {
+    for (std::size_t i = begin; i < end; ++i) {
+      {
+        const Timer timer(record, i + 1);
+        run_step(i, first, n);
+      }
+      if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != plan.steps[i].stage) {
+        record_stage(record, plan.steps[i].stage, plan.steps[i].output, first, n);
+      }
+    }
+  };
+  for (std::size_t first = 0; first < count; first += plan.shallow_images) {
+    const std::size_t n = std::min(plan.shallow_images, count - first);
+    {
+      const Timer timer(record, 0);
+      run_stem(tiles, shape, first, n);
+    }
+    record_stage(record, 0, plan.stem_output, first, n);
+    run_steps(0, plan.shallow_steps, first, n);
+  }
+  run_steps(plan.shallow_steps, plan.steps.size(), 0, count);
+  const Timer timer(record, plan.steps.size() + 1);
+  run_head(count, logits);
+}
+
+template <typename Value>
+void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count) {
+  const Map& output = shared->plan.maps[shared->plan.stem_output];
+  const StemBand band(shared->plan, output);
+  const std::size_t channels = output.channels;
+  const std::size_t conv_row = band.conv_row(channels);
+  for_each(count * band.bands(), [&](std::size_t task, std::size_t slot) {
+    const std::size_t image = task / band.bands();
+    const Value* const tile = tiles + (first + image) * shape.height * shape.width * 3;
+    const std::size_t pooled_begin = task % band.bands() * band.rows;
+    const std::size_t pooled_end = std::min(pooled_begin + band.rows, band.pooled);
+    float* const rows = private_scratch[slot].data();
+    float* const conv = rows + band.tile_floats();
+
+    // Rows of the convolution are counted from the one above the map, so that none is negative; the maximum
+    // needs [2 * pooled_begin, 2 * pooled_end], of which the first and the last may be outside of the map.
+    const std::size_t begin = std::max<std::size_t>(2 * pooled_begin, 1);
+    const std::size_t end = std::min(2 * pooled_end, band.side) + 1;
+
+    // Row r of the convolution reads 7 rows of the tile; the first is 2 * (r - 1), counted from three above.
+    const std::size_t tile_row = band.tile_row();
+    for (std::size_t y = 2 * (begin - 1); y < 2 * (end - 2) + 7; ++y) {
+      float* const to = rows + (y - 2 * (begin - 1)) * tile_row;
+      if (y < 3 || y >= band.crop + 3) {
+        std::fill_n(to, tile_row, 0.0F);
+      } else {
+        std::fill_n(to, 9, 0.0F);
+        shared->normaliser.row(tile, shape, y - 3, to + 9);
+        std::fill_n(to + 9 + band.crop * 3, 9, 0.0F);
+      }
+    }
+
+    // Zeros around the convolution's map leave the maximum alone: ReLU has made all of it at least zero.
+    float* const conv_begin = conv + (begin - 2 * pooled_begin) * conv_row;
+    std::fill(conv, conv_begin, 0.0F);
+    for (std::size_t y = begin; y < end; ++y) {
+      float* const row = conv + (y - 2 * pooled_begin) * conv_row;
+      std::fill_n(row, channels, 0.0F);
+      std::fill_n(row + (band.side + 1) * channels, channels, 0.0F);
+    }
+    std::fill(conv + (end - 2 * pooled_begin) * conv_row,
+              conv + (2 * (pooled_end - pooled_begin) + 1) * conv_row, 0.0F);
+
+    const kernels::Conv stem{.input = rows,
+                             .input_strides = {.column = 2 * 3, .row = 2 * tile_row, .image = 0},
+                             .window_rows = 7,
+                             .window_run = 7 * 3,
+                             .window_row = tile_row,
+                             .weight = shared->stem.weight.data(),
+                             .epilogue = {.bias = shared->stem.bias.data(),
+                                          .residual = nullptr,
+                                          .residual_strides = {},
+                                          .output = conv_begin + channels,
+                                          .output_strides = {.column = channels, .row = conv_row, .image = 0},
+                                          .height = end - begin,
+                                          .width = band.side,
+                                          .relu = true}};
+    shared->kernel.conv(stem, {0, (end - begin) * band.side}, {0, shared->stem.blocks});
+    shared->kernel.max_pool(
+        conv, conv_row,
+        pixels(shared->plan.stem_output, 0) + image * output.image() + pooled_begin * output.row(),
+        output.row(), pooled_end - pooled_begin, band.pooled, channels);
+  });
+}
+
+void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t count) {
+  const Step& step = shared->plan.steps[index];
+  const PackedLayer& packed = shared->layers[index];
+  const auto strides = [](const Map& m) {
+    return Strides{.column = m.channels, .row = m.row(), .image = m.image()};
+  };
+  const Map& output = shared->plan.maps[step.output];
+  kernels::Epilogue epilogue{.bias = packed.bias.data(),
+                             .residual = nullptr,
+                             .residual_strides = {},
+                             .output = pixels(step.output, first),
+                             .output_strides = strides(output),
+                             .height = output.height,
+                             .width = output.width,
+                             .relu = step.relu};
+  if (step.residual) {
+    epilogue.residual = pixels(*step.residual, first);
+    epilogue.residual_strides = strides(shared->plan.maps[*step.residual]);
+  }
+  if (step.algorithm == Convolution::direct) {
+    run_direct(step, packed, epilogue, first, count);
+  } else {
+    run_winograd(step, packed, epilogue, first, count);
+  }
+}
+
+void Engine::State::run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
+                               std::size_t first, std::size_t count) {
+  const Map& input = shared->plan.maps[step.input];
+  const ConvLayer& layer = *step.layer;
+  const std::size_t padding = layer.kernel / 2;
+  const kernels::Conv conv{.input = pixels(step.input, first) - padding * (input.row() + input.channels),
+                           .input_strides = {.column = layer.stride * input.channels,
+                                             .row = layer.stride * input.row(),
+                                             .image = input.image()},
+                           .window_rows = layer.kernel,
+                           .window_run = layer.kernel * layer.inputs,
+                           .window_row = input.row(),
+                           .weight = packed.weight.data(),
+                           .epilogue = epilogue};
+  const std::size_t total = count * epilogue.height * epilogue.width;
+  // Four tasks per thread even out their ends.
+  const std::size_t share = ceil_div(total * packed.blocks, 4 * threads.threads());
+  const std::size_t piece = piece_size(total, std::clamp<std::size_t>(share, 6, most_pixels));
+  const std::size_t pieces = ceil_div(total, piece);
+  for_each(pieces * packed.blocks, [&](std::size_t task, std::size_t) {
+    const std::size_t block = task / pieces, begin = task % pieces * piece;
+    shared->kernel.conv(conv, {begin, std::min(begin + piece, total)}, {block, block + 1});
+  });
+}
+
+void Engine::State::run_winograd(const Step& step, const PackedLayer& packed,
+                                 const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
+  const Map& input = shared->plan.maps[step.input];
+  const std::size_t m = winograd_tile(step.algorithm);
+  const kernels::WinogradKernels& kernel = m == 4 ? shared->kernel.winograd4 : shared->kernel.winograd2;
+  const kernels::Winograd w{
+      .input = pixels(step.input, first) - input.row() - input.channels,
+      .input_strides = {.column = input.channels, .row = input.row(), .image = input.image()},
+      .channels = input.channels,
+      .tile_rows = ceil_div(epilogue.height, m),
+      .tile_columns = ceil_div(epilogue.width, m),
+      .weight = packed.weight.data(),
+      .epilogue = epilogue};
+  const WinogradTasks t = winograd_tasks(step, count);
+  if (t.fused) {
+    for_each(t.pieces(), [&](std::size_t i, std::size_t slot) {
+      float* const products = private_scratch[slot].data();
+      float* const transformed = products + t.points * t.products_plane;
+      kernel.input(w, t.range(i), transformed, t.plane);
+      kernel.output(w, t.range(i), {0, packed.blocks}, transformed, t.plane, products, t.products_plane);
+    });
+    return;
+  }
+  float* const transformed = shared_scratch.data();
+  const std::size_t few = ceil_div(t.tiles, 4 * threads.threads());
+  for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
+    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * w.channels, t.plane);
+  });
+  // Neighbouring tasks read the same weights.
+  for_each(packed.blocks * t.pieces(), [&](std::size_t i, std::size_t slot) {
+    const std::size_t block = i / t.pieces();
+    const Range tiles = t.range(i % t.pieces());
+    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * w.channels, t.plane,
+                  private_scratch[slot].data(), t.products_plane);
+  });
+}
+
+void Engine::State::run_head(std::size_t count, float* logits) {
+  const Map& features = shared->plan.maps[shared->plan.features];
+  const std::size_t classes = shared->head.classes();
+  const std::size_t piece = ceil_div(count, threads.threads());
+  for_each(ceil_div(count, piece), [&](std::size_t task, std::size_t) {
+    const std::size_t first = task * piece;
+    const std::size_t n = std::min(piece, count - first);
+    shared->head.run({pixels(shared->plan.features, first), n * features.image()},
+                     {.batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc},
+                     {logits + first * classes, n * classes});
+  });
+}
+
+void Engine::State::record_stage(const Record& record, std::size_t stage, std::size_t map, std::size_t first,
+                                 std::size_t count) {
+  if (record.stages == nullptr) {
+    return;
+  }
+  const Map& m = shared->plan.maps[map];
+  Stage& to = (*record.stages)[stage];
+  to.shape[0] += count;
+  to.shape[1] = m.channels;
+  to.shape[2] = m.height;
+  to.shape[3] = m.width;
+  for (std::size_t n = 0; n < count; ++n) {
+    const float* const image = pixels(map, first) + n * m.image();
+    for (std::size_t c = 0; c < m.channels; ++c) {
+      for (std::size_t y = 0; y < m.height; ++y) {
+        for (std::size_t x = 0; x < m.width; ++x) {
+          to.data.push_back(image[y * m.row() + x * m.channels + c]);
+        }
+      }
+    }
+  }
+}
+
+Engine::Engine(Model model, const EngineOptions& options)
+    : state_(std::make_unique<State>(model, resolved(model, options))) {}
+Engine::Engine(const Engine& other) : state_(std::make_unique<State>(other.state_->shared)) {}
+Engine& Engine::operator=(const Engine& other) {
+  if (this != &other) {
+    state_ = std::make_unique<State>(other.state_->shared);
+  }
+  return *this;
+}
+Engine::Engine(Engine&& other) noexcept = default;
+Engine& Engine::operator=(Engine&& other) noexcept = default;
+Engine::~Engine() = default;
+
+void Engine::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const {
+  state_->run(tiles, shape, logits);
+}
+
+void Engine::run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const {
+  state_->run(tiles, shape, logits);
+}
+
+void Engine::warmup(std::size_t batch) const {
+  const std::size_t crop = state_->shared->options.crop;
+  const TileShape shape{.batch = batch, .height = crop, .width = crop};
+  const std::vector<std::uint8_t> tiles(
+      checked_size("tiles", {{"batch", batch}, {"height", crop}, {"width", crop}, {"channels", 3}}));
+  std::vector<float> logits(checked_size("logits", {{"batch", batch}, {"classes", classes()}}));
+  run(tiles, shape, logits);
+}
+
+std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape shape) const {
+  std::vector<Stage> stages;
+  for (const char* stage : stage_names) {
+    stages.push_back({.name = stage, .shape = {0, 0, 0, 0}, .data = {}});
+  }
+  check_tiles(tiles, shape, state_->shared->options.crop);
+  Stage& head = stages.back();
+  head.shape = {shape.batch, classes()};
+  head.data.resize(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
+  state_->run(tiles, shape, head.data, {.stages = &stages, .times = nullptr});
+  return stages;
+}
+
+std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, TileShape shape) const {
+  const Prepared& shared = *state_->shared;
+  std::vector<LayerTime> times;
+  const auto add = [&times](const ConvLayer& layer, Convolution algorithm, std::size_t height,
+                            std::size_t width) {
+    const std::size_t all = layer.outputs * height * width * layer.inputs * layer.kernel * layer.kernel;
+    std::size_t executed = all;
+    if (algorithm != Convolution::direct) {
+      const std::size_t m = winograd_tile(algorithm);
+      executed = ceil_div(height, m) * ceil_div(width, m) * (m + 2) * (m + 2) * layer.inputs * layer.outputs;
+    }
+    times.push_back({.name = layer.name,
+                     .convolution = algorithm,
+                     .channels = layer.outputs,
+                     .height = height,
+                     .width = width,
+                     .multiply_adds = all,
+                     .executed_multiply_adds = executed});
+  };
+  add(shared.network.stem, Convolution::direct, shared.plan.stem_side, shared.plan.stem_side);
+  for (const Step& step : shared.plan.steps) {
+    const Map& map = shared.plan.maps[step.output];
+    add(*step.layer, step.algorithm, map.height, map.width);
+  }
+  const Map& features = shared.plan.maps[shared.plan.features];
+  const std::size_t head = classes() * features.height * features.width * features.channels;
+  times.push_back({.name = "head",
+                   .convolution = Convolution::direct,
+                   .channels = classes(),
+                   .height = 1,
+                   .width = 1,
+                   .multiply_adds = head,
+                   .executed_multiply_adds = head});
+
+  check_tiles(tiles, shape, shared.options.crop);
+  std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
+  state_->run(tiles, shape, std::span<float>(logits), {.stages = nullptr, .times = &times});
+  return times;
+}
+
+EngineInfo Engine::info() const {
+  const Prepared& shared = *state_->shared;
+  return {.isa = *shared.options.isa,
+          .precision = shared.options.precision,
+          .profile = shared.options.profile,
+          .algorithm = shared.options.algorithm,
+          .threads = state_->threads.threads(),
+          .crop = shared.options.crop,
+          .weight_bytes = shared.weight_bytes(),
+          .workspace_bytes = state_->workspace_bytes};
+}
+
+const Model& Engine::model() const noexcept { return state_->shared->model; }
+
+std::size_t Engine::classes() const noexcept { return state_->shared->head.classes(); }
+
+}  // namespace histo

@@ -1,0 +1,168 @@
+// The functions that exist once per instruction set, behind one table of pointers.
+//
+// Contract of all: pointers are valid for the extents that the arguments state and need no alignment beyond
+// that of their type; nothing is allocated, nothing throws. Each output element is a sum in one fixed order,
+// which depends on the instruction set and on the extents of one tile, but not on how many tiles or pixels
+// are handled in one call: that is what makes a tile's logits independent of its batch and of the threads.
+//
+// The kernels are written once, in conv.inl, head.inl, pool.inl and winograd.inl, over the vector type of
+// vec_portable.h, vec_avx2.h or vec_avx512.h, and compiled once per instruction set in portable.cpp, avx2.cpp
+// and avx512.cpp. These three files must not use inline functions of the standard library: the linker merges
+// those over all object files and might keep a copy that this machine cannot run (tests/test_embedding.py
+// looks for such).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "histo/isa.h"
+
+namespace histo::kernels {
+
+// Cells begin <= i < end along one axis.
+struct Range {
+  std::size_t begin;
+  std::size_t end;
+};
+
+// Where the pixels of channels-last maps lie: floats from one column, row and image to the next.
+struct Strides {
+  std::size_t column, row, image;
+};
+
+// What becomes of a convolution's sums: output = relu(sum + bias + residual). Both convolutions below have
+// it.
+struct Epilogue {
+  const float* bias;      // (blocks * conv_block) floats
+  const float* residual;  // of image 0, pixel (0, 0); or null
+  Strides residual_strides;
+  float* output;  // of image 0, pixel (0, 0)
+  Strides output_strides;
+  std::size_t height, width;  // of the output
+  bool relu;
+};
+
+// A direct convolution over channels-last images with a border of zeros: see conv.inl.
+struct Conv {
+  const float* input;       // of image 0, at the first cell of the window of output pixel (0, 0)
+  Strides input_strides;    // from one output pixel's window to the next
+  std::size_t window_rows;  // kernel rows
+  std::size_t window_run;   // kernel columns * input channels: contiguous floats of one row of the window
+  std::size_t window_row;   // floats from one row of the window to the next
+  const float* weight;      // (blocks, window_rows, window_run, conv_block)
+  Epilogue epilogue;
+};
+
+// A 3 x 3 convolution of stride 1 by Winograd's algorithm: see winograd.inl. The output is cut into tiles of
+// m x m pixels, which are counted over all images, row by row; the last of a row or column may reach over the
+// edge of the output. Whole tiles of input, (m + 2) x (m + 2), are read nevertheless.
+struct Winograd {
+  const float* input;  // of image 0, at the first cell of the window of output pixel (0, 0)
+  Strides input_strides;
+  std::size_t channels;  // of the input
+  std::size_t tile_rows, tile_columns;
+  const float* weight;  // transformed: (blocks, (m + 2) * (m + 2), channels, conv_block)
+  Epilogue epilogue;
+};
+
+struct WinogradKernels {
+  // Transforms the input of the tiles [tiles.begin, tiles.end) to `out`:
+  // ((m + 2) * (m + 2), tiles, channels), its outermost stride being `plane` floats.
+  void (*input)(const Winograd& w, Range tiles, float* out, std::size_t plane);
+
+  // From there to the output of the same tiles, for the output channel blocks [blocks.begin, blocks.end).
+  // `products` has room for ((m + 2) * (m + 2), tiles, conv_block) floats, outermost stride
+  // `products_plane`.
+  void (*output)(const Winograd& w, Range tiles, Range blocks, const float* input, std::size_t plane,
+                 float* products, std::size_t products_plane);
+};
+
+// The features that the head takes dot products of, for several tiles at once: see head.inl.
+template <typename Cell>
+struct HeadTiles {
+  const Cell* first;   // tile 0's
+  std::size_t stride;  // cells from one tile's to the next
+  std::size_t count;
+};
+
+// Runs of `length` cells.
+template <typename Cell>
+struct HeadCells {
+  HeadTiles<Cell> tiles;
+  std::size_t length;
+};
+
+// Maps (channels, height, width), whose rows are summed by `bins` before anything is multiplied.
+template <typename Cell>
+struct HeadRows {
+  HeadTiles<Cell> tiles;
+  std::size_t channels, height, width;
+  const Range* bins;  // of rows
+  std::size_t bin_count;
+};
+
+// Maps (height, width, channels), of which one bin's cells are summed before anything is multiplied.
+template <typename Cell>
+struct HeadBin {
+  HeadTiles<Cell> tiles;        // from the first channel wanted on
+  std::size_t channels, count;  // of the map, and those wanted
+  std::size_t width;
+  Range rows, columns;
+};
+
+// What the dot products are taken with. A step is one vector of what became of the features.
+struct HeadWeights {
+  const float* first;  // (steps, classes, lanes), from the first class wanted on
+  std::size_t stride;  // floats from one step to the next
+  std::size_t classes;
+};
+
+struct Table {
+  std::size_t lanes;       // floats in a vector
+  std::size_t conv_block;  // output channels that the convolution computes together
+
+  // Output pixels [pixels.begin, pixels.end), counted over all images, of the output channel blocks
+  // [blocks.begin, blocks.end).
+  void (*conv)(const Conv& conv, Range pixels, Range blocks);
+
+  WinogradKernels winograd2, winograd4;  // tiles of 2 x 2 and of 4 x 4 pixels
+
+  // 3 x 3 maximum with stride 2 over one channels-last image that has a border of zeros; all values >= 0 or
+  // NaN, which stays NaN. Strides as in Strides.
+  void (*max_pool)(const float* input, std::size_t input_row, float* output, std::size_t output_row,
+                   std::size_t height, std::size_t width, std::size_t channels);
+
+  // sums (tiles, classes, lanes) += features * weights, lane by lane.
+  void (*head_cells_f32)(const HeadCells<float>& cells, const HeadWeights& weights, float* sums);
+  void (*head_cells_bf16)(const HeadCells<std::uint16_t>& cells, const HeadWeights& weights, float* sums);
+  void (*head_rows_f32)(const HeadRows<float>& rows, const HeadWeights& weights, float* sums);
+  void (*head_rows_bf16)(const HeadRows<std::uint16_t>& rows, const HeadWeights& weights, float* sums);
+
+  void (*head_bin_f32)(const HeadBin<float>& bin, const HeadWeights& weights, float* sums);
+  void (*head_bin_bf16)(const HeadBin<std::uint16_t>& bin, const HeadWeights& weights, float* sums);
+
+  // out (channels wanted): the sum over the cells of tile 0. `out` has room for whole vectors.
+  void (*sum_bin_f32)(const HeadBin<float>& bin, float* out);
+  void (*sum_bin_bf16)(const HeadBin<std::uint16_t>& bin, float* out);
+};
+
+// How many channels share a vector of `lanes` floats in HeadRows: each has a slot of 4, 8, 16, ... lanes that
+// holds a row of `width` cells. 1 where a row needs whole vectors.
+constexpr std::size_t head_row_slots(std::size_t width, std::size_t lanes) {
+  std::size_t slot = 4;
+  while (slot < width && slot < lanes) {
+    slot *= 2;
+  }
+  return lanes / slot;
+}
+
+// The kernels for `isa`, which must be usable here.
+const Table& table(Isa isa);
+
+extern const Table portable_table;
+#ifdef HISTO_X86_KERNELS
+extern const Table avx2_table;
+extern const Table avx512_table;
+#endif
+
+}  // namespace histo::kernels

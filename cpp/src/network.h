@@ -1,0 +1,55 @@
+// ResNet34 with batch norm folded into its convolutions: the one place that knows its layers.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "histo/model.h"
+
+namespace histo {
+
+// A convolution with bias and padding kernel / 2.
+struct ConvLayer {
+  std::string name;  // as in the model file, without ".weight"
+  std::size_t inputs, outputs, kernel, stride;
+  std::span<const float> weight;  // (outputs, inputs, kernel, kernel)
+  std::span<const float> bias;    // (outputs)
+};
+
+// relu(conv2(relu(conv1(x))) + shortcut(x)), where no shortcut means x itself.
+struct BasicBlock {
+  ConvLayer conv1, conv2;
+  std::optional<ConvLayer> shortcut;
+};
+
+struct Network {
+  ConvLayer stem;  // followed by ReLU and a 3 x 3 maximum with stride 2
+  std::array<std::vector<BasicBlock>, 4> layers;
+
+  // Calls function(ConvLayer&) for every convolution, in the order of the computation.
+  template <typename Function>
+  void for_each_layer(const Function& function) {
+    function(stem);
+    for (std::vector<BasicBlock>& layer : layers) {
+      for (BasicBlock& block : layer) {
+        function(block.conv1);
+        if (block.shortcut) {
+          function(*block.shortcut);
+        }
+        function(block.conv2);
+      }
+    }
+  }
+};
+
+// Without weights.
+Network resnet34();
+
+// With the weights of `model`; the spans live as long as any copy of it.
+Network read_network(const Model& model);
+
+}  // namespace histo

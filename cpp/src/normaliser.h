@@ -1,0 +1,39 @@
+// One row of a tile at a time, from what the caller gives to what the stem's convolution reads.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "histo/engine.h"
+#include "histo/model.h"
+
+namespace histo {
+
+// Where torchvision's CenterCrop starts: round((side - crop) / 2), and Python rounds a half to the even
+// number.
+constexpr std::size_t crop_offset(std::size_t side, std::size_t crop) {
+  const std::size_t half = (side - crop) / 2;
+  return half + (side - crop) % 2 * (half % 2);
+}
+
+// Checks that the tiles hold the crop and that the buffer is as long as the shape says.
+template <typename Value>
+void check_tiles(std::span<const Value> tiles, TileShape shape, std::size_t crop);
+
+class Normaliser {
+ public:
+  Normaliser(const ModelSpec& spec, std::size_t crop);
+
+  // Row `y` of the crop of one tile as (crop, 3).
+  void row(const std::uint8_t* tile, TileShape shape, std::size_t y, float* out) const;  // (h, w, 3) bytes
+  void row(const float* tile, TileShape shape, std::size_t y, float* out) const;  // (3, h, w) in [0, 1]
+
+ private:
+  std::size_t crop_;
+  std::array<float, 3> mean_, std_;
+  std::array<std::array<float, 256>, 3> of_byte_;  // 256 divisions in place of one per pixel: the same bits
+};
+
+}  // namespace histo

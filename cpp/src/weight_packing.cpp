@@ -1,0 +1,100 @@
+#include "weight_packing.h"
+
+#include <algorithm>
+#include <array>
+
+namespace histo {
+namespace {
+
+// G of Winograd's algorithm, whose other matrices are in kernels/winograd.inl: row i is (1, p, p^2) / N for
+// the point p, N being the product of its distances to the other finite points; the last row is for infinity.
+template <std::size_t points>
+using Matrix = std::array<std::array<double, 3>, points>;
+
+constexpr Matrix<4> g2 = {{{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}}};
+
+constexpr Matrix<6> make_g4() {
+  constexpr double a = 0.625, b = 1.5;
+  constexpr std::array<double, 5> finite = {0, a, -a, b, -b};
+  Matrix<6> g{};
+  for (std::size_t i = 0; i < finite.size(); ++i) {
+    double n = 1;
+    for (std::size_t j = 0; j < finite.size(); ++j) {
+      n *= i == j ? 1 : finite[i] - finite[j];
+    }
+    g[i] = {1 / n, finite[i] / n, finite[i] * finite[i] / n};
+  }
+  g[5] = {0, 0, 1};
+  return g;
+}
+
+constexpr Matrix<6> g4 = make_g4();
+
+// G w G^T of a 3 x 3 kernel, in double; point i goes to out[i * step].
+template <std::size_t points>
+void transform(const Matrix<points>& g, const float* w, float* out, std::size_t step) {
+  std::array<std::array<double, 3>, points> rows_done{};
+  for (std::size_t i = 0; i < points; ++i) {
+    for (std::size_t x = 0; x < 3; ++x) {
+      for (std::size_t y = 0; y < 3; ++y) {
+        rows_done[i][x] += g[i][y] * static_cast<double>(w[y * 3 + x]);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < points; ++i) {
+    for (std::size_t j = 0; j < points; ++j) {
+      double sum = 0;
+      for (std::size_t x = 0; x < 3; ++x) {
+        sum += rows_done[i][x] * g[j][x];
+      }
+      out[(i * points + j) * step] = static_cast<float>(sum);
+    }
+  }
+}
+
+std::size_t weights_per_pair(const ConvLayer& layer, Convolution algorithm) {
+  switch (algorithm) {
+    case Convolution::winograd4:
+      return 36;
+    case Convolution::winograd2:
+      return 16;
+    case Convolution::direct:
+      break;
+  }
+  return layer.kernel * layer.kernel;
+}
+
+}  // namespace
+
+std::size_t packed_block_size(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
+  return weights_per_pair(layer, algorithm) * layer.inputs * block;
+}
+
+void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+                 float* out) {
+  const std::size_t area = layer.kernel * layer.kernel;
+  const std::size_t step = layer.inputs * block;  // from one cell of the kernel, or point, to the next
+  const std::size_t channels = std::min(block, layer.outputs - index * block);
+  // In this order a cache line of `out` is complete before the next is begun.
+  for (std::size_t c = 0; c < layer.inputs; ++c) {
+    for (std::size_t k = 0; k < channels; ++k) {
+      const float* const w = layer.weight.data() + ((index * block + k) * layer.inputs + c) * area;
+      float* const to = out + c * block + k;
+      switch (algorithm) {
+        case Convolution::direct:
+          for (std::size_t cell = 0; cell < area; ++cell) {
+            to[cell * step] = w[cell];
+          }
+          break;
+        case Convolution::winograd2:
+          transform(g2, w, to, step);
+          break;
+        case Convolution::winograd4:
+          transform(g4, w, to, step);
+          break;
+      }
+    }
+  }
+}
+
+}  // namespace histo

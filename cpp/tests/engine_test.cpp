@@ -1,0 +1,417 @@
+#include "histo/engine.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "histo/build_config.h"
+#include "histo/error.h"
+#include "histo/fused_head.h"
+#include "histo/preprocess.h"
+#include "model_file.h"
+#include "network.h"
+
+namespace {
+
+using histo::Algorithm;
+using histo::Engine;
+using histo::EngineOptions;
+using histo::Error;
+using histo::ErrorCode;
+using histo::Isa;
+using histo::Model;
+using histo::Profile;
+using histo::TileShape;
+
+using Bytes = std::vector<std::uint8_t>;
+
+Bytes random_tiles(TileShape shape, unsigned seed) {
+  std::mt19937 generator(seed);
+  Bytes tiles(shape.batch * shape.height * shape.width * 3);
+  std::ranges::generate(tiles, [&] { return static_cast<std::uint8_t>(generator()); });
+  return tiles;
+}
+
+std::vector<float> as_floats(const Bytes& tiles, TileShape shape) {
+  const std::size_t area = shape.height * shape.width;
+  std::vector<float> floats(tiles.size());
+  for (std::size_t n = 0; n < shape.batch; ++n) {
+    for (std::size_t pixel = 0; pixel < area; ++pixel) {
+      for (std::size_t c = 0; c < 3; ++c) {
+        floats[(n * 3 + c) * area + pixel] = static_cast<float>(tiles[(n * area + pixel) * 3 + c]) / 255.0F;
+      }
+    }
+  }
+  return floats;
+}
+
+Model make_model(std::size_t pool, std::size_t crop, unsigned seed = 1) {
+  return Model::from_memory(make_model_file(pool, 6, crop, seed));
+}
+
+std::vector<float> run(const Engine& engine, const Bytes& tiles, TileShape shape) {
+  std::vector<float> logits(shape.batch * engine.classes());
+  engine.run(tiles, shape, logits);
+  return logits;
+}
+
+// --- the definition, in double, one tile ------------------------------------------------------------------
+
+struct Planes {  // (channels, side, side)
+  std::size_t channels, side;
+  std::vector<double> data;
+};
+
+Planes convolve(const Planes& in, const histo::ConvLayer& layer) {
+  const std::size_t side = (in.side + layer.stride - 1) / layer.stride, k = layer.kernel;
+  Planes out{layer.outputs, side, std::vector<double>(layer.outputs * side * side)};
+  for (std::size_t o = 0; o < layer.outputs; ++o) {
+    for (std::size_t y = 0; y < side; ++y) {
+      for (std::size_t x = 0; x < side; ++x) {
+        double sum = static_cast<double>(layer.bias[o]);
+        for (std::size_t c = 0; c < layer.inputs; ++c) {
+          for (std::size_t i = 0; i < k; ++i) {
+            for (std::size_t j = 0; j < k; ++j) {
+              // Unsigned: what lies above or left of the map wraps round and is too large, too.
+              const std::size_t row = y * layer.stride + i - k / 2, column = x * layer.stride + j - k / 2;
+              if (row < in.side && column < in.side) {
+                sum += in.data[(c * in.side + row) * in.side + column] *
+                       static_cast<double>(layer.weight[((o * layer.inputs + c) * k + i) * k + j]);
+              }
+            }
+          }
+        }
+        out.data[(o * side + y) * side + x] = sum;
+      }
+    }
+  }
+  return out;
+}
+
+void relu(Planes& planes) {
+  for (double& value : planes.data) {
+    value = std::max(value, 0.0);
+  }
+}
+
+Planes max_pool(const Planes& in) {
+  const std::size_t side = (in.side + 1) / 2;
+  Planes out{in.channels, side, std::vector<double>(in.channels * side * side)};
+  for (std::size_t c = 0; c < in.channels; ++c) {
+    for (std::size_t y = 0; y < side; ++y) {
+      for (std::size_t x = 0; x < side; ++x) {
+        double largest = 0;
+        for (std::size_t i = 0; i < 3; ++i) {
+          for (std::size_t j = 0; j < 3; ++j) {
+            const std::size_t row = 2 * y + i - 1, column = 2 * x + j - 1;
+            if (row < in.side && column < in.side) {
+              largest = std::max(largest, in.data[(c * in.side + row) * in.side + column]);
+            }
+          }
+        }
+        out.data[(c * side + y) * side + x] = largest;
+      }
+    }
+  }
+  return out;
+}
+
+// The outputs of the six stages.
+std::vector<std::vector<double>> reference_stages(const Model& model, const Bytes& tile, TileShape shape,
+                                                  std::size_t crop) {
+  std::vector<float> input(3 * crop * crop);
+  histo::preprocess(tile, shape, model.spec(), crop, input);
+  const histo::Network network = histo::read_network(model);
+  Planes x = convolve({3, crop, {input.begin(), input.end()}}, network.stem);
+  relu(x);
+  x = max_pool(x);
+  std::vector<std::vector<double>> stages{x.data};
+  for (const auto& layer : network.layers) {
+    for (const histo::BasicBlock& block : layer) {
+      Planes y = convolve(x, block.conv1);
+      relu(y);
+      y = convolve(y, block.conv2);
+      const Planes shortcut = block.shortcut ? convolve(x, *block.shortcut) : x;
+      std::ranges::transform(y.data, shortcut.data, y.data.begin(), std::plus<>());
+      relu(y);
+      x = std::move(y);
+    }
+    stages.push_back(x.data);
+  }
+  const histo::FusedHead head(model.spec().head_pool, x.channels, model.spec().classes.size(),
+                              model.tensor("head.linear.weight").data, model.tensor("head.linear.bias").data);
+  std::vector<float> logits(head.classes());
+  head.run_reference(std::vector<float>(x.data.begin(), x.data.end()),
+                     {.batch = 1, .height = x.side, .width = x.side}, logits);
+  stages.emplace_back(logits.begin(), logits.end());
+  return stages;
+}
+
+// --- tests -------------------------------------------------------------------------------------------------
+
+TEST_CASE("engine: every stage is what the definition says, for every instruction set and algorithm") {
+  struct Case {
+    std::size_t pool, crop, height, width;
+  };
+  for (const Case c : {Case{1, 32, 32, 32}, Case{3, 33, 40, 37}, Case{8, 65, 72, 75}}) {
+    CAPTURE(c.crop);
+    const Model model = make_model(c.pool, c.crop);
+    const TileShape shape{.batch = 1, .height = c.height, .width = c.width};
+    const Bytes tile = random_tiles(shape, 2);
+    const auto expected = reference_stages(model, tile, shape, c.crop);
+    for (const Isa isa : histo::usable_isas()) {
+      CAPTURE(histo::name(isa));
+      for (const Profile profile : {Profile::throughput, Profile::latency}) {
+        for (const Algorithm algorithm : {Algorithm::fastest, Algorithm::direct}) {
+          const Engine engine(model, {.threads = 2, .isa = isa, .profile = profile, .algorithm = algorithm});
+          const auto stages = engine.stages(tile, shape);
+          REQUIRE(stages.size() == expected.size());
+          for (std::size_t s = 0; s < stages.size(); ++s) {
+            CAPTURE(stages[s].name);
+            REQUIRE(stages[s].data.size() == expected[s].size());
+            double largest = 1e-30, worst = 0;
+            for (std::size_t i = 0; i < expected[s].size(); ++i) {
+              largest = std::max(largest, std::abs(expected[s][i]));
+              worst = std::max(worst, std::abs(static_cast<double>(stages[s].data[i]) - expected[s][i]));
+            }
+            CHECK(worst / largest < 5e-6);  // a wrong weight, border or crop is at 1e-3 and above
+          }
+          CHECK(stages.back().data == run(engine, tile, shape));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("engine: bits do not depend on batch, position, threads or copies") {
+  const Model model = make_model(2, 33);
+  const TileShape all{.batch = 71, .height = 50, .width = 45};  // more than run at a time
+  const Bytes tiles = random_tiles(all, 3);
+  const std::size_t tile_size = tiles.size() / all.batch;
+  std::mt19937 generator(4);
+  for (const Isa isa : histo::usable_isas()) {
+    CAPTURE(histo::name(isa));
+    for (const Profile profile : {Profile::throughput, Profile::latency}) {
+      const auto expected = run(Engine(model, {.threads = 1, .isa = isa, .profile = profile}), tiles, all);
+      for (const unsigned threads : {2U, 3U}) {
+        const Engine engine(model, {.threads = threads, .isa = isa, .profile = profile});
+        std::vector<float> logits(expected.size());
+        for (std::size_t first = 0; first < all.batch;) {
+          const std::size_t n = std::min<std::size_t>(1 + generator() % 40, all.batch - first);
+          const std::span<const std::uint8_t> part(tiles.data() + first * tile_size, n * tile_size);
+          engine.run(part, {.batch = n, .height = all.height, .width = all.width},
+                     std::span(logits).subspan(first * 6, n * 6));
+          first += n;
+        }
+        CHECK(logits == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("engine: floats in [0, 1] give the bits of the bytes that they came from") {
+  const Engine engine(make_model(1, 32), {.threads = 2});
+  const TileShape shape{.batch = 3, .height = 37, .width = 36};
+  const Bytes tiles = random_tiles(shape, 5);
+  std::vector<float> logits(3 * 6);
+  engine.run(as_floats(tiles, shape), shape, logits);
+  CHECK(logits == run(engine, tiles, shape));
+}
+
+TEST_CASE("engine: NaN and infinity in a tile stay in its row") {
+  for (const Algorithm algorithm : {Algorithm::fastest, Algorithm::direct}) {
+    const Engine engine(make_model(2, 64), {.threads = 2, .algorithm = algorithm});
+    const TileShape shape{.batch = 5, .height = 64, .width = 64};
+    std::vector<float> tiles = as_floats(random_tiles(shape, 6), shape);
+    std::vector<float> clean(5 * 6), dirty(5 * 6);
+    engine.run(tiles, shape, clean);
+    tiles[1 * 3 * 64 * 64 + 2000] = std::numeric_limits<float>::quiet_NaN();
+    tiles[3 * 3 * 64 * 64 + 2000] = std::numeric_limits<float>::infinity();
+    engine.run(tiles, shape, dirty);
+    for (std::size_t i = 0; i < dirty.size(); ++i) {
+      if (i / 6 == 1 || i / 6 == 3) {
+        CHECK_FALSE(std::isfinite(dirty[i]));
+      } else {
+        CHECK(dirty[i] == clean[i]);
+      }
+    }
+    engine.run(as_floats(random_tiles(shape, 6), shape), shape, dirty);  // nothing of it is left behind
+    CHECK(dirty == clean);
+  }
+}
+
+TEST_CASE("engine: tiles of several sizes in turn, and a crop other than the model's") {
+  const Model model = make_model(2, 64);
+  const Engine engine(model, {.threads = 2});
+  const TileShape small{.batch = 2, .height = 64, .width = 64}, large{.batch = 9, .height = 100, .width = 81};
+  const auto first = run(engine, random_tiles(small, 7), small);
+  const auto other = run(engine, random_tiles(large, 8), large);
+  CHECK(run(engine, random_tiles(small, 7), small) == first);
+  CHECK(run(engine, random_tiles(large, 8), large) == other);
+  for (const std::size_t crop : {1, 2, 3, 31, 100}) {
+    const Engine cropped(model, {.threads = 2, .crop = crop});
+    CHECK(cropped.info().crop == crop);
+    const TileShape shape{.batch = 1, .height = 101, .width = 120};
+    const Bytes tile = random_tiles(shape, 9);
+    const auto stages = cropped.stages(tile, shape);
+    CHECK(stages[4].shape == std::vector<std::size_t>{1, 512, histo::map_size(crop), histo::map_size(crop)});
+    const auto expected = reference_stages(model, tile, shape, crop);
+    for (std::size_t k = 0; k < 6; ++k) {
+      CHECK(static_cast<double>(stages[5].data[k]) == doctest::Approx(expected[5][k]).epsilon(1e-4));
+    }
+  }
+}
+
+TEST_CASE("engine: many threads at once, on one engine and on copies") {
+  const Model model = make_model(1, 32);
+  const Engine engine(model, {.threads = 2});
+  const TileShape shape{.batch = 4, .height = 32, .width = 32};
+  const Bytes tiles = random_tiles(shape, 10);
+  const auto expected = run(engine, tiles, shape);
+  std::vector<std::vector<float>> results(6);
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      threads.emplace_back([&, i] {
+        if (i % 2 == 0) {
+          results[i] = run(engine, tiles, shape);
+        } else {
+          const Engine copy(engine);
+          results[i] = run(copy, tiles, shape);
+        }
+      });
+    }
+  }
+  for (const auto& logits : results) {
+    CHECK(logits == expected);
+  }
+}
+
+TEST_CASE("engine: it says what it does") {
+  const Model model = make_model(4, 128);
+  const Isa isa = histo::usable_isas().back();
+  Engine engine(model, {.threads = 3, .isa = isa, .profile = Profile::latency});
+  CHECK(engine.info().isa == isa);
+  CHECK(engine.info().threads == 3);
+  CHECK(engine.info().crop == 128);
+  CHECK(engine.info().profile == Profile::latency);
+  CHECK(engine.info().algorithm == Algorithm::fastest);
+  CHECK(engine.info().weight_bytes > 80'000'000);
+  CHECK(engine.info().workspace_bytes == 0);
+
+  engine.warmup(2);
+  const std::size_t two = engine.info().workspace_bytes;
+  CHECK(two > 0);
+  engine.warmup(1);
+  CHECK(engine.info().workspace_bytes == two);  // kept
+
+  const TileShape shape{.batch = 2, .height = 128, .width = 128};
+  const auto times = engine.layer_times(random_tiles(shape, 1), shape);
+  REQUIRE(times.size() == 37);
+  CHECK(times.front().name == "stem.conv");
+  CHECK(times.back().name == "head");
+  std::size_t all = 0, executed = 0;
+  for (const auto& layer : times) {
+    CHECK(layer.seconds > 0);
+    all += layer.multiply_adds;
+    executed += layer.executed_multiply_adds;
+  }
+  CHECK(all == 1'196'212'224);  // as torch's meta device counts them: `histo inspect --pool 4`
+  CHECK(executed < all * 6 / 10);
+
+  Engine other(make_model(1, 32));
+  CHECK(other.info().threads == histo::usable_cpus());
+  other = engine;
+  CHECK(other.info().crop == 128);
+  other = std::move(engine);
+  CHECK(other.classes() == 6);
+}
+
+template <typename Function>
+ErrorCode code_of(Function&& function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    CHECK_FALSE(std::string(error.what()).empty());
+    return error.code();
+  }
+  FAIL("no histo::Error was thrown");
+  return {};
+}
+
+TEST_CASE("engine: bad arguments have codes, and the logits stay as they were") {
+  const Model model = make_model(3, 64);  // folded for a 2 x 2 map
+  const Engine engine(model, {.threads = 1});
+  const Bytes tile(64 * 64 * 3);
+  std::vector<float> logits(6, 5.0F);
+  const auto code = [&](std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> out) {
+    const ErrorCode run_code = code_of([&] { engine.run(tiles, shape, out); });
+    if (out.size() == 6 && out.data() != nullptr) {
+      CHECK(code_of([&] { static_cast<void>(engine.stages(tiles, shape)); }) == run_code);
+      CHECK(code_of([&] { static_cast<void>(engine.layer_times(tiles, shape)); }) == run_code);
+    }
+    return run_code;
+  };
+  constexpr std::size_t huge = std::numeric_limits<std::size_t>::max() / 2;
+  CHECK(code(tile, {0, 64, 64}, logits) == ErrorCode::invalid_argument);
+  CHECK(code(tile, {1, 0, 64}, logits) == ErrorCode::invalid_argument);
+  CHECK(code(tile, {1, 63, 64}, logits) == ErrorCode::invalid_argument);
+  CHECK(code(tile, {1, 64, 65}, logits) == ErrorCode::size_mismatch);
+  CHECK(code(tile, {2, 64, 64}, logits) == ErrorCode::size_mismatch);
+  CHECK(code(tile, {huge, 64, 64}, logits) == ErrorCode::size_overflow);
+  CHECK(code(tile, {1, huge, huge}, logits) == ErrorCode::size_overflow);
+  CHECK(code({static_cast<const std::uint8_t*>(nullptr), tile.size()}, {1, 64, 64}, logits) ==
+        ErrorCode::invalid_argument);
+  CHECK(code(tile, {1, 64, 64}, {logits.data(), 5}) == ErrorCode::size_mismatch);
+  CHECK(code(tile, {1, 64, 64}, {static_cast<float*>(nullptr), 6}) == ErrorCode::invalid_argument);
+  CHECK(logits == std::vector<float>(6, 5.0F));
+  CHECK(code_of([&] { engine.warmup(0); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { engine.warmup(huge); }) == ErrorCode::size_overflow);
+
+  CHECK(code_of([&] { Engine(model, {.crop = 128}); }) == ErrorCode::unsupported);
+  Engine(model, {.threads = 1, .crop = 63});  // the same map
+  CHECK(code_of([&] { Engine(model, {.precision = static_cast<histo::Precision>(7)}); }) ==
+        ErrorCode::unsupported);
+  CHECK(code_of([&] { Engine(model, {.isa = static_cast<Isa>(7)}); }) == ErrorCode::unsupported);
+}
+
+TEST_CASE("preprocess: the formula, for every byte, and torchvision's offsets") {
+  const Model model = make_model(1, 32);
+  const histo::ModelSpec& spec = model.spec();
+  for (std::size_t side = 32; side <= 41; ++side) {
+    const TileShape shape{.batch = 2, .height = side, .width = 41};
+    const Bytes tiles = random_tiles(shape, 12);
+    std::vector<float> out(2 * 3 * 32 * 32);
+    histo::preprocess(tiles, shape, spec, 0, out);
+    // Python's round((side - 32) / 2), which is nearbyint: halves go to the even number.
+    const auto top = static_cast<std::size_t>(std::nearbyint(static_cast<double>(side - 32) / 2));
+    const std::size_t left = 4;  // round(4.5)
+    bool equal = true;
+    for (std::size_t n = 0; n < 2; ++n) {
+      for (std::size_t c = 0; c < 3; ++c) {
+        for (std::size_t y = 0; y < 32; ++y) {
+          for (std::size_t x = 0; x < 32; ++x) {
+            const std::uint8_t byte = tiles[((n * side + top + y) * 41 + left + x) * 3 + c];
+            const float expected = (static_cast<float>(byte) / 255.0F - spec.mean[c]) / spec.std[c];
+            equal = equal && out[((n * 3 + c) * 32 + y) * 32 + x] == expected;
+          }
+        }
+      }
+    }
+    CHECK(equal);
+  }
+  std::vector<float> out(3 * 32 * 32);
+  const Bytes tile(31 * 32 * 3);
+  CHECK(code_of([&] { histo::preprocess(tile, {1, 31, 32}, spec, 0, out); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { histo::preprocess(tile, {1, 31, 32}, spec, 31, out); }) == ErrorCode::size_mismatch);
+}
+
+}  // namespace
