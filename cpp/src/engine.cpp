@@ -26,11 +26,13 @@ using kernels::Strides;
 
 constexpr std::array stage_names = {"stem", "layer1", "layer2", "layer3", "layer4", "head"};
 
-// Output pixels or Winograd tiles that a task computes: enough of them to pay for reading the weights, few
-// enough for their intermediates to stay in the second-level cache. Multiples of the 6 rows of the
-// micro-kernel.
+// Output pixels that a task of a direct convolution computes: enough of them to pay for reading the weights.
 constexpr std::size_t most_pixels = 192;
-constexpr std::size_t most_tiles = 36;
+
+// Winograd tiles of a task: so many that their intermediates fit into half a megabyte, half of a common
+// second-level cache, beside the weights that pass through; but with many channels, whose weights come from
+// farther away, no fewer than pay for that.
+std::size_t most_tiles(std::size_t channels) { return channels <= 64 ? 12 : channels <= 256 ? 24 : 66; }
 
 // Floats between planes that would otherwise lie a multiple of 4 KiB apart, and so compete for one set of
 // the first-level cache.
@@ -41,10 +43,11 @@ constexpr std::size_t stem_floats = std::size_t{1} << 17U;
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
-// Cuts `total` into pieces of at most `most`, all but the last of them equal and multiples of 6.
-std::size_t piece_size(std::size_t total, std::size_t most) {
-  const std::size_t pieces = ceil_div(total, most);
-  return ceil_div(ceil_div(total, pieces), 6) * 6;
+// The size of the pieces that `total` is cut into: at most `most`, and as equal as can be, in a number that
+// the threads share evenly.
+std::size_t piece_size(std::size_t total, std::size_t most, std::size_t threads) {
+  const std::size_t pieces = ceil_div(ceil_div(total, most), threads) * threads;
+  return ceil_div(total, pieces);
 }
 
 std::size_t winograd_tile(Convolution algorithm) { return algorithm == Convolution::winograd4 ? 4 : 2; }
@@ -323,7 +326,7 @@ WinogradTasks Engine::State::winograd_tasks(const Step& step, std::size_t count)
   WinogradTasks t{};
   t.points = (m + 2) * (m + 2);
   t.tiles = count * ceil_div(output.height, m) * ceil_div(output.width, m);
-  t.piece = piece_size(t.tiles, most_tiles);
+  t.piece = piece_size(t.tiles, most_tiles(step.layer->inputs), threads.threads());
   t.fused = blocks == 1 || t.pieces() >= 2 * threads.threads();
   t.plane = (t.fused ? t.piece : t.tiles) * step.layer->inputs + plane_padding;
   t.products_plane = t.piece * shared->kernel.conv_block + plane_padding;
@@ -519,9 +522,7 @@ void Engine::State::run_direct(const Step& step, const PackedLayer& packed, cons
                            .weight = packed.weight.data(),
                            .epilogue = epilogue};
   const std::size_t total = count * epilogue.height * epilogue.width;
-  // Four tasks per thread even out their ends.
-  const std::size_t share = ceil_div(total * packed.blocks, 4 * threads.threads());
-  const std::size_t piece = piece_size(total, std::clamp<std::size_t>(share, 6, most_pixels));
+  const std::size_t piece = piece_size(total, most_pixels, threads.threads());
   const std::size_t pieces = ceil_div(total, piece);
   for_each(pieces * packed.blocks, [&](std::size_t task, std::size_t) {
     const std::size_t block = task / pieces, begin = task % pieces * piece;

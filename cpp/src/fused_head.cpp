@@ -1,122 +1,373 @@
 #include "histo/fused_head.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
-#include <initializer_list>
-#include <limits>
+#include <cstring>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "adaptive_bins.h"
-#include "histo/error.h"
+#include "checks.h"
+#include "head_plan.h"
+#include "histo/build_config.h"
+#include "kernels/kernels.h"
+#include "thread_pool.h"
 
 namespace histo {
 namespace {
 
-struct Extent {
-  const char* name;
-  std::size_t value;
+float widened(float value) { return value; }
+float widened(Bfloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16U); }
+
+// Kernels take bf16 as plain integers.
+const float* cells(const float* features) { return features; }
+const std::uint16_t* cells(const Bfloat16* features) { return &features->bits; }
+
+// `out` may be `logits`.
+template <typename Logit>
+void softmax_of(std::span<const Logit> logits, std::span<float> out) {
+  // The largest logit is subtracted first, so that no exponential overflows.
+  const auto largest = static_cast<double>(*std::ranges::max_element(logits));
+  double sum = 0.0;
+  for (const Logit logit : logits) {
+    sum += std::exp(static_cast<double>(logit) - largest);
+  }
+  for (std::size_t k = 0; k < logits.size(); ++k) {
+    out[k] = static_cast<float>(std::exp(static_cast<double>(logits[k]) - largest) / sum);
+  }
+}
+
+// Pairwise, in a fixed order. Destroys `lanes`.
+float sum_of_lanes(float* lanes, std::size_t count) {
+  for (std::size_t half = count / 2; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+// Tiles that the widest kernel handles together.
+constexpr std::size_t tile_block = 4;
+
+// Sums (tiles, classes, lanes) that a thread works on: they share the first-level cache with a chunk of
+// weights.
+constexpr std::size_t sums_size = 4096;
+
+// Bytes. Larger tiles are read a block of tiles at a time, in long stretches: they come from memory, and a
+// chunk of each of many tiles would be a jump a chunk. Their weights weigh little beside them.
+constexpr std::size_t large_tile = std::size_t{1} << 18U;
+
+// A stretch of a batch: some tiles and classes, which share one pass over the weights of a segment.
+struct Piece {
+  std::size_t first_tile, tiles;
+  std::size_t first_class, classes;
 };
 
-// The number of elements of `what`, whose shape is `shape`.
-std::size_t checked_size(const char* what, std::initializer_list<Extent> shape) {
-  std::size_t size = 1;
-  for (const Extent& extent : shape) {
-    if (extent.value == 0) {
-      throw Error(ErrorCode::invalid_argument, std::string(extent.name) + " is 0; it must be at least 1");
+// The cells of a bin of channels-last maps are summed in step, vector by vector, if they are this few. Each
+// is a stream of its own then, so more of them are summed in the order in which they lie in memory, into a
+// buffer.
+constexpr std::size_t in_step_cells = 4;
+
+// What Table::head_bin_f32 does, by way of a buffer.
+template <typename Cell>
+void add_summed_bin(const kernels::Table& kernel, const kernels::HeadBin<Cell>& bin,
+                    const kernels::HeadWeights& weights, float* sums) {
+  constexpr std::size_t stride = HeadPlan::chunk_floats;
+  alignas(64) std::array<float, tile_block * stride> bin_sums;
+  for (std::size_t t = 0; t < bin.tiles.count; t += tile_block) {
+    const std::size_t tiles = std::min(tile_block, bin.tiles.count - t);
+    for (std::size_t i = 0; i < tiles; ++i) {
+      kernels::HeadBin<Cell> one = bin;
+      one.tiles.first += (t + i) * bin.tiles.stride;
+      if constexpr (std::is_same_v<Cell, float>) {
+        kernel.sum_bin_f32(one, bin_sums.data() + i * stride);
+      } else {
+        kernel.sum_bin_bf16(one, bin_sums.data() + i * stride);
+      }
     }
-    if (size > std::numeric_limits<std::size_t>::max() / extent.value) {
-      throw Error(ErrorCode::size_overflow,
-                  std::string(what) + " has more elements than fit in memory; check its shape");
-    }
-    size *= extent.value;
+    kernel.head_cells_f32({.tiles = {bin_sums.data(), stride, tiles}, .length = bin.count}, weights,
+                          sums + t * weights.classes * kernel.lanes);
   }
-  return size;
 }
 
-void check_buffer(const char* what, std::span<const float> buffer, std::size_t expected) {
-  if (buffer.data() == nullptr) {
-    throw Error(ErrorCode::invalid_argument, std::string(what) + " is a null pointer");
-  }
-  if (buffer.size() != expected) {
-    throw Error(ErrorCode::size_mismatch, std::string(what) + " has " + std::to_string(buffer.size()) +
-                                              " elements; its shape asks for " + std::to_string(expected));
-  }
-}
-
-double bin_mean(const float* map, std::size_t width, Bin rows, Bin columns) {
-  double sum = 0.0;
-  for (std::size_t y = rows.begin; y < rows.end; ++y) {
-    for (std::size_t x = columns.begin; x < columns.end; ++x) {
-      sum += static_cast<double>(map[y * width + x]);
+// Adds chunk `chunk` of `plan` to `sums`.
+template <typename Cell>
+void add_chunk(const kernels::Table& kernel, const HeadPlan& plan, std::size_t chunk, const Cell* features,
+               const Piece& piece, float* sums) {
+  constexpr bool is_float = std::is_same_v<Cell, float>;
+  const std::size_t tile_size = plan.channels * plan.height * plan.width;
+  const Cell* const tile = features + piece.first_tile * tile_size;
+  const std::size_t step = plan.classes * plan.lanes;
+  const kernels::HeadWeights weights{
+      .first = plan.weights.data() + chunk * plan.chunk_steps * step + piece.first_class * plan.lanes,
+      .stride = step,
+      .classes = piece.classes};
+  switch (plan.form) {
+    case HeadPlan::Form::cells: {
+      const std::size_t begin = chunk * plan.chunk_length;
+      const kernels::HeadCells<Cell> cells{.tiles = {tile + begin, tile_size, piece.tiles},
+                                           .length = std::min(plan.chunk_length, tile_size - begin)};
+      if constexpr (is_float) {
+        kernel.head_cells_f32(cells, weights, sums);
+      } else {
+        kernel.head_cells_bf16(cells, weights, sums);
+      }
+      break;
     }
-  }
-  return sum /
-         (static_cast<double>(rows.end - rows.begin) * static_cast<double>(columns.end - columns.begin));
-}
-
-void softmax_in_place(std::span<double> logits) {
-  // The largest logit is subtracted first, so that no exponential overflows.
-  const double largest = *std::ranges::max_element(logits);
-  double sum = 0.0;
-  for (double& logit : logits) {
-    logit = std::exp(logit - largest);
-    sum += logit;
-  }
-  for (double& probability : logits) {
-    probability /= sum;
+    case HeadPlan::Form::row_sums: {
+      const std::size_t begin = chunk * plan.chunk_length;
+      const kernels::HeadRows<Cell> rows{
+          .tiles = {tile + begin * plan.height * plan.width, tile_size, piece.tiles},
+          .channels = std::min(plan.chunk_length, plan.channels - begin),
+          .height = plan.height,
+          .width = plan.width,
+          .bins = plan.row_bins.data(),
+          .bin_count = plan.row_bins.size()};
+      if constexpr (is_float) {
+        kernel.head_rows_f32(rows, weights, sums);
+      } else {
+        kernel.head_rows_bf16(rows, weights, sums);
+      }
+      break;
+    }
+    case HeadPlan::Form::cell_sums: {
+      const std::size_t bin = chunk / plan.chunks_per_bin();
+      const std::size_t begin = chunk % plan.chunks_per_bin() * plan.chunk_length;
+      const std::size_t count = std::min(plan.chunk_length, plan.channels - begin);
+      const kernels::HeadBin<Cell> cells{.tiles = {tile + begin, tile_size, piece.tiles},
+                                         .channels = plan.channels,
+                                         .count = count,
+                                         .width = plan.width,
+                                         .rows = plan.row_bins[bin / plan.column_bins.size()],
+                                         .columns = plan.column_bins[bin % plan.column_bins.size()]};
+      if ((cells.rows.end - cells.rows.begin) * (cells.columns.end - cells.columns.begin) > in_step_cells) {
+        add_summed_bin(kernel, cells, weights, sums);
+      } else if constexpr (is_float) {
+        kernel.head_bin_f32(cells, weights, sums);
+      } else {
+        kernel.head_bin_bf16(cells, weights, sums);
+      }
+      break;
+    }
   }
 }
 
 }  // namespace
 
-FusedHead::FusedHead(std::size_t pool, std::size_t channels, std::size_t classes,
-                     std::span<const float> weight, std::span<const float> bias)
-    : pool_(pool), channels_(channels), classes_(classes) {
-  check_buffer(
-      "weight", weight,
-      checked_size("weight", {{"classes", classes}, {"channels", channels}, {"pool", pool}, {"pool", pool}}));
-  check_buffer("bias", bias, classes);
+struct FusedHead::State {
+  std::size_t pool;
+  std::size_t channels;
+  std::size_t classes;
+  std::vector<float> weight;  // as given
+  std::vector<float> bias;
+  Isa isa;
+  const kernels::Table& kernel;
+  ThreadPool threads;
 
-  const std::size_t columns = weight.size() / classes;
-  weight_.resize(weight.size());
-  for (std::size_t k = 0; k < classes; ++k) {
-    for (std::size_t column = 0; column < columns; ++column) {
-      weight_[column * classes + k] = weight[k * columns + column];
+  std::mutex plans_lock;
+  std::vector<std::shared_ptr<const HeadPlan>> plans;  // most recent first
+
+  std::shared_ptr<const HeadPlan> plan(const FeatureShape& shape);
+
+  template <typename Feature>
+  void check(std::span<const Feature> features, const FeatureShape& shape, std::span<float> out) const;
+  template <typename Feature>
+  void run(std::span<const Feature> features, const FeatureShape& shape, std::span<float> out,
+           Softmax softmax);
+  template <typename Feature>
+  void run_reference(std::span<const Feature> features, const FeatureShape& shape, std::span<float> out,
+                     Softmax softmax) const;
+};
+
+std::shared_ptr<const HeadPlan> FusedHead::State::plan(const FeatureShape& shape) {
+  constexpr std::size_t kept = 8;
+  const std::lock_guard lock(plans_lock);
+  auto found = std::ranges::find_if(plans, [&](const auto& p) {
+    return p->map_height == shape.height && p->map_width == shape.width && p->layout == shape.layout;
+  });
+  if (found == plans.end()) {
+    if (plans.size() == kept) {
+      plans.pop_back();
     }
+    plans.push_back(std::make_shared<const HeadPlan>(make_head_plan(
+        pool, channels, classes, weight, shape.height, shape.width, shape.layout, kernel.lanes)));
+    found = plans.end() - 1;
   }
-  bias_.assign(bias.begin(), bias.end());
+  std::rotate(plans.begin(), found, found + 1);
+  return plans.front();
 }
 
-void FusedHead::run(std::span<const float> features, std::size_t batch, std::size_t height, std::size_t width,
-                    std::span<float> out, Softmax softmax) const {
-  check_buffer(
-      "features", features,
-      checked_size("features",
-                   {{"batch", batch}, {"channels", channels_}, {"height", height}, {"width", width}}));
-  check_buffer("out", out, checked_size("out", {{"batch", batch}, {"classes", classes_}}));
+template <typename Feature>
+void FusedHead::State::check(std::span<const Feature> features, const FeatureShape& shape,
+                             std::span<float> out) const {
+  if (shape.layout != Layout::nchw && shape.layout != Layout::nhwc) {
+    throw Error(ErrorCode::invalid_argument, "layout is neither nchw nor nhwc");
+  }
+  check_buffer("features", features,
+               checked_size("features", {{"batch", shape.batch},
+                                         {"channels", channels},
+                                         {"height", shape.height},
+                                         {"width", shape.width}}));
+  check_buffer("out", out, checked_size("out", {{"batch", shape.batch}, {"classes", classes}}));
+}
 
-  std::vector<double> logits(classes_);
-  const float* map = features.data();
-  for (std::size_t n = 0; n < batch; ++n) {
-    std::ranges::copy(bias_, logits.begin());
-    const float* weight = weight_.data();
-    for (std::size_t c = 0; c < channels_; ++c, map += height * width) {
-      for (std::size_t p = 0; p < pool_; ++p) {
-        const Bin rows = adaptive_bin(p, pool_, height);
-        for (std::size_t q = 0; q < pool_; ++q, weight += classes_) {
-          const double mean = bin_mean(map, width, rows, adaptive_bin(q, pool_, width));
-          for (std::size_t k = 0; k < classes_; ++k) {
-            logits[k] += mean * static_cast<double>(weight[k]);
+template <typename Feature>
+void FusedHead::State::run(std::span<const Feature> features, const FeatureShape& shape, std::span<float> out,
+                           Softmax softmax) {
+  check(features, shape, out);
+  const std::shared_ptr<const HeadPlan> kept = plan(shape);
+  const HeadPlan& p = *kept;
+  // As many classes as a block of tiles has sums for, and as many tiles as these leave room for.
+  const std::size_t class_block = std::min(classes, sums_size / (tile_block * p.lanes));
+  const std::size_t class_blocks = (classes + class_block - 1) / class_block;
+  const std::size_t share = (shape.batch + threads.threads() - 1) / threads.threads();
+  const std::size_t fit =
+      features.size_bytes() / shape.batch > large_tile ? tile_block : sums_size / (class_block * p.lanes);
+  const std::size_t tile_group =
+      std::min(fit, (share + tile_block - 1) / tile_block * tile_block) / tile_block * tile_block;
+  const std::size_t tile_groups = (shape.batch + tile_group - 1) / tile_group;
+
+  // Sums of several segments are added when all are there; a single one's are the logits.
+  std::vector<float> partial(p.segments == 1 ? 0 : p.segments * out.size());
+  const auto task = [&](std::size_t index) {
+    const std::size_t segment = index / class_blocks / tile_groups;
+    const std::size_t first_class = index / tile_groups % class_blocks * class_block;
+    const std::size_t first_tile = index % tile_groups * tile_group;
+    const Piece piece{.first_tile = first_tile,
+                      .tiles = std::min(tile_group, shape.batch - first_tile),
+                      .first_class = first_class,
+                      .classes = std::min(class_block, classes - first_class)};
+    alignas(64) std::array<float, sums_size> sums;
+    std::fill_n(sums.begin(), piece.tiles * piece.classes * p.lanes, 0.0F);
+    const auto [begin, end] = p.chunks(segment);
+    for (std::size_t chunk = begin; chunk < end; ++chunk) {
+      add_chunk(kernel, p, chunk, cells(features.data()), piece, sums.data());
+    }
+    float* const result = p.segments == 1 ? out.data() : partial.data() + segment * out.size();
+    for (std::size_t t = 0; t < piece.tiles; ++t) {
+      for (std::size_t k = 0; k < piece.classes; ++k) {
+        const float sum = sum_of_lanes(sums.data() + (t * piece.classes + k) * p.lanes, p.lanes);
+        result[(first_tile + t) * classes + first_class + k] =
+            p.segments == 1 ? sum + bias[first_class + k] : sum;
+      }
+    }
+  };
+  const std::size_t tasks = p.segments * class_blocks * tile_groups;
+  // Waking a thread costs some microseconds, in which one thread reads about 64 KiB.
+  if (features.size_bytes() < (std::size_t{1} << 16U)) {
+    for (std::size_t i = 0; i < tasks; ++i) {
+      task(i);
+    }
+  } else {
+    threads.for_each(tasks, task);
+  }
+  if (p.segments != 1) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      float sum = bias[i % classes];
+      for (std::size_t segment = 0; segment < p.segments; ++segment) {
+        sum += partial[segment * out.size() + i];
+      }
+      out[i] = sum;
+    }
+  }
+  if (softmax == Softmax::yes) {
+    for (std::size_t n = 0; n < shape.batch; ++n) {
+      const std::span<float> row = out.subspan(n * classes, classes);
+      softmax_of(std::span<const float>(row), row);
+    }
+  }
+}
+
+template <typename Feature>
+void FusedHead::State::run_reference(std::span<const Feature> features, const FeatureShape& shape,
+                                     std::span<float> out, Softmax softmax) const {
+  check(features, shape, out);
+  const std::size_t area = shape.height * shape.width;
+  const bool nchw = shape.layout == Layout::nchw;
+  const std::size_t cell_step = nchw ? 1 : channels;
+  std::vector<double> logits(classes);
+  for (std::size_t n = 0; n < shape.batch; ++n) {
+    std::ranges::copy(bias, logits.begin());
+    for (std::size_t c = 0; c < channels; ++c) {
+      const Feature* const map = features.data() + n * channels * area + c * (nchw ? area : 1);
+      for (std::size_t p = 0; p < pool; ++p) {
+        const Bin rows = adaptive_bin(p, pool, shape.height);
+        for (std::size_t q = 0; q < pool; ++q) {
+          const Bin columns = adaptive_bin(q, pool, shape.width);
+          double sum = 0.0;
+          for (std::size_t y = rows.begin; y < rows.end; ++y) {
+            for (std::size_t x = columns.begin; x < columns.end; ++x) {
+              sum += static_cast<double>(widened(map[(y * shape.width + x) * cell_step]));
+            }
+          }
+          const double mean = sum / (static_cast<double>(rows.end - rows.begin) *
+                                     static_cast<double>(columns.end - columns.begin));
+          for (std::size_t k = 0; k < classes; ++k) {
+            logits[k] += mean * static_cast<double>(weight[((k * channels + c) * pool + p) * pool + q]);
           }
         }
       }
     }
+    const std::span<float> row = out.subspan(n * classes, classes);
     if (softmax == Softmax::yes) {
-      softmax_in_place(logits);
+      softmax_of(std::span<const double>(logits), row);
+    } else {
+      std::ranges::transform(logits, row.begin(), [](double logit) { return static_cast<float>(logit); });
     }
-    std::ranges::transform(logits, out.begin() + static_cast<std::ptrdiff_t>(n * classes_),
-                           [](double value) { return static_cast<float>(value); });
   }
 }
+
+FusedHead::FusedHead(std::size_t pool, std::size_t channels, std::size_t classes,
+                     std::span<const float> weight, std::span<const float> bias,
+                     const FusedHeadOptions& options) {
+  check_buffer(
+      "weight", weight,
+      checked_size("weight", {{"classes", classes}, {"channels", channels}, {"pool", pool}, {"pool", pool}}));
+  check_buffer("bias", bias, classes);
+  const Isa isa = require_usable(options.isa ? *options.isa : default_isa());
+  state_ = std::shared_ptr<State>(
+      new State{.pool = pool,
+                .channels = channels,
+                .classes = classes,
+                .weight = {weight.begin(), weight.end()},
+                .bias = {bias.begin(), bias.end()},
+                .isa = isa,
+                .kernel = kernels::table(isa),
+                .threads = ThreadPool(options.threads != 0 ? options.threads : usable_cpus()),
+                .plans_lock = {},
+                .plans = {}});
+}
+
+void FusedHead::run(std::span<const float> features, FeatureShape shape, std::span<float> out,
+                    Softmax softmax) const {
+  state_->run(features, shape, out, softmax);
+}
+
+void FusedHead::run(std::span<const Bfloat16> features, FeatureShape shape, std::span<float> out,
+                    Softmax softmax) const {
+  state_->run(features, shape, out, softmax);
+}
+
+void FusedHead::run_reference(std::span<const float> features, FeatureShape shape, std::span<float> out,
+                              Softmax softmax) const {
+  state_->run_reference(features, shape, out, softmax);
+}
+
+void FusedHead::run_reference(std::span<const Bfloat16> features, FeatureShape shape, std::span<float> out,
+                              Softmax softmax) const {
+  state_->run_reference(features, shape, out, softmax);
+}
+
+std::size_t FusedHead::pool() const noexcept { return state_->pool; }
+std::size_t FusedHead::channels() const noexcept { return state_->channels; }
+std::size_t FusedHead::classes() const noexcept { return state_->classes; }
+Isa FusedHead::isa() const noexcept { return state_->isa; }
+unsigned FusedHead::threads() const noexcept { return state_->threads.threads(); }
 
 }  // namespace histo

@@ -4,6 +4,8 @@
 
 #include <string_view>
 
+#include "histo/api.h"
+
 namespace histo {
 
 /// How the library was compiled.
@@ -18,7 +20,7 @@ struct BuildConfig {
 /// \code
 /// std::cout << histo::build_config().compiler << '\n';
 /// \endcode
-[[nodiscard]] BuildConfig build_config() noexcept;
+[[nodiscard]] HISTO_API BuildConfig build_config() noexcept;
 
 /// Instruction sets that may be used here: the CPU has them and the operating system saves their registers.
 /// All false on anything but x86.
@@ -45,7 +47,7 @@ struct CpuInfo {
 /// \code
 /// const char* kernel = histo::cpu_info().avx512f ? "avx512" : "portable";
 /// \endcode
-[[nodiscard]] CpuInfo cpu_info() noexcept;
+[[nodiscard]] HISTO_API CpuInfo cpu_info() noexcept;
 
 /// How many threads it makes sense to start: the CPUs in this thread's affinity mask, and no more than the
 /// cgroup's CPU quota (v1 or v2) rounded up. At least 1. Where the system has neither notion, its number of
@@ -56,6 +58,6 @@ struct CpuInfo {
 /// \code
 /// std::vector<std::jthread> workers(histo::usable_cpus());
 /// \endcode
-[[nodiscard]] unsigned usable_cpus();
+[[nodiscard]] HISTO_API unsigned usable_cpus();
 
 }  // namespace histo

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "histo/api.h"
+
 namespace histo {
 
 /// What went wrong. The numbers are stable: new codes are appended, none is reused.
@@ -31,7 +33,7 @@ enum class ErrorCode : int {
 ///   assert(error.code() == histo::ErrorCode::invalid_argument);
 /// }
 /// \endcode
-class Error : public std::runtime_error {
+class HISTO_API Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
 

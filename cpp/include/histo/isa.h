@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "histo/api.h"
+
 namespace histo {
 
 /// Instruction sets with kernels of their own, from the lowest to the highest.
@@ -15,10 +17,10 @@ enum class Isa : int {
 };
 
 /// "portable", "avx2" or "avx512".
-[[nodiscard]] std::string_view name(Isa isa) noexcept;
+[[nodiscard]] HISTO_API std::string_view name(Isa isa) noexcept;
 
 /// The instruction sets that this machine can run, lowest first; Isa::portable is always there.
-[[nodiscard]] std::vector<Isa> usable_isas();
+[[nodiscard]] HISTO_API std::vector<Isa> usable_isas();
 
 /// The highest usable instruction set, or the one that the environment variable `HISTO_ISA` names.
 ///
@@ -26,10 +28,10 @@ enum class Isa : int {
 ///
 /// \throws Error  invalid_argument where `HISTO_ISA` names no instruction set, unsupported where it names one
 ///                that this machine lacks
-[[nodiscard]] Isa default_isa();
+[[nodiscard]] HISTO_API Isa default_isa();
 
 /// `isa` itself.
 /// \throws Error  unsupported where this machine cannot run it
-Isa require_usable(Isa isa);
+HISTO_API Isa require_usable(Isa isa);
 
 }  // namespace histo

@@ -1,0 +1,440 @@
+// The C interface. Its whole job is translation: handles to objects, pointers and sizes to spans, exceptions
+// to numbers. What a shape means is checked behind it, once, for C and C++ alike.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <initializer_list>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "histo/batch_runner.h"
+#include "histo/build_config.h"
+#include "histo/engine.h"
+#include "histo/error.h"
+#include "histo/fused_head.h"
+#include "histo/histo.h"
+#include "histo/isa.h"
+#include "histo/model.h"
+#include "histo/self_test.h"
+
+struct histo_model {
+  histo::Model model;
+};
+
+struct histo_engine {
+  histo::Engine engine;
+};
+
+struct histo_head {
+  histo::FusedHead head;
+};
+
+namespace {
+
+using histo::Error;
+using histo::ErrorCode;
+
+constexpr histo_status status_of(ErrorCode code) { return static_cast<histo_status>(code); }
+
+static_assert(status_of(ErrorCode::invalid_argument) == HISTO_INVALID_ARGUMENT);
+static_assert(status_of(ErrorCode::size_mismatch) == HISTO_SIZE_MISMATCH);
+static_assert(status_of(ErrorCode::size_overflow) == HISTO_SIZE_OVERFLOW);
+static_assert(status_of(ErrorCode::io) == HISTO_IO);
+static_assert(status_of(ErrorCode::invalid_file) == HISTO_INVALID_FILE);
+static_assert(status_of(ErrorCode::unsupported) == HISTO_UNSUPPORTED);
+static_assert(status_of(ErrorCode::out_of_memory) == HISTO_OUT_OF_MEMORY);
+static_assert(status_of(ErrorCode::cancelled) == HISTO_CANCELLED);
+static_assert(status_of(ErrorCode::failed) == HISTO_FAILED);
+static_assert(static_cast<int>(histo::Layout::nchw) == HISTO_NCHW);
+static_assert(static_cast<int>(histo::Layout::nhwc) == HISTO_NHWC);
+
+// Fixed, because the message must also fit where memory has run out.
+thread_local char last_error[1025] = "";
+
+histo_status fail(histo_status status, std::string_view message) noexcept {
+  std::size_t size = std::min(message.size(), sizeof(last_error) - 1);
+  if (size < message.size()) {
+    while (size > 0 && (static_cast<unsigned char>(message[size]) & 0xC0U) == 0x80U) {
+      --size;  // not inside a UTF-8 sequence
+    }
+  }
+  std::replace_copy(message.begin(), message.begin() + static_cast<std::ptrdiff_t>(size), last_error, '\n',
+                    ' ');
+  last_error[size] = '\0';
+  return status;
+}
+
+// Runs `body`; whatever it throws ends here.
+template <typename Body>
+histo_status guarded(const Body& body) noexcept {
+  try {
+    body();
+    return HISTO_OK;
+  } catch (const Error& error) {
+    return fail(status_of(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(HISTO_OUT_OF_MEMORY, "there is not enough memory; use smaller batches or fewer threads");
+  } catch (const std::exception& error) {
+    return fail(HISTO_FAILED, error.what());
+  } catch (...) {
+    return fail(HISTO_FAILED, "something was thrown that is no std::exception");
+  }
+}
+
+template <typename Pointer>
+void require(Pointer pointer, const char* name) {
+  if (pointer == nullptr) {
+    throw Error(ErrorCode::invalid_argument, std::string(name) + " is a null pointer");
+  }
+}
+
+// Hands over what `make` makes; `*handle` is null where it throws.
+template <typename Handle, typename Make>
+histo_status make_handle(Handle** handle, const char* name, const Make& make) noexcept {
+  if (handle != nullptr) {
+    *handle = nullptr;
+  }
+  return guarded([&] {
+    require(handle, name);
+    *handle = new Handle{make()};
+  });
+}
+
+void check_struct_size(const char* name, std::size_t size, std::size_t smallest) {
+  if (size < smallest) {
+    throw Error(ErrorCode::invalid_argument, std::string(name) + ".struct_size is " + std::to_string(size) +
+                                                 "; it must be at least " + std::to_string(smallest) +
+                                                 ". Set it to sizeof of the structure");
+  }
+}
+
+// The caller may know an older structure than this library, and then the fields it lacks are zero, or a newer
+// one, and then the fields that this library lacks must be zero: they ask for something that it cannot do.
+// `smallest` is the size of the first version.
+template <typename Options>
+Options read_options(const char* name, const Options* given, std::size_t smallest) {
+  Options options{};
+  if (given != nullptr) {
+    const std::size_t size = given->struct_size;
+    check_struct_size(name, size, smallest);
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(given);
+    if (size > sizeof(Options) &&
+        std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; })) {
+      throw Error(ErrorCode::unsupported, std::string(name) + " sets a field that version " +
+                                              histo_version() + " of the library does not know");
+    }
+    std::memcpy(&options, given, std::min(size, sizeof(Options)));
+  }
+  return options;
+}
+
+// As read_options(), the other way round: a newer caller gets zeros in the fields that this library lacks.
+template <typename Result>
+void write_result(Result* result, const Result& values) {
+  const std::size_t size = result->struct_size;
+  auto* const bytes = reinterpret_cast<unsigned char*>(result);
+  std::memcpy(bytes, &values, std::min(size, sizeof(Result)));
+  if (size > sizeof(Result)) {
+    std::memset(bytes + sizeof(Result), 0, size - sizeof(Result));
+  }
+  result->struct_size = size;
+}
+
+// The one of `values` that has this name; null means the first.
+template <typename Value>
+Value named(const char* what, const char* name, std::initializer_list<Value> values) {
+  std::string names;
+  for (const Value value : values) {
+    if (name == nullptr || histo::name(value) == name) {
+      return value;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(histo::name(value));
+  }
+  throw Error(ErrorCode::invalid_argument,
+              std::string(what) + " is \"" + name + "\"; it must be one of " + names);
+}
+
+std::optional<histo::Isa> isa_of(const char* name) {
+  if (name == nullptr) {
+    return std::nullopt;
+  }
+  return named("isa", name, {histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512});
+}
+
+template <typename Tile>
+histo_status run(const histo_engine* engine, const Tile* tiles, std::size_t tiles_size,
+                 histo::TileShape shape, float* logits, std::size_t logits_size) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(tiles, "tiles");
+    require(logits, "logits");
+    engine->engine.run(std::span(tiles, tiles_size), shape, std::span(logits, logits_size));
+  });
+}
+
+template <typename Feature>
+histo_status run(const histo_head* head, const Feature* features, std::size_t features_size,
+                 std::size_t batch, std::size_t height, std::size_t width, int layout, int softmax,
+                 float* out, std::size_t out_size) noexcept {
+  return guarded([&] {
+    require(head, "head");
+    require(features, "features");
+    require(out, "out");
+    if (layout != HISTO_NCHW && layout != HISTO_NHWC) {
+      throw Error(ErrorCode::invalid_argument,
+                  "layout is " + std::to_string(layout) + "; it must be HISTO_NCHW or HISTO_NHWC");
+    }
+    head->head.run(
+        std::span(features, features_size),
+        {.batch = batch, .height = height, .width = width, .layout = static_cast<histo::Layout>(layout)},
+        std::span(out, out_size), softmax != 0 ? histo::Softmax::yes : histo::Softmax::no);
+  });
+}
+
+histo_batch_stats c_stats(const histo::BatchRunnerStats& stats) {
+  histo_batch_stats result{};
+  result.struct_size = sizeof(result);
+  result.tiles = stats.tiles;
+  result.failed = stats.failed;
+  result.batches = stats.batches;
+  result.seconds = stats.seconds;
+  result.prepare_seconds = stats.prepare_seconds;
+  result.infer_seconds = stats.infer_seconds;
+  result.deliver_seconds = stats.deliver_seconds;
+  return result;
+}
+
+// The end of `field`, the last one that the first version of a structure had.
+#define HISTO_SIZE_UP_TO(type, field) (offsetof(type, field) + sizeof(type::field))
+
+}  // namespace
+
+extern "C" {
+
+const char* histo_last_error() noexcept { return last_error; }
+
+const char* histo_version() noexcept { return histo::build_config().version.data(); }  // a literal
+
+unsigned histo_usable_cpus() noexcept {
+  unsigned cpus = 1;
+  static_cast<void>(guarded([&cpus] { cpus = histo::usable_cpus(); }));
+  return cpus;
+}
+
+histo_status histo_model_open(const char* path, histo_model** model) noexcept {
+  return make_handle(model, "model", [path] {
+    require(path, "path");
+    return histo::Model::open(path);
+  });
+}
+
+histo_status histo_model_from_memory(const void* bytes, size_t size, histo_model** model) noexcept {
+  return make_handle(model, "model", [bytes, size] {
+    require(bytes, "bytes");
+    return histo::Model::from_memory({static_cast<const std::byte*>(bytes), size});
+  });
+}
+
+void histo_model_free(histo_model* model) noexcept { delete model; }
+
+size_t histo_model_classes(const histo_model* model) noexcept {
+  return model == nullptr ? 0 : model->model.spec().classes.size();
+}
+
+size_t histo_model_crop(const histo_model* model) noexcept {
+  return model == nullptr ? 0 : model->model.spec().crop;
+}
+
+size_t histo_model_tile_size(const histo_model* model) noexcept {
+  return model == nullptr ? 0 : model->model.spec().tile_size;
+}
+
+size_t histo_model_pool(const histo_model* model) noexcept {
+  return model == nullptr ? 0 : model->model.spec().pool;
+}
+
+double histo_model_mpp(const histo_model* model) noexcept {
+  return model == nullptr ? 0 : model->model.spec().mpp.value_or(0);
+}
+
+const char* histo_model_class_name(const histo_model* model, size_t index) noexcept {
+  return index < histo_model_classes(model) ? model->model.spec().classes[index].c_str() : nullptr;
+}
+
+histo_status histo_engine_create(const histo_model* model, const histo_engine_options* options,
+                                 histo_engine** engine) noexcept {
+  return make_handle(engine, "engine", [model, options] {
+    require(model, "model");
+    const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_engine_options, algorithm));
+    return histo::Engine(
+        model->model,
+        {.threads = given.threads,
+         .precision = named("precision", given.precision, {histo::Precision::fp32}),
+         .isa = isa_of(given.isa),
+         .crop = given.crop,
+         .profile = named("profile", given.profile, {histo::Profile::throughput, histo::Profile::latency}),
+         .algorithm =
+             named("algorithm", given.algorithm, {histo::Algorithm::fastest, histo::Algorithm::direct})});
+  });
+}
+
+histo_status histo_engine_copy(const histo_engine* engine, histo_engine** copy) noexcept {
+  return make_handle(copy, "copy", [engine] {
+    require(engine, "engine");
+    return engine->engine;
+  });
+}
+
+void histo_engine_free(histo_engine* engine) noexcept { delete engine; }
+
+histo_status histo_engine_run_u8(const histo_engine* engine, const uint8_t* tiles, size_t tiles_size,
+                                 size_t batch, size_t height, size_t width, float* logits,
+                                 size_t logits_size) noexcept {
+  return run(engine, tiles, tiles_size, {.batch = batch, .height = height, .width = width}, logits,
+             logits_size);
+}
+
+histo_status histo_engine_run_f32(const histo_engine* engine, const float* tiles, size_t tiles_size,
+                                  size_t batch, size_t height, size_t width, float* logits,
+                                  size_t logits_size) noexcept {
+  return run(engine, tiles, tiles_size, {.batch = batch, .height = height, .width = width}, logits,
+             logits_size);
+}
+
+histo_status histo_engine_warmup(const histo_engine* engine, size_t batch) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    engine->engine.warmup(batch);
+  });
+}
+
+histo_status histo_engine_get_info(const histo_engine* engine, histo_engine_info* info) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(info, "info");
+    check_struct_size("info", info->struct_size, HISTO_SIZE_UP_TO(histo_engine_info, algorithm));
+    const histo::EngineInfo known = engine->engine.info();
+    histo_engine_info result{};
+    result.isa = histo::name(known.isa).data();  // literals, both
+    result.precision = histo::name(known.precision).data();
+    result.threads = known.threads;
+    result.crop = known.crop;
+    result.classes = engine->engine.classes();
+    result.weight_bytes = known.weight_bytes;
+    result.workspace_bytes = known.workspace_bytes;
+    result.profile = histo::name(known.profile).data();
+    result.algorithm = histo::name(known.algorithm).data();
+    write_result(info, result);
+  });
+}
+
+histo_status histo_engine_self_test(const histo_engine* engine, const char* golden_path,
+                                    histo_self_test_result* result) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(golden_path, "golden_path");
+    require(result, "result");
+    check_struct_size("result", result->struct_size, HISTO_SIZE_UP_TO(histo_self_test_result, passed));
+    const histo::SelfTestResult found = histo::self_test(engine->engine, golden_path);
+    histo_self_test_result values{};
+    values.tiles = found.tiles;
+    values.max_abs = found.max_abs;
+    values.max_relative = found.max_relative;
+    values.tolerance = found.tolerance;
+    values.passed = found.passed ? 1 : 0;
+    write_result(result, values);
+  });
+}
+
+histo_status histo_run_batches(const histo_engine* engine, size_t height, size_t width,
+                               histo_tile_source source, histo_tile_sink sink, histo_progress progress,
+                               void* user, const histo_batch_options* options,
+                               histo_batch_stats* stats) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(source, "source");
+    require(sink, "sink");
+    const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_batch_options, report_errors));
+    if (stats != nullptr) {
+      check_struct_size("stats", stats->struct_size, HISTO_SIZE_UP_TO(histo_batch_stats, deliver_seconds));
+    }
+    histo::BatchRunnerOptions runner_options;
+    runner_options.batch = given.batch == 0 ? runner_options.batch : given.batch;
+    runner_options.queued = given.queued == 0 ? runner_options.queued : given.queued;
+    runner_options.on_error = given.report_errors != 0 ? histo::OnError::report : histo::OnError::stop;
+
+    const histo::BatchRunner runner(
+        [engine](std::span<const std::uint8_t> tiles, histo::TileShape shape, std::span<float> logits) {
+          engine->engine.run(tiles, shape, logits);
+        },
+        engine->engine.classes(), runner_options);
+
+    const auto next_tile = [source, user](std::span<std::uint8_t> tile) {
+      const int outcome = source(user, tile.data(), tile.size());
+      if (outcome < 0) {
+        throw Error(ErrorCode::failed, "the source returned " + std::to_string(outcome));
+      }
+      return outcome > 0;
+    };
+    const auto deliver = [sink, user](const histo::TileResult& tile) {
+      const bool failed = tile.error != nullptr;
+      const histo_tile_result result{.index = tile.index,
+                                     .logits = failed ? nullptr : tile.logits.data(),
+                                     .classes = tile.logits.size(),
+                                     .error = failed ? tile.error->c_str() : nullptr};
+      if (const int outcome = sink(user, &result); outcome != 0) {
+        throw Error(ErrorCode::failed, "the sink returned " + std::to_string(outcome) + " for tile " +
+                                           std::to_string(tile.index));
+      }
+    };
+    histo::Progress report;
+    if (progress != nullptr) {
+      report = [progress, user](const histo::BatchRunnerStats& so_far) {
+        const histo_batch_stats copy = c_stats(so_far);
+        return progress(user, &copy) == 0;
+      };
+    }
+    const histo::BatchRunnerStats done = runner.run(height, width, next_tile, deliver, report);
+    if (stats != nullptr) {
+      write_result(stats, c_stats(done));
+    }
+  });
+}
+
+histo_status histo_head_create(size_t pool, size_t channels, size_t classes, const float* weight,
+                               size_t weight_size, const float* bias, size_t bias_size,
+                               const histo_head_options* options, histo_head** head) noexcept {
+  return make_handle(head, "head", [&] {
+    require(weight, "weight");
+    require(bias, "bias");
+    const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_head_options, isa));
+    histo::FusedHeadOptions head_options;
+    head_options.threads = given.threads == 0 ? head_options.threads : given.threads;
+    head_options.isa = isa_of(given.isa);
+    return histo::FusedHead(pool, channels, classes, {weight, weight_size}, {bias, bias_size}, head_options);
+  });
+}
+
+void histo_head_free(histo_head* head) noexcept { delete head; }
+
+histo_status histo_head_run_f32(const histo_head* head, const float* features, size_t features_size,
+                                size_t batch, size_t height, size_t width, int layout, int softmax,
+                                float* out, size_t out_size) noexcept {
+  return run(head, features, features_size, batch, height, width, layout, softmax, out, out_size);
+}
+
+histo_status histo_head_run_bf16(const histo_head* head, const uint16_t* features, size_t features_size,
+                                 size_t batch, size_t height, size_t width, int layout, int softmax,
+                                 float* out, size_t out_size) noexcept {
+  static_assert(sizeof(histo::Bfloat16) == sizeof(std::uint16_t));
+  return run(head, reinterpret_cast<const histo::Bfloat16*>(features), features_size, batch, height, width,
+             layout, softmax, out, out_size);
+}
+
+}  // extern "C"

@@ -1,0 +1,55 @@
+// How FusedHead computes its logits for one map size: which sums it forms first, and the weights for them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "aligned_buffer.h"
+#include "histo/fused_head.h"
+#include "kernels/kernels.h"
+
+namespace histo {
+
+// A tile's logits are sums over steps: one vector of the features, or of sums of them, times one vector of
+// weights per class. Steps come in chunks, so that a chunk's weights stay in the first-level cache while the
+// tiles pass by.
+struct HeadPlan {
+  enum class Form {
+    cells,      // the features, cell by cell. A chunk is a run of them.
+    row_sums,   // NCHW: sums over the rows of each bin. A chunk is some channels.
+    cell_sums,  // NHWC: sums over the cells of each bin. A chunk is some channels of one bin.
+  };
+  // Floats in a chunk of sums, or cells in a run.
+  static constexpr std::size_t chunk_floats = 1024;
+
+  std::size_t map_height, map_width;  // what the plan is for
+  Layout layout;
+
+  std::size_t channels, height, width;  // of the map as the kernels see it
+  std::size_t classes;
+  std::size_t lanes;
+  Form form;
+  std::vector<kernels::Range> row_bins, column_bins;
+  std::size_t slots;  // Form::row_sums: channels that share a vector
+
+  std::size_t chunk_length;  // cells of a run, or channels; the last of a map or bin may have fewer
+  std::size_t chunk_steps;   // of a whole chunk
+  std::size_t chunk_count;
+  std::size_t segments;   // parts that may be computed by different threads, each with sums of its own
+  AlignedBuffer weights;  // (chunks, chunk_steps, classes, lanes); zero where there is no feature
+
+  [[nodiscard]] std::pair<std::size_t, std::size_t> chunks(std::size_t segment) const {
+    return {segment * chunk_count / segments, (segment + 1) * chunk_count / segments};
+  }
+  [[nodiscard]] std::size_t chunks_per_bin() const { return (channels + chunk_length - 1) / chunk_length; }
+};
+
+// `weight` as FusedHead's constructor takes it; `lanes` floats in a vector.
+HeadPlan make_head_plan(std::size_t pool, std::size_t channels, std::size_t classes,
+                        std::span<const float> weight, std::size_t height, std::size_t width, Layout layout,
+                        std::size_t lanes);
+
+}  // namespace histo

@@ -1,0 +1,92 @@
+// Sixteen floats in a ZMM register; AVX-512 F, BW, DQ and VL.
+#pragma once
+
+// GCC 12 takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace {
+
+struct Vec {
+  static constexpr std::size_t lanes = 16;
+  static constexpr std::size_t registers = 32;
+  __m512 v;
+
+  // The first `count` lanes.
+  struct Mask {
+    __mmask16 bits;
+  };
+  static Mask first(std::size_t count) {
+    return {static_cast<__mmask16>(count >= lanes ? 0xFFFFU : (1U << count) - 1U)};
+  }
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, Mask mask) {  // the other lanes are zero and not read
+    return {_mm512_maskz_loadu_ps(mask.bits, p)};
+  }
+  static Vec load(const std::uint16_t* p) {  // bf16 is the upper half of a float
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+  static Vec load(const std::uint16_t* p, Mask mask) {
+    const __m256i half = _mm256_maskz_loadu_epi16(mask.bits, p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+
+  // Half a vector, and a quarter.
+  struct Half {
+    __m256 v;
+
+    static Half load(const float* p, Mask mask) {
+      return {_mm256_maskz_loadu_ps(static_cast<__mmask8>(mask.bits), p)};
+    }
+    static Half load(const std::uint16_t* p, Mask mask) {
+      const __m128i half = _mm_maskz_loadu_epi16(static_cast<__mmask8>(mask.bits), p);
+      return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+    }
+    Half plus(Half o) const { return {_mm256_add_ps(v, o.v)}; }
+  };
+  struct Quarter {
+    __m128 v;
+
+    static Quarter load(const float* p, Mask mask) {
+      return {_mm_maskz_loadu_ps(static_cast<__mmask8>(mask.bits), p)};
+    }
+    static Quarter load(const std::uint16_t* p, Mask mask) {
+      const __m128i half = _mm_maskz_loadu_epi16(static_cast<__mmask8>(mask.bits), p);
+      return {_mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16))};
+    }
+    Quarter plus(Quarter o) const { return {_mm_add_ps(v, o.v)}; }
+  };
+  static Vec join(const Vec (&whole)[1]) { return whole[0]; }
+  static Vec join(const Half (&h)[2]) {
+    return {_mm512_insertf32x8(_mm512_castps256_ps512(h[0].v), h[1].v, 1)};
+  }
+  static Vec join(const Quarter (&q)[4]) {
+    return join({Half{_mm256_set_m128(q[1].v, q[0].v)}, Half{_mm256_set_m128(q[3].v, q[2].v)}});
+  }
+
+  // a * b + this
+  Vec plus_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
+  // this - a * b
+  Vec minus_product(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }
+  Vec plus(Vec o) const { return {_mm512_add_ps(v, o.v)}; }
+  Vec minus(Vec o) const { return {_mm512_sub_ps(v, o.v)}; }
+  Vec times(Vec o) const { return {_mm512_mul_ps(v, o.v)}; }
+  Vec relu() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }  // in this order NaN stays NaN
+  // The larger; NaN where either is NaN (the instruction alone gives `o` then).
+  Vec max(Vec o) const {
+    return {_mm512_mask_mov_ps(_mm512_max_ps(v, o.v), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v)};
+  }
+};
+
+}  // namespace

@@ -1,0 +1,75 @@
+// Four floats in the compiler's own vector type: SSE on x86-64-v2, NEON on AArch64, scalar code elsewhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Vec {
+  typedef float Native __attribute__((vector_size(16)));
+  static constexpr std::size_t lanes = 4;
+  static constexpr std::size_t registers = 16;
+  Native v;
+
+  // The first `count` lanes.
+  struct Mask {
+    std::size_t count;
+  };
+  static Mask first(std::size_t count) { return {count}; }
+
+  static Vec zero() { return {Native{}}; }
+  static Vec broadcast(float x) { return {Native{x, x, x, x}}; }
+  static Vec load(const float* p) {
+    Vec r;
+    std::memcpy(&r.v, p, sizeof r.v);
+    return r;
+  }
+  static Vec load(const float* p, Mask mask) {  // the other lanes are zero and not read
+    switch (mask.count) {
+      case 0:
+        return zero();
+      case 1:
+        return {Native{p[0], 0, 0, 0}};
+      case 2:
+        return {Native{p[0], p[1], 0, 0}};
+      case 3:
+        return {Native{p[0], p[1], p[2], 0}};
+      default:
+        return load(p);
+    }
+  }
+  static Vec load(const std::uint16_t* p) {  // bf16 is the upper half of a float
+    std::uint32_t bits[lanes];
+    for (std::size_t i = 0; i < lanes; ++i) bits[i] = std::uint32_t{p[i]} << 16;
+    Vec r;
+    std::memcpy(&r.v, bits, sizeof r.v);
+    return r;
+  }
+  static Vec load(const std::uint16_t* p, Mask mask) {
+    std::uint16_t part[lanes] = {};
+    for (std::size_t i = 0; i < mask.count; ++i) part[i] = p[i];
+    return load(part);
+  }
+  void store(float* p) const { std::memcpy(p, &v, sizeof v); }
+
+  // Four lanes are not cut.
+  using Half = Vec;
+  using Quarter = Vec;
+
+  static Vec join(const Vec (&whole)[1]) { return whole[0]; }
+
+  // a * b + this
+  Vec plus_product(Vec a, Vec b) const { return {v + a.v * b.v}; }
+  // this - a * b
+  Vec minus_product(Vec a, Vec b) const { return {v - a.v * b.v}; }
+  Vec plus(Vec o) const { return {v + o.v}; }
+  Vec minus(Vec o) const { return {v - o.v}; }
+  Vec times(Vec o) const { return {v * o.v}; }
+  Vec relu() const { return {v < Native{} ? Native{} : v}; }  // in this order NaN stays NaN
+  // The larger; NaN where either is NaN.
+  Vec max(Vec o) const { return {(v > o.v) | (v != v) ? v : o.v}; }
+};
+
+}  // namespace
