@@ -6,13 +6,13 @@ VENV ?= .venv
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.histo-export-installed
-CPP := $(shell find cpp -name '*.h' -o -name '*.cpp')
+CPP := $(shell find cpp benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.inl')
 
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cpp-test bench lint clean
+.PHONY: help demo test cpp-test sanitize bench lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,6 +28,14 @@ cpp-test: $(STAMP)  ## build the C++ tests with warnings as errors in build/dev 
 	cmake --preset dev -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
 	cmake --build --preset dev
 	ctest --preset dev
+
+sanitize: $(STAMP)  ## the C++ tests with the address, undefined-behaviour and thread sanitizers
+	cmake --preset asan -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
+	cmake --build --preset asan
+	ctest --preset asan
+	cmake --preset tsan -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
+	cmake --build --preset tsan
+	ctest --preset tsan
 
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks

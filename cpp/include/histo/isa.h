@@ -19,7 +19,8 @@ enum class Isa : int {
 /// "portable", "avx2" or "avx512".
 [[nodiscard]] HISTO_API std::string_view name(Isa isa) noexcept;
 
-/// The instruction sets that this machine can run, lowest first; Isa::portable is always there.
+/// The instruction sets that this machine can run and this library was built for, lowest first; Isa::portable
+/// is always there.
 [[nodiscard]] HISTO_API std::vector<Isa> usable_isas();
 
 /// The highest usable instruction set, or the one that the environment variable `HISTO_ISA` names.

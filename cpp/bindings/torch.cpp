@@ -1,0 +1,32 @@
+// The Python module _histo_torch, which histo_export.runtimes.libtorch compiles at first use. It knows
+// nothing of torch's own types: arrays go in and out.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
+#include <string>
+
+#include "arrays.h"
+#include "errors.h"
+#include "histo/torch_runtime.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_histo_torch, m) {
+  bindings::translate_errors();
+
+  py::class_<histo::TorchRuntime>(m, "TorchRuntime")
+      .def(py::init([](const std::filesystem::path& file, unsigned threads, const std::string& device) {
+             const py::gil_scoped_release unlocked;
+             return histo::TorchRuntime(file, {.threads = threads, .device = device});
+           }),
+           py::arg("file"), py::arg("threads"), py::arg("device"))
+      .def("run", &bindings::run<histo::TorchRuntime>, py::arg("tiles"))
+      .def("stages", &bindings::stages<histo::TorchRuntime>, py::arg("tiles"))
+      .def("warmup", &histo::TorchRuntime::warmup, py::arg("batch") = 1, py::arg("side") = 0,
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("classes", &histo::TorchRuntime::classes)
+      .def_property_readonly("crop", &histo::TorchRuntime::crop)
+      .def_property_readonly("executed", &histo::TorchRuntime::executed);
+}
