@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,22 @@ class Runtime(ABC):
     def __init__(self, file: Path, threads: int, device: str) -> None:
         """Loads `file`; raises HistoError where it is unreadable or `device` ("cpu" or "cuda") cannot be had."""
 
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        """Why no file can be run in this runtime on this machine and `device`; None where one can.
+
+        Only for what a user may well lack, such as a compiler. The first call may take as long as that compiles.
+        """
+        return None
+
     @property
     @abstractmethod
     def executed(self) -> str:
         """What really ran, for reports: device or provider, and precision."""
+
+    def warmup(self, batch: int, side: int) -> None:
+        """Runs black tiles, so that the first real ones find everything compiled, allocated and loaded."""
+        self.run(np.zeros((batch, side, side, 3), np.uint8))
 
     @abstractmethod
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
@@ -47,18 +60,52 @@ def to_float(tiles: Tiles) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
-OPENED_BY: Mapping[str, tuple[str, str]] = {
-    "model.onnx": ("onnxruntime", "OnnxRuntime"),
-    "torchscript_model.pt": ("torchscript", "TorchScriptRuntime"),
-    "model.safetensors": ("torch_eager", "TorchRuntime"),
-    "model.pt2": ("torch_export", "TorchExportRuntime"),
+@dataclass(frozen=True)
+class Entry:
+    """Where a runtime is found.
+
+    Attributes:
+        module: below `histo_export.runtimes`; imported when the runtime is asked for.
+        cls: its class there.
+        file: the file of a bundle that it opens.
+    """
+
+    module: str
+    cls: str
+    file: str
+
+
+RUNTIMES: Mapping[str, Entry] = {
+    "native": Entry("native", "NativeRuntime", "model.safetensors"),
+    "native-latency": Entry("native", "NativeLatencyRuntime", "model.safetensors"),
+    "onnxruntime": Entry("onnxruntime", "OnnxRuntime", "model.onnx"),
+    "onnxruntime-tensorrt": Entry("onnxruntime", "TensorRtRuntime", "model.onnx"),
+    "openvino": Entry("openvino", "OpenVinoRuntime", "model.onnx"),
+    "torchscript": Entry("torchscript", "TorchScriptRuntime", "torchscript_model.pt"),
+    "libtorch": Entry("libtorch", "LibtorchRuntime", "torchscript_model.pt"),
+    "torch": Entry("torch_eager", "TorchRuntime", "model.safetensors"),
+    "torch-channels-last": Entry("torch_eager", "ChannelsLastRuntime", "model.safetensors"),
+    "torch-compile": Entry("torch_compile", "TorchCompileRuntime", "model.safetensors"),
+    "torch-cuda-graph": Entry("torch_cuda_graph", "CudaGraphRuntime", "model.safetensors"),
+    "torch-export": Entry("torch_export", "TorchExportRuntime", "model.pt2"),
 }
-"""File of a bundle → module and class that runs it."""
+
+CHECKED_BY: Mapping[str, tuple[str, ...]] = {
+    "model.onnx": ("onnxruntime",),
+    "torchscript_model.pt": ("torchscript", "libtorch"),
+    "model.safetensors": ("native", "torch"),
+    "model.pt2": ("torch-export",),
+}
+"""File of a bundle → the runtimes that `histo export` and `histo verify` check it with."""
 
 
-def open_runtime(file: Path, threads: int, device: str = "cpu") -> Runtime:
-    """Opens a file of a bundle in its runtime."""
-    module, name = OPENED_BY[file.name]
-    runtime: Any = getattr(importlib.import_module(f"histo_export.runtimes.{module}"), name)
-    opened: Runtime = runtime(file, threads, device)
-    return opened
+def runtime_class(runtime_id: str) -> type[Runtime]:
+    """The class of `RUNTIMES[runtime_id]`; HistoError where it needs a package that is not installed."""
+    entry = RUNTIMES[runtime_id]
+    found: type[Runtime] = getattr(importlib.import_module(f"histo_export.runtimes.{entry.module}"), entry.cls)
+    return found
+
+
+def open_runtime(runtime_id: str, file: Path, threads: int, device: str = "cpu") -> Runtime:
+    """Opens a file of a bundle in one of `RUNTIMES`."""
+    return runtime_class(runtime_id)(file, threads, device)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,7 @@ class OnnxRuntime(Runtime):
     """One session, spinning off: idle threads of a session would slow whatever runs next in the process."""
 
     name = "ONNX Runtime"
+    providers: ClassVar[Mapping[str, tuple[str, dict[str, str]]]] = PROVIDERS
 
     def __init__(self, file: Path, threads: int, device: str) -> None:
         self.file, self.threads, self.device = file, threads, device
@@ -34,13 +38,16 @@ class OnnxRuntime(Runtime):
             raise HistoError(file, f"is not a model that ONNX Runtime runs ({error})", "Export again") from error
         self.bytes = self.session.get_inputs()[0].type == "tensor(uint8)"
 
-    def _session(self, model: Path | bytes) -> ort.InferenceSession:
-        provider, provider_options = PROVIDERS[self.device]
+    def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
+        provider, provider_options = self.providers[self.device]
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         if self.device == "cuda":
             ort.preload_dlls()  # the CUDA libraries that came with PyTorch; no torch is imported here
         source = model if isinstance(model, bytes) else str(model)
@@ -70,3 +77,41 @@ class OnnxRuntime(Runtime):
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
         outputs = self._session(model.SerializeToString()).run(names, self._input(tiles))
         return dict(zip(STAGES, outputs, strict=True))
+
+    def kernels(self, tiles: Tiles) -> list[tuple[str, str, float]]:
+        """Name, provider and seconds of each kernel of one run, from a second session that keeps a profile.
+
+        A session that has a GPU's provider may still place nodes on the CPU; only the profile tells.
+        """
+        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
+            session = self._session(self.file, profile=Path(folder) / "onnxruntime")
+            runs = 3  # the first ones allocate
+            for _ in range(runs):
+                session.run(["logits"], self._input(tiles))
+            events = json.loads(Path(session.end_profiling()).read_text())
+        ending = "_kernel_time"
+        kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(ending)]
+        last = kernels[-(len(kernels) // runs) :]
+        return [(e["name"].removesuffix(ending), e["args"]["provider"], e["dur"] / 1e6) for e in last]
+
+
+class TensorRtRuntime(OnnxRuntime):
+    """ONNX Runtime's TensorRT provider; it builds its engine at the first run of each batch size."""
+
+    name = "ONNX Runtime, TensorRT"
+    providers: ClassVar[Mapping[str, tuple[str, dict[str, str]]]] = {
+        "cuda": ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"})
+    }
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        if device != "cuda":
+            return "TensorRT runs on NVIDIA GPUs only"
+        if "TensorrtExecutionProvider" not in ort.get_available_providers():
+            return "this build of ONNX Runtime has no TensorRT provider"
+        return None
+
+    def __init__(self, file: Path, threads: int, device: str) -> None:
+        if reason := self.unavailable(device):
+            raise HistoError(f"--device {device}", reason, "Use another runtime, or see histo doctor")
+        super().__init__(file, threads, device)

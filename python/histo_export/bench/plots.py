@@ -1,0 +1,184 @@
+"""The pictures of a report, as PNG: latency, throughput, and accuracy beside speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
+
+if TYPE_CHECKING:
+    from histo_export.bench.measure import Like, Row
+    from histo_export.bench.report import Report, Standing
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513")
+"""Okabe and Ito's, which stay apart for colour-blind readers; markers repeat the difference for grey print."""
+MARKERS = "osD^vP*Xh"
+SHADES = (1.0, 0.75, 0.55, 0.4, 0.3)
+"""Opacity of a runtime's bars, model by model."""
+INK = "#333333"
+DPI = 180
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Draws what the report can show; returns the files in the order in which they are best read."""
+    plots = [_latency(report, folder / "latency.png")]
+    if len({row.batch for row in report.rows}) > 1:
+        plots.append(_throughput(report, folder / "throughput.png"))
+    if len({row.threads for row in report.rows}) > 1:
+        plots.append(_threads(report, folder / "threads.png"))
+    if any(subject.accuracy for subject in report.subjects):
+        plots.append(_accuracy(report, folder / "accuracy.png"))
+    return plots
+
+
+def _latency(report: Report, path: Path) -> Path:
+    """Bars of ms per tile with 95 % intervals: one panel per table, one group per runtime, one bar per model."""
+    tables = report.tables
+    columns = min(3, len(tables))
+    lines = -(-len(tables) // columns)
+    names = _names(report)
+    labels = [subject.label for subject in report.subjects]
+    figure = _figure(max(6.4, 3.9 * columns), lines * (1.3 + 0.16 * len(names) * (1 + len(labels))))
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    height = 0.84 / len(labels)
+    for index, panel in enumerate(panels.flat):
+        if index >= len(tables):
+            panel.set_axis_off()
+            continue
+        table = tables[index]
+        for place, (runtime, (_, colour, _)) in enumerate(names.items()):
+            for number, label in enumerate(labels):
+                found = [s for s in table.standings if (s.runtime, s.subject) == (runtime, label)]
+                if found:
+                    _bar(panel, found[0], place - 0.42 + (number + 0.5) * height, height, colour, number)
+        panel.set_title(str(table.like), fontsize=9, loc="left")
+        panel.set_xlabel("ms per tile (shorter is better)", fontsize=9)
+        panel.set_yticks(range(len(names)), [name for name, _, _ in names.values()], fontsize=9)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.set_xlim(0, 1.2 * max(s.ms_per_tile * s.seconds.high / s.seconds.median for s in table.standings))
+        panel.grid(axis="x", linewidth=0.4, color="#dddddd")
+        panel.set_axisbelow(True)
+        panel.tick_params(axis="x", labelsize=8)
+    models = f"Bars from top to bottom: {', '.join(labels)}. " if len(labels) > 1 else ""
+    return _save(figure, path, "Latency", f"{models}Whiskers: 95 % interval of the median. {report.machine}")
+
+
+def _bar(panel: Any, standing: Standing, y: float, height: float, colour: str, number: int) -> None:
+    batch_ms = standing.ms_per_tile / standing.seconds.median
+    low, high = standing.seconds.low * batch_ms, standing.seconds.high * batch_ms
+    error = [[standing.ms_per_tile - low], [high - standing.ms_per_tile]]
+    opacity = SHADES[min(number, len(SHADES) - 1)]
+    panel.barh(y, standing.ms_per_tile, height * 0.92, color=colour, alpha=opacity, linewidth=0)
+    panel.errorbar(standing.ms_per_tile, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=1.5)
+    text = f"{standing.ms_per_tile:.1f}"
+    panel.annotate(text, (high, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+
+
+def _throughput(report: Report, path: Path) -> Path:
+    """Tiles per second over the batch, one line per runtime, for the first model and the largest number of threads."""
+    threads = max(row.threads for row in report.rows)
+    first = report.subjects[0].label
+    rows = [row for row in report.rows if (row.threads, row.subject) == (threads, first)]
+    title = f"Throughput against batch: {first}, {threads} thread{'s' * (threads > 1)}"
+    return _lines(report, rows, "batch", "tiles per call", title, path)
+
+
+def _threads(report: Report, path: Path) -> Path:
+    """The same over the number of threads, at the largest batch."""
+    batch = max(row.batch for row in report.rows)
+    first = report.subjects[0].label
+    rows = [row for row in report.rows if (row.batch, row.subject) == (batch, first)]
+    return _lines(report, rows, "threads", "threads", f"Throughput against threads: {first}, batch {batch}", path)
+
+
+def _lines(report: Report, rows: list[Row], over: str, label: str, title: str, path: Path) -> Path:
+    figure = _figure(6.8, 4.0)
+    axes = figure.subplots()
+    seconds = {(s.runtime, s.subject, t.like): s.seconds for t in report.tables for s in t.standings}
+    for runtime, (name, colour, marker) in _names(report).items():
+        mine = sorted((row for row in rows if row.runtime == runtime), key=lambda row: int(getattr(row, over)))
+        if not mine:
+            continue
+        of_row = [(row, seconds[runtime, row.subject, row.like]) for row in mine]
+        rate, low, high = np.array([[row.batch / t for t in (s.median, s.high, s.low)] for row, s in of_row]).T
+        at = [getattr(row, over) for row in mine]
+        errors = np.abs([rate - low, high - rate])
+        axes.errorbar(at, rate, errors, marker=marker, color=colour, label=name, linewidth=1.6, markersize=5, capsize=2)
+    values = sorted({getattr(row, over) for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylabel("tiles per second (more is better)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(linewidth=0.4, color="#dddddd")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _save(figure, path, title, f"Whiskers: 95 % interval of the median. {report.machine}")
+
+
+def _accuracy(report: Report, path: Path) -> Path:
+    """Test accuracy over ms per tile at the smallest batch: one point per model and runtime.
+
+    A model's accuracy is the same in every runtime, so its interval is drawn once, at the fastest.
+    """
+    like: Like = report.tables[0].like
+    figure = _figure(7.2, 4.4)
+    axes = figure.subplots()
+    fastest: dict[str, float] = {}
+    for runtime, (name, colour, marker) in _names(report).items():
+        points = [
+            (standing.ms_per_tile, subject.accuracy[0], subject.label)
+            for subject in report.subjects
+            for standing in report.tables[0].standings
+            if subject.accuracy and (standing.runtime, standing.subject) == (runtime, subject.label)
+        ]
+        times, accuracies, labels = zip(*points, strict=True) if points else ((), (), ())
+        axes.plot(times, accuracies, marker, color=colour, label=name, markersize=7)
+        fastest |= {label: min(ms, fastest.get(label, ms)) for label, ms in zip(labels, times, strict=True)}
+    for subject in report.subjects:
+        if subject.accuracy and subject.label in fastest:
+            accuracy, low, high = subject.accuracy
+            error = [[accuracy - low], [high - accuracy]]
+            axes.errorbar(fastest[subject.label], accuracy, error, color=INK, elinewidth=0.8, capsize=3, zorder=0)
+            axes.axhline(accuracy, color=INK, linewidth=0.5, linestyle=":", zorder=0)
+            where = ("axes fraction", "data")
+            text = axes.annotate(subject.label, (1, accuracy), (4, 0), where, "offset points", va="center")
+            text.set(fontsize=8, color=INK)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("ms per tile (left is better)", fontsize=9)
+    axes.set_ylabel("test accuracy (up is better)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(linewidth=0.3, color="#dddddd")
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=4)
+    return _save(
+        figure, path, f"Accuracy and speed: {like}", f"Whiskers: 95 % interval of the accuracy. {report.machine}"
+    )
+
+
+def _names(report: Report) -> dict[str, tuple[str, str, str]]:
+    """Runtime → its name, colour and marker, which are the same in every picture."""
+    runtimes = dict.fromkeys(row.runtime for row in report.rows)
+    names = {row.runtime: row.name for row in report.rows}
+    return {
+        runtime: (names[runtime], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for i, runtime in enumerate(runtimes)
+    }
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path, title: str, below: str) -> Path:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
+    figure.savefig(path, dpi=DPI)
+    return path

@@ -1,0 +1,66 @@
+"""One run of `histo bench`, from what was asked for to a report."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from histo_export.bench.machine import this_machine, versions
+from histo_export.bench.measure import OnProgress, Progress, Settings, measure
+from histo_export.bench.report import Report, SubjectFacts, check_same_machine
+from histo_export.bench.subjects import open_subjects, untrained_subjects
+from histo_export.runtimes import RUNTIMES
+
+
+def run_bench(
+    bundles: Sequence[Path],
+    pools: Sequence[int],
+    settings: Settings,
+    *,
+    command: str,
+    old: Report | None = None,
+    progress: OnProgress = lambda progress: None,
+) -> Report:
+    """Measures bundles, or untrained networks with the given pools where there are no bundles.
+
+    Args:
+        bundles: folders that `histo export` wrote.
+        pools: for untrained networks, which are made in a temporary folder.
+        settings: how to measure.
+        command: recorded in the report.
+        old: a report to compare with; that it is of this machine is checked before anything is measured.
+        progress: told what is done and how long it will take.
+
+    Raises:
+        HistoError: see `measure`; or `old` can't be compared.
+    """
+    machine = this_machine(settings.device)
+    if old is not None:
+        check_same_machine(old, machine)
+    with tempfile.TemporaryDirectory(prefix="histo-bench-") as folder:
+        if bundles:
+            subjects = open_subjects(bundles)
+        else:
+            files = {RUNTIMES[runtime].file for runtime in settings.runtimes}
+            subjects = untrained_subjects(
+                pools, Path(folder), files, lambda step: progress(Progress(step, 0.0, float("nan")))
+            )
+        rows, left_out = measure(subjects, settings, progress)
+    report = Report(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        machine=machine,
+        versions=versions(),
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        seed=settings.seed,
+        subjects=[SubjectFacts(label=s.label, pool=s.spec.pool, accuracy=s.accuracy) for s in subjects],
+        rows=rows,
+        left_out=left_out,
+    )
+    report.conclude()
+    if old is not None:
+        report.compare_with(old)
+    return report

@@ -1,0 +1,65 @@
+"""The native engine: the C++ core alone, on the CPU."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from histo_export._core import Engine
+from histo_export.errors import HistoError
+from histo_export.runtimes import Runtime, Tiles
+
+
+class NativeRuntime(Runtime):
+    """`histo::Engine` on a memory-mapped `model.safetensors`, without the GIL."""
+
+    name = "native (C++)"
+    profile: ClassVar[str] = "throughput"
+
+    def __init__(self, file: Path, threads: int, device: str) -> None:
+        if reason := self.unavailable(device):
+            raise HistoError(f"--device {device}", reason, "Use --device cpu")
+        try:
+            self.engine = Engine(file, threads=threads, profile=self.profile)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise HistoError(file, f"could not be opened by the native engine ({error})", "Export again") from error
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        return None if device == "cpu" else "the native engine runs on the CPU only"
+
+    @property
+    def executed(self) -> str:
+        info = self.engine.info()
+        return f"cpu {info['precision']}, {info['isa']}, {info['profile']}"
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of the kernels."""
+        return str(self.engine.info()["isa"])
+
+    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        return self.engine.run(np.ascontiguousarray(tiles))
+
+    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        return self.engine.stages(np.ascontiguousarray(tiles))
+
+    def layer_times(self, tiles: Tiles) -> list[tuple[str, float]]:
+        """Layer and seconds, in the order of the computation: medians of nine runs."""
+        runs = [self.engine.layer_times(np.ascontiguousarray(tiles)) for _ in range(9)]
+        return [
+            (layers[0]["name"], statistics.median(layer["seconds"] for layer in layers))
+            for layers in zip(*runs, strict=True)
+        ]
+
+
+class NativeLatencyRuntime(NativeRuntime):
+    """The same, planned for single tiles."""
+
+    name = "native, latency profile (C++)"
+    profile = "latency"

@@ -1,0 +1,108 @@
+"""OpenVINO, on the CPU, in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from histo_export.errors import HistoError
+from histo_export.runtimes import Runtime, Tiles, to_float
+from histo_export.spec import STAGES
+
+try:
+    import openvino as ov
+except ModuleNotFoundError as error:
+    raise HistoError("OpenVINO", "is not installed", "Install it with: pip install 'histo-export[openvino]'") from error
+
+PRECISIONS: Mapping[str, str] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+"""OpenVINO's word for a precision → ours."""
+
+ARITHMETIC = ("Convolution", "FullyConnected", "MatMul")
+"""The layer types that hold the multiply-accumulates; a Subgraph or a Reorder may differ without a loss."""
+
+
+class OpenVinoRuntime(Runtime):
+    """One compiled model with one stream, which is what latency asks for, and fp32 pinned.
+
+    Without the hint OpenVINO computes in bf16 wherever the CPU can, and says so nowhere; therefore `executed` is read
+    from the layers of the compiled graph and not from the hint.
+    """
+
+    name = "OpenVINO"
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        return None if device == "cpu" else "OpenVINO does not run on NVIDIA GPUs"
+
+    def __init__(self, file: Path, threads: int, device: str) -> None:
+        if reason := self.unavailable(device):
+            raise HistoError(f"--device {device}", reason, "Use --device cpu")
+        self.threads = threads
+        self.core = ov.Core()
+        try:
+            self.model = self.core.read_model(file)
+            self.compiled = self._compile(self.model)
+        except RuntimeError as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise HistoError(file, f"is not a model that OpenVINO runs ({reason})", "Export again") from error
+        self.request = self.compiled.create_infer_request()
+        self.bytes = self.model.input(0).get_element_type() == ov.Type.u8
+
+    def _compile(self, model: ov.Model, profile: bool = False) -> ov.CompiledModel:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "PERF_COUNT": profile,
+        }
+        return self.core.compile_model(model, "CPU", options)
+
+    @property
+    def executed(self) -> str:
+        kinds = {_info(node, "runtimePrecision") for node in self._arithmetic()}
+        precisions = sorted(PRECISIONS.get(kind, kind) for kind in kinds)
+        return f"{self.compiled.get_property('EXECUTION_DEVICES')[0]} {'+'.join(precisions)}"
+
+    @property
+    def isa(self) -> str:
+        """The instruction sets of the kernels that OpenVINO chose, as it names them."""
+        words = {word for node in self._arithmetic() for word in _info(node, "primitiveType").split("_")}
+        return "+".join(sorted(word for word in words if word.startswith(("avx", "sse", "amx", "sve", "neon"))))
+
+    def _arithmetic(self) -> list[ov.Node]:
+        nodes = self.compiled.get_runtime_model().get_ordered_ops()
+        return [node for node in nodes if _info(node, "layerType") in ARITHMETIC]
+
+    def _input(self, tiles: Tiles) -> npt.NDArray[np.generic]:
+        return np.ascontiguousarray(tiles) if self.bytes else to_float(tiles)
+
+    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self.request.infer([self._input(tiles)], share_inputs=True)[0]
+        return logits.copy()  # the request's own buffer, which the next call overwrites
+
+    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        # The file names the values that leave the stages; here they become outputs of a copy.
+        model = self.model.clone()
+        model.add_outputs(list(STAGES[:-1]))
+        outputs = self._compile(model).create_infer_request().infer([self._input(tiles)])
+        names = (*STAGES[:-1], "logits")
+        return {stage: outputs[name].copy() for stage, name in zip(STAGES, names, strict=True)}
+
+    def kernels(self, tiles: Tiles) -> list[tuple[str, str, float]]:
+        """Name, implementation and seconds of each kernel of one run, from a second compilation that keeps time."""
+        request = self._compile(self.model, profile=True).create_infer_request()
+        batch = [self._input(tiles)]
+        request.infer(batch)  # kernels are chosen and weights packed at the first run of a shape
+        request.infer(batch)
+        done = ov.ProfilingInfo.Status.EXECUTED
+        kernels = [info for info in request.get_profiling_info() if info.status == done]
+        return [(info.node_name, info.exec_type, info.real_time.total_seconds()) for info in kernels]
+
+
+def _info(node: ov.Node, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""

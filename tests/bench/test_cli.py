@@ -1,0 +1,114 @@
+"""`histo bench` as its users meet it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from histo_export import cli
+from histo_export.bench import measure as measure_module
+from histo_export.bench import run as run_module
+from histo_export.bench.subjects import Subject
+
+Histo = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def histo(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    subjects: list[Subject],
+    fake: Callable[..., list[str]],
+    tmp_path: Path,
+) -> Histo:
+    """Runs `histo bench ARGS…` with made models and the fake worker; returns exit code, stdout, stderr."""
+
+    def call(*args: object, **options: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(run_module, "untrained_subjects", lambda *_: subjects)
+        monkeypatch.setattr(run_module, "measure", functools.partial(measure_module.measure, command=fake(**options)))
+        monkeypatch.setattr(sys, "argv", ["histo", "bench", *map(str, args)])
+        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
+        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+QUICK = ("--runtimes", "onnxruntime,torch", "--batches", "1,4", "--rounds", 12, "--time", 0.1)
+
+
+def test_a_run_prints_tables_and_writes_the_report(histo: Histo, tmp_path: Path) -> None:
+    code, out, err = histo("--pools", "1,8", *QUICK, slower=0.1)
+    assert code == 0
+    assert "ms per tile, batch 1" in out
+    assert "different" in out
+    assert "Fake onnxruntime" in out
+    assert "rounds done" in err or "checking" in err
+    assert (tmp_path / "bench" / "report.html").is_file()
+    assert "bench: accuracy.png, latency.png, report.html, report.json, report.md, throughput.png" in out
+
+
+def test_json_is_the_report_and_nothing_else(histo: Histo, tmp_path: Path) -> None:
+    code, out, err = histo("--json", "--quiet", "--out", "r", *QUICK)
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads((tmp_path / "r" / "report.json").read_text())
+    assert json.loads(out)["command"].startswith("histo bench --json")
+
+
+def test_an_old_report_is_set_beside(histo: Histo, tmp_path: Path) -> None:
+    assert histo("--quiet", "--out", "old", *QUICK)[0] == 0
+    code, out, _ = histo("--out", "new", "--compare", "old/report.json", *QUICK)
+    assert code == 0
+    assert "Beside the old run" in out
+    changed = (tmp_path / "old" / "report.json").read_text().replace('"cpu": "', '"cpu": "Not ')
+    (tmp_path / "old" / "report.json").write_text(changed)
+    code, out, err = histo("--out", "third", "--compare", "old/report.json", *QUICK)
+    assert code == 1
+    assert "--compare: the old report is of another machine: cpu" in err
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_runtime_that_computes_something_else_makes_no_report(histo: Histo, tmp_path: Path) -> None:
+    code, out, err = histo(*QUICK, fault="wrong")
+    assert (code, out) == (1, "")
+    assert "onnxruntime, pool 1, batch 1: computes other logits than the checkpoint before timing" in err
+    assert not (tmp_path / "bench").exists()
+
+
+def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
+    assert histo("--quiet", *QUICK)[0] == 0
+    code, _, err = histo(*QUICK)
+    assert code == 2
+    assert "bench: exists. Add --force" in err
+    assert histo("--quiet", "--force", *QUICK)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bundle", "--pools", "2"], "--pools: makes networks of its own"),
+        (["nowhere", *QUICK], "is not a bundle"),
+        (["--pools", "0"], "--pools 0: is not a list of whole numbers"),
+        (["--pools", "1,1"], "names a number twice"),
+        (["--batches", "one"], "--batches one"),
+        (["--threads", "1,,2"], "--threads 1,,2"),
+        (["--rounds", "3"], "--rounds 3: are too few for an interval"),
+        (["--time", "0"], "--time 0: is not a positive number"),
+        (["--runtimes", "onxruntime"], "Did you mean onnxruntime?"),
+        (["--device", "tpu"], "--device tpu: is not known"),
+        (["--compare", "nowhere.json"], "nowhere.json: could not be read"),
+    ],
+)
+def test_wrong_use_is_named(histo: Histo, args: list[str], message: str) -> None:
+    code, out, err = histo(*args)
+    assert (code, out) == (2, "")
+    assert message in err

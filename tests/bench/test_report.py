@@ -1,0 +1,211 @@
+"""The report: its schema, what it concludes, and when it refuses to compare."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from histo_export.bench.measure import Settings
+from histo_export.bench.report import Report, check_destination, document, schema, write_report
+from histo_export.errors import HistoError, UsageError
+
+MakeReport = Callable[..., Report]
+
+
+@pytest.fixture
+def report(make_report: MakeReport, settings: Settings) -> Report:
+    """The second model takes 10 % longer in every runtime."""
+    return make_report(settings, slower=0.1)
+
+
+def texts(report: Report, title: str) -> list[list[str]]:
+    (section,) = [section for section in document(report).sections if section.title.startswith(title)]
+    return [list(row) for row in section.rows]
+
+
+def test_the_json_fits_its_schema_and_comes_back(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report.model_dump_json())
+    Draft202012Validator(schema()).validate(json.loads(path.read_text()))
+    assert Report.read(path) == report
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "has schema version None"),
+        ('{"schema_version": 2}', "has schema version 2, this version reads 1"),
+        ('{"schema_version": 1}', "is damaged"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(content)
+    with pytest.raises(HistoError, match=message):
+        Report.read(path)
+    with pytest.raises(UsageError, match="could not be read"):
+        Report.read(tmp_path / "nowhere.json")
+
+
+def test_a_slower_model_is_found_and_an_equal_one_is_not(make_report: MakeReport, settings: Settings) -> None:
+    slower = make_report(settings, slower=0.1)
+    assert len(slower.pairs) == 4  # two runtimes, two batches
+    for pair in slower.pairs:
+        assert (pair.a, pair.b, pair.ratio.verdict) == ("pool 8", "pool 1", "different")
+        assert pair.ratio.low < 1.1 < pair.ratio.high
+        assert pair.ratio.visible < 0.05
+    equal = make_report(settings)
+    assert {pair.ratio.verdict for pair in equal.pairs} == {"not distinguishable"}
+
+
+def test_rows_of_unlike_settings_are_never_in_one_table(make_report: MakeReport) -> None:
+    settings = Settings(("onnxruntime", "torch"), (1, 4), (1, 2), rounds=7, seconds=0.1)
+    fp32 = make_report(settings)
+    bf16 = make_report(settings, executed="cpu bf16")
+    mixed = fp32.model_copy(update={"rows": fp32.rows + [r.model_copy(update={"runtime": "x"}) for r in bf16.rows]})
+    mixed.conclude()
+    assert len(mixed.tables) == 8  # two batches, two numbers of threads, two precisions
+    precision_of = {(row.runtime, row.like): row.precision for row in mixed.rows}
+    for table in mixed.tables:
+        assert {precision_of[s.runtime, table.like] for s in table.standings} == {table.like.precision}
+    assert any("no rank among each other" in note for note in document(mixed).notes)
+
+
+def test_the_fastest_stands_first_and_has_ratio_one(report: Report) -> None:
+    for table in report.tables:
+        for subject in ("pool 1", "pool 8"):
+            standings = [s for s in table.standings if s.subject == subject]
+            assert standings[0].slower.ratio == 1
+            medians = [s.seconds.median for s in standings]
+            assert medians == sorted(medians)
+    brief = texts(report, "ms per tile, batch 4, 1 thread, fp32, cpu")
+    assert brief[0][3] == "1"
+    assert re.fullmatch(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]", brief[1][3])
+
+
+def test_what_was_executed_stands_in_every_row(report: Report) -> None:
+    for batch in (1, 4):
+        rows = texts(report, f"Every row: ms per call, batch {batch},")
+        assert len(rows) == 4
+        for row in rows:
+            assert row[10:13] == ["cpu fp32", "avx2", "1"]
+            assert row[13].split()[0] in ("onnxruntime-gpu", "onnxruntime", "torch")
+
+
+def test_head_share_and_layers_are_told(report: Report) -> None:
+    assert [row[-1] for row in texts(report, "Start, memory")] == ["10.00% – 10.00%"] * 2
+    layers = texts(report, "Layers of pool 1, batch 1,")
+    assert ["· head.linear", "1.000", "1.000"] in layers
+    assert ["head", "1.000 (10.0%)", "1.000 (10.0%)"] in layers
+
+
+def test_a_reader_is_warned(make_report: MakeReport, settings: Settings) -> None:
+    notes = "\n".join(document(make_report(settings, fault="restless")).notes)
+    assert "still got faster after" in notes
+    notes = "\n".join(document(make_report(settings, fault="spin")).notes)
+    assert "used 50.0% of a CPU while it had nothing to do" in notes
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch, and checks that its tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag in ("table", "details", "div", "ul", "h1", "h2", "summary"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and tag == self.open[-1]:
+            self.open.pop()
+
+
+def test_the_folder_is_complete_and_opens_offline(report: Report, tmp_path: Path) -> None:
+    out = tmp_path / "reports" / "bench"
+    names = [path.name for path in write_report(report, out, force=False)]
+    assert names == ["accuracy.png", "latency.png", "report.html", "report.json", "report.md", "throughput.png"]
+    page = Page()
+    page.feed((out / "report.html").read_text())
+    assert page.open == []
+    assert len(page.links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    markdown = (out / "report.md").read_text()
+    for name in names:
+        if name.endswith(".png"):
+            assert f"]({name})" in markdown
+            with Image.open(out / name) as image:
+                assert min(image.size) > 400
+                assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20  # something is drawn
+    tables = re.findall(r"^\|.*\|$", markdown, re.MULTILINE)
+    assert len(tables) > 30
+
+
+def test_the_page_escapes_what_bundles_are_called(report: Report, tmp_path: Path) -> None:
+    text = report.model_dump_json().replace("pool 8", "<script>alert(1)</script>")
+    named = Report.model_validate_json(text)
+    write_report(named, tmp_path / "out", force=False)
+    assert "<script>" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_nothing_but_an_old_report_is_replaced(report: Report, tmp_path: Path) -> None:
+    out = tmp_path / "bench"
+    write_report(report, out, force=False)
+    with pytest.raises(UsageError, match="Add --force"):
+        check_destination(out, force=False)
+    (out / "extra").touch()
+    write_report(report, out, force=True)
+    assert not (out / "extra").exists()
+    other = tmp_path / "precious"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="is not a report"):
+        write_report(report, other, force=True)
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_two_runs_are_compared_row_by_row(make_report: MakeReport, settings: Settings) -> None:
+    old, new = make_report(settings), make_report(settings, slower=1.0)
+    old.versions["torch"] = "1.0"
+    new.compare_with(old)
+    assert new.comparison is not None
+    assert len(new.comparison.changes) == 8
+    for change in new.comparison.changes:
+        slow = change.subject == "pool 8"
+        assert change.ratio.ratio == pytest.approx(2 if slow else 1, rel=0.4)
+        assert (change.ratio.verdict == "different") or not slow
+    assert new.comparison.versions == {"torch": ("1.0", new.versions["torch"])}
+    assert len(texts(new, "Beside the old run")) == 8
+
+
+def test_rows_that_only_one_run_has_are_named(make_report: MakeReport, settings: Settings) -> None:
+    old, new = make_report(settings), make_report(settings)
+    old.rows = [row for row in old.rows if (row.runtime, row.batch) != ("torch", 4)]
+    new.compare_with(old)
+    assert new.comparison is not None
+    assert sorted(new.comparison.missing) == [
+        "torch, pool 1: batch 4, 1 thread, fp32, cpu",
+        "torch, pool 8: batch 4, 1 thread, fp32, cpu",
+    ]
+
+
+def test_runs_of_other_machines_or_settings_are_not_compared(make_report: MakeReport, settings: Settings) -> None:
+    old, new = make_report(settings), make_report(settings)
+    elsewhere = old.model_copy(update={"machine": old.machine.model_copy(update={"cpu": "Z80", "cpus": 1024})})
+    with pytest.raises(HistoError, match=r"of another machine: cpu .* here, Z80 there; cpus \d+ here, 1024 there"):
+        new.compare_with(elsewhere)
+    other = old.model_copy(update={"rows": [row.model_copy(update={"threads": 64}) for row in old.rows]})
+    with pytest.raises(HistoError, match="has no row of the same settings"):
+        new.compare_with(other)
+    assert new.comparison is None
