@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import CONFIG, open_bundle, staging
+from histo_export.export.bundle import CONFIG, FORMAT_1_CHECKED_BY, open_bundle, staging
 
 
 @pytest.fixture
@@ -59,6 +59,28 @@ def test_bundle_opens(bundle: Path) -> None:
         "model.safetensors",
         "model.pt2",
     ]
+
+
+def test_a_bundle_of_format_1_opens(copy: Path) -> None:
+    """It had one result for each file, of the one runtime that there was."""
+    config = json.loads((copy / CONFIG).read_text())
+    block = config["histo"]
+    results = {name: block["parity"][name][runtime_id] for name, runtime_id in FORMAT_1_CHECKED_BY.items()}
+    del block["unchecked"]
+    (copy / CONFIG).write_text(json.dumps(config | {"histo": block | {"format": 1, "parity": results}}))
+    opened = open_bundle(copy).config.histo
+    assert opened.format == 2
+    assert opened.parity == {name: {FORMAT_1_CHECKED_BY[name]: result} for name, result in results.items()}
+    assert opened.unchecked == {}
+
+
+@pytest.mark.parametrize("version", [0, 3, "1", None])
+def test_a_bundle_of_another_format_is_refused(copy: Path, version: object) -> None:
+    config = json.loads((copy / CONFIG).read_text())
+    config["histo"]["format"] = version
+    (copy / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(HistoError, match=r"config\.json"):
+        open_bundle(copy)
 
 
 def test_truncated_file_is_named(copy: Path) -> None:

@@ -134,8 +134,12 @@ def test_export_from_a_checkpoint_prints_json_and_nothing_else(
     result = json.loads(stdout)
     assert result["bundle"] == str(out)
     assert result["synthetic"] is True
-    assert [f["file"] for f in result["files"]] == ["model.safetensors"]
-    assert result["files"][0]["passed"] is True
+    assert [(f["file"], f["runtime_id"]) for f in result["files"]] == [
+        ("model.safetensors", "native"),
+        ("model.safetensors", "torch"),
+    ]
+    assert all(f["passed"] is True for f in result["files"])
+    assert result["unchecked"] == {}
     assert json.loads((out / "config.json").read_text())["spacing_um_px"] == 0.25
     code, _, err = histo("export", "--checkpoint", checkpoint_file, "--formats", "native", "--out", out)
     assert code == 2
@@ -216,8 +220,19 @@ def test_bad_data_is_one_message_and_leaves_nothing(
 def test_verify_passes_and_fails(histo: Histo, bundle: Path, tmp_path: Path) -> None:
     code, stdout, _ = histo("verify", bundle)
     assert code == 0
-    for name in ("model.onnx", "torchscript_model.pt", "model.safetensors", "model.pt2"):
-        assert name in stdout
+    rows = {
+        (line.split()[0], line.split(maxsplit=6)[6].strip())
+        for line in stdout.splitlines()
+        if "e-0" in line and "%" in line
+    }
+    assert rows >= {
+        ("model.onnx", "ONNX Runtime"),
+        ("torchscript_model.pt", "TorchScript"),
+        ("model.safetensors", "native (C++)"),
+        ("model.safetensors", "PyTorch eager"),
+        ("model.pt2", "torch.export"),
+    }
+    assert ("torchscript_model.pt", "libtorch (C++)") in rows or "Not checked in libtorch: " in stdout
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.onnx").write_bytes(b"x" * (bundle / "model.onnx").stat().st_size)
@@ -252,21 +267,24 @@ def test_doctor_tries_what_it_lists(histo: Histo) -> None:
     facts = json.loads(stdout)
     assert facts["onnxruntime_providers"]["CPUExecutionProvider"] == "runs"
     assert facts["cpu"]["usable_cpus"] >= 1
+    assert facts["native_engine"]["isa"] in facts["native_engine"]["usable"]
     assert code == (1 if facts["problems"] else 0)
 
 
-def test_doctor_finds_both_onnxruntime_wheels() -> None:
+def test_doctor_finds_problems() -> None:
     from histo_export.doctor import _problems
 
     facts = {
         "versions": {"onnxruntime": "1", "onnxruntime-gpu": "1"},
         "onnxruntime_providers": {"CPUExecutionProvider": "runs"},
+        "native_engine": {"isa": None, "why": "HISTO_ISA is sse9"},
         "openmp_runtimes": ["libgomp.so.1", "libiomp5.so"],
         "threads": {"torch": 8},
         "cpu": {"usable_cpus": 2},
     }
-    first, second, third = _problems(facts)
+    first, engine, second, third = _problems(facts)
     assert "overwrite each other" in first
+    assert engine == "the native engine cannot start: HISTO_ISA is sse9"
     assert "libgomp, libiomp5" in second
     assert "OMP_NUM_THREADS=2" in third
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, WrapperDescriptorType
 
 import pytest
 
@@ -15,12 +15,15 @@ from histo_export import _core
 # name -> signature: parameters with defaults for a function, "property" for a property
 Surface = dict[str, str]
 
+SPECIAL = {"__init__", "__call__", "__iter__", "__next__", "__enter__", "__exit__"}
+
 
 def parameters(function: ast.FunctionDef) -> str:
     """Names, kinds and defaults; the annotations differ (pybind11 writes its own) and do not count."""
     arguments = function.args
-    for argument in arguments.posonlyargs + arguments.args + arguments.kwonlyargs:
-        argument.annotation = None
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg]:
+        if argument is not None:
+            argument.annotation = None
     return ast.unparse(arguments)
 
 
@@ -29,7 +32,7 @@ def stub_surface(path: Path) -> Surface:
 
     def visit(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 surface[prefix + node.name] = "class"
                 visit(node.body, f"{prefix}{node.name}.")
             elif isinstance(node, ast.FunctionDef):
@@ -43,7 +46,8 @@ def stub_surface(path: Path) -> Surface:
 def module_surface(owner: ModuleType | type, prefix: str = "") -> Surface:
     surface: Surface = {}
     for name, value in vars(owner).items():
-        if name.startswith("_") and name not in ("__init__", "__call__"):
+        # A class that Python cannot make inherits its __init__.
+        if (name.startswith("_") and name not in SPECIAL) or isinstance(value, WrapperDescriptorType):
             continue
         if inspect.isclass(value):
             surface[prefix + name] = "class"
@@ -52,6 +56,7 @@ def module_surface(owner: ModuleType | type, prefix: str = "") -> Surface:
             surface[prefix + name] = "property"
         else:
             # pybind11 writes the signature into the docstring's first line.
+            value = value.__func__ if isinstance(value, staticmethod) else value
             definition = ast.parse(f"def {value.__doc__.splitlines()[0]}: ...").body[0]
             assert isinstance(definition, ast.FunctionDef)
             surface[prefix + name] = parameters(definition)
@@ -63,9 +68,17 @@ def test_stub_and_module_agree() -> None:
     assert stub_surface(package / "_core.pyi") == module_surface(_core)
 
 
-@pytest.mark.parametrize("function", [_core.FusedHead, _core.FusedHead.run, _core.build_config, _core.cpu_info])
-def test_every_public_name_is_documented(function: object) -> None:
-    assert len((inspect.getdoc(function) or "").splitlines()) > 1
+def documented() -> list[tuple[str, object]]:
+    owners = [("_core", _core), *((name, owner) for name, owner in vars(_core).items() if inspect.isclass(owner))]
+    public = {f"{name}.{key}": value for name, owner in owners for key, value in vars(owner).items() if key[0] != "_"}
+    return [*owners, *public.items()]
+
+
+@pytest.mark.parametrize(("name", "thing"), documented(), ids=[name for name, _ in documented()])
+def test_every_public_name_is_documented(name: str, thing: object) -> None:
+    lines = (inspect.getdoc(thing) or "").splitlines()
+    signature = not isinstance(thing, property | ModuleType) and not inspect.isclass(thing)
+    assert len(lines) > (1 if signature else 0), f"{name} has no docstring"
 
 
 def test_the_core_has_the_version_of_the_package() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from histo_export.export import run
 from histo_export.export.lowering import LoweredNet, lower
 from histo_export.model import TileNet
 from histo_export.parity import BATCHES, TILES, TOLERANCE, Golden, check_file, compare, make_golden
+from histo_export.runtimes import CHECKED_BY, RUNTIMES, runtime_class
 from histo_export.spec import STAGES
 from histo_export.training.checkpoint import Checkpoint
 
@@ -52,7 +54,7 @@ def reference_outputs(golden: Golden) -> dict[str, np.ndarray]:
     return outputs | {f"stage.{name}": value.copy() for name, value in golden.stages.items()}
 
 
-META = {"runtime": "made", "executed": "here", "ms_per_tile": {"1": 1.0, "32": 1.0}}
+META = {"runtime_id": "made", "runtime": "Made", "executed": "here", "ms_per_tile": {"1": 1.0, "32": 1.0}}
 
 
 def test_compare_accepts_the_reference(golden: Golden) -> None:
@@ -130,7 +132,9 @@ def test_a_fault_in_a_file_makes_no_bundle(
         return lowered
 
     monkeypatch.setattr(run, "lower", faulty_lower)
-    with pytest.raises(HistoError, match=r"model\.safetensors.*first diverging stage: layer3") as caught:
+    with pytest.raises(
+        HistoError, match=r"model\.safetensors in native \(C\+\+\): .*first diverging stage: layer3"
+    ) as caught:
         run.export_bundle(checkpoint, tmp_path / "bundle", formats=["native"], threads=2)
     assert caught.value.exit_code == 1
     assert not list(tmp_path.iterdir())
@@ -139,9 +143,14 @@ def test_a_fault_in_a_file_makes_no_bundle(
 def test_all_formats_agree_in_processes_of_their_own(bundle: Path) -> None:
     from histo_export.export.bundle import open_bundle
 
-    recorded = open_bundle(bundle).config.histo.parity
-    assert set(recorded) == set(TOLERANCE)
-    for result in recorded.values():
+    block = open_bundle(bundle).config.histo
+    ran = {
+        name: (*results, *(id for id in CHECKED_BY[name] if id in block.unchecked))
+        for name, results in block.parity.items()
+    }
+    assert {name: sorted(ids) for name, ids in ran.items()} == {name: sorted(ids) for name, ids in CHECKED_BY.items()}
+    assert set(block.unchecked) <= {"libtorch"}
+    for result in (result for results in block.parity.values() for result in results.values()):
         assert result["max_relative"] <= result["tolerance"]
         assert result["agreement"] == 1
         assert result["diverges"] is None
@@ -149,7 +158,7 @@ def test_all_formats_agree_in_processes_of_their_own(bundle: Path) -> None:
 
 
 def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Path) -> None:
-    """Through the worker process and the real file."""
+    """Through the worker process and the real file, by each runtime that checks it."""
     with safe_open(bundle / "model.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -157,27 +166,51 @@ def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Pat
     changed = tmp_path / "model.safetensors"
     save_file(tensors, changed, metadata=metadata)
     golden_path = bundle / "golden.safetensors"
-    assert check_file(changed, golden_path, Golden.read(golden_path), 2).diverges == "layer2"
+    for runtime_id in CHECKED_BY["model.safetensors"]:
+        assert check_file(changed, runtime_id, golden_path, Golden.read(golden_path), 2).diverges == "layer2"
 
 
 def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> None:
     golden_path = bundle / "golden.safetensors"
-    for name in ("model.onnx", "torchscript_model.pt"):
+    for runtime_id in ("onnxruntime", "torchscript", "native", "torch"):
+        name = RUNTIMES[runtime_id].file
         (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
-        with pytest.raises(HistoError, match=name):
-            check_file(tmp_path / name, golden_path, Golden.read(golden_path), 2)
+        with pytest.raises(HistoError, match=f"{name}: could not be run by {runtime_id}"):
+            check_file(tmp_path / name, runtime_id, golden_path, Golden.read(golden_path), 2)
 
 
 def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     golden_path = bundle / "golden.safetensors"
-    for name in ("model.onnx", "model.safetensors"):
+    for runtime_id in ("onnxruntime", "torch", "native"):
+        file = bundle / RUNTIMES[runtime_id].file
         with pytest.raises(HistoError, match="--device cuda"):
-            check_file(bundle / name, golden_path, Golden.read(golden_path), 2, "cuda")
+            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
 
 
-def test_tolerances_cover_every_format() -> None:
+def test_a_runtime_that_cannot_be_had_is_said_and_the_others_check(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    checks = run.export_bundle(checkpoint, tmp_path / "bundle", formats=["torchscript"], threads=2)
+    assert [result.runtime_id for result in checks.results] == ["torchscript"]
+    assert "needs a C++20 compiler, and no-such-compiler is not on the PATH" in checks.unchecked["libtorch"]
+    assert "Not checked in libtorch: needs a C++20 compiler" in (tmp_path / "bundle" / "README.md").read_text()
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["histo"]["unchecked"] == checks.unchecked
+
+
+def test_every_format_has_a_tolerance_and_a_runtime() -> None:
     from histo_export.export.bundle import FORMATS
 
-    assert set(parity.TOLERANCE) == set(FORMATS.values())
+    assert set(parity.TOLERANCE) == set(CHECKED_BY) == set(FORMATS.values())
+    for name, runtime_ids in CHECKED_BY.items():
+        assert {RUNTIMES[runtime_id].file for runtime_id in runtime_ids} == {name}
+
+
+def test_every_runtime_can_be_found() -> None:
+    for runtime_id in RUNTIMES:
+        try:
+            assert runtime_class(runtime_id).name
+        except HistoError as error:
+            assert "pip install" in str(error)  # noqa: PT017 (an extra that may be missing)

@@ -1,7 +1,21 @@
 """Train ResNet34 histology-tile classifiers, export them with proven parity, and measure every runtime."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from histo_export.embedding import cmake_prefix
 from histo_export.errors import HistoError, UsageError
+
+if TYPE_CHECKING:
+    from histo_export._core import BatchRunner, Engine, FusedHead, Model
 
 __version__ = "0.1.0"
 
-__all__ = ["HistoError", "UsageError", "__version__"]
+__all__ = ["BatchRunner", "Engine", "FusedHead", "HistoError", "Model", "UsageError", "__version__", "cmake_prefix"]
+
+
+def __getattr__(name: str) -> Any:
+    """The compiled classes, loaded when they are asked for: the sources can be imported without them."""
+    if name in ("BatchRunner", "Engine", "FusedHead", "Model"):
+        return getattr(importlib.import_module("histo_export._core"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,24 +9,29 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from histo_export import __version__
 from histo_export.errors import HistoError, UsageError
 
 if TYPE_CHECKING:
+    from histo_export.bench.measure import Progress
     from histo_export.data import TileData
+    from histo_export.export.run import Checks
     from histo_export.model import LayerInfo
     from histo_export.parity import FileParity
     from histo_export.spec import ModelSpec
@@ -177,7 +182,7 @@ def _export(
         out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
 
     with log.status("exporting") if not quiet else nullcontext() as status:
-        results = export_bundle(
+        checks = export_bundle(
             loaded,
             out,
             formats=chosen_formats,
@@ -194,7 +199,8 @@ def _export(
                 "checkpoint": str(checkpoint),
                 "synthetic": bool(loaded.training.get("data", {}).get("synthetic")),
                 "test": loaded.training.get("test"),
-                "files": [_file_facts(out, r) for r in results],
+                "files": [_file_facts(out, r) for r in checks.results],
+                "unchecked": checks.unchecked,
                 "next": following,
             }
         )
@@ -203,7 +209,7 @@ def _export(
         _print_accuracy(result)
     synthetic = ", trained on synthetic tiles" if loaded.training.get("data", {}).get("synthetic") else ""
     title = f"{out}: ResNet34, pool {loaded.spec.pool}, {len(loaded.spec.classes)} classes{synthetic}"
-    _print_files(title, out, results)
+    _print_files(title, out, checks)
     if loaded.spec.mpp is None and not synthetic:
         log.print("[yellow]µm per pixel unknown:[/] config.json says 0.5; state the true one with --mpp.")
     if not quiet:
@@ -296,14 +302,105 @@ def verify(
 
     with log.status("checking") if not quiet else nullcontext() as status:
         report = status.update if status else lambda step: None
-        results = check_files(bundle, opened.models, _threads(), device, report)
+        checks = check_files(bundle, opened.models, _threads(), device, report)
     if as_json:
-        _print_json({"bundle": str(bundle), "files": [_file_facts(bundle, r) for r in results]})
+        files = [_file_facts(bundle, r) for r in checks.results]
+        _print_json({"bundle": str(bundle), "files": files, "unchecked": checks.unchecked})
     else:
-        _print_files(f"{bundle}: every sha256 is right", bundle, results)
+        _print_files(f"{bundle}: every sha256 is right", bundle, checks)
     from histo_export.export.run import raise_if_diverged
 
-    raise_if_diverged(results)
+    raise_if_diverged(checks.results)
+
+
+@app.command()
+def bench(
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="Folders that [b]histo export[/b] wrote.")
+    ] = None,
+    pools: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Untrained networks instead of bundles.  [dim]\\[default: 1,2,4,8][/dim]"),
+    ] = None,
+    runtimes: Annotated[
+        str | None, typer.Option(metavar="R,R,…", help="Which to time.  [dim]\\[default: all that run here][/dim]")
+    ] = None,
+    batches: Annotated[str, typer.Option(metavar="N,N,…", help="Tiles per call.")] = "1,8,32",
+    threads: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Of each runtime.  [dim]\\[default: all usable CPUs][/dim]")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu",
+    rounds: Annotated[int, typer.Option(metavar="N", help="Every row is timed once in each.")] = 15,
+    time: Annotated[float, typer.Option(metavar="S", help="Timed seconds of each row in all, at least.")] = 3.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order within rounds.")] = 0,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="A report.json of this machine to set beside this run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets report.json, .md, .html and plots.")] = Path("bench"),
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time every runtime on the same tiles, interleaved, and say which differences are real.
+
+    Without bundles it makes untrained networks that share all but their heads: --pools 1,2,4,8.
+    """
+    if bundles and pools:
+        raise UsageError("--pools", "makes networks of its own, and bundles are named", "Leave one of them out")
+    _one_of("--device", device, ("cpu", "cuda"))
+    from histo_export.bench.report import Report, check_destination, document, write_report
+
+    check_destination(out, force)
+    old = Report.read(compare) if compare else None
+    from histo_export.bench.measure import DEFAULT_RUNTIMES, Settings
+    from histo_export.bench.run import run_bench
+    from histo_export.runtimes import RUNTIMES
+
+    names = tuple(name.strip() for name in runtimes.split(",")) if runtimes else DEFAULT_RUNTIMES[device]
+    for name in names:
+        _one_of("--runtimes", name, tuple(RUNTIMES))
+    settings = Settings(
+        runtimes=tuple(dict.fromkeys(names)),
+        batches=_counts("--batches", batches),
+        threads=_counts("--threads", threads or str(_threads())),
+        rounds=rounds,
+        seconds=time,
+        device=device,
+        seed=seed,
+        may_lack=runtimes is None,
+    )
+    with _progress(quiet) as progress:
+        report = run_bench(
+            bundles or [],
+            _counts("--pools", pools or "1,2,4,8"),
+            settings,
+            command=" ".join(["histo", *sys.argv[1:]]),
+            old=old,
+            progress=progress,
+        )
+    written = write_report(report, out, force)
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    doc = document(report)
+    for line in doc.lead:
+        out_console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    for section in doc.sections:
+        if section.brief:
+            out_console.print()
+            table = _table(section.title)
+            for column in section.columns:
+                justify: Any = "left" if column.startswith("<") else "right"
+                table.add_column(escape(column.removeprefix("<")), justify=justify, no_wrap=True)
+            for row in section.rows:
+                table.add_row(*map(escape, row))
+            out_console.print(table)
+            if section.note:
+                out_console.print(f"[dim]{escape(section.note)}[/]")
+    for note in doc.notes:
+        out_console.print(f"[yellow]note:[/] {escape(note)}")
+    if not quiet:
+        out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
 
 
 @app.command()
@@ -437,6 +534,34 @@ def _numbers(option: str, text: str | None) -> Any:
     return numbers
 
 
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    """ "1,8,32" → different whole numbers of 1 or more."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise UsageError(f"{option} {text}", "is not a list of whole numbers of 1 or more", f"Use e.g. {option} 1,8")
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"{option} {text}", "names a number twice", "Name each once")
+    return tuple(map(int, parts))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A live line on stderr with what is done and how long it will take."""
+    bar = ProgressBar("[progress.description]{task.description}", BarColumn(), "{task.fields[left]}", console=log)
+    if quiet:
+        yield lambda progress: None
+        return
+    with bar:
+        task = bar.add_task("starting", total=1, left="")
+
+        def show(progress: Progress) -> None:
+            minutes, seconds = divmod(0 if math.isnan(progress.left_s) else round(progress.left_s), 60)
+            left = "" if math.isnan(progress.left_s) else f"about {minutes}:{seconds:02} left"
+            bar.update(task, description=progress.doing, completed=progress.done, left=left)
+
+        yield show
+
+
 def _open(
     data: str,
     pool: int,
@@ -566,12 +691,13 @@ def _print_accuracy(result: TrainResult) -> None:
     )
 
 
-def _print_files(title: str, folder: Path, results: Sequence[FileParity]) -> None:
+def _print_files(title: str, folder: Path, checks: Checks) -> None:
+    results = checks.results
     table = _table(title)
     table.add_column("file", no_wrap=True)
     for heading in ("MB", "|Δlogit|", "top-1", "ms at 1", "at 32"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("run by")
+    table.add_column("run by", no_wrap=True)
     for r in results:
         table.add_row(
             r.file if r.passed else f"[red]{r.file}[/]",
@@ -583,13 +709,19 @@ def _print_files(title: str, folder: Path, results: Sequence[FileParity]) -> Non
             r.runtime,
         )
     out_console.print(table)
+    executed: dict[str, list[str]] = {}
+    for r in results:
+        executed.setdefault(r.executed, []).append(r.runtime)
     out_console.print(
         "[dim]|Δlogit|: largest difference from the checkpoint in float64 on real tiles; with noise tiles\n"
         f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
-        f"ms per tile at batch 1 and 32:\n"
-        f"{', '.join(sorted({r.executed for r in results}))}, {_threads()} threads.[/]",
+        f"ms per tile at batch 1 and 32, {_threads()} threads:\n"
+        + "\n".join(f"{', '.join(runtimes)}: {how}" for how, runtimes in executed.items())
+        + "[/]",
         soft_wrap=True,
     )
+    for runtime_id, reason in checks.unchecked.items():
+        out_console.print(f"[yellow]Not checked in {runtime_id}:[/] {escape(reason)}", soft_wrap=True)
 
 
 def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:

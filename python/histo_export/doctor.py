@@ -42,6 +42,7 @@ def examine() -> dict[str, Any]:
     import torchvision  # noqa: F401 (loads its libraries, so that their OpenMP runtime shows)
 
     from histo_export import _core
+    from histo_export.runtimes import libtorch
 
     installed = {name: version for name in PACKAGES if (version := _version(name))}
     providers = {name: _try_provider(name) for name in onnxruntime.get_available_providers()}
@@ -55,7 +56,9 @@ def examine() -> dict[str, Any]:
         },
         "threads": {"torch": torch.get_num_threads()}
         | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "native_engine": _native_engine(),
         "onnxruntime_providers": providers,
+        "libtorch": {"C++ runtime": libtorch.describe()},
         "openmp_runtimes": _openmp_runtimes(),
         "gpu": _gpu(),
     }
@@ -86,6 +89,15 @@ def _openmp_runtimes() -> list[str]:
         return []
     files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
     return sorted({Path(f).name for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)})
+
+
+def _native_engine() -> dict[str, Any]:
+    from histo_export import _core
+
+    try:
+        return {"isa": _core.default_isa(), "usable": _core.usable_isas()}
+    except (ValueError, RuntimeError) as error:  # $HISTO_ISA
+        return {"isa": None, "why": str(error)}
 
 
 def _gpu() -> dict[str, Any]:
@@ -148,6 +160,8 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         )
     if facts["onnxruntime_providers"].get("CPUExecutionProvider") != "runs":
         problems.append("ONNX Runtime does not run on this CPU: reinstall it")
+    if why := facts["native_engine"].get("why"):
+        problems.append(f"the native engine cannot start: {why}")
     kinds = {name.split(".")[0].split("-")[0] for name in facts["openmp_runtimes"]}
     if len(kinds) > 1:
         problems.append(

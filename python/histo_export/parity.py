@@ -1,7 +1,8 @@
-"""Parity: each exported file, in a process of its own, against the checkpoint in float64.
+"""Parity: each exported file in each of its runtimes, in a process of its own, against the checkpoint in float64.
 
 The reference travels with the bundle (`golden.safetensors`), so that the same check runs at export, later, and on
-another machine. `python -m histo_export.parity FILE GOLDEN RESULT` is the worker that opens one file.
+another machine. `python -m histo_export.parity RUNTIME FILE GOLDEN RESULT THREADS DEVICE` is the worker that opens one
+file.
 """
 
 from __future__ import annotations
@@ -115,10 +116,11 @@ def make_golden(checkpoint: Checkpoint) -> Golden:
 
 @dataclass(frozen=True)
 class FileParity:
-    """What the check of one file found.
+    """What the check of one file in one runtime found.
 
     Attributes:
         file: name within the bundle.
+        runtime_id: key of `runtimes.RUNTIMES`.
         runtime, executed: what ran it, and on which device in which precision.
         max_abs, mean_abs: |Δlogit| over the real tiles, all batches.
         max_relative: over all tiles and batches, |Δlogit| in the unit of `TOLERANCE`.
@@ -129,6 +131,7 @@ class FileParity:
     """
 
     file: str
+    runtime_id: str
     runtime: str
     executed: str
     max_abs: float
@@ -144,7 +147,9 @@ class FileParity:
         return self.diverges is None
 
 
-def check_file(file: Path, golden_path: Path, golden: Golden, threads: int, device: str = "cpu") -> FileParity:
+def check_file(
+    file: Path, runtime_id: str, golden_path: Path, golden: Golden, threads: int, device: str = "cpu"
+) -> FileParity:
     """Runs `file` in a fresh process at all of `BATCHES` and compares it with the reference.
 
     Raises:
@@ -152,13 +157,19 @@ def check_file(file: Path, golden_path: Path, golden: Golden, threads: int, devi
     """
     with tempfile.TemporaryDirectory(prefix="histo-parity-") as folder:
         result_path = Path(folder) / "result.safetensors"
-        command = [sys.executable, "-m", "histo_export.parity", str(file), str(golden_path), str(result_path)]
+        command = [sys.executable, "-m", "histo_export.parity", runtime_id, str(file), str(golden_path)]
         done = subprocess.run(
-            [*command, str(threads), device], capture_output=True, text=True, errors="replace", check=False
+            [*command, str(result_path), str(threads), device],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         if not result_path.exists():
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            raise HistoError(file, f"could not be run ({last[0]})", "Export again; histo doctor shows the runtimes")
+            raise HistoError(
+                file, f"could not be run by {runtime_id} ({last[0]})", "Export again; histo doctor shows the runtimes"
+            )
         with safe_open(result_path, framework="np") as result:
             metadata = json.loads(result.metadata()["result"])
             outputs = {key: result.get_tensor(key) for key in result.keys()}  # noqa: SIM118 (not a dict)
@@ -184,6 +195,7 @@ def compare(
         diverges = next(stages, "head")
     return FileParity(
         file=file,
+        runtime_id=metadata["runtime_id"],
         runtime=metadata["runtime"],
         executed=metadata["executed"],
         max_abs=float(difference[:, : golden.real].max()),
@@ -204,8 +216,8 @@ def _differs(output: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
 
 
 def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles) -> float:
-    """Median over at least three calls and half a second, after one of warm-up (the check itself ran many)."""
-    runtime.run(tiles)
+    """Median over at least three calls and half a second, after warm-up."""
+    runtime.warmup(len(tiles), tiles.shape[1])
     times: list[float] = []
     while len(times) < 3 or sum(times) < 0.5:
         start = time.perf_counter()
@@ -214,9 +226,9 @@ def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles) -> float:
     return statistics.median(times) * 1e3 / len(tiles)
 
 
-def _worker(file: Path, golden_path: Path, result_path: Path, threads: int, device: str) -> None:
+def _worker(runtime_id: str, file: Path, golden_path: Path, result_path: Path, threads: int, device: str) -> None:
     golden = Golden.read(golden_path)
-    runtime = open_runtime(file, threads, device)
+    runtime = open_runtime(runtime_id, file, threads, device)
     outputs: dict[str, npt.NDArray[np.float32]] = {}
     for size in BATCHES:
         # Every call has exactly `size` tiles; the last one wraps round to the first tiles.
@@ -225,6 +237,7 @@ def _worker(file: Path, golden_path: Path, result_path: Path, threads: int, devi
         outputs[f"batch.{size}"] = np.concatenate(logits)[:TILES]
     outputs |= {f"stage.{name}": np.ascontiguousarray(v) for name, v in runtime.stages(golden.stage_tiles).items()}
     result = {
+        "runtime_id": runtime_id,
         "runtime": runtime.name,
         "executed": runtime.executed,
         "ms_per_tile": {n: _milliseconds_per_tile(runtime, golden.tiles[:n]) for n in TIMED_BATCHES},
@@ -234,6 +247,7 @@ def _worker(file: Path, golden_path: Path, result_path: Path, threads: int, devi
 
 if __name__ == "__main__":
     try:
-        _worker(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        runtime_id, file, golden, result, threads, device = sys.argv[1:]
+        _worker(runtime_id, Path(file), Path(golden), Path(result), int(threads), device)
     except HistoError as error:
         sys.exit(str(error))

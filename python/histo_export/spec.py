@@ -14,6 +14,9 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 CHANNELS = 512
 """Channels of the final feature map."""
 
+MAX_SIDE = 65536
+"""Of pools, crops and tiles; the native engine's reader has the same limit."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -64,6 +67,11 @@ class ModelSpec:
                 f"is larger than the tiles ({self.tile_size} pixels)",
                 f"Use --crop {self.tile_size} or less",
             )
+        for name, side in (("pool", self.pool), ("tile_size", self.tile_size)):
+            if side > MAX_SIDE:
+                raise UsageError(f"{name} {side}", f"is larger than {MAX_SIDE}", "Use a smaller one")
+        if not all(value > 0 for value in self.std):
+            raise UsageError(f"std {list(self.std)}", "is not greater than zero", "Give the deviation of each channel")
         if self.mpp is not None and not self.mpp > 0:
             raise UsageError(f"mpp {self.mpp}", "is not a positive number of µm per pixel", "Use e.g. --mpp 0.495")
         if not 0 <= self.dropout < 1:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.errors import HistoError, UsageError
 
@@ -28,6 +28,14 @@ FORMATS = {
 """What `--formats` names → the file it makes."""
 
 CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
+
+FORMAT_1_CHECKED_BY = {
+    "model.onnx": "onnxruntime",
+    "torchscript_model.pt": "torchscript",
+    "model.safetensors": "torch",
+    "model.pt2": "torch-export",
+}
+"""Format 1 of `HistoBlock` knew one runtime for each file, and did not name it by its id."""
 
 
 class FileEntry(BaseModel):
@@ -48,21 +56,32 @@ class HistoBlock(BaseModel):
         input: what ONNX, TorchScript and .pt2 take (see `lowering.InputKind`).
         precision: of weights and arithmetic.
         files: name → size and sha256.
-        parity: per file what the check at export found.
+        parity: per file and runtime (an id of `runtimes.RUNTIMES`) what the check at export found.
+        unchecked: runtime → why it could not be had at export.
         training: provenance.
         versions: of the tools that made the bundle.
     """
 
     model_config = ConfigDict(extra="forbid")
-    format: Literal[1]
+    format: Literal[2]
     spec: dict[str, Any]
     head_pool: int
     input: Literal["float", "uint8"]
     precision: Literal["fp32"]
     files: dict[str, FileEntry]
-    parity: dict[str, dict[str, Any]]
+    parity: dict[str, dict[str, dict[str, Any]]]
+    unchecked: dict[str, str] = {}
     training: dict[str, Any]
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_1(cls, block: Any) -> Any:
+        """Files that format 1 did not know make the rest of the validation fail, as they should."""
+        if isinstance(block, dict) and block.get("format") == 1 and isinstance(block.get("parity"), dict):
+            parity = {name: {FORMAT_1_CHECKED_BY.get(name, ""): found} for name, found in block["parity"].items()}
+            return block | {"format": 2, "parity": parity}
+        return block
 
 
 class BundleConfig(BaseModel):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from histo_export.export.card import model_card
 from histo_export.export.lowering import InputKind, head_pool, lower
 from histo_export.export.native import native_bytes
 from histo_export.parity import FileParity, Golden, check_file, make_golden
+from histo_export.runtimes import CHECKED_BY, runtime_class
 from histo_export.spec import STAGES, ModelSpec
 from histo_export.training.checkpoint import Checkpoint
 
@@ -29,6 +30,19 @@ def versions() -> dict[str, str]:
     return {"histo-export": histo_export.__version__} | {name: importlib.metadata.version(name) for name in packages}
 
 
+@dataclass(frozen=True)
+class Checks:
+    """What `check_files` did.
+
+    Attributes:
+        results: of every file in every runtime that could be had.
+        unchecked: the runtimes that could not be had here → why.
+    """
+
+    results: list[FileParity]
+    unchecked: dict[str, str]
+
+
 def export_bundle(
     checkpoint: Checkpoint,
     out: Path,
@@ -38,7 +52,7 @@ def export_bundle(
     force: bool = False,
     threads: int = 1,
     report: Callable[[str], None] = lambda step: None,
-) -> list[FileParity]:
+) -> Checks:
     """Writes every file, checks each against the checkpoint, and only then lets the bundle appear.
 
     Args:
@@ -64,20 +78,25 @@ def export_bundle(
         report("computing the reference in float64")
         golden = make_golden(checkpoint)
         write(bundle.GOLDEN, golden.to_bytes())
-        for name, content in _model_files(checkpoint, formats, kind, report):
+        for name, content in model_files(checkpoint, formats, kind, report):
             write(name, content)
-        results = check_files(folder, [bundle.FORMATS[f] for f in formats], threads, report=report)
-        raise_if_diverged(results)
+        checks = check_files(folder, [bundle.FORMATS[f] for f in formats], threads, report=report)
+        raise_if_diverged(checks.results)
 
-        config = _config(checkpoint, kind, files, results)
+        config = _config(checkpoint, kind, files, checks)
         write(bundle.CARD, model_card(config, spec).encode())
         config.histo.files = files
         (folder / bundle.CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-    return results
+    return checks
 
 
-def _model_files(checkpoint: Checkpoint, formats: Sequence[str], kind: InputKind, report: Callable[[str], None]) -> Any:
-    """Yields (file name, content) for each of `formats`."""
+def model_files(
+    checkpoint: Checkpoint,
+    formats: Sequence[str],
+    kind: InputKind = "float",
+    report: Callable[[str], None] = lambda step: None,
+) -> Iterator[tuple[str, bytes]]:
+    """Yields (file name, content) for each of `formats`; nothing is checked yet."""
     spec = checkpoint.spec
     lowered = lower(checkpoint.net(), spec, kind)
     program = None
@@ -115,9 +134,13 @@ def _graph_metadata(checkpoint: Checkpoint, kind: InputKind) -> dict[str, str]:
 
 
 def _config(
-    checkpoint: Checkpoint, kind: InputKind, files: dict[str, bundle.FileEntry], results: Sequence[FileParity]
+    checkpoint: Checkpoint, kind: InputKind, files: dict[str, bundle.FileEntry], checks: Checks
 ) -> bundle.BundleConfig:
     spec = checkpoint.spec
+    parity: dict[str, dict[str, dict[str, Any]]] = {}
+    for result in checks.results:
+        found = asdict(result)
+        parity.setdefault(found.pop("file"), {})[found.pop("runtime_id")] = found
     return bundle.BundleConfig(
         num_classes=len(spec.classes),
         patch_size_pixels=spec.tile_size,
@@ -126,13 +149,14 @@ def _config(
         # Crop and normalisation are inside the graph; bytes need no transform, and WSInfer has none that gives them.
         transform=[{"name": "ToTensor"}] if kind == "float" else [],
         histo=bundle.HistoBlock(
-            format=1,
+            format=2,
             spec=spec.to_dict(),
             head_pool=head_pool(spec.pool, spec.map_size),
             input=kind,
             precision="fp32",
             files=files,
-            parity={r.file: {k: v for k, v in asdict(r).items() if k != "file"} for r in results},
+            parity=parity,
+            unchecked=checks.unchecked,
             training=checkpoint.training,
             versions=versions(),
         ),
@@ -145,17 +169,22 @@ def check_files(
     threads: int,
     device: str = "cpu",
     report: Callable[[str], None] = lambda step: None,
-) -> list[FileParity]:
-    """`parity.check_file` for each of `names`, one after the other so that the timings are undisturbed."""
+) -> Checks:
+    """`parity.check_file` for each of `names` in each of its runtimes, one by one so that timings are undisturbed."""
     golden_path = folder / bundle.GOLDEN
     golden = Golden.read(golden_path)
     if set(golden.stages) != set(STAGES):
         raise HistoError(golden_path, "does not hold the reference of every stage", "Export again")
-    results = []
+    checks = Checks([], {})
     for name in names:
-        report(f"checking {name} against the checkpoint")
-        results.append(check_file(folder / name, golden_path, golden, threads, device))
-    return results
+        for runtime_id in CHECKED_BY[name]:
+            runtime = runtime_class(runtime_id)
+            report(f"checking {name} in {runtime.name} against the checkpoint")
+            if reason := runtime.unavailable(device):
+                checks.unchecked[runtime_id] = reason
+            else:
+                checks.results.append(check_file(folder / name, runtime_id, golden_path, golden, threads, device))
+    return checks
 
 
 def raise_if_diverged(results: Sequence[FileParity]) -> None:
@@ -163,11 +192,11 @@ def raise_if_diverged(results: Sequence[FileParity]) -> None:
     for result in results:
         if not result.passed:
             raise HistoError(
-                result.file,
+                f"{result.file} in {result.runtime}",
                 f"is not the checkpoint's model: logits differ by {result.max_relative:.2g} of a tile's largest "
                 f"where {result.tolerance:.0e} is allowed, {result.agreement:.1%} of top classes agree, "
                 f"first diverging stage: {result.diverges}",
-                "Do not ship it; histo doctor shows what ran it",
+                "Do not ship it; histo doctor shows the runtimes",
             )
 
 

@@ -1,0 +1,434 @@
+"""What an embedder gets: an installed library that works on its own, exports nothing else, and runs everywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file
+
+import histo_export
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "cpp/examples/embed"
+CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
+
+needs_pkg_config = pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
+
+
+def call(*command: object, code: int = 0, stdin: bytes = b"", **env: str) -> str:
+    """stdout, or where `code` is not 0, stderr. The environment holds what is passed, and PATH."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        input=stdin,
+        capture_output=True,
+        env={"PATH": os.environ["PATH"], **env},
+        check=False,
+    )
+    assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+    return (done.stdout if code == 0 else done.stderr).decode()
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build folder of a Release build."""
+    build = tmp_path_factory.mktemp("release")
+    call("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release")
+    call("cmake", "--build", build, "-j2")
+    return build
+
+
+@pytest.fixture(scope="session")
+def prefix(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation that was moved, as an unpacked archive is."""
+    parent = tmp_path_factory.mktemp("prefix")
+    call("cmake", "--install", release, "--prefix", parent / "installed")
+    return (parent / "installed").rename(parent / "moved")
+
+
+def library(prefix: Path, name: str) -> Path:
+    """`lib` or `lib64`, as the system has it."""
+    [path] = prefix.glob(f"lib*/{name}")
+    return path
+
+
+# --- that all of it is there, and nothing points elsewhere --------------------------------------------------
+
+
+def test_the_installation_is_whole(prefix: Path) -> None:
+    headers = {path.name for path in (ROOT / "cpp/include/histo").glob("*.h")}
+    assert {path.name for path in (prefix / "include/histo").iterdir()} == headers
+    for name in ("libhisto.a", "libhisto.so", "pkgconfig/histo.pc", "cmake/histo/histoConfigVersion.cmake"):
+        assert library(prefix, name).is_file()
+    assert library(prefix, "libhisto.so").is_symlink()
+    assert call(prefix / "bin/histo-run", "--version") == f"histo-run {histo_export.__version__}\n"
+
+
+def test_nothing_in_it_points_to_where_it_was_made(prefix: Path, release: Path) -> None:
+    # Error messages may name a source file by design one day; then this fails, and shows paths that leak.
+    elsewhere = [os.fsencode(path) for path in (ROOT / "cpp", release, prefix.parent / "installed")]
+    for path in prefix.rglob("*"):
+        if path.is_file():
+            contents = path.read_bytes()
+            assert not [place for place in elsewhere if place in contents], path
+
+
+@pytest.mark.parametrize("header", sorted(path.name for path in (ROOT / "cpp/include/histo").glob("*.h")))
+def test_every_header_stands_alone(header: str, tmp_path: Path) -> None:
+    source = tmp_path / "alone.cpp"
+    source.write_text(f"#include <histo/{header}>\n#include <histo/{header}>\n")
+    call("c++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{ROOT}/cpp/include", source)
+
+
+# --- symbols ------------------------------------------------------------------------------------------------
+
+HISTO_NAME = re.compile(r"(histo_\w+|(typeinfo for |typeinfo name for |vtable for )?histo::.+)")
+
+
+def symbols(*command: object) -> list[tuple[str, str, str]]:
+    """(object file, kind, demangled name) of every symbol that `nm` lists."""
+    found, owner = [], ""
+    for line in call("nm", "-C", "--defined-only", *command).splitlines():
+        if match := re.fullmatch(r"[0-9a-f]+ (\S) (.+)", line):
+            found.append((owner, match[1], match[2]))
+        elif line.endswith(":"):
+            owner = line[:-1]
+    assert found
+    return found
+
+
+def test_the_shared_library_exports_histo_and_nothing_else(prefix: Path) -> None:
+    names = {name for _, _, name in symbols("-D", library(prefix, "libhisto.so"))}
+    assert [name for name in names if not HISTO_NAME.fullmatch(name)] == []
+    header = (ROOT / "cpp/include/histo/histo.h").read_text()
+    declared = set(re.findall(r"\b(histo_\w+)\(", re.sub(r"//.*", "", header)))
+    assert declared == {name for name in names if name.startswith("histo_")}
+    assert "typeinfo for histo::Error" in names
+    for name in ("Model::open", "Engine::Engine", "FusedHead::run", "BatchRunner::run", "self_test", "usable_cpus"):
+        assert [full for full in names if full.startswith(f"histo::{name}(")], name
+
+
+def test_the_shared_library_needs_the_compilers_runtime_and_nothing_else(prefix: Path) -> None:
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", call("readelf", "-d", library(prefix, "libhisto.so")))
+    allowed = re.compile(r"(libstdc\+\+|libc|libm|libpthread|libgcc_s|ld-linux.*)\.so\.\d+")
+    assert needed
+    assert [name for name in needed if not allowed.fullmatch(name)] == []
+
+
+def test_the_static_library_defines_no_name_but_histos(prefix: Path) -> None:
+    # Weak symbols (W, V, u) are inline functions and templates of the standard library, as in every C++ object.
+    names = {name for _, kind, name in symbols("-g", library(prefix, "libhisto.a")) if kind not in "WVu"}
+    assert [name for name in names if not HISTO_NAME.fullmatch(name)] == []
+
+
+def test_kernels_for_newer_machines_share_no_code_with_the_rest(release: Path) -> None:
+    """An inline function in such an object is compiled for that machine, and the linker may take it for everyone's."""
+    sources = sorted((ROOT / "cpp/src/kernels").glob("*avx*.cpp"))
+    objects = {source: list(release.rglob(f"kernels/{source.name}.o")) for source in sources}
+    assert sources
+    assert [source.name for source, found in objects.items() if len(found) != 1] == []
+    for [path] in objects.values():
+        assert [name for _, kind, name in symbols(path) if kind in "WVu"] == [], path.name
+
+
+# --- programs that embed it ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tile(bundle: Path) -> npt.NDArray[np.uint8]:
+    """A tile that is neither flat nor square."""
+    tiles: npt.NDArray[np.uint8] = load_file(bundle / "golden.safetensors")["tiles"]
+    return np.ascontiguousarray(tiles[0, :70])
+
+
+@pytest.fixture(scope="session")
+def tile_file(tile: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tile") / "tile.rgb"
+    path.write_bytes(tile.tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def logits(prefix: Path, bundle: Path, tile_file: Path) -> tuple[str, ...]:
+    """What every other program must print, to the last digit: what histo-run does."""
+    line = call(prefix / "bin/histo-run", "--raw", "70x75", bundle / "model.safetensors", tile_file)
+    name, *values, top = line.removesuffix("\n").split("\t")
+    assert name == str(tile_file)
+    assert top == CLASSES[int(np.argmax([float(value) for value in values]))]
+    return tuple(values)
+
+
+def example_prints(program: Path, bundle: Path, tile_file: Path, **env: str) -> tuple[str, ...]:
+    model = bundle / "model.safetensors"
+    rows = [line.split("\t") for line in call(program, model, tile_file, 70, 75, **env).splitlines()]
+    assert tuple(name for name, _ in rows) == CLASSES
+    # An exception of the library arrives as what it is.
+    assert "(error 2)" in call(program, model, tile_file, 71, 75, code=1, **env)
+    assert "(error 4)" in call(program, "/nowhere", tile_file, 70, 75, code=1, **env)
+    return tuple(value for _, value in rows)
+
+
+def build_example(prefix: Path, build: Path, *options: str) -> Path:
+    call("cmake", "-S", EXAMPLE, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", *options)
+    call("cmake", "--build", build)
+    return build / "embed"
+
+
+def test_the_python_engine_prints_the_same(bundle: Path, tile: npt.NDArray[np.uint8], logits: tuple[str, ...]) -> None:
+    engine = histo_export.Engine(bundle / "model.safetensors")
+    assert tuple(f"{value:.9g}" for value in engine.run(tile[None])[0]) == logits
+
+
+@pytest.mark.parametrize("target", ["histo::histo", "histo::shared"])
+def test_find_package(
+    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path, target: str
+) -> None:
+    program = build_example(prefix, tmp_path / "build", f"-DHISTO_LIBRARY={target}")
+    assert ("libhisto" in call("readelf", "-d", program)) == (target == "histo::shared")
+    assert example_prints(program, bundle, tile_file) == logits
+
+
+def test_find_package_refuses_another_version(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(other LANGUAGES CXX)\nfind_package(histo 99 REQUIRED)\n"
+    )
+    error = call("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}", code=1)
+    assert f"version: {histo_export.__version__}" in error
+
+
+@needs_pkg_config
+@pytest.mark.parametrize("kind", ["shared", "static"])
+def test_pkg_config(
+    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path, kind: str
+) -> None:
+    path = str(library(prefix, "pkgconfig/histo.pc").parent)
+
+    def pkg_config(*options: str) -> list[str]:
+        return call("pkg-config", *options, "histo", PKG_CONFIG_PATH=path).split()
+
+    assert pkg_config("--modversion") == [histo_export.__version__]
+    libdir = pkg_config("--variable=libdir")[0]
+    link = pkg_config("--libs") if kind == "shared" else [*pkg_config("--variable=static_library"), "-pthread"]
+    program = tmp_path / "embed"
+    call("c++", "-std=c++20", *pkg_config("--cflags"), EXAMPLE / "main.cpp", "-o", program, *link)
+    assert ("libhisto" in call("readelf", "-d", program)) == (kind == "shared")
+    env = {"LD_LIBRARY_PATH": libdir} if kind == "shared" else {}
+    assert example_prints(program, bundle, tile_file, **env) == logits
+
+
+C_PROGRAM = r"""
+#include <histo/histo.h>
+#include <stdio.h>
+
+int main(int argc, char** argv) {
+  static unsigned char tile[70 * 75 * 3];
+  float logits[6];
+  histo_model* model = NULL;
+  histo_engine* engine = NULL;
+  FILE* file = argc == 3 ? fopen(argv[2], "rb") : NULL;
+  int k;
+  if (file == NULL || fread(tile, 1, sizeof tile, file) != sizeof tile ||
+      histo_model_open(argv[1], &model) != HISTO_OK || histo_engine_create(model, NULL, &engine) != HISTO_OK ||
+      histo_engine_run_u8(engine, tile, sizeof tile, 1, 70, 75, logits, 6) != HISTO_OK) {
+    fprintf(stderr, "%s\n", histo_last_error());
+    return 1;
+  }
+  for (k = 0; k < 6; ++k) printf("%.9g\n", logits[k]);
+  fclose(file);
+  histo_engine_free(engine);
+  histo_model_free(model);
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["histo::histo", "histo::shared"])
+def test_a_project_in_c(
+    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "main.c").write_text(C_PROGRAM)
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(c LANGUAGES C)\nset(CMAKE_C_STANDARD 99)\n"
+        "find_package(histo REQUIRED)\nadd_executable(c main.c)\n"
+        f"target_link_libraries(c PRIVATE {target}{' stdc++ m' if target == 'histo::histo' else ''})\n"
+    )
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    call("cmake", "--build", tmp_path / "build")
+    printed = call(tmp_path / "build/c", bundle / "model.safetensors", tile_file)
+    assert tuple(printed.split()) == logits
+
+
+# --- histo-run ----------------------------------------------------------------------------------------------
+
+
+def ppm(tile: npt.NDArray[np.uint8], header: str = "P6\n{width} {height}\n255\n") -> bytes:
+    return header.format(width=tile.shape[1], height=tile.shape[0]).encode() + tile.tobytes()
+
+
+def rows(printed: str) -> list[tuple[str, ...]]:
+    return [tuple(line.split("\t")) for line in printed.splitlines()]
+
+
+def test_histo_run_reads_pnm_and_standard_input(
+    prefix: Path, bundle: Path, tile: npt.NDArray[np.uint8], logits: tuple[str, ...], tmp_path: Path
+) -> None:
+    run, model = prefix / "bin/histo-run", bundle / "model.safetensors"
+    commented = ppm(tile, "P6 # written by hand\n#\n{width}\t#\n\n{height}\r\n255\n")
+    wide = np.zeros((64, 100, 3), np.uint8)
+    (tmp_path / "two.ppm").write_bytes(ppm(tile) + commented)
+    (tmp_path / "mixed.ppm").write_bytes(ppm(wide) + ppm(tile))
+    printed = rows(call(run, bundle, tmp_path / "two.ppm", "--threads=2", tmp_path / "mixed.ppm", "-", stdin=commented))
+    names = [str(tmp_path / name) for name in ("two.ppm", "two.ppm#1", "mixed.ppm", "mixed.ppm#1")]
+    assert [row[0] for row in printed] == [*names, "-"]
+    assert [row[1:7] for row in printed if row[0] != names[2]] == [logits] * 4
+
+    raw = [call(run, "--raw=70x75", "--batch", n, model, "-", stdin=tile.tobytes() * 3) for n in (1, 2, 32)]
+    assert raw[0] == raw[1] == raw[2]
+    assert [row[:7] for row in rows(raw[0])] == [(name, *logits) for name in ("-", "-#1", "-#2")]
+
+
+def test_histo_run_prints_probabilities(prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...]) -> None:
+    printed = call(prefix / "bin/histo-run", "--probabilities", "--raw", "70x75", bundle, tile_file)
+    values = np.array([float(value) for value in logits])
+    expected = np.exp(values - values.max()) / np.exp(values - values.max()).sum()
+    np.testing.assert_allclose([float(value) for value in rows(printed)[0][1:7]], expected, rtol=1e-6)
+
+
+def test_histo_run_replays_the_golden_tiles(prefix: Path, bundle: Path, tmp_path: Path) -> None:
+    run = prefix / "bin/histo-run"
+    assert call(run, "--self-test", bundle).endswith(": passed\n")
+    golden = shutil.copy(bundle / "golden.safetensors", tmp_path / "other.safetensors")
+    assert call(run, bundle / "model.safetensors", "--self-test", golden).startswith(str(golden))
+    assert str(tmp_path / "none") in call(run, bundle, "--self-test", tmp_path / "none", code=1)
+
+
+def test_every_instruction_set_passes_the_self_test(prefix: Path, bundle: Path) -> None:
+    run = prefix / "bin/histo-run"
+    error = call(run, "--isa", "none", bundle, "-", code=2)
+    usable = re.sub(r".*Choose from ", "", error).strip().split(", ")
+    assert usable[0] == "portable"
+    for isa in usable:
+        assert call(run, "--isa", isa, "--self-test", bundle).endswith(": passed\n"), isa
+
+
+WRONG_FILES = {
+    "empty": b"",
+    "no PNM": b"\x89PNG\r\n",
+    "another kind of PNM": b"P5\n70 75\n255\n" + bytes(70 * 75),
+    "no size": b"P6",
+    "no white space": b"P670 75 255\n" + bytes(70 * 75 * 3),
+    "a size of zero": b"P6\n0 75\n255\n",
+    "a negative size": b"P6\n-70 75\n255\n",
+    "a size that overflows": b"P6\n18446744073709551617 75\n255\n" + bytes(75 * 3),
+    "more pixels than bytes": b"P6\n32768 32768\n255\n" + bytes(1000),
+    "one byte short": b"P6\n70 75\n255\n" + bytes(70 * 75 * 3 - 1),
+    "16 bits": b"P6\n70 75\n65535\n" + bytes(70 * 75 * 6),
+    "a comment without end": b"P6\n#" + b"x" * 1_000_000,
+    "a comment without line end": b"P6\n#",
+    "rubbish after a tile": b"P6\n70 75\n255\n" + bytes(70 * 75 * 3) + b"rest",
+    "fewer pixels than the crop": b"P6\n63 75\n255\n" + bytes(63 * 75 * 3),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_FILES)
+def test_histo_run_refuses_a_bad_file_after_the_good_ones(
+    prefix: Path, bundle: Path, tile: npt.NDArray[np.uint8], tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "good.ppm").write_bytes(ppm(tile))
+    (tmp_path / "bad.ppm").write_bytes(WRONG_FILES[what])
+    command = [prefix / "bin/histo-run", bundle, tmp_path / "good.ppm", tmp_path / "bad.ppm", tmp_path / "good.ppm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"histo-run: \S+bad\.ppm(#1)?: .+\. .+\n", done.stderr), done.stderr
+    printed = [row[0] for row in rows(done.stdout)]
+    assert printed == [str(tmp_path / name) for name in ("good.ppm", "bad.ppm")[: 1 + what.startswith("rubbish")]]
+
+
+WRONG_USE: list[tuple[Sequence[str], str]] = [
+    ([], "MODEL: is missing"),
+    (["model"], "TILE: is missing"),
+    (["--frobnicate", "model", "-"], "--frobnicate: there is no such option"),
+    (["model", "-", "--raw"], "--raw: its value is missing"),
+    (["--raw", "0x70", "model", "-"], "--raw 0x70"),
+    (["--raw", "70", "model", "-"], "--raw 70x70"[:8]),
+    (["--raw", "99999999999999999999x70", "model", "-"], "--raw 9999"),
+    (["--threads", "0", "model", "-"], "--threads 0"),
+    (["--threads=two", "model", "-"], "--threads two"),
+    (["--batch", "-1", "model", "-"], "--batch -1"),
+    (["--isa", "avx3", "model", "-"], "--isa avx3"),
+    (["--probabilities=yes", "model", "-"], "--probabilities: takes no value"),
+    (["--self-test", "model", "golden", "tile"], "tile: --self-test takes no tiles"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_USE)
+def test_histo_run_explains_wrong_use(prefix: Path, arguments: Sequence[str], message: str) -> None:
+    error = call(prefix / "bin/histo-run", *arguments, code=2)
+    assert error.startswith(f"histo-run: {message}")
+    assert error.count("\n") == 1
+
+
+def test_histo_run_explains_what_is_missing(prefix: Path, bundle: Path, tmp_path: Path) -> None:
+    run = prefix / "bin/histo-run"
+    assert call(run, "--help").startswith("Usage: histo-run")
+    assert "/nowhere" in call(run, "/nowhere", "-", code=1)
+    assert "cannot be opened (No such file" in call(run, bundle, tmp_path / "none.ppm", code=1)
+    assert "cannot be read (Is a directory" in call(run, bundle, tmp_path, code=1)
+    with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run([run, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "standard output: cannot be written" in done.stderr
+
+
+# --- the Python package carries it --------------------------------------------------------------------------
+
+
+def test_cmake_prefix_of_this_installation(
+    bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path
+) -> None:
+    program = build_example(histo_export.cmake_prefix(), tmp_path / "build")
+    assert example_prints(program, bundle, tile_file) == logits
+
+
+def test_the_wheel_carries_the_library(bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path) -> None:
+    # Without isolation where the build's requirements are here already: then it needs no network.
+    here = all(importlib.util.find_spec(name) for name in ("scikit_build_core", "pybind11"))
+    call(
+        *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check"),
+        *(["--no-build-isolation"] if here else []),
+        *("-C", f"build-dir={tmp_path / 'build'}", "-w", tmp_path, ROOT),
+        HOME=str(tmp_path),
+        CMAKE_BUILD_PARALLEL_LEVEL="2",
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 8e6
+
+    # As pip unpacks it: no links, and executable what the archive says is.
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        for entry in archive.infolist():
+            if entry.external_attr >> 16 & 0o111:
+                (site / entry.filename).chmod(0o755)
+    code = "import histo_export; print(histo_export.cmake_prefix())"
+    sdk = Path(call(sys.executable, "-S", "-c", code, PYTHONPATH=str(site)).strip())  # -S: not what is installed
+    assert sdk == site / "histo_export/sdk"
+    assert sorted(path.name for path in (sdk / "lib").glob("libhisto*")) == ["libhisto.a", "libhisto.so"]
+
+    for target in ("histo::histo", "histo::shared"):
+        program = build_example(sdk, tmp_path / target.replace(":", ""), f"-DHISTO_LIBRARY={target}")
+        assert example_prints(program, bundle, tile_file) == logits
+    line = call(sdk / "bin/histo-run", "--raw", "70x75", bundle, tile_file)
+    assert rows(line)[0][1:7] == logits

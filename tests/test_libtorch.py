@@ -1,0 +1,369 @@
+"""TorchScript in C++ gives what TorchScript in Python gives, and says so in one line where it can't."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histo_export.errors import HistoError
+from histo_export.export.lowering import InputKind, lower
+from histo_export.export.torchscript import torchscript_bytes
+from histo_export.runtimes import libtorch, to_float
+from histo_export.runtimes.libtorch import LibtorchRuntime
+from histo_export.runtimes.torchscript import TorchScriptRuntime
+from histo_export.spec import STAGES
+from histo_export.training.checkpoint import Checkpoint
+
+REPOSITORY = Path(__file__).parents[1]
+COMPILER = (os.environ.get("CXX") or "c++").split()[0]
+
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"there is no C++ compiler ({COMPILER})")
+needs_headers = pytest.mark.skipif(
+    not Path(sysconfig.get_path("include"), "Python.h").is_file(), reason="Python's headers are not installed"
+)
+
+
+def compiled(test: Callable[..., None]) -> Callable[..., None]:
+    """Compiles the runtime once per change, for half a minute; the cache is the user's."""
+    return pytest.mark.slow(needs_compiler(needs_headers(test)))
+
+
+@pytest.fixture(scope="module")
+def models(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[InputKind, Path]:
+    folder = tmp_path_factory.mktemp("torchscript")
+    kinds: tuple[InputKind, ...] = ("float", "uint8")
+    for kind in kinds:
+        (folder / f"{kind}.pt").write_bytes(torchscript_bytes(lower(checkpoint.net(), checkpoint.spec, kind)))
+    return {kind: folder / f"{kind}.pt" for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def tiles(checkpoint: Checkpoint) -> np.ndarray:
+    return np.concatenate([checkpoint.golden, np.zeros_like(checkpoint.golden[:1])])
+
+
+def relative(output: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference, in units of the largest reference value."""
+    assert output.shape == reference.shape
+    assert output.dtype == reference.dtype == np.float32
+    return float(np.abs(output - reference).max() / np.abs(reference).max())
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_logits_and_stages_are_those_of_torchscript_in_python(
+    models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind
+) -> None:
+    ours, reference = (runtime(models[kind], 1, "cpu") for runtime in (LibtorchRuntime, TorchScriptRuntime))
+    for n in (1, 3, 6):  # twice each: libtorch's executor compiles in between
+        for _ in range(2):
+            assert relative(ours.run(tiles[:n]), reference.run(tiles[:n])) < 1e-6
+    stages = ours.stages(tiles[:2])
+    assert tuple(stages) == STAGES
+    for name, expected in reference.stages(tiles[:2]).items():
+        assert relative(stages[name], expected) < 1e-6
+    assert ours.executed == "cpu fp32, frozen"
+    assert (ours.runtime.classes, ours.runtime.crop) == (6, 64)
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_float_tiles_give_the_same_logits(models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind) -> None:
+    runtime = LibtorchRuntime(models[kind], 1, "cpu")
+    runtime.warmup(len(tiles), 64)
+    runtime.warmup(1, 75)
+    assert relative(runtime.runtime.run(to_float(tiles)), runtime.run(tiles)) < 1e-5
+
+
+@compiled
+def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
+    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    assert np.array_equal(runtime.run(tiles[::-1, :, ::-1]), runtime.run(tiles[::-1, :, ::-1].copy()))
+    padded = np.pad(tiles, ((0, 0), (10, 10), (20, 20), (0, 0)))
+    assert np.array_equal(runtime.run(padded), runtime.run(tiles))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((0, 75, 75, 3), "batch is 0"),
+        ((1, 0, 75, 3), "height is 0"),
+        ((1, 63, 75, 3), r"63 x 75 pixels; .* 64 x 64"),
+        ((1, 75, 75, 4), r"\(1, 75, 75, 4\); \(batch, height, width, 3\) is needed"),
+        ((75, 75, 3), r"\(75, 75, 3\)"),
+    ],
+)
+def test_wrong_shapes(models: dict[InputKind, Path], shape: tuple[int, ...], message: str) -> None:
+    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    for call in (runtime.run, runtime.stages):
+        with pytest.raises(ValueError, match=message):
+            call(np.zeros(shape, np.uint8))
+
+
+@compiled
+def test_wrong_types(models: dict[InputKind, Path]) -> None:
+    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    with pytest.raises(TypeError, match=r"dtype int64; uint8 .* or float32"):
+        runtime.runtime.run(np.zeros((1, 75, 75, 3), np.int64))
+    with pytest.raises(ValueError, match="C-contiguous"):  # nothing is copied unasked
+        runtime.runtime.run(np.zeros((1, 75, 150, 3), np.uint8)[:, :, ::2])
+    with pytest.raises(ValueError, match=r"\(batch, 3, height, width\) is needed"):
+        runtime.runtime.run(np.zeros((1, 75, 75, 3), np.float32))
+
+
+@compiled
+def test_files_that_are_no_model(models: dict[InputKind, Path], tmp_path: Path) -> None:
+    content = models["float"].read_bytes()
+    for name, broken in {"empty": b"", "garbage": b"not a model" * 100, "truncated": content[:100_000]}.items():
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(HistoError, match=f"{name}.*is not readable TorchScript") as caught:
+            LibtorchRuntime(tmp_path / name, 1, "cpu")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(HistoError, match=r"missing.*cannot be opened"):
+        LibtorchRuntime(tmp_path / "missing", 1, "cpu")
+    with pytest.raises(HistoError, match="is a folder"):
+        LibtorchRuntime(tmp_path, 1, "cpu")
+
+
+@compiled
+def test_torchscript_that_is_not_ours(tmp_path: Path) -> None:
+    from histo_export.export.torchscript import _deprecation_dealt_with
+
+    with _deprecation_dealt_with():
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2).eval()), tmp_path / "linear.pt")
+    with pytest.raises(HistoError, match="is not a network that histo export wrote"):
+        LibtorchRuntime(tmp_path / "linear.pt", 1, "cpu")
+
+
+@compiled
+def test_devices_that_are_absent(models: dict[InputKind, Path]) -> None:
+    extension = libtorch.load_extension()
+    with pytest.raises(RuntimeError, match=r'"cuda:99"; libtorch sees .* here'):
+        extension.TorchRuntime(models["float"], 1, "cuda:99")
+    with pytest.raises(ValueError, match='"abacus"'):
+        extension.TorchRuntime(models["float"], 1, "abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(HistoError, match="--device cuda: libtorch sees no GPU"):
+            LibtorchRuntime(models["float"], 1, "cuda")
+
+
+@compiled
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_the_gpu_agrees(models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    cpu, gpu = (LibtorchRuntime(models[kind], 1, device) for device in ("cpu", "cuda"))
+    for _ in range(3):
+        assert relative(gpu.run(tiles), cpu.run(tiles)) < 2e-5
+        assert relative(gpu.runtime.run(to_float(tiles)), cpu.run(tiles)) < 2e-5
+    for name, expected in cpu.stages(tiles).items():
+        assert relative(gpu.stages(tiles)[name], expected) < 2e-5
+    assert gpu.executed == "cuda:0 fp32, frozen"
+
+
+@compiled
+def test_other_python_threads_advance(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
+    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    many = np.repeat(tiles, 40, axis=0)
+    started, finished = threading.Event(), threading.Event()
+
+    def infer() -> None:
+        started.set()
+        runtime.run(many)
+        finished.set()
+
+    thread = threading.Thread(target=infer)
+    thread.start()
+    started.wait()
+    turns = 0
+    while not finished.is_set():
+        time.sleep(0.001)
+        turns += 1
+    thread.join()
+    assert turns > 10  # with the GIL held, this thread would have come back once at most
+
+
+@compiled
+def test_several_threads_may_call_at_once(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
+    """From the first run on, while libtorch's executor still compiles."""
+    runtime = LibtorchRuntime(models["uint8"], 1, "cpu")
+    expected = TorchScriptRuntime(models["uint8"], 1, "cpu").run(tiles)
+    differences: list[float] = []
+
+    def infer() -> None:
+        for _ in range(4):
+            differences.append(relative(runtime.run(tiles), expected))
+            differences.append(relative(runtime.stages(tiles)["head"], expected))
+
+    threads = [threading.Thread(target=infer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(differences) == 32
+    assert max(differences) < 1e-6
+
+
+@compiled
+def test_the_second_start_compiles_nothing(models: dict[InputKind, Path]) -> None:
+    library = Path(libtorch.load_extension().__file__)
+    before = library.stat().st_mtime_ns
+    code = f"""if True:
+        import time
+        from pathlib import Path
+        from histo_export.runtimes import libtorch
+        start = time.perf_counter()
+        assert libtorch.load_extension().__file__ == {str(library)!r}
+        took = time.perf_counter() - start
+        assert took < 5, took
+        libtorch.LibtorchRuntime(Path({str(models["float"])!r}), 1, "cpu")
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert library.stat().st_mtime_ns == before
+    assert libtorch.describe() == f"compiled: {library}"
+
+
+@compiled
+def test_threads_are_those_asked_for(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            LibtorchRuntime(models["float"], threads, "cpu").run(tiles[:1])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@needs_headers
+def test_all_that_is_compiled_counts_in_the_key_and_is_in_the_wheel() -> None:
+    _, command = libtorch._plan()
+    rules = subprocess.run([*command, "-MM"], capture_output=True, text=True, check=True).stdout
+    files = {Path(word).resolve() for word in rules.replace("\\\n", " ").split() if not word.endswith(".o:")}
+    assert files == {REPOSITORY / name for name in libtorch.INPUTS}
+    block = (REPOSITORY / "CMakeLists.txt").read_text().partition("(its INPUTS)")[2].partition("cmake_path")[0]
+    assert sorted(word for word in block.replace(")", " ").split() if "/" in word) == sorted(libtorch.INPUTS)
+
+
+@pytest.fixture
+def counting_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the compiler: takes a second, writes a line per call, and makes an empty library."""
+    script = tmp_path / "counting compiler"
+    script.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "counting 1.0"; exit; fi\n'
+        f"echo called >> '{tmp_path}/calls'\n"
+        "sleep 1\n"
+        'while [ "$1" != -o ]; do shift; done\n'
+        ': > "$2"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{script}'")
+    monkeypatch.setenv("HISTO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "calls"
+
+
+@needs_headers
+def test_two_processes_compile_once(counting_compiler: Path) -> None:
+    code = "from histo_export.runtimes import libtorch as l; library, command = l._plan(); l._compile(library, command)"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert counting_compiler.read_text() == "called\n"
+    library, _ = libtorch._plan()
+    assert library.exists()
+    assert sorted(file.name for file in library.parent.iterdir()) == sorted([library.name, "compile.log", "lock"])
+
+
+@needs_headers
+def test_a_library_that_does_not_load_is_named(counting_compiler: Path) -> None:
+    with pytest.raises(HistoError, match=r"was compiled but does not load .* Remove .*libtorch"):
+        libtorch.load_extension.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "compiler"), [("CXX", "nothing-here -O1", "nothing-here"), ("PATH", "", r"c\+\+")]
+)
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, name: str, value: str, compiler: str) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(HistoError, match=f"needs a C..20 compiler, and {compiler} is not on the PATH.*apt install g"):
+        libtorch.load_extension.__wrapped__()
+    assert libtorch.describe().startswith("not available: needs a C++20 compiler")
+
+
+@needs_headers
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+    script = tmp_path / "old-compiler"
+    script.write_text('#!/bin/sh\necho first line >&2; echo "x.cpp:1: error: what is C++20?" >&2; exit 3\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("HISTO_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        HistoError, match=r"could not be compiled by .* \(x\.cpp:1: error: what is C\+\+20\?\)"
+    ) as caught:
+        libtorch.load_extension.__wrapped__()
+    [log] = (tmp_path / "cache").glob("libtorch/*/compile.log")
+    assert str(log) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "first line" in log.read_text()
+    assert capfd.readouterr() == ("", "")
+    assert libtorch.describe().startswith("ready")  # the next start tries again
+
+
+@needs_compiler
+@needs_headers
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HISTO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(HistoError, match=r"could not be written .* HISTO_CACHE"):
+        libtorch.load_extension.__wrapped__()
+
+
+def test_doctor_tells_without_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from histo_export.doctor import examine
+
+    monkeypatch.setenv("HISTO_CACHE", str(tmp_path))
+    assert examine()["libtorch"]["C++ runtime"].startswith(("ready", "not available"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no CMake")
+def test_the_cmake_target(models: dict[InputKind, Path], tmp_path: Path) -> None:
+    """histo::torch in a program without Python, against the libtorch inside Python's torch."""
+    build = tmp_path / "build"
+    options = {
+        "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path,
+        "HISTO_WITH_TORCH": "ON",
+        "HISTO_BUILD_TESTS": "ON",
+        "HISTO_DEVELOPER_MODE": "ON",
+    }
+    for command in (
+        ["cmake", "-S", str(REPOSITORY), "-B", str(build), *(f"-D{key}={value}" for key, value in options.items())],
+        ["cmake", "--build", str(build), "--target", "histo_torch_test", "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    tiles = (np.arange(2 * 75 * 75 * 3) * 31 % 251).astype(np.uint8).reshape(2, 75, 75, 3)
+    for kind, model in models.items():
+        done = subprocess.run(
+            [build / "cpp/torch/histo_torch_test", model], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        logits = np.array(done.stdout.split(), np.float32).reshape(2, -1)
+        assert relative(logits, TorchScriptRuntime(model, 1, "cpu").run(tiles)) < 1e-6, kind
