@@ -253,6 +253,32 @@ def test_inspect_counts_pool_8_as_trained_and_as_exported(histo: Histo) -> None:
     assert "49,158" in stdout
 
 
+def test_inspect_shows_the_engines_plan(histo: Histo, bundle: Path) -> None:
+    code, stdout, _ = histo("inspect", bundle, "--plan", "latency", "--batch", 1, "--json")
+    assert code == 0
+    facts = json.loads(stdout)
+    assert (facts["engine"]["profile"], facts["batch"]) == ("latency", 1)
+    convolutions = {layer["name"]: layer["convolution"] for layer in facts["layers"]}
+    assert len(convolutions) == 37
+    assert [convolutions[f"layer{n}.1.conv1"] for n in (1, 2, 3, 4)] == [
+        "winograd4",
+        "winograd4",
+        "winograd2",
+        "direct",
+    ]
+    assert all(layer["seconds"] > 0 for layer in facts["layers"])
+    code, stdout, _ = histo("inspect", bundle, "--plan", "throughput", "--batch", 1)
+    assert code == 0
+    assert "layer4.2.conv2" in stdout
+    for arguments, message in (
+        ([bundle, "--plan", "speed"], "--plan speed"),
+        (["--plan", "latency"], "needs a bundle"),
+    ):
+        code, _, stderr = histo("inspect", *arguments)
+        assert code == 2
+        assert message in stderr
+
+
 def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, checkpoint_file: Path) -> None:
     seen = [json.loads(histo("inspect", source, "--json")[1]) for source in (bundle, checkpoint_file)]
     assert seen[0] == seen[1]

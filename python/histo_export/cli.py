@@ -411,9 +411,17 @@ def inspect(
     pool: Pool = None,
     classes: Annotated[int, typer.Option(metavar="K", help="With --pool: number of classes.")] = 6,
     crop: Crop = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", help="The native engine's plan for a bundle, timed: throughput or latency."),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="With --plan: tiles to time.")] = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Show layers, parameters, multiply-accumulates and head, as trained and as exported."""
+    """Show layers, parameters, multiply-accumulates and head, as trained and as exported; or the engine's plan."""
+    if plan is not None:
+        _inspect_plan(source, plan, batch, as_json)
+        return
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
     from histo_export.export.lowering import head_pool
@@ -465,6 +473,61 @@ def inspect(
     summary.add_row("GMAC per tile", f"{trained_macs / 1e9:.4f}", f"{exported_macs / 1e9:.4f}")
     summary.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
     out_console.print(summary)
+
+
+def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) -> None:
+    """The layers as the native engine runs them, with the median time of each over nine runs."""
+    if bundle is None or not bundle.is_dir():
+        raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
+    _one_of("--plan", profile, ("throughput", "latency"))
+    import statistics
+
+    import numpy as np
+
+    from histo_export._core import Engine
+    from histo_export.export.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if "model.safetensors" not in opened.models:
+        raise HistoError(bundle, "has no model.safetensors, the native engine's file", "Export with --formats native")
+    engine = Engine(bundle / "model.safetensors", threads=_threads(), profile=profile)
+    side = engine.info()["crop"]
+    tiles = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    engine.warmup(batch)
+    runs = [engine.layer_times(tiles) for _ in range(9)]
+    layers = [
+        layer | {"seconds": statistics.median(run[i]["seconds"] for run in runs)} for i, layer in enumerate(runs[0])
+    ]
+    facts = {"engine": engine.info(), "batch": batch, "layers": layers}
+    if as_json:
+        _print_json(facts)
+        return
+    info = engine.info()
+    table = _table(f"Native engine: {info['isa']}, {info['precision']}, {profile}, {info['threads']} threads")
+    table.add_column("layer")
+    table.add_column("convolution")
+    for heading in ("output", "MMAC", "executed", "ms", "GFLOP/s"):
+        table.add_column(heading, justify="right")
+    total = {"multiply_adds": 0, "executed_multiply_adds": 0, "seconds": 0.0}
+    for layer in layers:
+        for key in total:
+            total[key] += layer[key]
+    last = {"name": "all", "convolution": "", "output": (), **total}
+    for layer in [*layers, last]:
+        table.add_row(
+            layer["name"],
+            layer["convolution"],
+            "×".join(map(str, layer["output"])),
+            f"{layer['multiply_adds'] / 1e6:.3f}",
+            f"{layer['executed_multiply_adds'] / 1e6:.3f}",
+            f"{layer['seconds'] * 1e3 / batch:.3f}",
+            f"{2e-9 * layer['executed_multiply_adds'] * batch / layer['seconds']:.0f}",
+        )
+    out_console.print(table)
+    out_console.print(
+        f"MMAC and ms per tile, at batch {batch}; executed: after Winograd's reduction, its transforms apart.\n"
+        f"Packed weights {info['weight_bytes'] / 1e6:.0f} MB, workspace {info['workspace_bytes'] / 1e6:.0f} MB."
+    )
 
 
 @app.command()

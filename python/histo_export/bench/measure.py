@@ -50,7 +50,16 @@ from histo_export.parity import TOLERANCE, Golden
 from histo_export.runtimes import RUNTIMES
 
 DEFAULT_RUNTIMES: Mapping[str, tuple[str, ...]] = {
-    "cpu": ("native", "onnxruntime", "openvino", "libtorch", "torch", "torch-channels-last", "torch-compile"),
+    "cpu": (
+        "native",
+        "native-latency",
+        "onnxruntime",
+        "openvino",
+        "libtorch",
+        "torch",
+        "torch-channels-last",
+        "torch-compile",
+    ),
     "cuda": ("onnxruntime", "onnxruntime-tensorrt", "libtorch", "torch", "torch-compile", "torch-cuda-graph"),
 }
 """What is timed where nothing is named, by device; those that can't be had are left out and named."""
