@@ -400,6 +400,14 @@ def test_a_program_may_end_in_the_middle(tmp_path: Path) -> None:
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler: a shell starts background jobs with the signal ignored, and Python leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def native(checkpoint: Checkpoint) -> Engine:
     return Engine(Model.from_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec)), threads=1)
@@ -435,6 +443,7 @@ def by_iterator(runner: BatchRunner) -> None:
     deque(runner.results(endless_tiles()), maxlen=0)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("take", [by_sink, by_iterator])
 def test_ctrl_c_ends_the_loop(runner: BatchRunner, take: Callable[[BatchRunner], None]) -> None:
     pressed = 0.0
@@ -453,6 +462,7 @@ def test_ctrl_c_ends_the_loop(runner: BatchRunner, take: Callable[[BatchRunner],
     assert took < 1, f"{took:.2f} s"  # 0.1 s and a batch on an idle machine
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_seen_while_nothing_comes() -> None:
     """The source hangs, so no result wakes the loop."""
     release = threading.Event()
