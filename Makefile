@@ -22,7 +22,8 @@ demo: $(STAMP)  ## train on the built-in demo tiles and export the model with po
 	histo-export --pool 2 --force
 
 test: lint cpp-test  ## lint, then the C++ tests, then pytest (benchmarks run once, untimed)
-	pytest tests benchmarks --benchmark-disable
+	pytest tests --ignore=tests/bench
+	pytest benchmarks tests/bench --benchmark-disable  # apart: these tests open all runtimes in one process
 
 cpp-test: $(STAMP)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
 	cmake --preset dev -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
