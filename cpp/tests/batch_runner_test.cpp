@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "error_code.h"
 #include "histo/error.h"
 
 #ifdef __GLIBC__
@@ -666,18 +667,6 @@ TEST_CASE("batch runner: a sink may run the same runner") {
     inner += outcome.tiles.size();
   });
   CHECK(inner == 0 + 1 + 2 + 3 + 4);
-}
-
-template <typename Function>
-ErrorCode code_of(Function&& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    CHECK_FALSE(std::string(error.what()).empty());
-    return error.code();
-  }
-  FAIL("no histo::Error was thrown");
-  return {};
 }
 
 TEST_CASE("batch runner: misuse") {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "error_code.h"
 #include "histo/build_config.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
@@ -338,18 +339,6 @@ TEST_CASE("engine: it says what it does") {
   CHECK(other.info().crop == 128);
   other = std::move(engine);
   CHECK(other.classes() == 6);
-}
-
-template <typename Function>
-ErrorCode code_of(Function&& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    CHECK_FALSE(std::string(error.what()).empty());
-    return error.code();
-  }
-  FAIL("no histo::Error was thrown");
-  return {};
 }
 
 TEST_CASE("engine: bad arguments have codes, and the logits stay as they were") {

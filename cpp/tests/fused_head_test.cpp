@@ -21,6 +21,7 @@
 #endif
 
 #include "adaptive_bins.h"
+#include "error_code.h"
 #include "histo/error.h"
 
 namespace {
@@ -158,18 +159,6 @@ void check_against_the_definition(const Case& s) {
     const auto half = bf16(features);
     check_against_the_definition<Bfloat16>(s, isa, half, widened(half), threads);
   }
-}
-
-template <typename Function>
-ErrorCode code_of(Function&& function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    CHECK_FALSE(std::string(error.what()).empty());
-    return error.code();
-  }
-  FAIL("no histo::Error was thrown");
-  return {};
 }
 
 TEST_CASE("bins: dividing, not dividing, larger than the map") {

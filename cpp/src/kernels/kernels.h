@@ -5,11 +5,11 @@
 // which depends on the instruction set and on the extents of one tile, but not on how many tiles or pixels
 // are handled in one call: that is what makes a tile's logits independent of its batch and of the threads.
 //
-// The kernels are written once, in conv.inl, head.inl, pool.inl and winograd.inl, over the vector type of
-// vec_portable.h, vec_avx2.h or vec_avx512.h, and compiled once per instruction set in portable.cpp, avx2.cpp
-// and avx512.cpp. These three files must not use inline functions of the standard library: the linker merges
-// those over all object files and might keep a copy that this machine cannot run (tests/test_embedding.py
-// looks for such).
+// The kernels are written once, in conv.inl, head.inl, pool.inl and winograd.inl, gathered by table.inl, over
+// the vector type of vec_portable.h, vec_avx2.h or vec_avx512.h, and compiled once per instruction set in
+// portable.cpp, avx2.cpp and avx512.cpp. These three files must not use inline functions of the standard
+// library: the linker merges those over all object files and might keep a copy that this machine cannot run
+// (tests/test_embedding.py looks for such).
 #pragma once
 
 #include <cstddef>
