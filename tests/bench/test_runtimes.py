@@ -18,11 +18,11 @@ from histo_export.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
 from histo_export.spec import STAGES
 
 SLOW = pytest.mark.slow
-BENCHED = ["openvino", "torch-channels-last", pytest.param("torch-compile", marks=SLOW)]
+BENCHED = ["openvino", "openvino-streams", "torch-channels-last", pytest.param("torch-compile", marks=SLOW)]
 
 
 def opened(runtime: str, bundle: Path, device: str = "cpu") -> Runtime:
-    if runtime == "openvino":
+    if runtime.startswith("openvino"):
         pytest.importorskip("openvino")
     return open_runtime(runtime, bundle / RUNTIMES[runtime].file, 2, device)
 

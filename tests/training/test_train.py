@@ -298,12 +298,13 @@ def test_low_precision_is_kept_only_if_it_is_faster(data: TileData, spec: ModelS
 
     net, cpu = TileNet.of(spec), torch.device("cpu")
     batch = (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    auto = replace(CONFIG, autocast="auto")
     monkeypatch.setattr(precision, "low_precision", lambda device: "bf16")
-    timed = precision.choose_precision(net, spec, CONFIG, cpu, batch)
+    timed = precision.choose_precision(net, spec, auto, cpu, batch)
     assert timed["seconds_per_step"].keys() == {"fp32", "bf16"}
     for fp32, bf16, chosen in ((1.0, 0.5, "bf16"), (1.0, 0.95, "fp32")):
         monkeypatch.setattr(precision, "step_seconds", lambda *a, t=(fp32, bf16): {"fp32": t[0], "bf16": t[1]})
-        assert precision.choose_precision(net, spec, CONFIG, cpu, batch)["executed"] == chosen
+        assert precision.choose_precision(net, spec, auto, cpu, batch)["executed"] == chosen
     with pytest.raises(UsageError, match="fp16"):
         precision.choose_precision(net, spec, replace(CONFIG, autocast="fp16"), cpu, batch)
 

@@ -538,7 +538,9 @@ def _every_row(report: Report, table: Table, rows: Sequence[Row]) -> Section:
 
 def _version(report: Report, runtime: str) -> str:
     """The version of the package that computes."""
-    packages = ("histo-export",) if runtime == "native" else (runtime.partition("-")[0], f"{runtime}-gpu", "torch")
+    packages = (
+        ("histo-export",) if runtime.startswith("native") else (runtime.partition("-")[0], f"{runtime}-gpu", "torch")
+    )
     return next((f"{name} {report.versions[name]}" for name in packages if name in report.versions), "not told")
 
 

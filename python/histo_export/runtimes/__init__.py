@@ -81,6 +81,7 @@ RUNTIMES: Mapping[str, Entry] = {
     "onnxruntime": Entry("onnxruntime", "OnnxRuntime", "model.onnx"),
     "onnxruntime-tensorrt": Entry("onnxruntime", "TensorRtRuntime", "model.onnx"),
     "openvino": Entry("openvino", "OpenVinoRuntime", "model.onnx"),
+    "openvino-streams": Entry("openvino", "OpenVinoStreamsRuntime", "model.onnx"),
     "torchscript": Entry("torchscript", "TorchScriptRuntime", "torchscript_model.pt"),
     "libtorch": Entry("libtorch", "LibtorchRuntime", "torchscript_model.pt"),
     "torch": Entry("torch_eager", "TorchRuntime", "model.safetensors"),
