@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <utility>
 
 #include "aligned_buffer.h"
@@ -44,9 +45,11 @@ constexpr std::size_t stem_floats = std::size_t{1} << 17U;
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 // The size of the pieces that `total` is cut into: at most `most`, and as equal as can be, in a number that
-// the threads share evenly.
-std::size_t piece_size(std::size_t total, std::size_t most, std::size_t threads) {
-  const std::size_t pieces = ceil_div(ceil_div(total, most), threads) * threads;
+// the threads share evenly where each piece is `blocks` tasks. With one image that is a single piece: a
+// second would read the weights again, and leave fewer pixels than the micro-kernel takes together.
+std::size_t piece_size(std::size_t total, std::size_t most, std::size_t threads, std::size_t blocks = 1) {
+  const std::size_t even = threads / std::gcd(threads, blocks);
+  const std::size_t pieces = ceil_div(ceil_div(total, most), even) * even;
   return ceil_div(total, pieces);
 }
 
@@ -328,6 +331,9 @@ WinogradTasks Engine::State::winograd_tasks(const Step& step, std::size_t count)
   t.tiles = count * ceil_div(output.height, m) * ceil_div(output.width, m);
   t.piece = piece_size(t.tiles, most_tiles(step.layer->inputs), threads.threads());
   t.fused = blocks == 1 || t.pieces() >= 2 * threads.threads();
+  if (!t.fused) {
+    t.piece = piece_size(t.tiles, most_tiles(step.layer->inputs), threads.threads(), blocks);
+  }
   t.plane = (t.fused ? t.piece : t.tiles) * step.layer->inputs + plane_padding;
   t.products_plane = t.piece * shared->kernel.conv_block + plane_padding;
   return t;
@@ -522,7 +528,7 @@ void Engine::State::run_direct(const Step& step, const PackedLayer& packed, cons
                            .weight = packed.weight.data(),
                            .epilogue = epilogue};
   const std::size_t total = count * epilogue.height * epilogue.width;
-  const std::size_t piece = piece_size(total, most_pixels, threads.threads());
+  const std::size_t piece = piece_size(total, most_pixels, threads.threads(), packed.blocks);
   const std::size_t pieces = ceil_div(total, piece);
   for_each(pieces * packed.blocks, [&](std::size_t task, std::size_t) {
     const std::size_t block = task / pieces, begin = task % pieces * piece;
