@@ -147,7 +147,7 @@ def stages(threads: int, pool: int, rounds: int) -> None:
             engine = _core.Engine(file, threads=threads, profile=profile)
             tiles = np.random.default_rng(0).integers(0, 256, (batch, part.tile_size, part.tile_size, 3), np.uint8)
             engine.warmup(batch)
-            runs = [engine.layer_times(tiles) for _ in range(rounds)]
+            runs = [engine.layer_times(tiles) for _ in range(max(rounds, 64 // batch))]
             layers = [dict(layer, seconds=middle(run[i] for run in runs)) for i, layer in enumerate(runs[0])]
             title = f"{profile} profile, batch {batch}, per tile"
             columns = ["", "algorithm", "MMAC", "executed", "ms", "of time", "of peak", "direct would need"]

@@ -8,14 +8,27 @@ from histo_export.errors import HistoError, UsageError
 
 if TYPE_CHECKING:
     from histo_export._core import BatchRunner, Engine, FusedHead, Model
+    from histo_export.predict import load
 
 __version__ = "0.1.0"
 
-__all__ = ["BatchRunner", "Engine", "FusedHead", "HistoError", "Model", "UsageError", "__version__", "cmake_prefix"]
+__all__ = [
+    "BatchRunner",
+    "Engine",
+    "FusedHead",
+    "HistoError",
+    "Model",
+    "UsageError",
+    "__version__",
+    "cmake_prefix",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The compiled classes, loaded when they are asked for: the sources can be imported without them."""
+    """What needs the compiled core, loaded when it is asked for: the sources can be imported without it."""
     if name in ("BatchRunner", "Engine", "FusedHead", "Model"):
         return getattr(importlib.import_module("histo_export._core"), name)
+    if name == "load":
+        return importlib.import_module("histo_export.predict").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

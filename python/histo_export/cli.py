@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from histo_export.export.run import Checks
     from histo_export.model import LayerInfo
     from histo_export.parity import FileParity
+    from histo_export.predict.run import Outcome
+    from histo_export.predict.run import Progress as TileProgress
     from histo_export.spec import ModelSpec
     from histo_export.training.run import TrainResult
 
@@ -401,6 +404,152 @@ def bench(
         out_console.print(f"[yellow]note:[/] {escape(note)}")
     if not quiet:
         out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT…", help="Tiles, slides, folders of them, lists (.txt, .csv) and .npy arrays."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets a folder for each slide and set of tiles.")] = Path(
+        "predictions"
+    ),
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="R", help="native, native-latency, onnxruntime, openvino, libtorch, torchscript, torch."),
+    ] = "native",
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Tiles per call of the runtime.")] = 32,
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of the runtime; as many read.  [dim]\\[default: all usable CPUs][/dim]"),
+    ] = None,
+    precision: Annotated[str, typer.Option(metavar="P", help="Of the arithmetic: fp32.")] = "fp32",
+    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu",
+    resize: Annotated[
+        bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
+    ] = False,
+    mpp: Annotated[
+        float | None, typer.Option(metavar="UM", help="µm per pixel of slides that don't tell, or tell it wrong.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(metavar="F", help="Of neighbouring tiles, as a fraction of their side.")
+    ] = 0,
+    stride: Annotated[
+        float | None, typer.Option(metavar="UM", help="From tile to tile in µm, in place of --overlap.")
+    ] = None,
+    min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a tile that must be tissue.")] = 0.1,
+    tissue_threshold: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="On saturation, 0 to 255.  [dim]\\[default: Otsu's][/dim]"),
+    ] = None,
+    closing: Annotated[float, typer.Option(metavar="UM", help="Gaps in tissue up to this width are closed.")] = 50,
+    min_area: Annotated[float, typer.Option(metavar="UM2", help="Smaller pieces of tissue don't count.")] = 40_000,
+    everything: Annotated[
+        bool, typer.Option("--everything", metavar="", help="Look for no tissue; take all of a slide.")
+    ] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a bundle over tiles and whole slides.
+
+    A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv,
+    tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. After an
+    interruption the same command does what is missing. What can't be used is listed at the end, and the exit code is 1.
+    """
+    from histo_export.runtimes import RUNTIMES
+
+    _one_of("--runtime", runtime, tuple(RUNTIMES))
+    _one_of("--precision", precision, ("fp32",))
+    _one_of("--device", device, ("cpu", "cuda"))
+    if stride is not None and overlap:
+        raise UsageError("--stride", "contradicts --overlap", "Leave one of them out")
+    from histo_export.predict.run import PredictSettings
+    from histo_export.predict.run import predict as predict_all
+
+    tissue = {"threshold": tissue_threshold, "closing_um": closing, "min_area_um2": min_area}
+    slide = {"mpp": mpp, "overlap": overlap, "stride_um": stride, "min_tissue": min_tissue}
+    settings = PredictSettings(
+        runtime=runtime,
+        device=device,
+        resize=resize,
+        slide=slide | {"everything": everything, "tissue": tissue},
+        batch=batch,
+        threads=threads or _threads(),
+    )
+    with _tile_progress(quiet) as report:
+        outcome = predict_all(
+            bundle, inputs, out, settings, force=force, command=" ".join(["histo", *sys.argv[1:]]), report=report
+        )
+    if as_json:
+        _print_json(
+            {
+                "out": str(out),
+                "inputs": [dataclasses.asdict(done) for done in outcome.done],
+                "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+                "seconds": dataclasses.asdict(outcome.seconds),
+                "peak_memory_mb": round(outcome.peak_mb),
+            }
+        )
+    else:
+        _print_outcome(out, outcome)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _tile_progress(quiet: bool) -> Iterator[Callable[[TileProgress], None]]:
+    """A live line on stderr: the input, its tiles, and how fast they go."""
+    if quiet:
+        yield lambda progress: None
+        return
+    columns = ("[progress.description]{task.description}", BarColumn(), "{task.fields[rate]}")
+    with ProgressBar(*columns, console=log, transient=True) as bar:
+        task = bar.add_task("starting", total=None, rate="")
+        began: dict[int, float] = {}
+
+        def show(progress: TileProgress) -> None:
+            rate = ""
+            start = began.setdefault(progress.number, monotonic())
+            if progress.done and (passed := monotonic() - start) > 0:
+                per_second = progress.done / passed
+                minutes, seconds = divmod(round((progress.tiles - progress.done) / per_second), 60)
+                rate = f"{progress.done:,} of {progress.tiles:,} tiles, {per_second:.0f}/s, {minutes}:{seconds:02} left"
+                rate += f"; {progress.all_done:,} in all"
+            bar.update(
+                task,
+                description=f"{escape(progress.name)} ({progress.number} of {progress.inputs})",
+                total=progress.tiles or None,
+                completed=progress.done,
+                rate=rate,
+            )
+
+        yield show
+
+
+def _print_outcome(out: Path, outcome: Outcome) -> None:
+    table = _table(str(out))
+    table.add_column("input", overflow="fold")
+    for heading in ("tiles", "tiles/s", "s", "read", "wait", "infer", "write"):
+        table.add_column(heading, justify="right")
+    for done in outcome.done:
+        spent = done.seconds
+        figures = ["done before"] + [""] * 5
+        if not done.skipped:
+            stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
+            figures = [f"{done.tiles / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
+        table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
+    out_console.print(table)
+    out_console.print(
+        "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
+        f"Peak memory {outcome.peak_mb:,.0f} MB.[/]"
+    )
+    if outcome.failures:
+        log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {out / 'failed.csv'}):")
+        for failure in outcome.failures[:10]:
+            log.print(f"  {failure.path}: {failure.reason}.", markup=False, soft_wrap=True)
 
 
 @app.command()

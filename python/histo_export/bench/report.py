@@ -11,7 +11,6 @@ import base64
 import html
 import itertools
 import json
-import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from histo_export.bench.measure import Like, Row
 from histo_export.bench.stats import LEVEL, POWER, Ratio, Summary, compare, compare_unpaired, summarise
 from histo_export.errors import HistoError, UsageError
 from histo_export.spec import STAGES
+from histo_export.whole import whole_folder
 
 SCHEMA_VERSION = 1
 RESTLESS = 0.01
@@ -679,24 +679,17 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     from histo_export.bench.plots import draw
 
     check_destination(out, force)
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        plots = draw(report, partial)
-        doc = document(report)
-        (partial / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
-        (partial / "report.md").write_text(to_markdown(doc, plots))
-        (partial / "report.html").write_text(to_html(doc, plots))
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        with whole_folder(out) as folder:
+            plots = draw(report, folder)
+            doc = document(report)
+            (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n")
+            (folder / "report.md").write_text(to_markdown(doc, plots))
+            (folder / "report.html").write_text(to_html(doc, plots))
     except OSError as error:
         raise HistoError(
             error.filename or out, f"could not be written ({error.strerror})", "Free some space or choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(out.iterdir())
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.errors import HistoError, UsageError
+from histo_export.whole import whole_folder
 
 FORMATS = {
     "onnx": "model.onnx",
@@ -167,19 +167,13 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
         HistoError: the folder can't be written.
     """
     check_destination(out, force)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
-        partial.mkdir()
-        yield partial
-        _replace(partial, out)
+        with whole_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise HistoError(
             error.filename or out, f"could not be written ({error.strerror})", "Free some space or choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_destination(out: Path, force: bool) -> None:
@@ -192,26 +186,3 @@ def check_destination(out: Path, force: bool) -> None:
     parent = next(p for p in out.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise HistoError(parent, "is not a folder that can be written to", "Choose another --out")
-
-
-def _remove_stale(out: Path) -> None:
-    """Removes the partial folders that killed processes left beside `out`."""
-    for folder in out.parent.glob(f".{out.name}.partial-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(new: Path, out: Path) -> None:
-    """Puts `new` in the place of `out`; an old bundle is moved aside first and comes back if that fails."""
-    if not out.exists():
-        new.rename(out)
-        return
-    old = new.with_name(f"{new.name}-old")
-    out.rename(old)
-    try:
-        new.rename(out)
-    except BaseException:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

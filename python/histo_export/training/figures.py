@@ -31,7 +31,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
     """
     best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     epochs = [row["epoch"] for row in history]
-    figure = _figure(7.2, 3.2)
+    figure = new_figure(7.2, 3.2)
     for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
         for split, colour, style, label in (
             ("train", TRAIN, "-", "training"),
@@ -74,7 +74,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
@@ -83,7 +83,7 @@ def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n = len(report.classes)
     side = 1.9 + 0.62 * n
-    figure = _figure(side + 0.9, side)
+    figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     size = 9 if n <= 10 else 6
@@ -112,17 +112,19 @@ def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
     bar.set_label("share of the true class", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches."""
     # Not pyplot: no global state, no display, safe in any thread.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """As PNG, whole or not at all; HistoError where it can't be written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         # "tight", because constrained layout forgets the y label of an image with a colour bar.

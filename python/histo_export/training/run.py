@@ -48,6 +48,7 @@ from histo_export.training.module import TileTraining, derived_seed
 from histo_export.training.precision import LIGHTNING, choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
 from histo_export.training.recipes import TrainConfig, recipe_named
+from histo_export.whole import write_whole
 
 if TYPE_CHECKING:
     from histo_export.data import TileData, TileSet
@@ -514,12 +515,9 @@ def _csv(history: list[dict[str, Any]]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise HistoError(
             path, f"could not be written ({error.strerror})", "Free some space, or choose another --out"
         ) from error

@@ -1,0 +1,120 @@
+"""Predictions for tiles and whole slides: `histo predict`, and `histo_export.load(bundle)` for programs.
+
+`inputs` sorts out what the user named, `loop` reads ahead and runs the batch loop, `tile_set` and `whole_slide` do one
+input each with `slide`, `tissue` and `pictures`, `run` does them all, whole or not at all, and resumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from histo_export._core import usable_cpus
+from histo_export.errors import UsageError
+from histo_export.predict.loop import softmax
+from histo_export.runtimes import Runtime
+from histo_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from histo_export.predict.whole_slide import SlidePrediction
+
+
+@dataclass(frozen=True)
+class TilePrediction:
+    """Of a batch of tiles.
+
+    Attributes:
+        classes: names, in the order of `probabilities`.
+        logits, probabilities: float32 `(n, classes)`.
+    """
+
+    classes: tuple[str, ...]
+    logits: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each tile."""
+        return [self.classes[i] for i in self.logits.argmax(1).tolist()]
+
+
+class Classifier:
+    """A bundle, opened in one runtime: `histo_export.load(...)` makes it.
+
+    Attributes:
+        spec: classes, crop, tile size and µm per pixel of the model.
+        runtime: what runs it.
+        threads: of the runtime; as many read slides.
+    """
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime, threads: int) -> None:
+        self.spec, self.runtime, self.threads = spec, runtime, threads
+
+    def predict(self, tiles: npt.NDArray[np.uint8], *, batch: int = 32) -> TilePrediction:
+        """Runs tiles.
+
+        Args:
+            tiles: uint8 RGB `(n, side, side, 3)` at the model's µm per pixel, n ≥ 1, side ≥ `spec.crop`; the centre
+                counts.
+            batch: tiles per call of the runtime.
+
+        Raises:
+            UsageError: another dtype or shape.
+        """
+        shape = "×".join(map(str, np.shape(tiles)))
+        tiles = np.asarray(tiles)
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or not len(tiles):
+            raise UsageError("tiles", f"are {tiles.dtype} {shape}", "Give uint8 (n, side, side, 3), n of 1 or more")
+        if min(tiles.shape[1:3]) < self.spec.crop:
+            raise UsageError("tiles", f"are {shape}, smaller than the crop ({self.spec.crop})", "Give larger tiles")
+        parts = [self.runtime.run(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]
+        logits = np.concatenate(parts)
+        return TilePrediction(self.spec.classes, logits, softmax(logits))
+
+    def predict_slide(self, path: str | Path, *, batch: int = 32, **settings: Any) -> SlidePrediction:
+        """Runs a whole slide.
+
+        Args:
+            path: of a format that OpenSlide reads, or a TIFF.
+            batch: tiles per call of the runtime.
+            **settings: of `whole_slide.SlideSettings`: mpp, overlap, stride_um, min_tissue, everything, tissue.
+
+        Returns:
+            Grid, probabilities, areas and mask; `write(folder)` writes what `histo predict` does.
+
+        Raises:
+            HistoError: not a slide, no µm per pixel, no tissue, or a damaged part.
+        """
+        from histo_export.predict.slide import open_slide
+        from histo_export.predict.whole_slide import SlideSettings, predict_slide
+
+        slide = open_slide(Path(path))
+        try:
+            chosen = SlideSettings(**settings)
+            return predict_slide(slide, self.runtime, self.spec, chosen, batch=batch, readers=self.threads)
+        finally:
+            slide.close()
+
+
+def load(bundle: str | Path, *, runtime: str = "native", threads: int | None = None, device: str = "cpu") -> Classifier:
+    """Opens a bundle, every file checked against its sha256 before.
+
+    Args:
+        bundle: a folder that `histo export` wrote.
+        runtime: a key of `histo_export.runtimes.RUNTIMES`.
+        threads: default: the CPUs that this process may use.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UsageError: no bundle there, or no such runtime.
+        HistoError: the bundle is damaged, lacks the runtime's file, or the runtime can't be had.
+    """
+    from histo_export.predict.run import open_model
+
+    threads = threads or usable_cpus()
+    _, spec, opened = open_model(Path(bundle), runtime, threads, device)
+    return Classifier(spec, opened, threads)

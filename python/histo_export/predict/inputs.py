@@ -1,0 +1,211 @@
+"""What the user names, as slides and sets of tiles.
+
+A folder may hold both. What can't be used is no reason to stop: it is a `Failure`, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi", ".tif", ".tiff"}
+)
+"""Of the formats that OpenSlide 4 reads."""
+TILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
+LIST_SUFFIXES = frozenset({".txt", ".csv"})
+LARGEST_TILE = 1024
+"""A TIFF may be a tile or a slide: with a longer side than this, and than four tiles, it is a slide."""
+
+
+def text_of(path: Path | str) -> str:
+    """A path as text that every file format takes; bytes that are no UTF-8 show as question marks."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input, or one tile of it, that could not be used: `reason` is a sentence with the next step."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class SlideInput:
+    """One slide; `name` is its folder in the output."""
+
+    path: Path
+    name: str = ""
+
+
+@dataclass
+class TileSetInput:
+    """Tiles that belong together.
+
+    Attributes:
+        source: the folder, list or array that the user named.
+        files: the images; empty where `array` is given.
+        array: uint8 `(n, side, side, 3)`, memory-mapped.
+        name: its folder in the output.
+    """
+
+    source: Path
+    files: list[Path] = field(default_factory=list)
+    array: npt.NDArray[np.uint8] | None = None
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files) if self.array is None else len(self.array)
+
+    def label(self, i: int) -> str:
+        """What tile `i` is called in tables: its path below a named folder, else as it was named."""
+        if self.array is not None:
+            return f"{text_of(self.source.name)}[{i}]"
+        path = self.files[i]
+        return text_of(path.relative_to(self.source) if path.is_relative_to(self.source) else path)
+
+    def folder(self, i: int) -> str:
+        """The name of the folder that tile `i` lies in, which may be its class."""
+        return "" if self.array is not None else self.files[i].parent.name
+
+
+Input = SlideInput | TileSetInput
+
+
+def find_inputs(paths: Sequence[Path], tile_size: int) -> tuple[list[Input], list[Failure]]:
+    """Sorts out what the user named, in that order; the same file is taken once.
+
+    Args:
+        paths: tiles, slides, folders, lists of paths (.txt, or the first column of a .csv), .npy arrays.
+        tile_size: side of the model's tiles in pixels.
+    """
+    found = _Found(tile_size)
+    for path in paths:
+        found.add(path)
+    if found.loose:
+        found.inputs.append(TileSetInput(Path("tiles"), found.loose))
+    _name(found.inputs)
+    return found.inputs, found.failures
+
+
+class _Found:
+    def __init__(self, tile_size: int) -> None:
+        self.tile_size = tile_size
+        self.inputs: list[Input] = []
+        self.failures: list[Failure] = []
+        self.loose: list[Path] = []
+        self._seen: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        suffix = path.suffix.lower()
+        try:
+            if not path.exists():
+                self.fail(path, "does not exist. Check the path")
+            elif path.is_dir():
+                self._add_files(path, list(self._walk(path)), said=False)
+            elif suffix in LIST_SUFFIXES:
+                self._add_files(path, list(self._read_list(path)), said=True)
+            elif suffix == ".npy":
+                self._add_array(path)
+            else:
+                self._add_file(path, self.loose, said=True)
+        except OSError as error:
+            self.fail(path, f"cannot be read ({error.strerror or error}). Check its permissions")
+
+    def fail(self, path: Path | str, reason: str) -> None:
+        self.failures.append(Failure(text_of(path), reason))
+
+    def _walk(self, root: Path) -> Iterator[Path]:
+        """All files of a folder, sorted; of a folder of DICOM files one, by which OpenSlide finds the others."""
+
+        def unreadable(error: OSError) -> None:
+            self.fail(error.filename, f"cannot be read ({error.strerror}). Check its permissions")
+
+        for parent, folders, files in os.walk(root, onerror=unreadable):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            dicom = False
+            for name in sorted(files):
+                is_dicom = name.lower().endswith(".dcm")
+                if not name.startswith(".") and not (is_dicom and dicom):
+                    yield Path(parent, name)
+                dicom |= is_dicom
+
+    def _read_list(self, path: Path) -> Iterator[Path]:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            for number, line in enumerate(lines):
+                text = line.strip()
+                if path.suffix.lower() == ".csv":
+                    text = text.split(",")[0].strip().strip('"')
+                    if number == 0 and Path(text).suffix == "":  # a heading
+                        continue
+                if text and not text.startswith("#"):
+                    yield path.parent / text  # an absolute path stays what it is
+
+    def _add_files(self, source: Path, files: Sequence[Path], said: bool) -> None:
+        tiles: list[Path] = []
+        before = len(self.inputs), len(self.failures)
+        for file in files:
+            self._add_file(file, tiles, said)
+        if tiles:
+            self.inputs.append(TileSetInput(source, tiles))
+        if before == (len(self.inputs), len(self.failures)):
+            self.fail(source, "holds neither tiles nor slides. Name images, slides or a folder of them")
+
+    def _add_file(self, path: Path, tiles: list[Path], said: bool) -> None:
+        """Appends a tile, or adds a slide; `said`: the user named it, so that it must be one of them."""
+        suffix = path.suffix.lower()
+        if path.resolve() in self._seen:
+            return
+        self._seen.add(path.resolve())
+        if said and not path.exists():
+            self.fail(path, "does not exist. Check the path")
+        elif suffix in TILE_SUFFIXES and not (suffix in SLIDE_SUFFIXES and self._is_large(path)):
+            tiles.append(path)
+        elif suffix in SLIDE_SUFFIXES:
+            self.inputs.append(SlideInput(path))
+        elif said:
+            self.fail(path, f"is of a kind that is not read here ({suffix or 'no suffix'}). Name images or slides")
+
+    def _is_large(self, path: Path) -> bool:
+        try:
+            with Image.open(path, formats=("TIFF",)) as image:
+                return max(image.size) > max(LARGEST_TILE, 4 * self.tile_size)
+        except Image.DecompressionBombError:
+            return True
+        except Exception:  # PIL raises nearly anything; what is wrong is found out when the tile is read
+            return False
+
+    def _add_array(self, path: Path) -> None:
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            return self.fail(path, f"is not a .npy array ({error}). Save it with numpy.save")
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
+            shape = "×".join(map(str, array.shape))
+            return self.fail(path, f"holds {array.dtype} {shape}. Save uint8 (tiles, side, side, 3)")
+        if not len(array):
+            return self.fail(path, "holds no tile. Check what wrote it")
+        self.inputs.append(TileSetInput(path, array=array))
+        return None
+
+
+def _name(inputs: Sequence[Input]) -> None:
+    """Different folder names for the output, the same in every run over the same inputs."""
+    used: set[str] = set()
+    for item in inputs:
+        path = item.path if isinstance(item, SlideInput) else item.source
+        base = path.resolve().name if path.is_dir() else path.stem
+        base = base or "tiles"
+        name, number = base, 1
+        while name.casefold() in used:
+            number += 1
+            name = f"{base}-{number}"
+        used.add(name.casefold())
+        item.name = name

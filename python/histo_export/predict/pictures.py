@@ -1,0 +1,144 @@
+"""What predictions look like: the tissue mask, the heat map over the slide, the worst mistakes."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.offsetbox import AnchoredText
+from matplotlib.patches import Patch, Rectangle
+
+from histo_export.training.figures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from histo_export.predict.whole_slide import SlidePrediction
+
+OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+"""Colours that colour-blind readers tell apart (Okabe and Ito 2008); none is the pink or purple of a stain."""
+
+LONG_SIDE = 9.0
+"""Inches of the longer side of a slide's picture."""
+
+
+def class_colours(classes: int) -> list[tuple[float, float, float]]:
+    """A colour for each class, as red, green and blue in [0, 1]; the same for a class in every output."""
+    found = [matplotlib.colors.to_rgb(colour) for colour in OKABE_ITO]
+    # More hues by the golden ratio, which keeps neighbours apart however many there are.
+    found += [colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.85) for i in range(len(found), classes)]
+    return found[:classes]
+
+
+def save_heat_map(path: Path, slide: SlidePrediction) -> None:
+    """Each tile in its class's colour, the more so the surer it is, over the slide in grey."""
+    figure, axes = _canvas(slide)
+    grey = slide.picture.mean(axis=2)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=_extent(slide), interpolation="antialiased")
+    grid, scale = slide.grid, slide.mpp / 1000
+    cells = np.zeros((int(grid.row.max()) + 1, int(grid.column.max()) + 1, 4))
+    colours = np.array(class_colours(len(slide.classes)))
+    chosen = slide.probabilities.argmax(1)
+    surest = slide.probabilities.max(1)
+    chance = 1 / len(slide.classes)
+    cells[grid.row, grid.column, :3] = colours[chosen]
+    cells[grid.row, grid.column, 3] = 0.15 + 0.6 * (surest - chance) / (1 - chance)
+    margin = (grid.side - grid.stride) / 2
+    left, top = margin * scale, margin * scale
+    width, height = cells.shape[1] * grid.stride * scale, cells.shape[0] * grid.stride * scale
+    axes.imshow(cells, extent=(left, left + width, top + height, top), interpolation="nearest")
+    _crop(axes, slide)
+    handles = [
+        Patch(color=tuple(colours[i]), label=f"{name}  {slide.area_mm2[name]:.2f} mm²")
+        for i, name in enumerate(slide.classes)
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 4),
+        frameon=False,
+        fontsize=9,
+        title="class of a tile and area of its tissue; the stronger, the surer",
+        title_fontsize=8,
+    )
+    axes.set_title(slide.name, fontsize=10)
+    save_figure(figure, path)
+
+
+def save_tissue(path: Path, slide: SlidePrediction) -> None:
+    """The overview with what counts as tissue outlined, and the tiles that were taken."""
+    figure, axes = _canvas(slide)
+    axes.imshow(slide.picture, extent=_extent(slide), interpolation="antialiased")
+    mask = slide.tissue.mask
+    scale = slide.tissue.downsample * slide.mpp / 1000
+    if mask.any() and not mask.all():
+        padded = np.pad(mask, 1)
+        x, y = ((np.arange(size + 2) - 0.5) * scale for size in (mask.shape[1], mask.shape[0]))
+        axes.contour(x, y, padded.astype(np.float64), levels=[0.5], colors="#0072B2", linewidths=1.0)
+    grid, um = slide.grid, slide.mpp / 1000
+    if len(grid) <= 20_000:  # more would be a grey veil
+        for left, top in zip((grid.x * um).tolist(), (grid.y * um).tolist(), strict=True):
+            axes.add_patch(
+                Rectangle((left, top), grid.side * um, grid.side * um, fill=False, color="#333333", linewidth=0.25)
+            )
+    _crop(axes, slide)
+    area = mask.sum() * scale**2
+    axes.set_title(
+        f"{slide.name}: {area:.2f} mm² of tissue (saturation above {slide.tissue.threshold}), {len(grid):,} tiles",
+        fontsize=10,
+    )
+    save_figure(figure, path)
+
+
+def save_mistakes(
+    path: Path, tiles: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], *, title: str, columns: int = 6
+) -> None:
+    """A contact sheet."""
+    rows = math.ceil(len(tiles) / columns)
+    figure = new_figure(1.55 * columns, 1.95 * rows + 0.4)
+    for axes in figure.subplots(rows, columns, squeeze=False).ravel():
+        axes.set_axis_off()
+    for axes, tile, caption in zip(figure.axes, tiles, captions, strict=False):
+        axes.imshow(tile)
+        axes.set_title(caption, fontsize=6.5)
+    figure.suptitle(title, fontsize=9.5)
+    save_figure(figure, path)
+
+
+def _canvas(slide: SlidePrediction) -> tuple[matplotlib.figure.Figure, Axes]:
+    height, width = slide.picture.shape[:2]
+    longest = max(height, width)
+    figure = new_figure(max(4.0, LONG_SIDE * width / longest), max(3.0, LONG_SIDE * height / longest) + 0.9)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _extent(slide: SlidePrediction) -> tuple[float, float, float, float]:
+    """Of the picture, in mm."""
+    scale = slide.picture_downsample * slide.mpp / 1000
+    height, width = slide.picture.shape[:2]
+    return 0, width * scale, height * scale, 0
+
+
+def _crop(axes: Axes, slide: SlidePrediction) -> None:
+    """Shows the slide and no more, with a scale bar."""
+    _, right, bottom, _ = _extent(slide)
+    axes.set_xlim(0, right)
+    axes.set_ylim(bottom, 0)
+    exponent = math.floor(math.log10(right / 4))
+    length = max(step * 10**exponent for step in (1, 2, 5) if step * 10**exponent <= right / 4)
+    text = f"{length:g} mm" if length >= 1 else f"{length * 1000:g} µm"
+    y = bottom * 0.975
+    axes.plot([right * 0.025, right * 0.025 + length], [y, y], color="white", linewidth=6, solid_capstyle="butt")
+    axes.plot([right * 0.025, right * 0.025 + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    box = AnchoredText(
+        text, loc="lower left", bbox_to_anchor=(0.02, 0.03), bbox_transform=axes.transAxes, frameon=True, pad=0.15
+    )
+    box.patch.set(facecolor="white", edgecolor="none", alpha=0.8)
+    axes.add_artist(box)

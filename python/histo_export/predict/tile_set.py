@@ -1,0 +1,184 @@
+"""A set of tiles: one row per tile, and how good they are where their folders say what they show."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from histo_export.data.images import BadImageError, decode_image, read_image_bytes
+from histo_export.errors import HistoError
+from histo_export.predict.inputs import Failure, TileSetInput
+from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, run_tiles
+from histo_export.predict.pictures import save_mistakes
+from histo_export.runtimes import Runtime
+from histo_export.spec import ModelSpec
+
+ROWS = 4096
+"""Of a Parquet row group, and so in memory."""
+MISTAKES = 24
+
+
+def read_tile(tiles: TileSetInput, index: int, side: int, resize: bool) -> Pixels:
+    """Tile `index` as uint8 `(side, side, 3)`.
+
+    Raises:
+        HistoError: it is no image, or of another size and `resize` is not set.
+    """
+    if tiles.array is not None:
+        pixels = np.array(tiles.array[index])
+    else:
+        try:
+            pixels = decode_image(read_image_bytes(tiles.files[index]))
+        except BadImageError as error:
+            raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    if not resize:
+        height, width = pixels.shape[:2]
+        raise HistoError(
+            tiles.label(index),
+            f"is {width}×{height} pixels, and the model takes {side}×{side}",
+            "Add --resize to resample it, if it shows the same field of view",
+        )
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def predict_tile_set(
+    tiles: TileSetInput,
+    runtime: Runtime,
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    resize: bool,
+    batch: int,
+    readers: int,
+    progress: Callable[[int, int], None] = lambda done, tiles: None,
+) -> tuple[StageSeconds, list[Failure]]:
+    """Runs a set and writes tiles.csv, tiles.parquet and summary.json into `folder`.
+
+    Where every folder that holds tiles has the name of a class, confusion.png and mistakes.png too.
+
+    Returns:
+        The seconds of each stage; and the tiles that could not be used, which have no row.
+
+    Raises:
+        HistoError: no tile at all could be used.
+    """
+    truth = [spec.classes.index(name) if name in spec.classes else -1 for name in map(tiles.folder, range(len(tiles)))]
+    labelled = min(truth, default=-1) >= 0
+    failures: list[Failure] = []
+    counts = np.zeros(len(spec.classes), np.int64)
+    kept: list[tuple[int, Probabilities]] = []
+    with ExitStack() as stack:
+        writer = _Writer(folder, spec.classes, labelled)
+        stack.callback(writer.close)
+
+        def deliver(index: int, result: Probabilities | HistoError) -> None:
+            if isinstance(result, HistoError):
+                failures.append(Failure(tiles.label(index), f"{result.cause}. {result.next_step}"))
+                return
+            counts[result.argmax()] += 1
+            writer.add(tiles.label(index), result, spec.classes[truth[index]] if labelled else None)
+            if labelled:
+                kept.append((index, result))
+
+        seconds = run_tiles(
+            runtime,
+            len(spec.classes),
+            range(len(tiles)),
+            lambda index: read_tile(tiles, index, spec.tile_size, resize),
+            deliver,
+            side=spec.tile_size,
+            batch=batch,
+            readers=readers,
+            progress=lambda done: progress(done, len(tiles)),
+        )
+    if not counts.any():
+        raise HistoError(
+            tiles.source, f"holds no tile that could be used ({failures[0].path}: {failures[0].reason})", "Mend them"
+        )
+    summary: dict[str, Any] = {
+        "tiles": int(counts.sum()),
+        "failed": len(failures),
+        "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
+    }
+    if labelled:
+        summary["test"] = _judge(tiles, spec, kept, folder, resize)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return seconds, failures
+
+
+class _Writer:
+    """tiles.csv and tiles.parquet, row by row."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], labelled: bool) -> None:
+        self.columns = ["path", "class", *(f"prob_{name}" for name in classes), *(["label"] if labelled else [])]
+        self.classes = classes
+        self.file = (folder / "tiles.csv").open("w", newline="", encoding="utf-8")
+        self.csv = csv.writer(self.file, lineterminator="\n")
+        self.csv.writerow(self.columns)
+        kinds = [pa.float32() if name.startswith("prob_") else pa.string() for name in self.columns]
+        self.schema = pa.schema(list(zip(self.columns, kinds, strict=True)))
+        self.parquet = pq.ParquetWriter(folder / "tiles.parquet", self.schema)
+        self.rows: list[list[Any]] = []
+
+    def add(self, path: str, probabilities: Probabilities, label: str | None) -> None:
+        name = self.classes[int(probabilities.argmax())]
+        values = probabilities.tolist()
+        end = [] if label is None else [label]
+        self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *end])
+        self.rows.append([path, name, *values, *end])
+        if len(self.rows) == ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
+        self.parquet.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+        self.rows = []
+
+    def close(self) -> None:
+        try:
+            if self.rows:
+                self._flush()
+        finally:
+            self.parquet.close()
+            self.file.close()
+
+
+def _judge(
+    tiles: TileSetInput, spec: ModelSpec, kept: list[tuple[int, Probabilities]], folder: Path, resize: bool
+) -> dict[str, Any]:
+    """Accuracy and its pictures."""
+    from histo_export.training.evaluation import report_of  # torch, which nothing else here needs
+    from histo_export.training.figures import save_confusion
+
+    labels = np.array([spec.classes.index(tiles.folder(index)) for index, _ in kept], np.int64)
+    probabilities = np.stack([p for _, p in kept])
+    # Their logarithms are logits of the same probabilities.
+    report = report_of(spec.classes, np.log(np.maximum(probabilities, 1e-30)), labels)
+    save_confusion(folder / "confusion.png", report, title=f"{tiles.source.name}: {report.tiles:,} tiles")
+    chosen = probabilities.argmax(1)
+    wrong = np.flatnonzero(chosen != labels).tolist()
+    worst = heapq.nlargest(MISTAKES, wrong, key=lambda i: float(probabilities[i, chosen[i]]))
+    if worst:
+        save_mistakes(
+            folder / "mistakes.png",
+            [read_tile(tiles, kept[i][0], spec.tile_size, resize) for i in worst],
+            [
+                f"{spec.classes[labels[i]]}, said {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
+                for i in worst
+            ],
+            title=f"{tiles.source.name}: the surest of {len(wrong):,} mistakes in {report.tiles:,} tiles",
+        )
+    return report.to_dict()

@@ -1,0 +1,340 @@
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import histo_export
+from histo_export import Engine, HistoError, UsageError
+from histo_export.predict import loop
+from histo_export.predict.inputs import find_inputs
+from histo_export.predict.run import PredictSettings, predict
+from histo_export.predict.slide import open_slide
+from histo_export.predict.whole_slide import SlideSettings, make_grid
+from histo_export.spec import ModelSpec
+
+CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
+HISTO = str(Path(sys.executable).parent / "histo")
+SETTINGS = PredictSettings(threads=2, batch=7)
+OUTPUTS = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json", "done.json"}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes' folders with five tiles each."""
+    root = tmp_path_factory.mktemp("tiles") / "set"
+    rng = np.random.default_rng(5)
+    for name in CLASSES[:3]:
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(rng.integers(0, 256, (75, 75, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    outcome = predict(bundle, [large_slide_file], tmp_path, SETTINGS)
+    assert not outcome.failures
+    folder = tmp_path / "large"
+    assert content(folder).keys() == OUTPUTS
+    assert {path.name for path in tmp_path.iterdir()} == {"large", "run.json"}
+    with (folder / "tiles.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["minx", "miny", "width", "height", *(f"prob_{name}" for name in CLASSES)]
+    # 75 pixels of 0.495 µm are 74 of 0.5 µm.
+    assert {row["width"] for row in rows} == {"74"}
+    slide = open_slide(large_slide_file)
+    tiles = np.stack([slide.tile(int(row["minx"]), int(row["miny"]), 74, 75) for row in rows])
+    expected = loop.softmax(Engine(bundle / "model.safetensors").run(tiles))
+    found = np.array([[float(row[f"prob_{name}"]) for name in CLASSES] for row in rows])
+    assert np.abs(found - expected).max() <= 6e-8
+    features = json.loads((folder / "tiles.geojson").read_text())["features"]
+    assert len(features) == len(rows) == outcome.done[0].tiles
+    for feature, row, p in zip(features, rows, found, strict=True):
+        corners = np.array(feature["geometry"]["coordinates"][0])
+        assert corners.min(0).tolist() == [int(row["minx"]), int(row["miny"])]
+        assert (corners[0] == corners[-1]).all()
+        assert feature["properties"]["classification"]["name"] == CLASSES[p.argmax()]
+        assert feature["properties"]["measurements"][f"prob_{CLASSES[2]}"] == pytest.approx(p[2], abs=1e-7)
+    assert len({feature["id"] for feature in features}) == len(features)
+    summary = json.loads((folder / "summary.json").read_text())
+    areas = [facts["area_mm2"] for facts in summary["classes"].values()]
+    ellipse = np.pi * (1200 * 0.36) * (1500 * 0.33) * 0.0005**2
+    assert summary["tissue_mm2"] == pytest.approx(ellipse, rel=0.05)
+    assert sum(areas) == pytest.approx(summary["tissue_mm2"], rel=0.05)  # tiles with under 10 % tissue are not taken
+    for name in ("heatmap.png", "tissue.png"):
+        with Image.open(folder / name) as image:
+            assert min(image.size) > 300
+
+
+def test_every_run_writes_the_same_bytes_in_any_batch(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    predict(bundle, [large_slide_file], tmp_path / "a", SETTINGS)
+    predict(bundle, [large_slide_file], tmp_path / "b", PredictSettings(threads=1, batch=32))
+    assert content(tmp_path / "a/large") == content(tmp_path / "b/large")
+
+
+def test_other_runtimes_agree(bundle: Path, slide_file: Path) -> None:
+    settings = {"overlap": 0.5, "min_tissue": 0.5}
+    native = histo_export.load(bundle).predict_slide(slide_file, **settings)
+    other = histo_export.load(bundle, runtime="onnxruntime").predict_slide(slide_file, **settings)
+    np.testing.assert_array_equal(native.grid.x, other.grid.x)
+    np.testing.assert_allclose(native.probabilities, other.probabilities, atol=2e-5)
+
+
+@pytest.mark.parametrize(("overlap", "stride"), [(0.0, 75), (0.5, 37.5), (0.0, None)])
+def test_the_grid_covers_the_slide_and_reaches_over_its_edge(slide_file: Path, overlap: float, stride) -> None:
+    slide = open_slide(slide_file)
+    spec = ModelSpec(1, CLASSES, crop=64, tile_size=75, mpp=0.5)
+    um = {"stride_um": 60.0} if stride is None else {"overlap": overlap}
+    step = stride or 120
+    settings = SlideSettings(everything=True, **um)
+    from histo_export.predict.tissue import Tissue
+
+    tissue = Tissue(np.ones((88, 125), np.bool_), 8.0, 0)
+    grid, _ = make_grid(slide, spec, 0.5, settings, tissue)
+    assert len(grid) == -(-1000 // step) * -(-700 // step)
+    assert grid.x.max() < 1000 <= grid.x.max() + max(grid.side, step)
+    np.testing.assert_array_equal(np.unique(grid.x), np.rint(np.arange(0, 1000, step)))
+
+
+def test_no_mpp_is_a_hint_and_not_a_guess(bundle: Path, pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
+    slide = write_tiff(tmp_path / "slide.tif", pixels, mpp=None)
+    classifier = histo_export.load(bundle)
+    with pytest.raises(HistoError, match=r"does not tell its µm per pixel. State it with --mpp"):
+        classifier.predict_slide(slide)
+    assert len(classifier.predict_slide(slide, mpp=0.5).grid) > 20
+
+
+def test_tiles_in_folders_of_classes_are_judged(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
+    outcome = predict(bundle, [tile_folder], tmp_path, SETTINGS)
+    assert not outcome.failures
+    folder = tmp_path / "set"
+    assert {"tiles.csv", "tiles.parquet", "summary.json", "confusion.png", "mistakes.png"} < content(folder).keys()
+    with (folder / "tiles.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == sorted(f"{name}/{i}.png" for name in CLASSES[:3] for i in range(5))
+    tiles = np.stack([np.asarray(Image.open(tile_folder / row["path"])) for row in rows])
+    prediction = histo_export.load(bundle).predict(tiles)
+    assert [row["class"] for row in rows] == prediction.labels
+    found = np.array([[float(row[f"prob_{name}"]) for name in CLASSES] for row in rows])
+    np.testing.assert_allclose(found, prediction.probabilities, atol=6e-8)
+    table = pq.read_table(folder / "tiles.parquet").to_pydict()
+    assert table["class"] == prediction.labels
+    assert table["path"] == [row["path"] for row in rows]
+    np.testing.assert_array_equal(np.float32(table["prob_LYMPHO"]), prediction.probabilities[:, 3])
+    right = sum(row["class"] == row["label"] for row in rows)
+    test = json.loads((folder / "summary.json").read_text())["test"]
+    assert test["accuracy"] == pytest.approx(right / 15)
+    assert test["interval"][0] <= test["accuracy"] <= test["interval"][1]
+
+
+def test_arrays_and_lists(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
+    tiles = np.random.default_rng(2).integers(0, 256, (40, 75, 75, 3), dtype=np.uint8)
+    np.save(tmp_path / "array.npy", tiles)
+    names = [f"{CLASSES[0]}/{i}.png" for i in (3, 1)]
+    (tile_folder / "some.txt").write_text("# two\n" + "\n".join(names) + "\n")
+    out = tmp_path / "out"
+    outcome = predict(bundle, [tmp_path / "array.npy", tile_folder / "some.txt"], out, SETTINGS)
+    assert not outcome.failures
+    with (out / "array/tiles.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"array.npy[{i}]" for i in range(40)]
+    assert [row["class"] for row in rows] == histo_export.load(bundle).predict(tiles).labels
+    with (out / "some/tiles.csv").open() as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["3.png", "1.png"]
+
+
+def test_bad_inputs_end_nothing(
+    bundle: Path, slide_file: Path, large_slide_file: Path, tmp_path: Path, write_tiff: Callable[..., Path]
+) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "text.svs").write_text("hello")
+    cut = inputs / "cut.svs"
+    cut.write_bytes(large_slide_file.read_bytes()[: large_slide_file.stat().st_size // 3])
+    tiles = inputs / "tiles"
+    tiles.mkdir()
+    Image.new("RGB", (75, 75), (200, 120, 170)).save(tiles / "good.png")
+    Image.new("RGB", (80, 75)).save(tiles / "wide.png")
+    (tiles / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    np.save(inputs / "floats.npy", np.zeros((2, 75, 75, 3), np.float32))
+    out = tmp_path / "out"
+    paths = [inputs / "text.svs", cut, tiles, inputs / "floats.npy", inputs / "absent", large_slide_file]
+    outcome = predict(bundle, paths, out, SETTINGS)
+    assert {done.name for done in outcome.done} == {"tiles", "large"}
+    failed = {Path(failure.path).name: failure.reason for failure in outcome.failures}
+    assert failed.keys() == {"text.svs", "cut.svs", "wide.png", "broken.png", "floats.npy", "absent"}
+    assert "80×75 pixels, and the model takes 75×75. Add --resize" in failed["wide.png"]
+    assert "float32" in failed["floats.npy"]
+    with (out / "failed.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert {path.name for path in out.iterdir()} == {"tiles", "large", "run.json", "failed.csv"}
+    assert pq.read_table(out / "tiles/tiles.parquet").num_rows == 1
+
+
+def test_resize(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (150, 150), (200, 120, 170)).save(tmp_path / "in/tile.png")
+    settings = PredictSettings(threads=1, resize=True)
+    assert predict(bundle, [tmp_path / "in"], tmp_path / "out", settings).done[0].tiles == 1
+
+
+def test_a_killed_run_is_finished_by_the_same_command(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    """Killed with one slide done and the other under way; what is done is not done again."""
+    second = tmp_path / "second.tiff"
+    second.write_bytes(large_slide_file.read_bytes())
+    inputs = [str(large_slide_file), str(second)]
+    options = ["--batch", "1", "--threads", "1", "--quiet"]
+
+    def command(out: Path) -> list[str]:
+        return [HISTO, "predict", str(bundle), *inputs, *options, "--out", str(out)]
+
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out))
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".second.partial-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "second").exists()
+    before = (out / "large/done.json").stat().st_mtime_ns
+    assert subprocess.run(command(out), check=False).returncode == 0
+    assert (out / "large/done.json").stat().st_mtime_ns == before
+    assert subprocess.run(command(tmp_path / "whole"), check=False).returncode == 0
+    for name in ("large", "second"):
+        assert content(out / name) == content(tmp_path / "whole" / name)
+    assert not list(out.glob(".*"))
+
+
+def test_a_full_disk_leaves_nothing_and_is_listed(
+    bundle: Path, slide_file: Path, large_slide_file: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from histo_export.predict import whole_slide
+
+    write = whole_slide.SlidePrediction.write
+
+    def full(self: whole_slide.SlidePrediction, folder: Path) -> None:
+        if self.name == "large.tiff":
+            (folder / "tiles.csv").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, folder)
+
+    monkeypatch.setattr(whole_slide.SlidePrediction, "write", full)
+    settings = PredictSettings(threads=1, slide={"min_tissue": 0.9})
+    other = tmp_path / "other.svs"
+    other.write_bytes(large_slide_file.read_bytes())
+    outcome = predict(bundle, [large_slide_file, other], tmp_path / "out", settings)
+    assert [done.name for done in outcome.done] == ["other"]
+    assert "No space left" in outcome.failures[0].reason
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "failed.csv"}
+
+
+def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
+    predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
+    again = predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
+    assert again.done[0].skipped
+    other = PredictSettings(threads=2, resize=True)
+    with pytest.raises(UsageError, match=r"other settings or a changed input. Add --force"):
+        predict(bundle, [tile_folder / "TUMOR"], tmp_path, other)
+    assert not predict(bundle, [tile_folder / "TUMOR"], tmp_path, other, force=True).done[0].skipped
+    foreign = tmp_path / "foreign"
+    (foreign / "TUMOR").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no result of histo predict"):
+        predict(bundle, [tile_folder / "TUMOR"], foreign, other, force=True)
+
+
+def test_names_that_are_no_utf8(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (75, 75)).save(folder / "good.png")
+    (folder / "good.png").rename(folder / os.fsdecode(b"\xff,.png"))
+    (folder / os.fsdecode(b"\xfe.tiff")).write_bytes(large_slide_file.read_bytes())
+    outcome = predict(bundle, [tmp_path / "in"], tmp_path / "out", PredictSettings(threads=1))
+    assert not outcome.failures
+    assert sorted(done.tiles for done in outcome.done)[0] == 1
+    with (tmp_path / "out/in/tiles.csv").open() as file:
+        assert next(csv.DictReader(file))["path"] == "\ufffd,.png"
+
+
+def test_names_are_different_and_files_are_taken_once(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "slide.svs").write_text("x")
+    inputs, failures = find_inputs([tmp_path / "a", tmp_path / "b", tmp_path / "a/slide.svs"], 75)
+    assert [item.name for item in inputs] == ["slide", "slide-2"]
+    assert not failures
+
+
+class Failing:
+    name = "failing"
+
+    def run(self, tiles):
+        raise RuntimeError("out of order")
+
+
+def test_a_failing_runtime_or_reader_is_no_lost_tile() -> None:
+    tile = np.zeros((64, 64, 3), np.uint8)
+
+    def run(runtime, read):
+        return loop.run_tiles(runtime, 2, range(9), read, lambda *_: None, side=64, batch=2, readers=2)
+
+    with pytest.raises(HistoError, match=r"failing: failed \(RuntimeError: out of order\)"):
+        run(Failing(), lambda job: tile)
+
+    def broken(job):
+        return tile[job // 5 * 99]
+
+    class Zeros:
+        name = "zeros"
+
+        def run(self, tiles):
+            return np.zeros((len(tiles), 2), np.float32)
+
+    with pytest.raises(IndexError):
+        run(Zeros(), lambda job: broken(job) if job > 4 else tile)
+
+
+def test_arguments_of_the_interface(bundle: Path) -> None:
+    classifier = histo_export.load(bundle, threads=1)
+    with pytest.raises(UsageError, match=r"are float32 1×75×75×3. Give uint8"):
+        classifier.predict(np.zeros((1, 75, 75, 3), np.float32))
+    with pytest.raises(UsageError, match="smaller than the crop"):
+        classifier.predict(np.zeros((1, 40, 40, 3), np.uint8))
+    with pytest.raises(UsageError, match="runtime fast: is not known"):
+        histo_export.load(bundle, runtime="fast")
+    with pytest.raises(UsageError, match="overlap"):
+        SlideSettings(overlap=1.0)
+
+
+def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [HISTO, "predict", str(bundle), str(tile_folder / "TUMOR")]
+        command += ["--out", str(tmp_path), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    shown = run()
+    assert shown.returncode == 0, shown.stderr
+    assert "TUMOR" in shown.stdout
+    assert "tiles/s" in shown.stdout
+    again = run("--json", "--quiet")
+    assert json.loads(again.stdout)["inputs"][0]["skipped"] is True
+    for option, value in (("--runtime", "nativ"), ("--precision", "int8")):
+        wrong = run(option, value)
+        assert wrong.returncode == 2
+        assert f"{option} {value}" in wrong.stderr
+    assert "Did you mean native?" in run("--runtime", "nativ").stderr
