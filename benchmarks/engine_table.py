@@ -17,7 +17,6 @@ is not there, because torch 2.15's computes NaN with ATEN_CPU_CAPABILITY=avx2.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from histo_export.bench.stats import compare
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker import COMMAND
 from histo_export.runtimes import RUNTIMES
+from histo_export.runtimes.native import median_layer_times
 
 OURS = ("native-latency", "native")
 PEERS = (
@@ -147,8 +147,7 @@ def stages(threads: int, pool: int, rounds: int) -> None:
             engine = _core.Engine(file, threads=threads, profile=profile)
             tiles = np.random.default_rng(0).integers(0, 256, (batch, part.tile_size, part.tile_size, 3), np.uint8)
             engine.warmup(batch)
-            runs = [engine.layer_times(tiles) for _ in range(max(rounds, 64 // batch))]
-            layers = [dict(layer, seconds=middle(run[i] for run in runs)) for i, layer in enumerate(runs[0])]
+            layers = median_layer_times(engine, tiles, max(rounds, 64 // batch))
             title = f"{profile} profile, batch {batch}, per tile"
             columns = ["", "algorithm", "MMAC", "executed", "ms", "of time", "of peak", "direct would need"]
             table = Table(*columns, title=title, title_justify="left")
@@ -162,10 +161,6 @@ def stages(threads: int, pool: int, rounds: int) -> None:
             table.add_section()
             table.add_row(*share("all", layers, batch, total, top), style="bold")
             out.print(table)
-
-
-def middle(layers: Any) -> float:
-    return statistics.median(layer["seconds"] for layer in layers)
 
 
 def share(name: str, layers: Sequence[Mapping[str, Any]], batch: int, total: float, top: float) -> list[str]:

@@ -629,12 +629,11 @@ def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) 
     if bundle is None or not bundle.is_dir():
         raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
     _one_of("--plan", profile, ("throughput", "latency"))
-    import statistics
-
     import numpy as np
 
     from histo_export._core import Engine
     from histo_export.export.bundle import open_bundle
+    from histo_export.runtimes.native import median_layer_times
 
     opened = open_bundle(bundle)
     if "model.safetensors" not in opened.models:
@@ -643,10 +642,7 @@ def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) 
     side = engine.info()["crop"]
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     engine.warmup(batch)
-    runs = [engine.layer_times(tiles) for _ in range(9)]
-    layers = [
-        layer | {"seconds": statistics.median(run[i]["seconds"] for run in runs)} for i, layer in enumerate(runs[0])
-    ]
+    layers = median_layer_times(engine, tiles)
     facts = {"engine": engine.info(), "batch": batch, "layers": layers}
     if as_json:
         _print_json(facts)

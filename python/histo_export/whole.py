@@ -29,14 +29,21 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8; an old file stays until the new one is complete. OSError where that can't be done."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`; what the block writes there takes its place when it ends well. OSError."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths may be any bytes
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes UTF-8; an old file stays until the new one is complete. OSError where that can't be done."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths may be any bytes
 
 
 def _remove_stale(out: Path) -> None:

@@ -338,3 +338,9 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
         assert wrong.returncode == 2
         assert f"{option} {value}" in wrong.stderr
     assert "Did you mean native?" in run("--runtime", "nativ").stderr
+
+
+def test_an_impossible_option_is_no_fault_of_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--overlap 2: is not in 0 to 0.95"):
+        predict(bundle, [large_slide_file], tmp_path, PredictSettings(slide={"overlap": 2.0}))
+    assert not list(tmp_path.iterdir())

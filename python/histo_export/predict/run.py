@@ -162,6 +162,8 @@ def _one(
                 outcome.failures += failed
                 tiles = len(item) - len(failed)
             (folder / DONE).write_text(json.dumps({"key": key, "tiles": tiles}) + "\n")
+    except UsageError:
+        raise  # an impossible option is no fault of the input
     except HistoError as error:
         outcome.failures.append(Failure(text_of(error.thing), f"{error.cause}. {error.next_step}"))
         return

@@ -6,7 +6,7 @@ import csv
 import heapq
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,7 @@ def predict_tile_set(
     failures: list[Failure] = []
     counts = np.zeros(len(spec.classes), np.int64)
     kept: list[tuple[int, Probabilities]] = []
-    with ExitStack() as stack:
-        writer = _Writer(folder, spec.classes, labelled)
-        stack.callback(writer.close)
+    with closing(_Writer(folder, spec.classes, labelled)) as writer:
 
         def deliver(index: int, result: Probabilities | HistoError) -> None:
             if isinstance(result, HistoError):
@@ -142,7 +140,7 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
+        columns = zip(*self.rows, strict=True)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
         self.parquet.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
         self.rows = []

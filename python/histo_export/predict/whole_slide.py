@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -193,11 +193,10 @@ def make_grid(
     columns, rows = math.ceil(slide.width / stride), math.ceil(slide.height / stride)
     row, column = (axis.ravel() for axis in np.indices((rows, columns)))
     x, y = (np.rint(axis * stride).astype(np.int64) for axis in (column, row))
-    inside = tissue.areas(x, y, side, side)
     keep = (x < slide.width) & (y < slide.height)
-    keep &= inside >= (settings.min_tissue if not settings.everything else 0) * side**2
     if not settings.everything:
-        keep &= inside > 0
+        inside = tissue.areas(x, y, side, side)
+        keep &= (inside > 0) & (inside >= settings.min_tissue * side**2)
     x, y, column, row = x[keep], y[keep], column[keep], row[keep]
     margin = round((side - stride) / 2)
     return Grid(x, y, side, stride, column, row), tissue.areas(x + margin, y + margin, round(stride), round(stride))
@@ -240,9 +239,6 @@ def predict_slide(
         )
     probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
 
-    def positions() -> Iterator[tuple[int, int]]:
-        yield from zip(grid.x.tolist(), grid.y.tolist(), strict=True)
-
     def read(position: tuple[int, int]) -> Pixels:
         return slide.tile(*position, grid.side, spec.tile_size)
 
@@ -254,7 +250,7 @@ def predict_slide(
     seconds = run_tiles(
         runtime,
         len(spec.classes),
-        positions(),
+        zip(grid.x.tolist(), grid.y.tolist(), strict=True),
         read,
         deliver,
         side=spec.tile_size,

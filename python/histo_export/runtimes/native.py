@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,15 @@ import numpy.typing as npt
 from histo_export._core import Engine
 from histo_export.errors import HistoError
 from histo_export.runtimes import Runtime, Tiles
+
+
+def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict[str, Any]]:
+    """`Engine.layer_times`, the seconds of each layer being the median over several runs."""
+    times = [engine.layer_times(tiles) for _ in range(runs)]
+    return [
+        layers[0] | {"seconds": statistics.median(layer["seconds"] for layer in layers)}
+        for layers in zip(*times, strict=True)
+    ]
 
 
 class NativeRuntime(Runtime):
@@ -51,10 +60,8 @@ class NativeRuntime(Runtime):
 
     def layer_times(self, tiles: Tiles) -> list[tuple[str, float]]:
         """Layer and seconds, in the order of the computation: medians of nine runs."""
-        runs = [self.engine.layer_times(np.ascontiguousarray(tiles)) for _ in range(9)]
         return [
-            (layers[0]["name"], statistics.median(layer["seconds"] for layer in layers))
-            for layers in zip(*runs, strict=True)
+            (layer["name"], layer["seconds"]) for layer in median_layer_times(self.engine, np.ascontiguousarray(tiles))
         ]
 
 

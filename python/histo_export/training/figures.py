@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from histo_export.errors import HistoError
+from histo_export.whole import whole_file
 
 if TYPE_CHECKING:
     from histo_export.training.evaluation import TestReport
@@ -125,11 +126,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """As PNG, whole or not at all; HistoError where it can't be written."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        # "tight", because constrained layout forgets the y label of an image with a colour bar.
-        figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            # "tight", because constrained layout forgets the y label of an image with a colour bar.
+            figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise HistoError(path, f"could not be written ({error.strerror})", "Free some space") from error
