@@ -21,11 +21,17 @@ struct Sums {
   Vec v[rows][conv_vectors];
 };
 
-// sums[row] += x[row][k] * weight[k] for begin <= k < end.
-template <std::size_t rows>
+// sums[row] += x[row][k] * weight[k] for begin <= k < end. The first `ahead` vectors of next[k - begin] are
+// fetched meanwhile.
+template <std::size_t rows, std::size_t ahead = 0>
 [[gnu::always_inline]] inline void multiply(const float* const* x, std::size_t begin, std::size_t end,
-                                            const float* weight, Sums<rows>& sums) {
+                                            const float* weight, Sums<rows>& sums,
+                                            const float* next = nullptr) {
   for (std::size_t k = begin; k < end; ++k, weight += conv_block) {
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < ahead; ++j) {
+      __builtin_prefetch(next + (k - begin) * conv_block + j * Vec::lanes, 0, 2);
+    }
     Vec w[conv_vectors];
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {

@@ -116,9 +116,11 @@ void winograd_input(const Winograd& w, Range tiles, float* out, std::size_t plan
   }
 }
 
-// products (tiles, conv_block) = input (tiles, channels) * weight (channels, conv_block)
-template <std::size_t rows>
-void product_rows(const float* input, std::size_t channels, const float* weight, float* products) {
+// products (tiles, conv_block) = input (tiles, channels) * weight (channels, conv_block), while the first
+// `ahead` vectors of each row of `next`, which is like `weight`, are fetched.
+template <std::size_t rows, std::size_t ahead>
+void product_rows(const float* input, std::size_t channels, const float* weight, const float* next,
+                  float* products) {
   Sums<rows> sums;
   const float* x[rows];
 #pragma GCC unroll 8
@@ -129,7 +131,7 @@ void product_rows(const float* input, std::size_t channels, const float* weight,
       sums.v[i][j] = Vec::zero();
     }
   }
-  multiply<rows>(x, 0, channels, weight, sums);
+  multiply<rows, ahead>(x, 0, channels, weight, sums, next);
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -139,14 +141,24 @@ void product_rows(const float* input, std::size_t channels, const float* weight,
   }
 }
 
+// The same for any number of tiles. All of them but the first six find the weights in the second-level cache
+// and leave the memory idle; so the next point's are fetched meanwhile, half of them beside the first six
+// tiles and half beside the second. Without it a tile takes 1.04 times as long in a batch of 1 or of 32.
+// Fetching a part of a row only, or into the first-level cache, is slower than fetching nothing.
 void product(const float* input, std::size_t tiles, std::size_t channels, const float* weight,
-             float* products) {
-  using Rows = void (*)(const float*, std::size_t, const float*, float*);
-  static constexpr Rows rows[conv_pixels] = {product_rows<1>, product_rows<2>, product_rows<3>,
-                                             product_rows<4>, product_rows<5>, product_rows<6>};
+             const float* next, float* products) {
+  using Rows = void (*)(const float*, std::size_t, const float*, const float*, float*);
+  constexpr std::size_t half = conv_vectors / 2;
+  static constexpr Rows rows[2][conv_pixels] = {
+      {product_rows<1, 0>, product_rows<2, 0>, product_rows<3, 0>, product_rows<4, 0>, product_rows<5, 0>,
+       product_rows<6, 0>},
+      {product_rows<1, half>, product_rows<2, half>, product_rows<3, half>, product_rows<4, half>,
+       product_rows<5, half>, product_rows<6, half>}};
   for (std::size_t t = 0; t < tiles; t += conv_pixels) {
     const std::size_t count = tiles - t < conv_pixels ? tiles - t : conv_pixels;
-    rows[count - 1](input + t * channels, channels, weight, products + t * conv_block);
+    rows[t < 2 * conv_pixels ? 1 : 0][count - 1](input + t * channels, channels, weight,
+                                                 next + (t == 0 ? 0 : half * Vec::lanes),
+                                                 products + t * conv_block);
   }
 }
 
@@ -158,9 +170,10 @@ void winograd_output(const Winograd& w, Range tiles, Range blocks, const float* 
   const std::size_t count = tiles.end - tiles.begin;
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
     for (std::size_t point = 0; point < n * n; ++point) {
-      product(input + point * plane, count, w.channels,
-              w.weight + (block * n * n + point) * w.channels * conv_block,
-              products + point * products_plane);
+      const float* const weight = w.weight + (block * n * n + point) * w.channels * conv_block;
+      const bool last = point + 1 == n * n && block + 1 == blocks.end;
+      product(input + point * plane, count, w.channels, weight,
+              last ? weight : weight + w.channels * conv_block, products + point * products_plane);
     }
     for (std::size_t tile = 0; tile < count; ++tile) {
       const TilePosition at = position<F>(w, tiles.begin + tile);
