@@ -15,7 +15,7 @@ from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
-ALL_FORMATS = ("onnx", "torchscript", "native", "pt2")
+ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 
 
 def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout: float = 0.0) -> Checkpoint:

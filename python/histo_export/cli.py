@@ -130,7 +130,7 @@ def _export(
     batch: Batch = None,
     lr: LearningRate = None,
     formats: Annotated[
-        str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2; or [b]all[/b].")
+        str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2, triton; or [b]all[/b].")
     ] = DEFAULT_FORMATS,
     input_kind: Annotated[
         str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
@@ -712,14 +712,15 @@ def _root(
 
 
 def _formats(text: str) -> list[str]:
-    from histo_export.export.bundle import FORMATS
+    from histo_export.export.bundle import FORMATS, TRITON
 
-    names = list(FORMATS) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    known = (*FORMATS, TRITON)
+    names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        _one_of("--formats", name, tuple(FORMATS))
+        _one_of("--formats", name, known)
     if not names:
-        raise UsageError("--formats", "names no format", f"Use some of {', '.join(FORMATS)}")
-    return [name for name in FORMATS if name in names]
+        raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
+    return [name for name in known if name in names]
 
 
 def _one_of(option: str, value: str, known: Sequence[str]) -> None:
@@ -871,6 +872,8 @@ def _file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
 
 def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
     steps = [f"histo verify {out}", f"histo inspect {out}"]
+    if "triton" in formats:
+        steps.append(f"tritonserver --model-repository {out / 'triton'}")
     if "onnx" in formats:
         path = repr(str(out / "model.onnx"))
         steps.append(f'python -c "import onnxruntime as o; print(o.InferenceSession({path}).get_inputs()[0])"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,12 @@ FORMATS = {
     "native": "model.safetensors",
     "pt2": "model.pt2",
 }
-"""What `--formats` names → the file it makes."""
+"""What `--formats` names → the model file it makes."""
+
+TRITON = "triton"
+"""One more name for `--formats`: the folder of a Triton model repository around `model.onnx` (see `export.triton`)."""
+
+TRITON_FILE = re.compile(TRITON + r"/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
 
 CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
 
@@ -135,7 +141,8 @@ def open_bundle(path: Path) -> Bundle:
         ) from (error)
     known = {*FORMATS.values(), GOLDEN, CARD}
     for name, expected in config.histo.files.items():
-        if name not in known:  # also keeps a hostile name, with slashes or dots, from reaching the file system
+        # Also keeps a hostile name, with other slashes or dots, from reaching the file system.
+        if name not in known and not TRITON_FILE.fullmatch(name):
             raise HistoError(path / CONFIG, f"lists a file that no bundle has, {name!r}", "Export again")
         file = path / name
         if not file.is_file():

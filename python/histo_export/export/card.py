@@ -80,6 +80,8 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
             lines += ["The graphs take bytes; QuPath and WSInfer feed floats and can't use this bundle.", ""]
         else:
             lines += ["QuPath and WSInfer: this folder is a model folder; config.json is WSInfer's.", ""]
+    if served := [name.split("/")[1] for name in block.files if name.endswith("/config.pbtxt")]:
+        lines += [f"Triton Inference Server: `tritonserver --model-repository triton` serves it as `{served[0]}`.", ""]
     return "\n".join(lines)
 
 

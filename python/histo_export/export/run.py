@@ -58,7 +58,7 @@ def export_bundle(
     Args:
         checkpoint: what is exported.
         out: the bundle's folder.
-        formats: keys of `bundle.FORMATS`.
+        formats: keys of `bundle.FORMATS`, and `bundle.TRITON`, which needs the ONNX file and adds it.
         kind: what the graphs take.
         force: replace an existing bundle.
         threads: for the check and its timing.
@@ -68,6 +68,8 @@ def export_bundle(
         HistoError: a file differs from the checkpoint (the first diverging stage is named), or can't be written.
     """
     spec = checkpoint.spec
+    wanted = {*formats, "onnx"} if bundle.TRITON in formats else set(formats)
+    models = [name for name in bundle.FORMATS if name in wanted]
     with bundle.staging(out, force) as folder:
         files: dict[str, bundle.FileEntry] = {}
 
@@ -78,10 +80,15 @@ def export_bundle(
         report("computing the reference in float64")
         golden = make_golden(checkpoint)
         write(bundle.GOLDEN, golden.to_bytes())
-        for name, content in model_files(checkpoint, formats, kind, report):
+        for name, content in model_files(checkpoint, models, kind, report):
             write(name, content)
-        checks = check_files(folder, [bundle.FORMATS[f] for f in formats], threads, report=report)
+        checks = check_files(folder, [bundle.FORMATS[name] for name in models], threads, report=report)
         raise_if_diverged(checks.results)
+        if bundle.TRITON in formats:
+            from histo_export.export.triton import model_name, write_repository
+
+            for name in write_repository(folder, model_name(out), spec.classes):
+                files[name] = bundle.entry((folder / name).read_bytes())
 
         config = _config(checkpoint, kind, files, checks)
         write(bundle.CARD, model_card(config, spec).encode())

@@ -1,0 +1,123 @@
+"""A model repository of NVIDIA's Triton Inference Server, made around the bundle's ONNX file.
+
+    triton/NAME/config.pbtxt    names, types and shapes of the ONNX file, and how requests are batched
+    triton/NAME/labels.txt      the classes, in the order of the logits
+    triton/NAME/1/model.onnx    the bundle's model.onnx under a second name
+
+The second name is a hard link, so the bundle grows by two small files only; a copy that does not keep links has a plain
+file of the same bytes. A symbolic link would break as soon as `triton/` is mounted or copied alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from histo_export.errors import HistoError
+from histo_export.export.bundle import FORMATS, TRITON
+
+MAX_BATCH = 64
+"""Throughput no longer grows beyond 32 tiles a call (docs/benchmarks), and memory does."""
+
+QUEUE_DELAY_US = 2000
+"""How long a request may wait for others: a fraction of what a single tile takes on a CPU, enough for clients that send
+one tile each to meet in a batch."""
+
+_TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
+
+_CONFIG = """\
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {max_batch}
+input [
+  {{
+    name: "{input.name}"
+    data_type: {input_type}
+    dims: {input_dims}
+  }}
+]
+output [
+  {{
+    name: "{output.name}"
+    data_type: {output_type}
+    dims: {output_dims}
+    label_filename: "labels.txt"
+  }}
+]
+instance_group [
+  {{
+    kind: KIND_AUTO
+    count: 1
+  }}
+]
+dynamic_batching {{
+  max_queue_delay_microseconds: {delay}
+}}
+"""
+
+
+def model_name(out: Path) -> str:
+    """What clients call the model: the name of the bundle's folder, with dashes for all that is not plain in a URL."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", out.absolute().name).strip("-") or "model"
+
+
+def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[str]:
+    """Adds the repository to a bundle that has its `model.onnx`.
+
+    Args:
+        bundle: the bundle's folder.
+        name: of the model, see `model_name`.
+        classes: in the order of the logits.
+
+    Returns:
+        The new files' paths within the bundle.
+
+    Raises:
+        HistoError: a class name can't be a line of a text file.
+    """
+    if broken := [label for label in classes if label.splitlines() != [label]]:
+        raise HistoError(
+            f"class {broken[0]!r}", "can't be a line of labels.txt", "Name the class's folder without line breaks"
+        )
+    home = bundle / TRITON / name
+    model = home / "1" / FORMATS["onnx"]
+    model.parent.mkdir(parents=True)
+    _link(bundle / FORMATS["onnx"], model)
+    (home / "config.pbtxt").write_text(_config(model, name), encoding="utf-8")
+    (home / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
+    return [path.relative_to(bundle).as_posix() for path in (home / "config.pbtxt", home / "labels.txt", model)]
+
+
+def _link(file: Path, name: Path) -> None:
+    """Gives a file a second name, or copies it where the file system has no hard links."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, name)
+
+
+def _config(model: Path, name: str) -> str:
+    """`config.pbtxt`; Triton puts the batch in front of `dims` itself."""
+    graph = onnx.load(model).graph
+    (tiles,), (logits,) = graph.input, graph.output
+
+    def kind(value: onnx.ValueInfoProto) -> tuple[str, list[int]]:
+        tensor = value.type.tensor_type
+        return _TYPES[tensor.elem_type], [dim.dim_value for dim in tensor.shape.dim[1:]]
+
+    (input_type, input_dims), (output_type, output_dims) = kind(tiles), kind(logits)
+    return _CONFIG.format(
+        name=name,
+        max_batch=MAX_BATCH,
+        delay=QUEUE_DELAY_US,
+        input=tiles,
+        input_type=input_type,
+        input_dims=input_dims,
+        output=logits,
+        output_type=output_type,
+        output_dims=output_dims,
+    )
