@@ -34,7 +34,7 @@ def test_config_is_valid_for_wsinfer(bundle: Path) -> None:
     assert config["num_classes"] == len(config["class_names"]) == 6
     assert config["patch_size_pixels"] == 75
     assert config["spacing_um_px"] == 0.495
-    assert config["transform"] == [{"name": "ToTensor"}]
+    assert config["transform"] == [{"name": "Resize", "arguments": {"size": 75}}, {"name": "ToTensor"}]
     assert len(list(bundle.glob("*.pt"))) == 1, "QuPath takes exactly one"
 
 

@@ -153,8 +153,7 @@ def _config(
         patch_size_pixels=spec.tile_size,
         spacing_um_px=spec.mpp or NOMINAL_MPP,
         class_names=list(spec.classes),
-        # Crop and normalisation are inside the graph; bytes need no transform, and WSInfer has none that gives them.
-        transform=[{"name": "ToTensor"}] if kind == "float" else [],
+        transform=_transform(spec) if kind == "float" else [],  # WSInfer has no transform that gives bytes
         histo=bundle.HistoBlock(
             format=2,
             spec=spec.to_dict(),
@@ -168,6 +167,15 @@ def _config(
             versions=versions(),
         ),
     )
+
+
+def _transform(spec: ModelSpec) -> list[dict[str, Any]]:
+    """What WSInfer and QuPath do with a tile; crop and normalisation are inside the graph.
+
+    They cut the model's field of view from the finest level, so that a slide of half the µm per pixel gives tiles of
+    twice the side. TorchScript takes those too, and would crop them to a quarter of the view.
+    """
+    return [{"name": "Resize", "arguments": {"size": spec.tile_size}}, {"name": "ToTensor"}]
 
 
 def check_files(
