@@ -1,0 +1,241 @@
+"""WSInfer and `histo predict` on the same tiles of one slide: tiles per second, and how far the probabilities differ.
+
+HISTO_WSINFER_PYTHON=../wsinfer/bin/python python benchmarks/wsinfer_table.py BUNDLE SLIDE    # docs/environment.md
+
+The tiles are our grid's (overlapping, so that a small slide has some hundreds) that lie wholly on the slide:
+what reaches over its edge is white here and black in WSInfer. Each row is a process of its own that has its model
+loaded; a run goes from the tiles' corners to their probabilities, reading from the slide included. Rows run in turn
+within rounds, in an order that rotates, after one run to warm up, with the same number of threads and tiles per call.
+`wsinfer` reads with as many worker processes as there are CPUs, as it does by default; we read with as many threads.
+Ratios are of speeds: above 1, the row is faster.
+
+Then the same once more with the slide taken to be finer than it is, so that tiles are resampled: WSInfer always from
+level 0 with a bilinear filter, we from the nearest finer level with a bicubic one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import histo_export
+from histo_export import _core
+from histo_export.bench.machine import this_machine, versions
+from histo_export.bench.stats import compare
+from histo_export.predict.loop import run_tiles
+from histo_export.predict.run import open_model
+from histo_export.predict.slide import open_slide
+from histo_export.predict.tissue import find_tissue
+from histo_export.predict.whole_slide import TISSUE_UM, SlideSettings, make_grid, slide_mpp
+from histo_export.spec import ModelSpec
+
+PEER = Path(__file__).with_name("wsinfer_peer.py")
+LIMIT = 1e-5
+"""Of |Δp| where both see the same pixels."""
+
+out = Console(width=120, highlight=False)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """`corners` `(n, 2)` and `side` in pixels of level 0."""
+
+    corners: npt.NDArray[np.int64]
+    side: int
+
+
+class Contestant:
+    """One row: a process that runs all tiles whenever it is told to."""
+
+    def __init__(
+        self, command: Sequence[str], job: Mapping[str, Any], home: Path, environment: Mapping[str, str]
+    ) -> None:
+        home.mkdir()
+        self.seconds: list[float] = []
+        self._probabilities = home / "probabilities.npy"
+        file = home / "job.json"
+        file.write_text(
+            json.dumps({**job, "results": str(home / "results"), "probabilities": str(self._probabilities)})
+        )
+        self._log = (home / "log").open("w")
+        self._process = subprocess.Popen(
+            [*command, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=os.environ | environment | {"HOME": str(home)},
+        )
+
+    def run(self) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._process.args} ended: {Path(self._log.name).read_text()}")
+        return float(answer)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """Of the last run, `(n, classes)`."""
+        found: npt.NDArray[np.float32] = np.load(self._probabilities)
+        return found
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._log.close()
+
+
+def serve(job: Mapping[str, Any]) -> None:
+    """One row of ours."""
+    _, spec, runtime = open_model(Path(job["bundle"]), job["runtime"], job["threads"], "cpu")
+    slide = open_slide(Path(job["slide"]))
+    probabilities = np.empty((len(job["corners"]), len(spec.classes)), np.float32)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run_tiles(
+            runtime,
+            len(spec.classes),
+            job["corners"],
+            lambda corner: slide.tile(*corner, job["side"], spec.tile_size),
+            probabilities.__setitem__,
+            side=spec.tile_size,
+            batch=job["batch"],
+            readers=job["threads"],
+        )
+        seconds = time.perf_counter() - start
+        np.save(job["probabilities"], probabilities)
+        print(seconds, flush=True)
+
+
+def find_tiles(path: Path, spec: ModelSpec, settings: SlideSettings) -> Tiles:
+    slide = open_slide(path)
+    mpp = slide_mpp(slide, settings)
+    overview, downsample = slide.overview(max(1.0, TISSUE_UM / mpp))
+    grid, _ = make_grid(slide, spec, mpp, settings, find_tissue(overview, downsample, mpp, settings.tissue))
+    inside = (grid.x + grid.side <= slide.width) & (grid.y + grid.side <= slide.height)
+    return Tiles(np.stack([grid.x, grid.y], 1)[inside], grid.side)
+
+
+def open_rows(names: Sequence[str], args: argparse.Namespace, tiles: Tiles, home: Path) -> dict[str, Contestant]:
+    slides = home / "slides"
+    slides.mkdir(parents=True)
+    (slides / args.slide.name).symlink_to(args.slide.absolute())  # WSInfer takes folders that hold slides only
+    common = {"bundle": str(args.bundle.absolute()), "slide": str(slides / args.slide.name), "side": tiles.side}
+    common |= {"corners": tiles.corners.tolist(), "threads": args.threads, "batch": args.batch}
+    rows = {}
+    for i, name in enumerate(names):
+        owner, _, how = name.partition(" ")
+        if owner == "wsinfer":
+            workers = 0 if "without workers" in how else args.threads
+            job, command = {"workers": workers, "speedup": "--speedup" in how}, [args.python, "-W", "ignore", str(PEER)]
+        else:
+            job, command = {"runtime": how}, [sys.executable, __file__, "serve"]
+        environment = {"OMP_NUM_THREADS": str(args.threads), "WSINFER_FORCE_CPU": "1", "HF_HUB_OFFLINE": "1"}
+        rows[name] = Contestant(command, common | job, home / str(i), environment)
+    return rows
+
+
+def difference(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> str:
+    delta = np.abs(ours - theirs)
+    agree = float((ours.argmax(1) == theirs.argmax(1)).mean())
+    return f"max |Δp| {delta.max():.1e}, mean {delta.mean():.1e}, same top class {agree:.1%}"
+
+
+def speed(args: argparse.Namespace, tiles: Tiles, home: Path) -> bool:
+    names = ["wsinfer", "wsinfer --speedup", "wsinfer without workers", "histo native", "histo torchscript"]
+    rows = open_rows(names, args, tiles, home)
+    for row in rows.values():
+        row.run()  # warm-up; TorchScript optimises a graph that it has seen
+    for i in range(args.rounds):
+        for name in (*names[i % len(names) :], *names[: i % len(names)]):
+            rows[name].seconds.append(rows[name].run())
+    default = rows["wsinfer"]
+    fastest = min((row for name, row in rows.items() if name.startswith("wsinfer")), key=lambda r: np.median(r.seconds))
+    table = Table(
+        "", "tiles/s", "ms per tile", "× wsinfer [95 %]", "× its fastest [95 %]", "max |Δp|", box=None, pad_edge=False
+    )
+    worst = 0.0
+    for name, row in rows.items():
+        delta = float(np.abs(row.probabilities - default.probabilities).max())
+        worst = max(worst, delta)
+        median = float(np.median(row.seconds)) / len(tiles.corners)
+        ratios = [compare(peer.seconds, row.seconds) for peer in (default, fastest)]
+        shown = [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in ratios]
+        table.add_row(name, f"{1 / median:.1f}", f"{median * 1e3:.2f}", *shown, f"{delta:.1e}")
+    out.print(table)
+    for row in rows.values():
+        row.close()
+    return worst <= LIMIT
+
+
+def resampled(args: argparse.Namespace, tiles: Tiles, home: Path) -> None:
+    rows = open_rows(["wsinfer without workers", "histo native"], args, tiles, home)
+    for row in rows.values():
+        row.run()
+    theirs, ours = (row.probabilities for row in rows.values())
+    for row in rows.values():
+        row.close()
+    out.print(f"{len(tiles.corners)} tiles resampled from {tiles.side} pixels, ours beside WSInfer's:")
+    out.print(f"  histo predict: {difference(ours, theirs)}")
+    classifier, slide = histo_export.load(args.bundle), open_slide(args.slide)
+    side = classifier.spec.tile_size
+    cut = [slide.read(0, x, y, tiles.side, tiles.side) for x, y in tiles.corners.tolist()]
+    bilinear = np.stack([np.asarray(tile.resize((side, side), Image.Resampling.BILINEAR)) for tile in cut])
+    same = classifier.predict(bilinear).probabilities
+    out.print(f"  histo native on tiles resampled as WSInfer does: {difference(same, theirs)}")
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["serve"]:
+        serve(json.loads(Path(sys.argv[2]).read_text()))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--python", default=os.environ.get("HISTO_WSINFER_PYTHON"), help="one that has WSInfer")
+    parser.add_argument("--overlap", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=_core.usable_cpus())
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    if args.python is None:
+        parser.error("--python or HISTO_WSINFER_PYTHON must name a Python that has WSInfer")
+    (spec, slide) = open_model(args.bundle, "native", 1, "cpu")[1], open_slide(args.slide)
+    asked = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('wsinfer', 'torch')), sep=', ')"
+    theirs = subprocess.run([args.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    same = find_tiles(args.slide, spec, SlideSettings(mpp=spec.mpp, overlap=args.overlap))
+    finer = find_tiles(args.slide, spec, SlideSettings(mpp=(spec.mpp or 0) / 1.5, overlap=args.overlap))
+    out.print(f"{this_machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
+    out.print(f"WSInfer's environment: {theirs}")
+    out.print(f"{args.slide.name}: {slide.width}×{slide.height}, {slide.mpp} µm per pixel; pool {spec.pool}")
+    out.print(
+        f"{len(same.corners)} tiles of {same.side} pixels, not resampled; {args.threads} threads, {args.batch} tiles a "
+        f"call, {args.rounds} rounds; fp32"
+    )
+    with tempfile.TemporaryDirectory() as home:
+        equal = speed(args, same, Path(home) / "same")
+        resampled(args, finer, Path(home) / "finer")
+    if not equal:
+        raise SystemExit(f"the probabilities differ by more than {LIMIT:g}")
+
+
+if __name__ == "__main__":
+    main()
