@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,10 @@ def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
         corners = np.array(feature["geometry"]["coordinates"][0])
         assert corners.min(0).tolist() == [int(row["minx"]), int(row["miny"])]
         assert (corners[0] == corners[-1]).all()
+        assert feature["properties"]["objectType"] == "tile"
         assert feature["properties"]["classification"]["name"] == CLASSES[p.argmax()]
+        assert [0 <= part <= 255 for part in feature["properties"]["classification"]["color"]] == [True] * 3
+        assert str(uuid.UUID(feature["id"])) == feature["id"]  # QuPath drops any other
         assert feature["properties"]["measurements"][f"prob_{CLASSES[2]}"] == pytest.approx(p[2], abs=1e-7)
     assert len({feature["id"] for feature in features}) == len(features)
     summary = json.loads((folder / "summary.json").read_text())
