@@ -1,6 +1,6 @@
 """WSInfer's own inference, for wsinfer_table.py; runs in WSInfer's Python and imports nothing of this package.
 
-python wsinfer_peer.py JOB.json    # then a line on stdin for each run; answers with its seconds
+python wsinfer_peer.py JOB.json    # then a line on stdin for each run; answers as histo_export.bench.worker does
 
 A run is `wsinfer.modellib.run_inference.run_inference` on patches that are given: reading, transform, TorchScript,
 softmax and CSV. The model is loaded, and compiled for --speedup, once and outside of the time.
@@ -51,7 +51,7 @@ def main() -> None:
         found = pd.read_csv(table)
         assert (found[["minx", "miny"]].to_numpy() == corners).all()
         np.save(job["probabilities"], found.filter(regex="^prob_").to_numpy(np.float32))
-        print(seconds, flush=True)
+        print(json.dumps({"result": {"seconds": seconds}, "idle_cpu": 0, "idle": 0}), flush=True)
 
 
 if __name__ == "__main__":

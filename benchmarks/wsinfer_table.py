@@ -37,12 +37,11 @@ import histo_export
 from histo_export import _core
 from histo_export.bench.machine import this_machine, versions
 from histo_export.bench.stats import compare
+from histo_export.bench.worker import Worker
+from histo_export.predict import Classifier
 from histo_export.predict.loop import run_tiles
 from histo_export.predict.run import open_model
 from histo_export.predict.slide import open_slide
-from histo_export.predict.tissue import find_tissue
-from histo_export.predict.whole_slide import TISSUE_UM, SlideSettings, make_grid, slide_mpp
-from histo_export.spec import ModelSpec
 
 PEER = Path(__file__).with_name("wsinfer_peer.py")
 LIMIT = 1e-5
@@ -59,11 +58,11 @@ class Tiles:
     side: int
 
 
-class Contestant:
-    """One row: a process that runs all tiles whenever it is told to."""
+class Row:
+    """A process that runs all tiles whenever it is told to."""
 
     def __init__(
-        self, command: Sequence[str], job: Mapping[str, Any], home: Path, environment: Mapping[str, str]
+        self, name: str, command: Sequence[str], job: Mapping[str, Any], home: Path, environment: Mapping[str, str]
     ) -> None:
         home.mkdir()
         self.seconds: list[float] = []
@@ -72,25 +71,11 @@ class Contestant:
         file.write_text(
             json.dumps({**job, "results": str(home / "results"), "probabilities": str(self._probabilities)})
         )
-        self._log = (home / "log").open("w")
-        self._process = subprocess.Popen(
-            [*command, str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=os.environ | environment | {"HOME": str(home)},
-        )
+        variables = [f"{key}={value}" for key, value in {**environment, "HOME": str(home)}.items()]
+        self._worker = Worker(name, ["env", *variables, *command, str(file)])
 
     def run(self) -> float:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self._process.args} ended: {Path(self._log.name).read_text()}")
-        return float(answer)
+        return float(self._worker.ask("run")["seconds"])
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
@@ -99,8 +84,7 @@ class Contestant:
         return found
 
     def close(self) -> None:
-        self._process.communicate()
-        self._log.close()
+        self._worker.close()
 
 
 def serve(job: Mapping[str, Any]) -> None:
@@ -122,19 +106,17 @@ def serve(job: Mapping[str, Any]) -> None:
         )
         seconds = time.perf_counter() - start
         np.save(job["probabilities"], probabilities)
-        print(seconds, flush=True)
+        print(json.dumps({"result": {"seconds": seconds}, "idle_cpu": 0, "idle": 0}), flush=True)
 
 
-def find_tiles(path: Path, spec: ModelSpec, settings: SlideSettings) -> Tiles:
+def find_tiles(classifier: Classifier, path: Path, mpp: float, overlap: float) -> Tiles:
+    grid = classifier.predict_slide(path, mpp=mpp, overlap=overlap).grid
     slide = open_slide(path)
-    mpp = slide_mpp(slide, settings)
-    overview, downsample = slide.overview(max(1.0, TISSUE_UM / mpp))
-    grid, _ = make_grid(slide, spec, mpp, settings, find_tissue(overview, downsample, mpp, settings.tissue))
     inside = (grid.x + grid.side <= slide.width) & (grid.y + grid.side <= slide.height)
     return Tiles(np.stack([grid.x, grid.y], 1)[inside], grid.side)
 
 
-def open_rows(names: Sequence[str], args: argparse.Namespace, tiles: Tiles, home: Path) -> dict[str, Contestant]:
+def open_rows(names: Sequence[str], args: argparse.Namespace, tiles: Tiles, home: Path) -> dict[str, Row]:
     slides = home / "slides"
     slides.mkdir(parents=True)
     (slides / args.slide.name).symlink_to(args.slide.absolute())  # WSInfer takes folders that hold slides only
@@ -149,7 +131,7 @@ def open_rows(names: Sequence[str], args: argparse.Namespace, tiles: Tiles, home
         else:
             job, command = {"runtime": how}, [sys.executable, __file__, "serve"]
         environment = {"OMP_NUM_THREADS": str(args.threads), "WSINFER_FORCE_CPU": "1", "HF_HUB_OFFLINE": "1"}
-        rows[name] = Contestant(command, common | job, home / str(i), environment)
+        rows[name] = Row(name, command, common | job, home / str(i), environment)
     return rows
 
 
@@ -186,7 +168,7 @@ def speed(args: argparse.Namespace, tiles: Tiles, home: Path) -> bool:
     return worst <= LIMIT
 
 
-def resampled(args: argparse.Namespace, tiles: Tiles, home: Path) -> None:
+def resampled(args: argparse.Namespace, classifier: Classifier, tiles: Tiles, home: Path) -> None:
     rows = open_rows(["wsinfer without workers", "histo native"], args, tiles, home)
     for row in rows.values():
         row.run()
@@ -195,7 +177,7 @@ def resampled(args: argparse.Namespace, tiles: Tiles, home: Path) -> None:
         row.close()
     out.print(f"{len(tiles.corners)} tiles resampled from {tiles.side} pixels, ours beside WSInfer's:")
     out.print(f"  histo predict: {difference(ours, theirs)}")
-    classifier, slide = histo_export.load(args.bundle), open_slide(args.slide)
+    slide = open_slide(args.slide)
     side = classifier.spec.tile_size
     cut = [slide.read(0, x, y, tiles.side, tiles.side) for x, y in tiles.corners.tolist()]
     bilinear = np.stack([np.asarray(tile.resize((side, side), Image.Resampling.BILINEAR)) for tile in cut])
@@ -218,11 +200,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.python is None:
         parser.error("--python or HISTO_WSINFER_PYTHON must name a Python that has WSInfer")
-    (spec, slide) = open_model(args.bundle, "native", 1, "cpu")[1], open_slide(args.slide)
+    classifier, slide = histo_export.load(args.bundle), open_slide(args.slide)
+    spec = classifier.spec
+    if spec.mpp is None:
+        parser.error(f"{args.bundle} does not tell its µm per pixel")
     asked = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('wsinfer', 'torch')), sep=', ')"
     theirs = subprocess.run([args.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
-    same = find_tiles(args.slide, spec, SlideSettings(mpp=spec.mpp, overlap=args.overlap))
-    finer = find_tiles(args.slide, spec, SlideSettings(mpp=(spec.mpp or 0) / 1.5, overlap=args.overlap))
+    same = find_tiles(classifier, args.slide, spec.mpp, args.overlap)
+    finer = find_tiles(classifier, args.slide, spec.mpp / 1.5, args.overlap)
     out.print(f"{this_machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
     out.print(f"WSInfer's environment: {theirs}")
     out.print(f"{args.slide.name}: {slide.width}×{slide.height}, {slide.mpp} µm per pixel; pool {spec.pool}")
@@ -232,7 +217,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as home:
         equal = speed(args, same, Path(home) / "same")
-        resampled(args, finer, Path(home) / "finer")
+        resampled(args, classifier, finer, Path(home) / "finer")
     if not equal:
         raise SystemExit(f"the probabilities differ by more than {LIMIT:g}")
 
