@@ -25,17 +25,18 @@ test: lint cpp-test  ## lint, then the C++ tests, then pytest (benchmarks run on
 	pytest tests --ignore=tests/bench
 	pytest benchmarks tests/bench --benchmark-disable  # apart: these tests open all runtimes in one process
 
+# MAKEFLAGS= because ninja would look for the pipe of make -j and complain that it is closed.
 cpp-test: $(STAMP)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
 	cmake --preset dev -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
-	cmake --build --preset dev
+	MAKEFLAGS= cmake --build --preset dev
 	ctest --preset dev
 
 sanitize: $(STAMP)  ## the C++ tests with the address, undefined-behaviour and thread sanitizers
 	cmake --preset asan -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
-	cmake --build --preset asan
+	MAKEFLAGS= cmake --build --preset asan
 	ctest --preset asan
 	cmake --preset tsan -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null
-	cmake --build --preset tsan
+	MAKEFLAGS= cmake --build --preset tsan
 	ctest --preset tsan
 
 bench: $(STAMP)  ## time the benchmarks
