@@ -230,6 +230,12 @@ TEST_CASE("convolutions: those of the network, on maps of odd sizes") {
   }
 }
 
+TEST_CASE("direct convolutions whose weights and pixels are taken in pieces") {
+  check({Convolution::direct, 2, 10, 11, 128, 64, 3, 1, true, true});   // 220 pixels
+  check({Convolution::direct, 1, 3, 4, 352, 64, 3, 1, true, true});     // rows of 1056 floats
+  check({Convolution::direct, 1, 5, 3, 1056, 64, 1, 2, false, false});  // a window of one pixel
+}
+
 TEST_CASE("maximum pooling, NaN included") {
   constexpr std::size_t channels = 64;
   for (const Isa isa : histo::usable_isas()) {

@@ -21,8 +21,18 @@ struct Sums {
   Vec v[rows][conv_vectors];
 };
 
-// sums[row] += x[row][k] * weight[k] for begin <= k < end. The first `ahead` vectors of next[k - begin] are
-// fetched meanwhile.
+// Weights pass through the second-level cache in pieces, each of which several groups of rows read; only the
+// first would wait for memory, and the others leave it idle. So all groups fetch the next piece meanwhile,
+// each its share: this many vectors in every step, of which `done` have been fetched and `groups` are to
+// come.
+constexpr std::size_t most_ahead = conv_vectors / 2;
+constexpr std::size_t share_ahead(std::size_t done, std::size_t groups) {
+  const std::size_t share = (conv_vectors - done + groups - 1) / groups;
+  return share < most_ahead ? share : most_ahead;
+}
+
+// sums[row] += x[row][k] * weight[k] for begin <= k < end. `ahead` vectors of `next` are fetched in every
+// step.
 template <std::size_t rows, std::size_t ahead = 0>
 [[gnu::always_inline]] inline void multiply(const float* const* x, std::size_t begin, std::size_t end,
                                             const float* weight, Sums<rows>& sums,
@@ -30,7 +40,7 @@ template <std::size_t rows, std::size_t ahead = 0>
   for (std::size_t k = begin; k < end; ++k, weight += conv_block) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < ahead; ++j) {
-      __builtin_prefetch(next + (k - begin) * conv_block + j * Vec::lanes, 0, 2);
+      __builtin_prefetch(next + ((k - begin) * ahead + j) * Vec::lanes, 0, 2);
     }
     Vec w[conv_vectors];
 #pragma GCC unroll 8
@@ -65,63 +75,122 @@ struct Pixel {
   float* output;
 };
 
-template <std::size_t pixels>
-void conv_group(const Conv& conv, const Pixel* pixel, const float* weight, std::size_t channel) {
+// A part of a window's dot product, rows [row, row_end) and floats [begin, end) of each, with its weights.
+struct Piece {
+  std::size_t row, row_end;
+  std::size_t begin, end;
+  const float* weight;
+  const float* next;  // the weights after these
+  bool first, last;
+};
+
+// Floats of a piece's weights, 64 KiB: all groups but the first find them in the second-level cache, where
+// the 1.2 MB of a block of layer 4 would not stay. With 256 KiB that layer takes 1.04 times as long.
+constexpr std::size_t piece_weights = std::size_t{1} << 14U;
+
+// Pixels whose sums are kept from piece to piece.
+constexpr std::size_t run_pixels = 192;
+
+// `kept`: the sums so far, (pixels, conv_block), unless the piece is the first, and from now on, unless it is
+// the last.
+template <std::size_t pixels, std::size_t ahead>
+void conv_group(const Conv& conv, const Pixel* pixel, const Piece& piece, std::size_t channel, float* kept) {
   Sums<pixels> sums;
   const float* x[pixels];
 #pragma GCC unroll 8
-  for (std::size_t j = 0; j < conv_vectors; ++j) {
-    const Vec bias = Vec::load(conv.epilogue.bias + channel + j * Vec::lanes);
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < pixels; ++i) {
-      sums.v[i][j] = bias;
-    }
-  }
-#pragma GCC unroll 8
   for (std::size_t i = 0; i < pixels; ++i) {
     x[i] = pixel[i].input;
+#pragma GCC unroll 8
+    for (std::size_t j = 0; j < conv_vectors; ++j) {
+      const std::size_t c = j * Vec::lanes;
+      sums.v[i][j] = Vec::load(piece.first ? conv.epilogue.bias + channel + c : kept + i * conv_block + c);
+    }
   }
-  for (std::size_t r = 0; r < conv.window_rows; ++r) {
-    const std::size_t begin = r * conv.window_row;
-    multiply<pixels>(x, begin, begin + conv.window_run, weight + r * conv.window_run * conv_block, sums);
+  const float* weight = piece.weight;
+  const float* next = piece.next;
+  for (std::size_t r = piece.row; r < piece.row_end; ++r) {
+    const std::size_t row = r * conv.window_row, steps = piece.end - piece.begin;
+    multiply<pixels, ahead>(x, row + piece.begin, row + piece.end, weight, sums, next);
+    weight += steps * conv_block;
+    next += steps * ahead * Vec::lanes;
   }
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < pixels; ++i) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {
-      const std::size_t c = channel + j * Vec::lanes;
-      finish(conv.epilogue, sums.v[i][j], pixel[i].residual + c, pixel[i].output + c);
+      const std::size_t c = j * Vec::lanes;
+      if (piece.last) {
+        finish(conv.epilogue, sums.v[i][j], pixel[i].residual + channel + c, pixel[i].output + channel + c);
+      } else {
+        sums.v[i][j].store(kept + i * conv_block + c);
+      }
     }
   }
 }
 
-void conv(const Conv& c, Range pixels, Range blocks) {
-  using Group = void (*)(const Conv&, const Pixel*, const float*, std::size_t);
-  static constexpr Group groups[conv_pixels] = {conv_group<1>, conv_group<2>, conv_group<3>,
-                                                conv_group<4>, conv_group<5>, conv_group<6>};
+// All pixels, at most run_pixels of them, of one block of channels.
+void conv_piece(const Conv& c, Range pixels, const Piece& piece, std::size_t channel, float* kept) {
+  using Group = void (*)(const Conv&, const Pixel*, const Piece&, std::size_t, float*);
+  static constexpr Group groups[][conv_pixels] = {
+      {conv_group<1, 0>, conv_group<2, 0>, conv_group<3, 0>, conv_group<4, 0>, conv_group<5, 0>,
+       conv_group<6, 0>},
+      {conv_group<1, 1>, conv_group<2, 1>, conv_group<3, 1>, conv_group<4, 1>, conv_group<5, 1>,
+       conv_group<6, 1>},
+      {conv_group<1, most_ahead>, conv_group<2, most_ahead>, conv_group<3, most_ahead>,
+       conv_group<4, most_ahead>, conv_group<5, most_ahead>, conv_group<6, most_ahead>}};
   const Epilogue& e = c.epilogue;
-  for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
-    const float* const weight = c.weight + block * c.window_rows * c.window_run * conv_block;
-    std::size_t x = pixels.begin % e.width;
-    std::size_t y = pixels.begin / e.width % e.height;
-    std::size_t image = pixels.begin / e.width / e.height;
-    const auto at = [&](const Strides& s) { return image * s.image + y * s.row + x * s.column; };
-    for (std::size_t p = pixels.begin; p < pixels.end;) {
-      Pixel group[conv_pixels];
-      std::size_t count = 0;
-      for (; count < conv_pixels && p < pixels.end; ++count, ++p) {
-        group[count] = {c.input + at(c.input_strides),
-                        e.residual == nullptr ? e.output : e.residual + at(e.residual_strides),
-                        e.output + at(e.output_strides)};
-        if (++x == e.width) {
-          x = 0;
-          if (++y == e.height) {
-            y = 0;
-            ++image;
-          }
+  const std::size_t steps = (piece.row_end - piece.row) * (piece.end - piece.begin);
+  std::size_t x = pixels.begin % e.width;
+  std::size_t y = pixels.begin / e.width % e.height;
+  std::size_t image = pixels.begin / e.width / e.height;
+  const auto at = [&](const Strides& s) { return image * s.image + y * s.row + x * s.column; };
+  Piece fetching = piece;
+  std::size_t fetched = 0;
+  for (std::size_t p = pixels.begin; p < pixels.end;) {
+    const std::size_t done = p - pixels.begin;
+    Pixel group[conv_pixels];
+    std::size_t count = 0;
+    for (; count < conv_pixels && p < pixels.end; ++count, ++p) {
+      group[count] = {c.input + at(c.input_strides),
+                      e.residual == nullptr ? e.output : e.residual + at(e.residual_strides),
+                      e.output + at(e.output_strides)};
+      if (++x == e.width) {
+        x = 0;
+        if (++y == e.height) {
+          y = 0;
+          ++image;
         }
       }
-      groups[count - 1](c, group, weight, block * conv_block);
+    }
+    const std::size_t ahead = share_ahead(fetched, 1 + (pixels.end - p + conv_pixels - 1) / conv_pixels);
+    groups[ahead][count - 1](c, group, fetching, channel, kept + done * conv_block);
+    fetched += ahead;
+    fetching.next = piece.next + fetched * steps * Vec::lanes;
+  }
+}
+
+void conv(const Conv& c, Range pixels, Range blocks) {
+  // A piece is the whole window, or some of the floats of one of its rows.
+  const bool whole = c.window_rows * c.window_run * conv_block <= piece_weights;
+  const std::size_t rows = whole ? c.window_rows : 1;
+  const std::size_t cuts = whole ? 1 : (c.window_run * conv_block + piece_weights - 1) / piece_weights;
+  const std::size_t most = (c.window_run + cuts - 1) / cuts;
+  alignas(64) float kept[run_pixels * conv_block];
+  for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
+    for (std::size_t p = pixels.begin; p < pixels.end; p += run_pixels) {
+      const Range run{p, pixels.end - p < run_pixels ? pixels.end : p + run_pixels};
+      const float* weight = c.weight + block * c.window_rows * c.window_run * conv_block;
+      for (std::size_t row = 0; row < c.window_rows; row += rows) {
+        for (std::size_t begin = 0; begin < c.window_run; begin += most) {
+          const std::size_t end = c.window_run - begin < most ? c.window_run : begin + most;
+          const float* const next = weight + rows * (end - begin) * conv_block;
+          const bool first = row == 0 && begin == 0;
+          const bool last = row + rows == c.window_rows && end == c.window_run;
+          conv_piece(c, run, {row, row + rows, begin, end, weight, last ? weight : next, first, last},
+                     block * conv_block, kept);
+          weight = next;
+        }
+      }
     }
   }
 }
