@@ -84,7 +84,18 @@ def golden(bundle: Path) -> dict[str, npt.NDArray[Any]]:
 
 @pytest.mark.parametrize(
     ("pool", "crop"),
-    [*((pool, 64) for pool in (1, 2, 3, 4, 8)), (1, 32), (2, 33), (3, 47), (1, 65), (8, 97), (2, 128), (3, 150)],
+    [
+        *((pool, 64) for pool in (1, 2, 3, 4, 8)),
+        (1, 32),
+        (2, 33),
+        (3, 47),
+        (1, 65),
+        (8, 97),
+        (2, 128),
+        (4, 131),
+        (3, 150),
+        (2, 224),
+    ],
 )
 def test_equals_torch_in_float64(make_checkpoint: MakeCheckpoint, pool: int, crop: int) -> None:
     """Stage by stage, for pools that divide the map and pools that don't, on tiles that are not square."""

@@ -449,6 +449,13 @@ def predict(
     everything: Annotated[
         bool, typer.Option("--everything", metavar="", help="Look for no tissue; take all of a slide.")
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Share the work on a Ray cluster: [b]local[/b] (this machine's own), [b]auto[/b], HOST:PORT.",
+        ),
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -466,8 +473,8 @@ def predict(
     _one_of("--device", device, ("cpu", "cuda"))
     if stride is not None and overlap:
         raise UsageError("--stride", "contradicts --overlap", "Leave one of them out")
-    from histo_export.predict.run import PredictSettings
     from histo_export.predict.run import predict as predict_all
+    from histo_export.predict.work import PredictSettings
 
     tissue = {"threshold": tissue_threshold, "closing_um": closing, "min_area_um2": min_area}
     slide = {"mpp": mpp, "overlap": overlap, "stride_um": stride, "min_tissue": min_tissue}
@@ -480,16 +487,15 @@ def predict(
         threads=threads or _threads(),
     )
     with _tile_progress(quiet) as report:
-        outcome = predict_all(
-            bundle, inputs, out, settings, force=force, command=" ".join(["histo", *sys.argv[1:]]), report=report
-        )
+        command = " ".join(["histo", *sys.argv[1:]])
+        outcome = predict_all(bundle, inputs, out, settings, ray=ray, force=force, command=command, report=report)
     if as_json:
         _print_json(
             {
                 "out": str(out),
                 "inputs": [dataclasses.asdict(done) for done in outcome.done],
                 "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
-                "seconds": dataclasses.asdict(outcome.seconds),
+                "seconds": outcome.wall,
                 "peak_memory_mb": round(outcome.peak_mb),
             }
         )
@@ -537,15 +543,20 @@ def _print_outcome(out: Path, outcome: Outcome) -> None:
     for done in outcome.done:
         spent = done.seconds
         figures = ["done before"] + [""] * 5
-        if not done.skipped:
+        if done.run:
             stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
-            figures = [f"{done.tiles / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
+            figures = [f"{done.run / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
         table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
     out_console.print(table)
+    run = sum(done.run for done in outcome.done)
+    whole = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
     out_console.print(
         "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
-        f"Peak memory {outcome.peak_mb:,.0f} MB.[/]"
+        f"{whole}Peak memory {outcome.peak_mb:,.0f} MB.[/]"
     )
+    if len(outcome.executed) > 1:
+        kinds = "; ".join(outcome.executed)
+        log.print(f"[yellow]note:[/] machines differ ({escape(kinds)}), and so may the last bits; HISTO_ISA mends it.")
     if outcome.failures:
         log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {out / 'failed.csv'}):")
         for failure in outcome.failures[:10]:

@@ -18,10 +18,12 @@ from PIL import Image
 import histo_export
 from histo_export import Engine, HistoError, UsageError
 from histo_export.predict import loop
+from histo_export.predict import run as run_module
 from histo_export.predict.inputs import find_inputs
-from histo_export.predict.run import PredictSettings, predict
+from histo_export.predict.run import predict
 from histo_export.predict.slide import open_slide
 from histo_export.predict.whole_slide import SlideSettings, make_grid
+from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
 
 CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
@@ -225,6 +227,27 @@ def test_a_killed_run_is_finished_by_the_same_command(bundle: Path, large_slide_
     assert not list(out.glob(".*"))
 
 
+def test_a_set_goes_on_where_it_was_ended(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    """By whatever: shards that are there are not run again, and the result is that of a run in one piece."""
+    tiles = np.random.default_rng(2).integers(0, 256, (50, 75, 75, 3), dtype=np.uint8)
+    np.save(tmp_path / "array.npy", tiles)
+    predict(bundle, [tmp_path / "array.npy"], tmp_path / "one", SETTINGS)
+    monkeypatch.setattr(run_module, "SHARD", 16)
+
+    def end(progress: run_module.Progress) -> None:
+        if progress.all_done > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(bundle, [tmp_path / "array.npy"], tmp_path / "two", SETTINGS, report=end)
+    (hidden,) = (tmp_path / "two").iterdir()
+    assert sorted(path.name for path in hidden.iterdir()) == ["0000000000.npz", "0000000016.npz"]
+    (done,) = predict(bundle, [tmp_path / "array.npy"], tmp_path / "two", SETTINGS).done
+    assert (done.tiles, done.run) == (50, 18)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"array", "run.json"}
+    assert content(tmp_path / "one/array") == content(tmp_path / "two/array")
+
+
 def test_a_full_disk_leaves_nothing_and_is_listed(
     bundle: Path, slide_file: Path, large_slide_file: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -251,11 +274,11 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
 def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
     again = predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
-    assert again.done[0].skipped
+    assert (again.done[0].tiles, again.done[0].run) == (5, 0)
     other = PredictSettings(threads=2, resize=True)
     with pytest.raises(UsageError, match=r"other settings or a changed input. Add --force"):
         predict(bundle, [tile_folder / "TUMOR"], tmp_path, other)
-    assert not predict(bundle, [tile_folder / "TUMOR"], tmp_path, other, force=True).done[0].skipped
+    assert predict(bundle, [tile_folder / "TUMOR"], tmp_path, other, force=True).done[0].run == 5
     foreign = tmp_path / "foreign"
     (foreign / "TUMOR").mkdir(parents=True)
     with pytest.raises(UsageError, match="no result of histo predict"):
@@ -336,7 +359,7 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     assert "TUMOR" in shown.stdout
     assert "tiles/s" in shown.stdout
     again = run("--json", "--quiet")
-    assert json.loads(again.stdout)["inputs"][0]["skipped"] is True
+    assert json.loads(again.stdout)["inputs"][0]["run"] == 0
     for option, value in (("--runtime", "nativ"), ("--precision", "int8")):
         wrong = run(option, value)
         assert wrong.returncode == 2

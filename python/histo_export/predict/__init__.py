@@ -1,7 +1,8 @@
 """Predictions for tiles and whole slides: `histo predict`, and `histo_export.load(bundle)` for programs.
 
 `inputs` sorts out what the user named, `loop` reads ahead and runs the batch loop, `tile_set` and `whole_slide` do one
-input each with `slide`, `tissue` and `pictures`, `run` does them all, whole or not at all, and resumes.
+input each with `slide`, `tissue` and `pictures`. `run` cuts them into units, which `work` does here or `on_ray` on
+other machines, each whole or not at all, and resumes.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def load(bundle: str | Path, *, runtime: str = "native", threads: int | None = N
         UsageError: no bundle there, or no such runtime.
         HistoError: the bundle is damaged, lacks the runtime's file, or the runtime can't be had.
     """
-    from histo_export.predict.run import open_model
+    from histo_export.predict.work import check_model, open_model
 
     threads = threads or usable_cpus()
-    _, spec, opened = open_model(Path(bundle), runtime, threads, device)
-    return Classifier(spec, opened, threads)
+    checked, spec = check_model(Path(bundle), runtime)
+    return Classifier(spec, open_model(checked, runtime, threads, device), threads)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 SLIDE_SUFFIXES = frozenset(
@@ -51,29 +50,33 @@ class TileSetInput:
 
     Attributes:
         source: the folder, list or array that the user named.
-        files: the images; empty where `array` is given.
-        array: uint8 `(n, side, side, 3)`, memory-mapped.
+        files: the images; empty where they are `rows` of the array.
+        rows: of the .npy array at `source`, uint8 `(n, side, side, 3)`.
         name: its folder in the output.
     """
 
     source: Path
     files: list[Path] = field(default_factory=list)
-    array: npt.NDArray[np.uint8] | None = None
+    rows: range | None = None
     name: str = ""
 
     def __len__(self) -> int:
-        return len(self.files) if self.array is None else len(self.array)
+        return len(self.files if self.rows is None else self.rows)
+
+    def part(self, first: int, end: int) -> TileSetInput:
+        """The tiles `first` to `end` - 1, which keep their labels."""
+        return replace(self, files=self.files[first:end], rows=None if self.rows is None else self.rows[first:end])
 
     def label(self, i: int) -> str:
         """What tile `i` is called in tables: its path below a named folder, else as it was named."""
-        if self.array is not None:
-            return f"{text_of(self.source.name)}[{i}]"
+        if self.rows is not None:
+            return f"{text_of(self.source.name)}[{self.rows[i]}]"
         path = self.files[i]
         return text_of(path.relative_to(self.source) if path.is_relative_to(self.source) else path)
 
     def folder(self, i: int) -> str:
         """The name of the folder that tile `i` lies in, which may be its class."""
-        return "" if self.array is not None else self.files[i].parent.name
+        return "" if self.rows is not None else self.files[i].parent.name
 
 
 Input = SlideInput | TileSetInput
@@ -192,7 +195,7 @@ class _Found:
             return self.fail(path, f"holds {array.dtype} {shape}. Save uint8 (tiles, side, side, 3)")
         if not len(array):
             return self.fail(path, "holds no tile. Check what wrote it")
-        self.inputs.append(TileSetInput(path, array=array))
+        self.inputs.append(TileSetInput(path, rows=range(len(array))))
         return None
 
 

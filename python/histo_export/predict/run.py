@@ -2,16 +2,19 @@
 
 An input's results come into being in a hidden folder beside their place and are moved there when they are complete. So
 a killed run leaves nothing half-written, and the same command again does what is missing: an input is done if its
-folder holds `done.json` with the same key, a hash of the model, the settings and the input.
+folder holds `done.json` with the same key, a hash of the model, the settings and the input, and so is a shard of a set
+if its file lies in the hidden folder of that key.
 """
 
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
 import resource
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,57 +22,65 @@ from pathlib import Path
 from typing import Any
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import CONFIG, Bundle, open_bundle
-from histo_export.predict.inputs import Failure, Input, SlideInput, find_inputs, text_of
+from histo_export.export.bundle import CONFIG, Bundle
+from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds
-from histo_export.predict.tile_set import predict_tile_set
-from histo_export.runtimes import RUNTIMES, Runtime, open_runtime
+from histo_export.predict.tile_set import write_tile_set
+from histo_export.predict.work import (
+    DONE,
+    SHARD,
+    PredictSettings,
+    Work,
+    WorkDone,
+    Worker,
+    check_model,
+    named,
+    read_shard,
+    slide_settings,
+    write_done,
+)
 from histo_export.spec import ModelSpec
 from histo_export.whole import whole_folder, write_whole
 
-DONE, RUN, FAILED = "done.json", "run.json", "failed.csv"
+RUN, FAILED = "run.json", "failed.csv"
 
 
-@dataclass(frozen=True)
-class PredictSettings:
-    """What may change a result, `runtime` and everything below; the rest only its speed.
+@dataclass
+class Done:
+    """One input's outcome.
 
     Attributes:
-        runtime: of `RUNTIMES`.
-        device: "cpu" or "cuda".
-        resize: resample tiles of other sizes.
-        slide: keyword arguments of `SlideSettings`, and of `TissueSettings` below "tissue".
-        batch: tiles per call.
-        threads: of the runtime, and reader threads.
+        name: of its folder below `out`.
+        path: as the user named it.
+        tiles: with a prediction.
+        run: tiles that this run did in `seconds`, fewer where an earlier one had begun; 0 where it had done it.
+        seconds: of its units together, which with Ray run at the same time.
     """
-
-    runtime: str = "native"
-    device: str = "cpu"
-    resize: bool = False
-    slide: dict[str, Any] = field(default_factory=dict)
-    batch: int = 32
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Done:
-    """One input's outcome: `tiles` predicted in `seconds`, `skipped` where an earlier run had done it."""
 
     name: str
     path: str
-    tiles: int
-    seconds: StageSeconds
-    skipped: bool = False
+    tiles: int = 0
+    run: int = 0
+    seconds: StageSeconds = field(default_factory=StageSeconds)
 
 
 @dataclass
 class Outcome:
-    """A run's: what was done and what could not be used."""
+    """A run's.
+
+    Attributes:
+        done: what is complete.
+        failures: what could not be used.
+        executed: what ran, of each kind of machine.
+        wall: seconds from the first unit to the last result.
+        peak_mb: of this process.
+    """
 
     done: list[Done]
     failures: list[Failure]
-    seconds: StageSeconds
-    peak_mb: float
+    executed: list[str]
+    wall: float = 0.0
+    peak_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,36 +95,33 @@ class Progress:
     all_done: int
 
 
-def open_model(bundle: Path, runtime: str, threads: int, device: str) -> tuple[Bundle, ModelSpec, Runtime]:
-    """A bundle, every file checked, and the file that `runtime` runs, opened."""
-    opened = open_bundle(bundle)
-    if runtime not in RUNTIMES:
-        raise UsageError(f"runtime {runtime}", "is not known", f"Use one of {', '.join(RUNTIMES)}")
-    file = RUNTIMES[runtime].file
-    if file not in opened.models:
-        raise HistoError(bundle, f"has no {file}, which {runtime} runs", "Export again, or use another --runtime")
-    return opened, ModelSpec.from_dict(opened.config.histo.spec), open_runtime(runtime, bundle / file, threads, device)
-
-
 def predict(
     bundle: Path,
     paths: Sequence[Path],
     out: Path,
     settings: PredictSettings,
     *,
+    ray: str | None = None,
     force: bool = False,
     command: str = "",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Predicts every input into a folder of its own below `out`.
 
+    Args:
+        ray: the address of a cluster that does the work: "local" for one of this machine's own, "auto" for the one it
+            belongs to. All machines must see bundle, inputs and `out` at the same paths.
+
     Raises:
-        UsageError: `out` holds results of another model or other settings and `force` is not set.
+        UsageError: an impossible setting, or `out` holds results of another model or other settings and `force` is not
+            set.
         HistoError: the bundle can't be opened, or `out` can't be written.
     """
     began = time.time()
-    opened, spec, runtime = open_model(bundle, settings.runtime, settings.threads, settings.device)
+    opened, spec = check_model(bundle, settings.runtime)
     inputs, failures = find_inputs(paths, spec.tile_size)
+    if any(isinstance(item, SlideInput) for item in inputs):
+        slide_settings(settings.slide)  # an impossible option is no fault of a slide
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -121,85 +129,133 @@ def predict(
     model = hashlib.sha256((bundle / CONFIG).read_bytes()).hexdigest()
     keys = {item.name: _key(item, model, settings) for item in inputs}
     _check_earlier(out, keys, force)
-    outcome = Outcome([], failures, StageSeconds(), 0.0)
-    for number, item in enumerate(inputs, 1):
-        _one(item, number, len(inputs), keys[item.name], out, runtime, spec, settings, outcome, report)
+    run = _Run(out, spec, settings, inputs, keys, failures, report)
+    start = time.perf_counter()
+    work = [unit for item in inputs for unit in run.begin(item)]
+    if ray is not None:
+        from histo_export.predict.on_ray import on_ray
+
+        for done in on_ray(ray, work, opened, spec, out, settings):
+            run.receive(done)
+    elif work:
+        worker = Worker(opened, spec, out, settings)
+        for unit in work:
+            if run.wanted(unit):
+                run.receive(worker(unit, run.progress_of(unit)))
+    outcome = run.outcome
+    outcome.wall = time.perf_counter() - start
     outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    _write_record(out, opened, runtime, settings, command, began, outcome)
+    _write_record(out, opened, settings, ray, command, began, outcome)
     return outcome
 
 
-def _one(
-    item: Input,
-    number: int,
-    inputs: int,
-    key: str,
-    out: Path,
-    runtime: Runtime,
-    spec: ModelSpec,
-    settings: PredictSettings,
-    outcome: Outcome,
-    report: Callable[[Progress], None],
-) -> None:
-    """Predicts one input, or adds why not to the failures."""
-    path = text_of(item.path if isinstance(item, SlideInput) else item.source)
-    before = sum(done.tiles for done in outcome.done if not done.skipped)
+class _Run:
+    """What is done, what is awaited, and the sets whose shards are all there."""
 
-    def progress(done: int, tiles: int) -> None:
-        report(Progress(text_of(item.name), number, inputs, done, tiles, before + done))
+    def __init__(
+        self,
+        out: Path,
+        spec: ModelSpec,
+        settings: PredictSettings,
+        inputs: Sequence[Input],
+        keys: dict[str, str],
+        failures: list[Failure],
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.out, self.spec, self.settings, self.report = out, spec, settings, report
+        self.inputs = {item.name: item for item in inputs}
+        self.numbers = {item.name: number for number, item in enumerate(inputs, 1)}
+        self.keys = keys
+        self.results = {item.name: Done(text_of(item.name), named(item)) for item in inputs}
+        self.awaited = dict.fromkeys(self.inputs, 0)
+        self.failed: set[str] = set()
+        self.outcome = Outcome([], failures, [])
 
-    if (tiles := _tiles_done(out / item.name, key)) is not None:
-        outcome.done.append(Done(text_of(item.name), path, tiles, StageSeconds(), skipped=True))
-        return
-    progress(0, 0)
-    try:
-        with whole_folder(out / item.name) as folder:
-            loop = {"batch": settings.batch, "readers": settings.threads, "progress": progress}
+    def begin(self, item: Input) -> list[Work]:
+        """The units of an input that are still to do."""
+        key = self.keys[item.name]
+        if (tiles := _tiles_done(self.out / item.name, key)) is not None:
+            self.results[item.name].tiles = tiles
+            self.outcome.done.append(self.results[item.name])
+            return []
+        if isinstance(item, SlideInput):
+            units = [Work(item, key)]
+        else:
+            starts = range(0, len(item), SHARD)
+            units = [Work(item.part(first, first + SHARD), key, first) for first in starts]
+            units = [unit for unit in units if not unit.place(self.out).is_file()]
+        self.awaited[item.name] = len(units)
+        if not units:  # an earlier run ended between the last shard and the whole
+            self._finish(item)
+        return units
+
+    def wanted(self, unit: Work) -> bool:
+        """Whether the unit's input can still become complete."""
+        return unit.item.name not in self.failed
+
+    def progress_of(self, unit: Work) -> Callable[[int, int], None]:
+        name, item = unit.item.name, self.inputs[unit.item.name]
+        before = sum(done.run for done in self.results.values())
+
+        def progress(done: int, tiles: int) -> None:
+            whole = len(item) if isinstance(item, TileSetInput) else tiles
+            shown = text_of(name), self.numbers[name], len(self.inputs)
+            self.report(Progress(*shown, unit.first + done, whole, before + done))
+
+        progress(0, 0)
+        return progress
+
+    def receive(self, unit: WorkDone) -> None:
+        """Takes what came of a unit."""
+        name = unit.work.item.name
+        item, result = self.inputs[name], self.results[name]
+        if unit.executed and unit.executed not in self.outcome.executed:
+            self.outcome.executed.append(unit.executed)
+        self.awaited[name] -= 1
+        if name in self.failed:
+            return
+        if unit.failure:
+            self._fail(name, unit.failure)
+            return
+        result.run += unit.tiles
+        result.seconds.add(unit.seconds)
+        self.progress_of(unit.work)(unit.tiles, unit.tiles)
+        if not self.awaited[name]:
             if isinstance(item, SlideInput):
-                seconds, tiles = _predict_slide(item, runtime, spec, settings, folder, **loop)
+                result.tiles = unit.tiles
+                self.outcome.done.append(result)
             else:
-                seconds, failed = predict_tile_set(item, runtime, spec, folder, resize=settings.resize, **loop)  # type: ignore[arg-type]
-                outcome.failures += failed
-                tiles = len(item) - len(failed)
-            (folder / DONE).write_text(json.dumps({"key": key, "tiles": tiles}) + "\n")
-    except UsageError:
-        raise  # an impossible option is no fault of the input
-    except HistoError as error:
-        outcome.failures.append(Failure(text_of(error.thing), f"{error.cause}. {error.next_step}"))
-        return
-    except OSError as error:  # of the output: readers report theirs as HistoError
-        reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
-        outcome.failures.append(Failure(path, reason))
-        return
-    outcome.done.append(Done(text_of(item.name), path, tiles, seconds))
-    outcome.seconds.add(seconds)
+                self._finish(item)
 
+    def _fail(self, name: str, failure: Failure) -> None:
+        self.failed.add(name)
+        self.outcome.failures.append(failure)
 
-def _predict_slide(
-    item: SlideInput, runtime: Runtime, spec: ModelSpec, settings: PredictSettings, folder: Path, **loop: Any
-) -> tuple[StageSeconds, int]:
-    # Only here, because the packages that read slides are an extra.
-    from histo_export.predict.slide import open_slide
-    from histo_export.predict.whole_slide import predict_slide
-
-    slide = open_slide(item.path)
-    try:
-        prediction = predict_slide(slide, runtime, spec, slide_settings(settings.slide), **loop)
-    finally:
-        slide.close()
-    start = time.perf_counter()
-    prediction.write(folder)
-    prediction.seconds.write += time.perf_counter() - start
-    prediction.seconds.wall += time.perf_counter() - start
-    return prediction.seconds, len(prediction.grid)
-
-
-def slide_settings(values: dict[str, Any]) -> Any:
-    """`SlideSettings` from plain values."""
-    from histo_export.predict.tissue import TissueSettings
-    from histo_export.predict.whole_slide import SlideSettings
-
-    return SlideSettings(**(values | {"tissue": TissueSettings(**values.get("tissue", {}))}))
+    def _finish(self, item: Input) -> None:
+        """Makes a set's result of its shards."""
+        assert isinstance(item, TileSetInput)
+        result, key = self.results[item.name], self.keys[item.name]
+        start = time.perf_counter()
+        places = (Work(item, key, first).place(self.out) for first in range(0, len(item), SHARD))
+        try:
+            with whole_folder(self.out / item.name) as folder:
+                lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
+                result.tiles = len(item) - len(lost)
+                write_done(folder, key, result.tiles)
+        except HistoError as error:
+            self._fail(item.name, Failure(text_of(error.thing), f"{error.cause}. {error.next_step}"))
+        except OSError as error:
+            reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
+            self._fail(item.name, Failure(named(item), reason))
+            return  # the shards stay for the next run
+        else:
+            self.outcome.failures += lost
+            self.outcome.done.append(result)
+        for old in self.out.glob(f".{glob.escape(item.name)}.shards-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        seconds = time.perf_counter() - start
+        result.seconds.write += seconds
+        result.seconds.wall += seconds
 
 
 def _key(item: Input, model: str, settings: PredictSettings) -> str:
@@ -208,7 +264,7 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
     if isinstance(item, SlideInput):
         facts: Any = [item.path.name, _size(item.path), settings.slide]
     else:
-        files = [item.source] if item.array is not None else item.files
+        files = [item.source] if item.rows is not None else item.files
         digest = hashlib.sha256()
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size(file)}\0".encode(errors="surrogateescape"))
@@ -253,8 +309,8 @@ def _check_earlier(out: Path, keys: dict[str, str], force: bool) -> None:
 def _write_record(
     out: Path,
     bundle: Bundle,
-    runtime: Runtime,
     settings: PredictSettings,
+    ray: str | None,
     command: str,
     began: float,
     outcome: Outcome,
@@ -265,7 +321,8 @@ def _write_record(
         "command": command,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 3),
-        "executed": runtime.executed,
+        "executed": outcome.executed,
+        "ray": ray,
         "settings": asdict(settings),
         "bundle": {"path": str(bundle.path), "files": {k: v.sha256 for k, v in bundle.config.histo.files.items()}},
         "machine": this_machine().model_dump(),

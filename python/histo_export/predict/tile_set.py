@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import heapq
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -28,48 +29,100 @@ ROWS = 4096
 MISTAKES = 24
 
 
-def read_tile(tiles: TileSetInput, index: int, side: int, resize: bool) -> Pixels:
-    """Tile `index` as uint8 `(side, side, 3)`.
+def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], Pixels]:
+    """What reads tile number so and so as uint8 `(side, side, 3)`.
+
+    It raises HistoError where that is no image, or of another size and `resize` is not set.
 
     Raises:
-        HistoError: it is no image, or of another size and `resize` is not set.
+        HistoError: the array they lie in can't be opened any more.
     """
-    if tiles.array is not None:
-        pixels = np.array(tiles.array[index])
-    else:
+    if tiles.rows is not None:
         try:
-            pixels = decode_image(read_image_bytes(tiles.files[index]))
+            array = np.load(tiles.source, mmap_mode="r", allow_pickle=False)[tiles.rows.start : tiles.rows.stop]
+        except (OSError, ValueError) as error:
+            raise HistoError(tiles.source, f"can't be opened ({error})", "Check what wrote it") from error
+
+    def raw(index: int) -> Pixels:
+        if tiles.rows is not None:
+            return np.array(array[index])
+        try:
+            return decode_image(read_image_bytes(tiles.files[index]))
         except BadImageError as error:
             raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
-    if pixels.shape[:2] == (side, side):
-        return pixels
-    if not resize:
-        height, width = pixels.shape[:2]
-        raise HistoError(
-            tiles.label(index),
-            f"is {width}×{height} pixels, and the model takes {side}×{side}",
-            "Add --resize to resample it, if it shows the same field of view",
-        )
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+    def read(index: int) -> Pixels:
+        pixels = raw(index)
+        if pixels.shape[:2] == (side, side):
+            return pixels
+        if not resize:
+            height, width = pixels.shape[:2]
+            raise HistoError(
+                tiles.label(index),
+                f"is {width}×{height} pixels, and the model takes {side}×{side}",
+                "Add --resize to resample it, if it shows the same field of view",
+            )
+        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+    return read
 
 
-def predict_tile_set(
+def predict_tiles(
     tiles: TileSetInput,
     runtime: Runtime,
     spec: ModelSpec,
-    folder: Path,
     *,
     resize: bool,
     batch: int,
     readers: int,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
-) -> tuple[StageSeconds, list[Failure]]:
-    """Runs a set and writes tiles.csv, tiles.parquet and summary.json into `folder`.
+) -> tuple[Probabilities, list[str], StageSeconds]:
+    """Runs every tile.
+
+    Returns:
+        Probabilities, float32 `(n, classes)`, NaN where a tile could not be used; why not, for each tile, else "";
+        the seconds of each stage.
+    """
+    probabilities = np.full((len(tiles), len(spec.classes)), np.nan, np.float32)
+    reasons = [""] * len(tiles)
+
+    def deliver(index: int, result: Probabilities | HistoError) -> None:
+        if isinstance(result, HistoError):
+            reasons[index] = f"{result.cause}. {result.next_step}"
+        else:
+            probabilities[index] = result
+
+    seconds = run_tiles(
+        runtime,
+        len(spec.classes),
+        range(len(tiles)),
+        open_tiles(tiles, spec.tile_size, resize),
+        deliver,
+        side=spec.tile_size,
+        batch=batch,
+        readers=readers,
+        progress=lambda done: progress(done, len(tiles)),
+    )
+    return probabilities, reasons, seconds
+
+
+def write_tile_set(
+    tiles: TileSetInput,
+    spec: ModelSpec,
+    shards: Iterable[tuple[Probabilities, Sequence[str]]],
+    folder: Path,
+    *,
+    resize: bool,
+) -> list[Failure]:
+    """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`.
 
     Where every folder that holds tiles has the name of a class, confusion.png and mistakes.png too.
 
+    Args:
+        shards: probabilities and reasons of `predict_tiles`, of one stretch of the set after another.
+
     Returns:
-        The seconds of each stage; and the tiles that could not be used, which have no row.
+        The tiles that could not be used, which have no row.
 
     Raises:
         HistoError: no tile at all could be used.
@@ -78,29 +131,20 @@ def predict_tile_set(
     labelled = min(truth, default=-1) >= 0
     failures: list[Failure] = []
     counts = np.zeros(len(spec.classes), np.int64)
-    kept: list[tuple[int, Probabilities]] = []
+    index = 0
+    kept: list[tuple[npt.NDArray[np.int64], Probabilities]] = []
     with closing(_Writer(folder, spec.classes, labelled)) as writer:
-
-        def deliver(index: int, result: Probabilities | HistoError) -> None:
-            if isinstance(result, HistoError):
-                failures.append(Failure(tiles.label(index), f"{result.cause}. {result.next_step}"))
-                return
-            counts[result.argmax()] += 1
-            writer.add(tiles.label(index), result, spec.classes[truth[index]] if labelled else None)
+        for probabilities, reasons in shards:
+            usable = np.array([not reason for reason in reasons])
+            for row, reason in zip(probabilities, reasons, strict=True):
+                if reason:
+                    failures.append(Failure(tiles.label(index), str(reason)))
+                else:
+                    writer.add(tiles.label(index), row, spec.classes[truth[index]] if labelled else None)
+                index += 1
+            counts += np.bincount(probabilities[usable].argmax(1), minlength=len(counts))
             if labelled:
-                kept.append((index, result))
-
-        seconds = run_tiles(
-            runtime,
-            len(spec.classes),
-            range(len(tiles)),
-            lambda index: read_tile(tiles, index, spec.tile_size, resize),
-            deliver,
-            side=spec.tile_size,
-            batch=batch,
-            readers=readers,
-            progress=lambda done: progress(done, len(tiles)),
-        )
+                kept.append((index - len(usable) + np.flatnonzero(usable), probabilities[usable]))
     if not counts.any():
         raise HistoError(
             tiles.source, f"holds no tile that could be used ({failures[0].path}: {failures[0].reason})", "Mend them"
@@ -111,9 +155,10 @@ def predict_tile_set(
         "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
     }
     if labelled:
-        summary["test"] = _judge(tiles, spec, kept, folder, resize)
+        indices, rows = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        summary["test"] = _judge(tiles, spec, indices, rows, folder, resize)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return seconds, failures
+    return failures
 
 
 class _Writer:
@@ -155,14 +200,18 @@ class _Writer:
 
 
 def _judge(
-    tiles: TileSetInput, spec: ModelSpec, kept: list[tuple[int, Probabilities]], folder: Path, resize: bool
+    tiles: TileSetInput,
+    spec: ModelSpec,
+    indices: npt.NDArray[np.int64],
+    probabilities: Probabilities,
+    folder: Path,
+    resize: bool,
 ) -> dict[str, Any]:
-    """Accuracy and its pictures."""
+    """Accuracy and its pictures; `probabilities` are those of the tiles `indices`."""
     from histo_export.training.evaluation import report_of  # torch, which nothing else here needs
     from histo_export.training.figures import save_confusion
 
-    labels = np.array([spec.classes.index(tiles.folder(index)) for index, _ in kept], np.int64)
-    probabilities = np.stack([p for _, p in kept])
+    labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
     # Their logarithms are logits of the same probabilities.
     report = report_of(spec.classes, np.log(np.maximum(probabilities, 1e-30)), labels)
     save_confusion(folder / "confusion.png", report, title=f"{tiles.source.name}: {report.tiles:,} tiles")
@@ -170,9 +219,10 @@ def _judge(
     wrong = np.flatnonzero(chosen != labels).tolist()
     worst = heapq.nlargest(MISTAKES, wrong, key=lambda i: float(probabilities[i, chosen[i]]))
     if worst:
+        read = open_tiles(tiles, spec.tile_size, resize)
         save_mistakes(
             folder / "mistakes.png",
-            [read_tile(tiles, kept[i][0], spec.tile_size, resize) for i in worst],
+            [read(int(indices[i])) for i in worst],
             [
                 f"{spec.classes[labels[i]]}, said {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
                 for i in worst

@@ -1,0 +1,119 @@
+"""The units of a run on the machines of a Ray cluster, one open model on each.
+
+Ray Data streams them through a pool of actors: each holds as many CPUs as a runtime has threads, or a GPU. An actor
+that ends (killed, out of memory, its machine gone) is started again and its unit done anew, there or elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from histo_export.errors import HistoError
+from histo_export.export.bundle import Bundle
+from histo_export.predict.inputs import Failure
+from histo_export.predict.loop import StageSeconds
+from histo_export.predict.work import PredictSettings, Work, WorkDone, Worker, named
+from histo_export.spec import ModelSpec
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here calls home
+
+try:
+    import ray
+except ModuleNotFoundError as error:
+    raise HistoError("--ray", "needs Ray, which is not installed", "pip install 'histo-export[ray]'") from error
+
+TRIES = 3
+"""Of one unit whose actor ends."""
+
+TRIED = ".tried-"
+"""Begins the name of the hidden file that counts them, in the folder that all machines share."""
+
+
+class _Actor:
+    """A worker that Ray starts where it has room."""
+
+    def __init__(self, home: Path, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
+        os.chdir(home)  # so that relative paths mean what the user meant
+        self.worker = Worker(bundle, spec, out, settings)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Does the unit, unless it has ended its actor too often: Ray itself would try it for ever."""
+        tries = self.worker.out / f"{TRIED}{row['number']}"
+        with tries.open("ab") as file:
+            file.write(b".")
+            failed = file.tell() > TRIES
+        done = None if failed else self.worker(row["work"])
+        tries.unlink()
+        return {"number": row["number"], "done": done}
+
+
+def _given_up(unit: Work) -> WorkDone:
+    reason = f"ended its worker {TRIES} times (killed, out of memory or a crash). Try it without --ray"
+    return WorkDone(unit, 0, StageSeconds(), "", Failure(named(unit.item), reason))
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Sequence[Mapping[str, float]]]:
+    """Joins a cluster, or takes the one that this process belongs to already, and gives each machine's resources."""
+    mine = not ray.is_initialized()
+    if mine:
+        local = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except Exception as error:  # of many kinds, by what the address looks like
+            cause = " ".join(str(error).split())
+            step = "Start one with ray start --head, or use --ray local"
+            raise HistoError(f"--ray {address}", f"reaches no cluster ({cause})", step) from error
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        with ray.data.DataContext.current(context):
+            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def on_ray(
+    address: str, work: Sequence[Work], bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings
+) -> Iterator[WorkDone]:
+    """Yields what came of each unit, in the order in which they end.
+
+    Args:
+        address: "local" for a cluster of this machine's own, "auto" for the one it belongs to, or an address of one.
+
+    Raises:
+        HistoError: no cluster answers, or it has no room for a single actor.
+    """
+    if not work:
+        return
+    with _cluster(address) as machines:
+        gpu = settings.device == "cuda"
+        resource, each = ("GPU", 1) if gpu else ("CPU", settings.threads)
+        room = sum(int(machine.get(resource, 0)) // each for machine in machines)
+        if not room:
+            need = "a GPU" if gpu else f"{settings.threads} CPUs on one machine"
+            raise HistoError(f"--ray {address}", f"has no room for an actor with {need}", "Use fewer --threads")
+        for old in out.glob(f"{TRIED}*"):
+            old.unlink()
+        rows = [{"number": number, "work": unit} for number, unit in enumerate(work)]
+        answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Actor,
+            fn_constructor_args=(Path.cwd(), bundle, spec, out, settings),
+            # One unit each, because a second one would wait behind a slide while another actor has nothing to do.
+            compute=ray.data.ActorPoolStrategy(size=min(room, len(work)), max_tasks_in_flight_per_actor=1),
+            **{f"num_{resource.lower()}s": each},
+        )
+        try:
+            for answer in answers.iter_rows():
+                yield answer["done"] or _given_up(work[answer["number"]])
+        except ray.exceptions.RayError as error:
+            cause = str(error).strip().splitlines()[-1]
+            step = "Do all machines see the bundle at the same path, and have this package?"
+            raise HistoError(f"--ray {address}", f"failed ({cause})", step) from error
