@@ -6,7 +6,7 @@ python benchmarks/predict_table.py BUNDLE SLIDE slide --keep out   # one part, a
 Parts: `slide` (a pyramid of 20,000 x 20,000 pixels, made of SLIDE's by mirroring: tiles per second and where the time
 goes), `memory` (1,000 and 100,000 tiles as PNG files), `kills` (SIGKILL at three random moments, resumed, bytes
 compared), `ray` (one and two workers with one thread each, bytes compared). Everything runs as the command does for
-its users, in a process of its own.
+its users, in a process of its own. Making the slide needs `pip install imagecodecs`, for tiles of JPEG.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def memory_part(bundle: Path, home: Path) -> None:
 def kills_part(bundle: Path, slide: Path, home: Path) -> None:
     whole = predict(bundle, [slide], home / "whole")
     seed = random.SystemRandom().randrange(1 << 32)
-    moments = sorted(random.Random(seed).uniform(0.05, 0.95) * whole["process_seconds"] for _ in range(3))
+    numbers = random.Random(seed)
+    moments = sorted(numbers.uniform(0.05, 0.95) * whole["process_seconds"] for _ in range(3))
     folder = home / "killed"
     command = [HISTO, "predict", str(bundle), str(slide), "--out", str(folder), "--quiet"]
     for moment in moments:
