@@ -248,6 +248,25 @@ def test_a_set_goes_on_where_it_was_ended(bundle: Path, tmp_path: Path, monkeypa
     assert content(tmp_path / "one/array") == content(tmp_path / "two/array")
 
 
+def test_a_damaged_shard_is_made_anew(bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((20, 75, 75, 3), np.uint8))
+    monkeypatch.setattr(run_module, "SHARD", 16)
+
+    def end(progress: run_module.Progress) -> None:
+        if progress.all_done > 16:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(bundle, [tmp_path / "array.npy"], out, SETTINGS, report=end)
+    (shard,) = out.glob(".array.shards-*/*.npz")
+    shard.write_bytes(shard.read_bytes()[:100])
+    (failure,) = predict(bundle, [tmp_path / "array.npy"], out, SETTINGS).failures
+    assert "is damaged" in failure.reason
+    (done,) = predict(bundle, [tmp_path / "array.npy"], out, SETTINGS).done
+    assert (done.tiles, done.run) == (20, 20)
+
+
 def test_a_full_disk_leaves_nothing_and_is_listed(
     bundle: Path, slide_file: Path, large_slide_file: Path, tmp_path: Path, monkeypatch
 ) -> None:

@@ -17,7 +17,7 @@ from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle
 from histo_export.predict.inputs import Failure
 from histo_export.predict.loop import StageSeconds
-from histo_export.predict.work import PredictSettings, Work, WorkDone, Worker, named
+from histo_export.predict.work import TRIED, PredictSettings, Work, WorkDone, Worker, named
 from histo_export.spec import ModelSpec
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here calls home
@@ -29,9 +29,6 @@ except ModuleNotFoundError as error:
 
 TRIES = 3
 """Of one unit whose actor ends."""
-
-TRIED = ".tried-"
-"""Begins the name of the hidden file that counts them, in the folder that all machines share."""
 
 
 class _Actor:
@@ -48,7 +45,7 @@ class _Actor:
             file.write(b".")
             failed = file.tell() > TRIES
         done = None if failed else self.worker(row["work"])
-        tries.unlink()
+        tries.unlink(missing_ok=True)
         return {"number": row["number"], "done": done}
 
 
@@ -100,8 +97,6 @@ def on_ray(
         if not room:
             need = "a GPU" if gpu else f"{settings.threads} CPUs on one machine"
             raise HistoError(f"--ray {address}", f"has no room for an actor with {need}", "Use fewer --threads")
-        for old in out.glob(f"{TRIED}*"):
-            old.unlink()
         rows = [{"number": number, "work": unit} for number, unit in enumerate(work)]
         answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,

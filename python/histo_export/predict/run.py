@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from histo_export.predict.tile_set import write_tile_set
 from histo_export.predict.work import (
     DONE,
     SHARD,
+    TRIED,
     PredictSettings,
     Work,
     WorkDone,
@@ -130,6 +132,8 @@ def predict(
     keys = {item.name: _key(item, model, settings) for item in inputs}
     _check_earlier(out, keys, force)
     run = _Run(out, spec, settings, inputs, keys, failures, report)
+    for old in out.glob(f"{TRIED}*"):
+        old.unlink()
     start = time.perf_counter()
     work = [unit for item in inputs for unit in run.begin(item)]
     if ray is not None:
@@ -141,8 +145,10 @@ def predict(
         worker = Worker(opened, spec, out, settings)
         for unit in work:
             if run.wanted(unit):
-                run.receive(worker(unit, run.progress_of(unit)))
-    outcome = run.outcome
+                progress = run.progress_of(unit)
+                progress(0, 0)
+                run.receive(worker(unit, progress))
+    outcome = run.outcome()
     outcome.wall = time.perf_counter() - start
     outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     _write_record(out, opened, settings, ray, command, began, outcome)
@@ -168,22 +174,31 @@ class _Run:
         self.keys = keys
         self.results = {item.name: Done(text_of(item.name), named(item)) for item in inputs}
         self.awaited = dict.fromkeys(self.inputs, 0)
+        self.there = dict.fromkeys(self.inputs, 0)  # tiles of shards that an earlier run has left
+        self.lost: dict[str, list[Failure]] = {name: [] for name in self.inputs}
         self.failed: set[str] = set()
-        self.outcome = Outcome([], failures, [])
+        self.complete: set[str] = set()
+        self.found = failures
+        self.executed: list[str] = []
 
     def begin(self, item: Input) -> list[Work]:
         """The units of an input that are still to do."""
         key = self.keys[item.name]
         if (tiles := _tiles_done(self.out / item.name, key)) is not None:
             self.results[item.name].tiles = tiles
-            self.outcome.done.append(self.results[item.name])
+            self.complete.add(item.name)
             return []
+        units = []
         if isinstance(item, SlideInput):
-            units = [Work(item, key)]
+            units.append(Work(item, key))
         else:
-            starts = range(0, len(item), SHARD)
-            units = [Work(item.part(first, first + SHARD), key, first) for first in starts]
-            units = [unit for unit in units if not unit.place(self.out).is_file()]
+            for first in range(0, len(item), SHARD):
+                part = item.part(first, first + SHARD)
+                unit = Work(part, key, first)
+                if unit.place(self.out).is_file():
+                    self.there[item.name] += len(part)
+                else:
+                    units.append(unit)
         self.awaited[item.name] = len(units)
         if not units:  # an earlier run ended between the last shard and the whole
             self._finish(item)
@@ -194,42 +209,48 @@ class _Run:
         return unit.item.name not in self.failed
 
     def progress_of(self, unit: Work) -> Callable[[int, int], None]:
+        """What reports the tiles of the unit that are done, and of a slide how many there are."""
         name, item = unit.item.name, self.inputs[unit.item.name]
-        before = sum(done.run for done in self.results.values())
+        before = self.there[name] + self.results[name].run
+        before_all = sum(done.run for done in self.results.values())
 
         def progress(done: int, tiles: int) -> None:
             whole = len(item) if isinstance(item, TileSetInput) else tiles
             shown = text_of(name), self.numbers[name], len(self.inputs)
-            self.report(Progress(*shown, unit.first + done, whole, before + done))
+            self.report(Progress(*shown, before + done, whole, before_all + done))
 
-        progress(0, 0)
         return progress
 
     def receive(self, unit: WorkDone) -> None:
         """Takes what came of a unit."""
         name = unit.work.item.name
         item, result = self.inputs[name], self.results[name]
-        if unit.executed and unit.executed not in self.outcome.executed:
-            self.outcome.executed.append(unit.executed)
+        if unit.executed and unit.executed not in self.executed:
+            self.executed.append(unit.executed)
         self.awaited[name] -= 1
         if name in self.failed:
             return
         if unit.failure:
             self._fail(name, unit.failure)
             return
+        self.progress_of(unit.work)(unit.tiles, unit.tiles)
         result.run += unit.tiles
         result.seconds.add(unit.seconds)
-        self.progress_of(unit.work)(unit.tiles, unit.tiles)
         if not self.awaited[name]:
             if isinstance(item, SlideInput):
                 result.tiles = unit.tiles
-                self.outcome.done.append(result)
+                self.complete.add(name)
             else:
                 self._finish(item)
 
     def _fail(self, name: str, failure: Failure) -> None:
         self.failed.add(name)
-        self.outcome.failures.append(failure)
+        self.lost[name].append(failure)
+
+    def outcome(self) -> Outcome:
+        """What is done and what is not, in the order of the inputs, whichever ended first."""
+        done = [result for name, result in self.results.items() if name in self.complete]
+        return Outcome(done, [*self.found, *chain.from_iterable(self.lost.values())], self.executed)
 
     def _finish(self, item: Input) -> None:
         """Makes a set's result of its shards."""
@@ -249,8 +270,8 @@ class _Run:
             self._fail(item.name, Failure(named(item), reason))
             return  # the shards stay for the next run
         else:
-            self.outcome.failures += lost
-            self.outcome.done.append(result)
+            self.lost[item.name] += lost
+            self.complete.add(item.name)
         for old in self.out.glob(f".{glob.escape(item.name)}.shards-*"):
             shutil.rmtree(old, ignore_errors=True)
         seconds = time.perf_counter() - start

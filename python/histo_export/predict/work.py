@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from histo_export.spec import ModelSpec
 from histo_export.whole import whole_file, whole_folder
 
 DONE = "done.json"
+TRIED = ".tried-"
+"""Begins the name of a hidden file in `out` that counts how often Ray has begun a unit."""
 SHARD = 4096
 """Tiles: less than a minute of work, so that a kill costs little and a large set keeps many machines busy."""
 
@@ -97,9 +100,16 @@ def shard_folder(out: Path, item: Input, key: str) -> Path:
 
 
 def read_shard(path: Path) -> tuple[Any, Any]:
-    """A shard's probabilities, float32 `(n, classes)`, and for each tile why it was lost, "" where it was not."""
-    with np.load(path, allow_pickle=False) as shard:
-        return shard["probabilities"], shard["reasons"]
+    """A shard's probabilities, float32 `(n, classes)`, and for each tile why it was lost, "" where it was not.
+
+    Raises:
+        HistoError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as shard:
+            return shard["probabilities"], shard["reasons"]
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
 
 
 def check_model(bundle: Path, runtime: str) -> tuple[Bundle, ModelSpec]:
