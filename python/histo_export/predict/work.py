@@ -106,7 +106,7 @@ def read_shard(path: Path) -> tuple[Any, Any]:
         HistoError: it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as shard:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
             return shard["probabilities"], shard["reasons"]
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
