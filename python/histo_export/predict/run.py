@@ -36,6 +36,7 @@ from histo_export.predict.work import (
     WorkDone,
     Worker,
     check_model,
+    failure_of,
     named,
     read_shard,
     slide_settings,
@@ -123,7 +124,12 @@ def predict(
     opened, spec = check_model(bundle, settings.runtime)
     inputs, failures = find_inputs(paths, spec.tile_size)
     if any(isinstance(item, SlideInput) for item in inputs):
-        slide_settings(settings.slide)  # an impossible option is no fault of a slide
+        try:
+            slide_settings(settings.slide)
+        except UsageError:
+            raise  # an impossible option is no fault of a slide
+        except HistoError:
+            pass  # the packages that read slides are absent: each slide will say so, and the tiles go on
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -264,10 +270,9 @@ class _Run:
                 result.tiles = len(item) - len(lost)
                 write_done(folder, key, result.tiles)
         except HistoError as error:
-            self._fail(item.name, Failure(text_of(error.thing), f"{error.cause}. {error.next_step}"))
+            self._fail(item.name, failure_of(error, item))
         except OSError as error:
-            reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
-            self._fail(item.name, Failure(named(item), reason))
+            self._fail(item.name, failure_of(error, item))
             return  # the shards stay for the next run
         else:
             self.lost[item.name] += lost

@@ -94,6 +94,14 @@ def named(item: Input) -> str:
     return text_of(item.path if isinstance(item, SlideInput) else item.source)
 
 
+def failure_of(error: HistoError | OSError, item: Input) -> Failure:
+    """Why an input has no result; an OSError is one of the output, because readers report theirs as HistoError."""
+    if isinstance(error, HistoError):
+        return Failure(text_of(error.thing), f"{error.cause}. {error.next_step}")
+    reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
+    return Failure(named(item), reason)
+
+
 def shard_folder(out: Path, item: Input, key: str) -> Path:
     """The hidden folder in which the shards of a set wait for each other."""
     return out / f".{item.name}.shards-{key[:16]}"
@@ -154,11 +162,8 @@ class Worker:
         try:
             do = self._slide if isinstance(work.item, SlideInput) else self._shard
             tiles, seconds = do(work, progress)
-        except HistoError as error:
-            failure = Failure(text_of(error.thing), f"{error.cause}. {error.next_step}")
-        except OSError as error:  # of the output: readers report theirs as HistoError
-            reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
-            failure = Failure(named(work.item), reason)
+        except (HistoError, OSError) as error:
+            failure = failure_of(error, work.item)
         return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
 
     def _loop(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
