@@ -28,16 +28,19 @@ from rich.table import Table
 
 from histo_export import __version__
 from histo_export.errors import HistoError, UsageError
+from histo_export.spec import PRECISIONS
 
 if TYPE_CHECKING:
     from histo_export.bench.measure import Progress
     from histo_export.data import TileData
+    from histo_export.export.bundle import LowPrecision, OnnxCheck
     from histo_export.export.run import Checks
     from histo_export.model import LayerInfo
     from histo_export.parity import FileParity
     from histo_export.predict.run import Outcome
     from histo_export.predict.run import Progress as TileProgress
     from histo_export.spec import ModelSpec
+    from histo_export.training.checkpoint import Checkpoint
     from histo_export.training.run import TrainResult
 
 DEMO: tuple[str, int, int, float] = ("report", 3, 16, 3e-4)
@@ -135,7 +138,21 @@ def _export(
     input_kind: Annotated[
         str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
     ] = "float",
-    precision: Annotated[str, typer.Option(metavar="P", help="Of the exported files: fp32.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="P",
+            help="That the bundle is made for: fp32, bf16x3, bf16 or int8. Below fp32 the loss is measured; with "
+            "--checkpoint, --data must name its tiles.",
+        ),
+    ] = "fp32",
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="PTS", help="Points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"),
+    ] = None,
+    accept_drop: Annotated[
+        bool, typer.Option("--accept-drop", metavar="", help="Export even where more than that is lost.")
+    ] = False,
     autocast: Autocast = "auto",
     device: Device = "auto",
     seed: Seed = 0,
@@ -152,9 +169,27 @@ def _export(
     """
     chosen_formats = _formats(formats)
     _one_of("--input", input_kind, ("float", "uint8"))
-    _one_of("--precision", precision, ("fp32",))
+    _one_of("--precision", precision, PRECISIONS)
+    low = precision != "fp32"
+    if not low and (max_drop is not None or accept_drop):
+        raise UsageError(
+            "--max-drop" if max_drop is not None else "--accept-drop",
+            "is for precisions below fp32",
+            "Add --precision int8, or leave it out",
+        )
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise UsageError(f"--max-drop {max_drop:g}", "is not a number of points from 0 to 100", "Use e.g. --max-drop 1")
+    if low and "native" not in chosen_formats:
+        raise UsageError(f"--precision {precision}", "is for the native engine's file", "Add native to --formats")
     if checkpoint is not None:
-        trained = {"--data": data, "--epochs": epochs, "--split": split, "--dropout": dropout or None}
+        if low and data is None:
+            raise UsageError(
+                f"--precision {precision}",
+                "is measured on tiles, and a checkpoint has none",
+                "Add --data, and --split if there was one, as the checkpoint was trained",
+            )
+        trained: dict[str, Any] = {"--epochs": epochs, "--dropout": dropout or None}
+        trained |= {} if low else {"--data": data, "--split": split}
         trained |= {"--weights": None if weights == "none" else weights, "--recipe": recipe, "--batch": batch}
         trained |= {"--lr": lr, "--device": None if device == "auto" else device, "--seed": seed or None}
         if clash := [option for option, value in trained.items() if value is not None]:
@@ -164,8 +199,9 @@ def _export(
 
     from histo_export.export.bundle import check_destination
 
-    result = None
+    result = tiles = None
     with log.status("starting torch") if not quiet else nullcontext():
+        from histo_export.export.low_precision import MAX_DROP
         from histo_export.export.run import export_bundle
         from histo_export.training.checkpoint import read_checkpoint
 
@@ -180,6 +216,8 @@ def _export(
     _agree(loaded.spec, pool, crop, classes)
     if mpp is not None:
         loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, mpp=mpp))
+    if tiles is None and data is not None:
+        tiles = _tiles_of(loaded, data, split)
     if out is None:
         name = loaded.training.get("data", {}).get("name", "model")
         out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
@@ -190,6 +228,10 @@ def _export(
             out,
             formats=chosen_formats,
             kind=input_kind,  # type: ignore[arg-type]  # checked above
+            precision=precision,  # type: ignore[arg-type]  # checked above
+            data=tiles,
+            max_drop=MAX_DROP if max_drop is None else max_drop,
+            accept_drop=accept_drop,
             force=force,
             threads=_threads(),
             report=status.update if status else lambda step: None,
@@ -204,6 +246,8 @@ def _export(
                 "test": loaded.training.get("test"),
                 "files": [_file_facts(out, r) for r in checks.results],
                 "unchecked": checks.unchecked,
+                "precision": precision,
+                "low_precision": checks.low_precision and checks.low_precision.model_dump(),
                 "next": following,
             }
         )
@@ -213,6 +257,9 @@ def _export(
     synthetic = ", trained on synthetic tiles" if loaded.training.get("data", {}).get("synthetic") else ""
     title = f"{out}: ResNet34, pool {loaded.spec.pool}, {len(loaded.spec.classes)} classes{synthetic}"
     _print_files(title, out, checks)
+    if checks.low_precision is not None:
+        out_console.print()
+        _print_low_precision(precision, checks.low_precision)
     if loaded.spec.mpp is None and not synthetic:
         log.print("[yellow]µm per pixel unknown:[/] config.json says 0.5; state the true one with --mpp.")
     if not quiet:
@@ -301,19 +348,24 @@ def verify(
     from histo_export.export.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    from histo_export.export.run import check_files
+    from histo_export.export.low_precision import raise_if_onnx_differs
+    from histo_export.export.run import check_files, check_quantised, raise_if_diverged
 
     with log.status("checking") if not quiet else nullcontext() as status:
         report = status.update if status else lambda step: None
         checks = check_files(bundle, opened.models, _threads(), device, report)
+        quantised = check_quantised(bundle, _threads(), report) if opened.config.histo.precision == "int8" else None
     if as_json:
         files = [_file_facts(bundle, r) for r in checks.results]
-        _print_json({"bundle": str(bundle), "files": files, "unchecked": checks.unchecked})
+        facts = {"bundle": str(bundle), "files": files, "unchecked": checks.unchecked}
+        _print_json(facts | ({"int8_onnx": quantised.model_dump()} if quantised else {}))
     else:
         _print_files(f"{bundle}: every sha256 is right", bundle, checks)
-    from histo_export.export.run import raise_if_diverged
-
+        if quantised is not None:
+            _print_int8_onnx(quantised)
     raise_if_diverged(checks.results)
+    if quantised is not None:
+        raise_if_onnx_differs(quantised)
 
 
 @app.command()
@@ -588,12 +640,14 @@ def inspect(
     from histo_export.model import layer_table
     from histo_export.spec import CHANNELS, ModelSpec
 
+    block = None
     if source is None:
         spec = ModelSpec(pool or 1, tuple(f"class{i}" for i in range(classes)), crop=crop or 128, tile_size=crop or 150)
     elif source.is_dir():
+        from histo_export.export.bundle import open_bundle
         from histo_export.export.run import spec_of
 
-        spec = spec_of(source)
+        spec, block = spec_of(source), open_bundle(source).config.histo
     else:
         from histo_export.training.checkpoint import read_checkpoint
 
@@ -618,6 +672,8 @@ def inspect(
             "head_pool": kept,
         },
     }
+    if block is not None and block.low_precision is not None:
+        facts |= {"precision": block.precision, "low_precision": block.low_precision.model_dump()}
     if as_json:
         _print_json(facts | {"layers": [dataclasses.asdict(layer) for layer in table]})
         return
@@ -633,6 +689,9 @@ def inspect(
     summary.add_row("GMAC per tile", f"{trained_macs / 1e9:.4f}", f"{exported_macs / 1e9:.4f}")
     summary.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
     out_console.print(summary)
+    if block is not None and block.low_precision is not None:
+        out_console.print()
+        _print_low_precision(block.precision, block.low_precision, layers=True)
 
 
 def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) -> None:
@@ -871,6 +930,26 @@ def _agree(spec: ModelSpec, pool: int | None, crop: int | None, classes: str | N
             raise UsageError(option, f"contradicts the checkpoint, which has {shown}", f"Leave {option} out")
 
 
+def _tiles_of(checkpoint: Checkpoint, data: str, split: str | None) -> TileData:
+    """The tiles that a checkpoint was trained on, split as they were then; UsageError where they are others."""
+    from histo_export.data import open_data
+
+    spec, training = checkpoint.spec, checkpoint.training
+    seed = training.get("seed", 0)
+    tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=_numbers("--split", split), seed=seed)
+    for note in tiles.notes:
+        log.print(f"[yellow]note:[/] {escape(note)}")
+    trained_on = training.get("data", {})
+    if trained_on.get("fingerprint") not in (None, tiles.fingerprint):
+        raise UsageError(
+            f"--data {data}",
+            f"is not what the checkpoint was trained on ({trained_on.get('name')}, fingerprint "
+            f"{trained_on['fingerprint'][:12]}…; here {tiles.fingerprint[:12]}…)",
+            "Give the same tiles, and the same --split if there was one",
+        )
+    return tiles
+
+
 def _threads() -> int:
     from histo_export import _core
 
@@ -944,6 +1023,68 @@ def _print_files(title: str, folder: Path, checks: Checks) -> None:
     )
     for runtime_id, reason in checks.unchecked.items():
         out_console.print(f"[yellow]Not checked in {runtime_id}:[/] {escape(reason)}", soft_wrap=True)
+
+
+def _print_low_precision(precision: str, low: LowPrecision, layers: bool = False) -> None:
+    """What a precision costs, and for int8 how its scales were found."""
+    table = _table(f"For {precision}: accuracy on the {low.tiles:,} validation tiles")
+    table.add_column("precision")
+    for heading in ("accuracy", "95 % interval", "as fp32", "points lost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("measured with", no_wrap=True)
+    for measured, found in low.precisions.items():
+        interval = f"{found.interval[0]:.1%} to {found.interval[1]:.1%}"
+        figures = (f"{found.accuracy:.1%}", interval, f"{found.agreement:.1%}", f"{found.drop:.2f}")
+        table.add_row(f"[b]{measured}[/b]" if measured == precision else measured, *figures, found.measured_with)
+    out_console.print(table)
+    accepted = ", more was accepted" if low.drop_accepted else ""
+    out_console.print(
+        f"[dim]as fp32: tiles with the same top class. Allowed to lose: {low.max_drop:g} points{accepted}.[/]"
+    )
+    for reason in dict.fromkeys(low.not_native.values()):
+        names = ", ".join(name for name, why in low.not_native.items() if why == reason)
+        out_console.print(f"[yellow]{names} not measured with the native engine:[/] {escape(reason)}", soft_wrap=True)
+    if (calibration := low.calibration) is not None:
+        kept = f"{len(calibration.kept)} of {len(calibration.layers)} convolutions kept in bf16"
+        kept += f" ({calibration.kept_multiply_adds:.1%} of multiply-adds)" if calibration.kept else ""
+        out_console.print(
+            f"[dim]Calibrated on {calibration.tiles} training tiles: {calibration.chosen}; {kept}. Error of the logits "
+            f"on {calibration.held_out} others {calibration.error:.1%} of their spread (bf16 "
+            f"{calibration.bf16_error:.1%}).[/]",
+            soft_wrap=True,
+        )
+        if layers:
+            _print_quantised_layers(low)
+    if low.onnx is not None:
+        _print_int8_onnx(low.onnx)
+
+
+def _print_quantised_layers(low: LowPrecision) -> None:
+    assert low.calibration is not None
+    table = _table()
+    for heading in ("calibration", "logits' error"):
+        table.add_column(heading)
+    for pair, error in low.calibration.errors.items():
+        table.add_row(pair, f"{error:.1%}")
+    out_console.print(table)
+    table = _table()
+    table.add_column("convolution")
+    table.add_column("precision")
+    for heading in ("SQNR dB", "logits' error", "multiply-adds"):
+        table.add_column(heading, justify="right")
+    for layer in low.calibration.layers:
+        figures = (f"{layer.sqnr_db:.1f}", f"{layer.logit_error:.2%}", f"{layer.multiply_adds:.1%}")
+        table.add_row(layer.layer, layer.precision, *figures)
+    out_console.print(table)
+    out_console.print("[dim]SQNR and error of the logits with only this convolution, or its input, in int8.[/]")
+
+
+def _print_int8_onnx(check: OnnxCheck) -> None:
+    out_console.print(
+        f"[dim]model-int8.onnx in {check.runtime}: {check.error:.1%} from the same arithmetic in torch "
+        f"(allowed {check.allowed:.1%}), {check.agreement:.1%} of top classes the same.[/]",
+        soft_wrap=True,
+    )
 
 
 def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from histo_export.errors import UsageError
 
@@ -16,6 +16,10 @@ CHANNELS = 512
 
 MAX_SIDE = 65536
 """Of pools, crops and tiles; the native engine's reader has the same limit."""
+
+Precision = Literal["fp32", "bf16x3", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16x3", "bf16", "int8")
+"""Of the native engine's arithmetic, from the most exact to the fastest; `export.arithmetic` defines them."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

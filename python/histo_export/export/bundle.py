@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.errors import HistoError, UsageError
+from histo_export.spec import Precision
 from histo_export.whole import whole_folder
 
 FORMATS = {
@@ -32,6 +33,9 @@ TRITON = "triton"
 """One more name for `--formats`: the folder of a Triton model repository around `model.onnx` (see `export.triton`)."""
 
 TRITON_FILE = re.compile(TRITON + r"/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
+
+INT8_ONNX = "model-int8.onnx"
+"""The int8 model for other runtimes; beside `model.onnx` where the bundle is int8 (see `export.qdq`)."""
 
 CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
 
@@ -52,6 +56,119 @@ class FileEntry(BaseModel):
     bytes: int = Field(ge=0)
 
 
+class LayerError(BaseModel):
+    """What int8 costs in one convolution.
+
+    Attributes:
+        layer: its name in model.safetensors.
+        precision: in which the bundle runs it.
+        sqnr_db: 10·log10 of the power of its fp32 output over that of the error, when it alone is int8.
+        logit_error: of the network when only the map that it reads is int8 (see `quantise.logit_error`).
+        multiply_adds: its share of the network's.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    layer: str
+    precision: Literal["int8", "bf16"]
+    sqnr_db: float
+    logit_error: float
+    multiply_adds: float
+
+
+class Calibration(BaseModel):
+    """How the scales of an int8 model were found.
+
+    Attributes:
+        split: whose tiles were used.
+        tiles: that gave the ranges.
+        held_out: other tiles of the split, on which all errors are measured.
+        seed: that chose them.
+        errors: activation method and weight scales → `quantise.logit_error` with every map in int8.
+        chosen: the key of `errors` that is kept.
+        bf16_error: the same figure of bf16, which no int8 model of the same weights can be expected to beat.
+        error: of the model that is shipped, with `kept` in bf16.
+        kept: convolutions that stay in bf16.
+        kept_multiply_adds: their share of the network's.
+        tried: maps that the search took out of int8.
+        layers: all that could be int8, in the order of the computation.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    split: Literal["train"] = "train"
+    tiles: int
+    held_out: int
+    seed: int
+    errors: dict[str, float]
+    chosen: str
+    bf16_error: float
+    error: float
+    kept: list[str]
+    kept_multiply_adds: float
+    tried: int
+    layers: list[LayerError]
+
+
+class Measured(BaseModel):
+    """One precision on the validation split.
+
+    Attributes:
+        accuracy, interval: fraction correct, and its 95 % bootstrap interval.
+        agreement: share of tiles whose top class is fp32's.
+        drop: fp32's accuracy less this one, in percentage points.
+        measured_with: what ran it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    accuracy: float
+    interval: tuple[float, float]
+    agreement: float
+    drop: float
+    measured_with: str
+
+
+class OnnxCheck(BaseModel):
+    """`model-int8.onnx` in ONNX Runtime against the same arithmetic in torch, on the golden tiles.
+
+    Attributes:
+        runtime: what ran the file.
+        error: `quantise.logit_error` over the real tiles.
+        allowed: `error` at most.
+        agreement: share of all golden tiles whose top class is the same.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    runtime: str
+    error: float
+    allowed: float
+    agreement: float
+
+
+class LowPrecision(BaseModel):
+    """What a precision below fp32 costs.
+
+    Attributes:
+        tiles: of the validation split, by which the run chose its best epoch.
+        fingerprint: of the data.
+        precisions: all that model.safetensors can run in, fp32 first.
+        max_drop: in points; the export fails where the bundle's precision loses more.
+        drop_accepted: whether it was told not to fail.
+        not_native: precision → why the native engine could not measure it at export.
+        calibration: int8 only.
+        onnx: int8 only, where the file was asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    split: Literal["val"] = "val"
+    tiles: int
+    fingerprint: str
+    precisions: dict[Precision, Measured]
+    max_drop: float
+    drop_accepted: bool
+    not_native: dict[str, str]
+    calibration: Calibration | None = None
+    onnx: OnnxCheck | None = None
+
+
 class HistoBlock(BaseModel):
     """What WSInfer's configuration has no word for.
 
@@ -60,10 +177,11 @@ class HistoBlock(BaseModel):
         spec: `ModelSpec.to_dict()`.
         head_pool: the pool that the exported head keeps (see `lowering.head_pool`).
         input: what ONNX, TorchScript and .pt2 take (see `lowering.InputKind`).
-        precision: of weights and arithmetic.
+        precision: that the bundle is made for; the native engine runs it in others when asked.
         files: name → size and sha256.
         parity: per file and runtime (an id of `runtimes.RUNTIMES`) what the check at export found.
         unchecked: runtime → why it could not be had at export.
+        low_precision: figures of a precision below fp32; fp32 bundles have none.
         training: provenance.
         versions: of the tools that made the bundle.
     """
@@ -73,10 +191,11 @@ class HistoBlock(BaseModel):
     spec: dict[str, Any]
     head_pool: int
     input: Literal["float", "uint8"]
-    precision: Literal["fp32"]
+    precision: Precision
     files: dict[str, FileEntry]
     parity: dict[str, dict[str, dict[str, Any]]]
     unchecked: dict[str, str] = {}
+    low_precision: LowPrecision | None = None
     training: dict[str, Any]
     versions: dict[str, str]
 
@@ -139,7 +258,7 @@ def open_bundle(path: Path) -> Bundle:
         raise HistoError(
             path / CONFIG, f"is not a bundle's configuration ({where}: {first['msg']})", "Export again"
         ) from (error)
-    known = {*FORMATS.values(), GOLDEN, CARD}
+    known = {*FORMATS.values(), INT8_ONNX, GOLDEN, CARD}
     for name, expected in config.histo.files.items():
         # Also keeps a hostile name, with other slashes or dots, from reaching the file system.
         if name not in known and not TRITON_FILE.fullmatch(name):

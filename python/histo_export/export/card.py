@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from histo_export.export.bundle import BundleConfig
+from histo_export.export.bundle import INT8_ONNX, BundleConfig, LowPrecision
 from histo_export.spec import ModelSpec
 
 _RUN = {
@@ -55,6 +55,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         *(f"- {key}: {training[key]}" for key in ("recipe", "epochs", "seed", "weights") if key in training),
         *_accuracy_lines(training),
         "",
+        *(_precision_lines(block.precision, block.low_precision) if block.low_precision else ()),
         "## Files",
         "",
         "Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on real "
@@ -95,3 +96,38 @@ def _accuracy_lines(training: dict[str, object]) -> list[str]:
         low, high = test["interval"]
         lines.append(f"- Test accuracy: {test['accuracy']:.1%} (95 % bootstrap interval {low:.1%} to {high:.1%})")
     return lines
+
+
+def _precision_lines(precision: str, low: LowPrecision) -> list[str]:
+    """What the bundle's precision costs, for the native engine and for the quantised ONNX file."""
+    lines = [
+        "## Precision",
+        "",
+        f"Made for {precision}: ask the native engine for it by name. The weights in the files are float32 all the "
+        f"same. Measured on the {low.tiles:,} tiles of the validation split, by which the run chose its best epoch; "
+        f"{low.max_drop:g} points may be lost"
+        + (", and a larger loss was accepted at export." if low.drop_accepted else "."),
+        "",
+        "| precision | accuracy | 95 % interval | top-1 as fp32 | points lost | measured with |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in low.precisions.items():
+        lines.append(
+            f"| {name} | {found.accuracy:.1%} | {found.interval[0]:.1%} to {found.interval[1]:.1%} "
+            f"| {found.agreement:.1%} | {found.drop:.2f} | {found.measured_with} |"
+        )
+    if (calibration := low.calibration) is not None:
+        kept = ", ".join(calibration.kept) or "none"
+        lines += [
+            "",
+            f"int8 scales: {calibration.chosen}, from {calibration.tiles} tiles of the training split. "
+            f"Convolutions kept in bf16 besides the stem: {kept}.",
+        ]
+    if low.onnx is not None:
+        lines += [
+            "",
+            f"`{INT8_ONNX}` is the quantised model with QuantizeLinear and DequantizeLinear, its stem in fp32. In "
+            f"{low.onnx.runtime} its logits differ from the same arithmetic in torch by {low.onnx.error:.1%} of their "
+            f"spread, with {low.onnx.agreement:.1%} of top classes the same.",
+        ]
+    return [*lines, ""]

@@ -44,6 +44,8 @@ class OnnxRuntime(Runtime):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Where the CPU has no VNNI, int8 products would else be summed in 16 bits, which overflow.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 3
         if profile is not None:
             options.enable_profiling = True
