@@ -57,7 +57,8 @@ std::optional<histo::Isa> isa_of(const std::optional<std::string>& text) {
   if (!text) {
     return std::nullopt;
   }
-  return named("isa", *text, std::array{histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512});
+  return named("isa", *text,
+               std::array{histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512, histo::Isa::amx});
 }
 
 // Python's integers have a sign; what is refused here would else be refused as "incompatible".
@@ -192,7 +193,9 @@ histo::Engine make_engine(const std::variant<std::filesystem::path, histo::Model
                           const std::string& algorithm) {
   const histo::EngineOptions options{
       .threads = checked_threads(threads),
-      .precision = named("precision", precision, std::array{histo::Precision::fp32}),
+      .precision = named("precision", precision,
+                         std::array{histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3,
+                                    histo::Precision::int8}),
       .isa = isa_of(isa),
       .crop = crop ? at_least_one("crop", *crop) : 0,
       .profile = named("profile", profile, std::array{histo::Profile::throughput, histo::Profile::latency}),
@@ -231,6 +234,7 @@ py::list layer_times(const histo::Engine& engine, const py::array& tiles) {
     py::dict layer;
     layer["name"] = time.name;
     layer["convolution"] = name(time.convolution);
+    layer["precision"] = name(time.precision);
     layer["output"] = py::make_tuple(time.channels, time.height, time.width);
     layer["multiply_adds"] = time.multiply_adds;
     layer["executed_multiply_adds"] = time.executed_multiply_adds;

@@ -164,7 +164,7 @@ std::optional<histo::Isa> isa_of(const char* name) {
   if (name == nullptr) {
     return std::nullopt;
   }
-  return named("isa", name, {histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512});
+  return named("isa", name, {histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512, histo::Isa::amx});
 }
 
 template <typename Tile>
@@ -275,7 +275,9 @@ histo_status histo_engine_create(const histo_model* model, const histo_engine_op
     return histo::Engine(
         model->model,
         {.threads = given.threads,
-         .precision = named("precision", given.precision, {histo::Precision::fp32}),
+         .precision = named("precision", given.precision,
+                            {histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3,
+                             histo::Precision::int8}),
          .isa = isa_of(given.isa),
          .crop = given.crop,
          .profile = named("profile", given.profile, {histo::Profile::throughput, histo::Profile::latency}),

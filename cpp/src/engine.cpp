@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -22,6 +26,8 @@
 namespace histo {
 namespace {
 
+using kernels::Cell;
+using kernels::CellFormat;
 using kernels::Range;
 using kernels::Strides;
 
@@ -42,6 +48,10 @@ constexpr std::size_t plane_padding = 16;
 // Floats of the stem's map that a task keeps before their maximum is taken: half a megabyte.
 constexpr std::size_t stem_floats = std::size_t{1} << 17U;
 
+// Buffers hold floats, and units of other kinds in the same place.
+std::uint32_t* units(float* p) { return reinterpret_cast<std::uint32_t*>(p); }
+const std::uint32_t* units(const float* p) { return reinterpret_cast<const std::uint32_t*>(p); }
+
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
 // The size of the pieces that `total` is cut into: at most `most`, and as equal as can be, in a number that
@@ -57,18 +67,60 @@ std::size_t winograd_tile(Convolution algorithm) { return algorithm == Convoluti
 
 struct PackedLayer {
   AlignedBuffer weight;
-  AlignedBuffer bias;  // padded with zeros to whole blocks
+  AlignedBuffer bias;   // padded with zeros to whole blocks
+  AlignedBuffer scale;  // of the sums of int8, padded likewise
   std::size_t blocks;
 };
 
-PackedLayer allocate_packed(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
-  const std::size_t blocks = ceil_div(layer.outputs, block);
-  PackedLayer packed{.weight = AlignedBuffer(blocks * packed_block_size(layer, algorithm, block)),
-                     .bias = AlignedBuffer(blocks * block),
-                     .blocks = blocks};
-  std::ranges::copy(layer.bias, packed.bias.data());
-  return packed;
+// What the layers read that run in `precision`.
+Cell cell_of(Precision precision) {
+  switch (precision) {
+    case Precision::bf16:
+      return Cell::bf16;
+    case Precision::bf16x3:
+      return Cell::bf16x3;
+    case Precision::int8:
+      return Cell::u8;
+    case Precision::fp32:
+      break;
+  }
+  return Cell::f32;
 }
+
+// A convolution whose weights are to be packed for `block` output channels at a time.
+struct Packing {
+  const ConvLayer& layer;
+  Convolution algorithm;
+  Precision precision;
+  std::size_t block;
+
+  [[nodiscard]] std::size_t blocks() const { return ceil_div(layer.outputs, block); }
+  [[nodiscard]] std::size_t block_units() const {
+    return precision == Precision::fp32 ? packed_block_size(layer, algorithm, block)
+                                        : packed_dot_size(layer, cell_of(precision), block);
+  }
+  [[nodiscard]] PackedLayer allocate() const {
+    PackedLayer packed{.weight = AlignedBuffer(blocks() * block_units()),
+                       .bias = AlignedBuffer(blocks() * block),
+                       .scale = {},
+                       .blocks = blocks()};
+    std::ranges::copy(layer.bias, packed.bias.data());
+    if (precision == Precision::int8) {
+      packed.scale = AlignedBuffer(blocks() * block);
+      std::ranges::transform(layer.scales->weight, packed.scale.data(),
+                             [this](float scale) { return layer.scales->input * scale; });
+    }
+    return packed;
+  }
+  void pack(std::size_t index, PackedLayer& to) const {
+    float* const out = to.weight.data() + index * block_units();
+    if (precision == Precision::fp32) {
+      pack_weight(layer, algorithm, block, index, out);
+    } else {
+      pack_dot_weight(layer, cell_of(precision), block, index, units(out));
+    }
+  }
+};
 
 FusedHead make_head(const Model& model, Isa isa) {
   const TensorView weight = model.tensor("head.linear.weight");
@@ -81,14 +133,49 @@ FusedHead make_head(const Model& model, Isa isa) {
           {.threads = 1, .isa = isa}};
 }
 
+// The highest instruction set up to `highest` that has kernels for `precision`.
+Isa executed_isa(Precision precision, Isa highest) {
+  if (precision < Precision::fp32 || precision > Precision::int8) {
+    throw Error(ErrorCode::unsupported,
+                "this precision is not one of this library's; use fp32, bf16, bf16x3 or int8");
+  }
+  if (precision == Precision::fp32) {
+    return std::min(highest, Isa::avx512);
+  }
+  if (highest == Isa::amx) {
+    return highest;
+  }
+  const CpuInfo cpu = cpu_info();
+  const bool int8 = precision == Precision::int8;
+  // The kernels for BF16 are compiled together with those for VNNI, which no CPU with BF16 lacks.
+  if (highest == Isa::avx512 && cpu.avx512_vnni && (int8 || cpu.avx512_bf16)) {
+    return highest;
+  }
+  const std::string missing = highest < Isa::avx512 && usable_isas().back() >= Isa::avx512
+                                  ? "instruction set " + std::string(name(highest)) + " was asked for"
+                                  : "this CPU has neither";
+  throw Error(ErrorCode::unsupported, "precision " + std::string(name(precision)) + " needs AVX-512 with " +
+                                          (int8 ? "VNNI" : "BF16") + ", or AMX, and " + missing +
+                                          "; use fp32");
+}
+
+void check_scales(const Network& network) {
+  for (const auto& layer : network.layers) {
+    for (const BasicBlock& block : layer) {
+      if (block.conv1.scales || block.conv2.scales) {
+        return;
+      }
+    }
+  }
+  throw Error(ErrorCode::unsupported,
+              "the model has no scales for int8; export it with --precision int8, or use fp32 or bf16");
+}
+
 EngineOptions resolved(const Model& model, EngineOptions options) {
   const ModelSpec& spec = model.spec();
   options.threads = options.threads == 0 ? usable_cpus() : options.threads;
-  options.isa = require_usable(options.isa ? *options.isa : default_isa());
+  options.isa = executed_isa(options.precision, require_usable(options.isa ? *options.isa : default_isa()));
   options.crop = options.crop == 0 ? spec.crop : options.crop;
-  if (options.precision != Precision::fp32) {
-    throw Error(ErrorCode::unsupported, "this precision is not one of this library's; use fp32");
-  }
   if (spec.head_pool != spec.pool && map_size(options.crop) != map_size(spec.crop)) {
     throw Error(ErrorCode::unsupported, "crop " + std::to_string(options.crop) +
                                             " gives another feature map than crop " +
@@ -103,6 +190,7 @@ struct Prepared {
   Model model;
   EngineOptions options;
   const kernels::Table& kernel;
+  kernels::DotTables dots;  // null in fp32
   Network network;
   Plan plan;
   FusedHead head;
@@ -114,40 +202,46 @@ struct Prepared {
       : model(std::move(m)),
         options(given),
         kernel(kernels::table(*options.isa)),
+        dots(options.precision == Precision::fp32 ? kernels::DotTables{} : kernels::dot_tables(*options.isa)),
         network(read_network(model)),
-        plan(make_plan(network, options.crop, options.profile, options.algorithm)),
+        plan(make_plan(network, options.crop, options.precision, options.profile, options.algorithm)),
         head(make_head(model, *options.isa)),
-        normaliser(model.spec(), options.crop),
-        stem(allocate_packed(network.stem, Convolution::direct, kernel.conv_block)) {
+        normaliser(model.spec(), options.crop) {
+    if (options.precision == Precision::int8) {
+      check_scales(network);
+    }
+    std::vector<Packing> packings{{network.stem, Convolution::direct, stem_precision(),
+                                   dots.stem ? dots.stem->conv_block : kernel.conv_block}};
+    for (const Step& step : plan.steps) {
+      packings.push_back({*step.layer, step.algorithm, step.precision,
+                          dots.layers ? dots.layers->conv_block : kernel.conv_block});
+    }
     struct Task {
-      const ConvLayer* layer;
-      Convolution algorithm;
-      PackedLayer* packed;
-      std::size_t block;
+      const Packing* packing;
+      std::size_t layer, block;
     };
     std::vector<Task> tasks;
-    const auto add = [&](const ConvLayer& layer, Convolution algorithm, PackedLayer& packed) {
-      for (std::size_t block = 0; block < packed.blocks; ++block) {
-        tasks.push_back({&layer, algorithm, &packed, block});
+    for (std::size_t i = 0; i < packings.size(); ++i) {
+      layers.push_back(packings[i].allocate());
+      for (std::size_t block = 0; block < layers[i].blocks; ++block) {
+        tasks.push_back({&packings[i], i, block});
       }
-    };
-    for (const Step& step : plan.steps) {
-      layers.push_back(allocate_packed(*step.layer, step.algorithm, kernel.conv_block));
     }
-    add(network.stem, Convolution::direct, stem);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      add(*plan.steps[i].layer, plan.steps[i].algorithm, layers[i]);
-    }
-    threads.for_each(tasks.size(), [&](std::size_t i) {
-      const Task& task = tasks[i];
-      const std::size_t size = packed_block_size(*task.layer, task.algorithm, kernel.conv_block);
-      pack_weight(*task.layer, task.algorithm, kernel.conv_block, task.block,
-                  task.packed->weight.data() + task.block * size);
-    });
+    threads.for_each(tasks.size(),
+                     [&](std::size_t i) { tasks[i].packing->pack(tasks[i].block, layers[tasks[i].layer]); });
+    stem = std::move(layers.front());
+    layers.erase(layers.begin());
+  }
+
+  // The stem has no scales: its input is not a map of the network.
+  [[nodiscard]] Precision stem_precision() const {
+    return options.precision == Precision::int8 ? Precision::bf16 : options.precision;
   }
 
   [[nodiscard]] std::size_t weight_bytes() const {
-    const auto size = [](const PackedLayer& l) { return (l.weight.size() + l.bias.size()) * sizeof(float); };
+    const auto size = [](const PackedLayer& l) {
+      return (l.weight.size() + l.bias.size() + l.scale.size()) * sizeof(float);
+    };
     std::size_t bytes = size(stem);
     for (const PackedLayer& layer : layers) {
       bytes += size(layer);
@@ -161,6 +255,10 @@ struct Record {
   std::vector<Stage>* stages = nullptr;
   std::vector<LayerTime>* times = nullptr;
 };
+
+bool all_finite(std::span<const float> values) {
+  return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
+}
 
 // Adds the time until its end to one entry of a Record.
 class Timer {
@@ -184,6 +282,27 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
+// Channel `channel` of the pixel at `pixel`.
+float number_at(const float* pixel, CellFormat format, std::size_t channel, std::size_t channels) {
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(pixel);
+  const auto bf16 = [bytes](std::size_t i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, bytes + 2 * i, sizeof bits);
+    return std::bit_cast<float>(std::uint32_t{bits} << 16U);
+  };
+  switch (format.cell) {
+    case Cell::u8:
+      return format.scale * static_cast<float>(bytes[channel]);
+    case Cell::bf16:
+      return bf16(channel);
+    case Cell::bf16x3:
+      return bf16(channel) + bf16(channels + channel);
+    case Cell::f32:
+      break;
+  }
+  return pixel[channel];
+}
+
 // How one Winograd convolution is cut into tasks.
 struct WinogradTasks {
   std::size_t tiles;  // in all
@@ -204,7 +323,17 @@ struct WinogradTasks {
 }  // namespace
 
 std::string_view name(Precision precision) noexcept {
-  return precision == Precision::fp32 ? "fp32" : "unknown";
+  switch (precision) {
+    case Precision::fp32:
+      return "fp32";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::bf16x3:
+      return "bf16x3";
+    case Precision::int8:
+      return "int8";
+  }
+  return "unknown";
 }
 
 std::string_view name(Profile profile) noexcept {
@@ -256,6 +385,7 @@ struct Engine::State {
   AlignedBuffer shared_scratch;
   std::vector<AlignedBuffer> private_scratch;  // per thread
   std::atomic<std::size_t> workspace_bytes{0};
+  std::vector<std::atomic<bool>> not_finite;  // of the images in the maps: int8 has no NaN to pass on
 
   template <typename Value>
   void run(std::span<const Value> tiles, TileShape shape, std::span<float> logits, const Record& record = {});
@@ -266,9 +396,11 @@ struct Engine::State {
                   const Record& record);
   template <typename Value>
   void run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count);
+  void write_stem_row(const float* values, std::size_t side, Cell cell, std::uint16_t* row);
   void run_step(std::size_t index, std::size_t first, std::size_t count);
-  void run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                  std::size_t first, std::size_t count);
+  template <typename Conv>
+  void run_direct(const Step& step, const PackedLayer& packed, Conv conv, const typename Conv::Unit* input,
+                  std::size_t window_run, void (*kernel)(const Conv&, Range, Range), std::size_t count);
   void run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
                     std::size_t first, std::size_t count);
   void run_head(std::size_t count, float* logits);
@@ -276,8 +408,8 @@ struct Engine::State {
   void reserve(std::size_t count);
   WinogradTasks winograd_tasks(const Step& step, std::size_t count) const;
   float* pixels(std::size_t map, std::size_t first);
-  void record_stage(const Record& record, std::size_t stage, std::size_t map, std::size_t first,
-                    std::size_t count);
+  void record_stage(const Record& record, std::size_t stage, std::size_t map, CellFormat format,
+                    std::size_t first, std::size_t count);
 
   // body(task, slot) for all tasks; slot, less than the number of threads, is never in use twice at a time.
   template <typename Body>
@@ -299,15 +431,20 @@ namespace {
 struct StemBand {
   std::size_t crop, side, pooled;  // the sides of the crop, of the convolution's map and of the maximum's
   std::size_t rows;                // of the maximum, per task
+  std::size_t pixel;               // bytes of a pixel of the tile
 
-  StemBand(const Plan& plan, const Map& output)
+  StemBand(const Plan& plan, const Map& output, Cell cell)
       : crop(plan.crop),
         side(plan.stem_side),
         pooled(output.height),
-        rows(std::clamp<std::size_t>(stem_floats / (output.channels * 2 * (plan.stem_side + 2)), 1, 8)) {}
+        rows(std::clamp<std::size_t>(stem_floats / (output.channels * 2 * (plan.stem_side + 2)), 1, 8)),
+        pixel(cell == Cell::f32    ? 12
+              : cell == Cell::bf16 ? 6
+                                   : 18) {}
 
   [[nodiscard]] std::size_t bands() const { return ceil_div(pooled, rows); }
-  [[nodiscard]] std::size_t tile_row() const { return (crop + 6) * 3; }  // a border of 3 on both sides
+  // Units, with a border of 3 pixels on both sides; the windows of low precision reach a number farther.
+  [[nodiscard]] std::size_t tile_row() const { return ceil_div((crop + 6) * pixel + 4, 4); }
   [[nodiscard]] std::size_t tile_floats() const { return (2 * (2 * rows + 1) + 5) * tile_row(); }
   [[nodiscard]] std::size_t conv_row(std::size_t channels) const { return (side + 2) * channels; }
   [[nodiscard]] std::size_t floats(std::size_t channels) const {
@@ -346,8 +483,8 @@ void Engine::State::reserve(std::size_t count) {
     return;
   }
   std::size_t shared_floats = 0;
-  std::size_t private_floats =
-      StemBand(plan, plan.maps[plan.stem_output]).floats(plan.maps[plan.stem_output].channels);
+  std::size_t private_floats = StemBand(plan, plan.maps[plan.stem_output], cell_of(shared->stem_precision()))
+                                   .floats(plan.maps[plan.stem_output].channels);
   // The cut into tasks, and with it the scratch, depends on the number of images, but not steadily.
   for (std::size_t n = 1; n <= wanted; ++n) {
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
@@ -370,6 +507,7 @@ void Engine::State::reserve(std::size_t count) {
     maps.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
     floats += maps.back().size();
   }
+  not_finite = std::vector<std::atomic<bool>>(wanted);
   shared_scratch = AlignedBuffer(shared_floats);
   for (unsigned i = 0; i < threads.threads(); ++i) {
     private_scratch.emplace_back(private_floats);
@@ -404,7 +542,8 @@ void Engine::State::run_images(const Value* tiles, TileShape shape, std::size_t 
         run_step(i, first, n);
       }
       if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != plan.steps[i].stage) {
-        record_stage(record, plan.steps[i].stage, plan.steps[i].output, first, n);
+        record_stage(record, plan.steps[i].stage, plan.steps[i].output, plan.steps[i].output_format, first,
+                     n);
       }
     }
   };
@@ -414,20 +553,45 @@ void Engine::State::run_images(const Value* tiles, TileShape shape, std::size_t 
       const Timer timer(record, 0);
       run_stem(tiles, shape, first, n);
     }
-    record_stage(record, 0, plan.stem_output, first, n);
+    record_stage(record, 0, plan.stem_output, plan.stem_format, first, n);
     run_steps(0, plan.shallow_steps, first, n);
   }
   run_steps(plan.shallow_steps, plan.steps.size(), 0, count);
   const Timer timer(record, plan.steps.size() + 1);
   run_head(count, logits);
+  for (std::size_t image = 0; image < count; ++image) {
+    if (not_finite[image].exchange(false, std::memory_order_relaxed) &&
+        shared->options.precision == Precision::int8) {
+      std::fill_n(logits + image * shared->head.classes(), shared->head.classes(),
+                  std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+}
+
+// `values`, (side, 3), between the borders of a row of the tile as the stem reads it.
+void Engine::State::write_stem_row(const float* values, std::size_t side, Cell cell, std::uint16_t* row) {
+  const std::size_t count = side * 3;
+  if (cell == Cell::bf16) {
+    shared->dots.stem->split(values, count, row + 9, nullptr);
+    return;
+  }
+  std::vector<std::uint16_t> parts(2 * count);
+  shared->dots.stem->split(values, count, parts.data(), parts.data() + count);
+  for (std::size_t x = 0; x < side; ++x) {  // high, low and high again, as in every map of this kind
+    std::uint16_t* const pixel = row + (x + 3) * 9;
+    std::copy_n(parts.data() + 3 * x, 3, pixel);
+    std::copy_n(parts.data() + count + 3 * x, 3, pixel + 3);
+    std::copy_n(parts.data() + 3 * x, 3, pixel + 6);
+  }
 }
 
 template <typename Value>
 void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count) {
   const Map& output = shared->plan.maps[shared->plan.stem_output];
-  const StemBand band(shared->plan, output);
+  const StemBand band(shared->plan, output, cell_of(shared->stem_precision()));
   const std::size_t channels = output.channels;
   const std::size_t conv_row = band.conv_row(channels);
+  const Cell stem_cell = cell_of(shared->stem_precision());
   for_each(count * band.bands(), [&](std::size_t task, std::size_t slot) {
     const std::size_t image = task / band.bands();
     const Value* const tile = tiles + (first + image) * shape.height * shape.width * 3;
@@ -447,10 +611,18 @@ void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t fi
       float* const to = rows + (y - 2 * (begin - 1)) * tile_row;
       if (y < 3 || y >= band.crop + 3) {
         std::fill_n(to, tile_row, 0.0F);
-      } else {
+      } else if (stem_cell == Cell::f32) {
         std::fill_n(to, 9, 0.0F);
         shared->normaliser.row(tile, shape, y - 3, to + 9);
         std::fill_n(to + 9 + band.crop * 3, 9, 0.0F);
+      } else {
+        float* const values = conv;  // which is free until the convolution
+        shared->normaliser.row(tile, shape, y - 3, values);
+        if (std::is_same_v<Value, float> && !all_finite({values, band.crop * 3})) {
+          not_finite[first + image].store(true, std::memory_order_relaxed);
+        }
+        std::fill_n(to, tile_row, 0.0F);
+        write_stem_row(values, band.crop, stem_cell, reinterpret_cast<std::uint16_t*>(to));
       }
     }
 
@@ -465,6 +637,34 @@ void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t fi
     std::fill(conv + (end - 2 * pooled_begin) * conv_row,
               conv + (2 * (pooled_end - pooled_begin) + 1) * conv_row, 0.0F);
 
+    std::uint32_t* const output_rows =
+        units(pixels(shared->plan.stem_output, 0) + image * output.image() + pooled_begin * output.row());
+    if (stem_cell != Cell::f32) {
+      const std::size_t step = 3 * (stem_cell == Cell::bf16x3 ? 3 : 1);  // units of two pixels
+      const kernels::DotConv stem{
+          .input = units(rows),
+          .input_strides = {.column = step, .row = 2 * tile_row, .image = 0},
+          .window_rows = 7,
+          .window_run = dot_run(shared->network.stem, stem_cell),
+          .window_row = tile_row,
+          .weight = units(shared->stem.weight.data()),
+          .epilogue = {.bias = shared->stem.bias.data(),
+                       .scale = nullptr,
+                       .channels = channels,
+                       .residual = nullptr,
+                       .residual_strides = {},
+                       .residual_format = {},
+                       .output = units(conv_begin + channels),
+                       .output_strides = {.column = channels, .row = conv_row, .image = 0},
+                       .output_format = {},
+                       .height = end - begin,
+                       .width = band.side,
+                       .relu = true}};
+      shared->dots.stem->bf16(stem, {0, (end - begin) * band.side}, {0, shared->stem.blocks});
+      shared->dots.stem->max_pool(conv, conv_row, output_rows, output.row(), shared->plan.stem_format,
+                                  pooled_end - pooled_begin, band.pooled, channels);
+      return;
+    }
     const kernels::Conv stem{.input = rows,
                              .input_strides = {.column = 2 * 3, .row = 2 * tile_row, .image = 0},
                              .window_rows = 7,
@@ -480,59 +680,87 @@ void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t fi
                                           .width = band.side,
                                           .relu = true}};
     shared->kernel.conv(stem, {0, (end - begin) * band.side}, {0, shared->stem.blocks});
-    shared->kernel.max_pool(
-        conv, conv_row,
-        pixels(shared->plan.stem_output, 0) + image * output.image() + pooled_begin * output.row(),
-        output.row(), pooled_end - pooled_begin, band.pooled, channels);
+    shared->kernel.max_pool(conv, conv_row, reinterpret_cast<float*>(output_rows), output.row(),
+                            pooled_end - pooled_begin, band.pooled, channels);
   });
 }
 
 void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t count) {
   const Step& step = shared->plan.steps[index];
   const PackedLayer& packed = shared->layers[index];
-  const auto strides = [](const Map& m) {
-    return Strides{.column = m.channels, .row = m.row(), .image = m.image()};
-  };
+  const ConvLayer& layer = *step.layer;
   const Map& output = shared->plan.maps[step.output];
-  kernels::Epilogue epilogue{.bias = packed.bias.data(),
-                             .residual = nullptr,
-                             .residual_strides = {},
-                             .output = pixels(step.output, first),
-                             .output_strides = strides(output),
-                             .height = output.height,
-                             .width = output.width,
-                             .relu = step.relu};
-  if (step.residual) {
-    epilogue.residual = pixels(*step.residual, first);
-    epilogue.residual_strides = strides(shared->plan.maps[*step.residual]);
+  const Map* const residual = step.residual ? &shared->plan.maps[*step.residual] : nullptr;
+  const auto strides = [](const Map& m) {
+    return Strides{.column = m.pixel(), .row = m.row(), .image = m.image()};
+  };
+  const Strides residual_strides = residual == nullptr ? Strides{} : strides(*residual);
+  float* const residual_pixels = residual == nullptr ? nullptr : pixels(*step.residual, first);
+  if (step.precision != Precision::fp32) {
+    const kernels::DotConv conv{.input = nullptr,
+                                .input_strides = {},
+                                .window_rows = 0,
+                                .window_run = 0,
+                                .window_row = 0,
+                                .weight = units(packed.weight.data()),
+                                .epilogue = {.bias = packed.bias.data(),
+                                             .scale = packed.scale.data(),
+                                             .channels = layer.outputs,
+                                             .residual = units(residual_pixels),
+                                             .residual_strides = residual_strides,
+                                             .residual_format = step.residual_format,
+                                             .output = units(pixels(step.output, first)),
+                                             .output_strides = strides(output),
+                                             .output_format = step.output_format,
+                                             .height = output.height,
+                                             .width = output.width,
+                                             .relu = step.relu}};
+    const kernels::DotTable& kernel = *shared->dots.layers;
+    run_direct(step, packed, conv, units(pixels(step.input, first)), dot_run(layer, cell_of(step.precision)),
+               step.precision == Precision::int8 ? kernel.int8 : kernel.bf16, count);
+    return;
   }
+  const kernels::Epilogue epilogue{.bias = packed.bias.data(),
+                                   .residual = residual_pixels,
+                                   .residual_strides = residual_strides,
+                                   .output = pixels(step.output, first),
+                                   .output_strides = strides(output),
+                                   .height = output.height,
+                                   .width = output.width,
+                                   .relu = step.relu};
   if (step.algorithm == Convolution::direct) {
-    run_direct(step, packed, epilogue, first, count);
+    const kernels::Conv conv{.input = nullptr,
+                             .input_strides = {},
+                             .window_rows = 0,
+                             .window_run = 0,
+                             .window_row = 0,
+                             .weight = packed.weight.data(),
+                             .epilogue = epilogue};
+    run_direct(step, packed, conv, pixels(step.input, first), layer.kernel * layer.inputs,
+               shared->kernel.conv, count);
   } else {
     run_winograd(step, packed, epilogue, first, count);
   }
 }
 
-void Engine::State::run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                               std::size_t first, std::size_t count) {
-  const Map& input = shared->plan.maps[step.input];
+template <typename Conv>
+void Engine::State::run_direct(const Step& step, const PackedLayer& packed, Conv conv,
+                               const typename Conv::Unit* input, std::size_t window_run,
+                               void (*kernel)(const Conv&, Range, Range), std::size_t count) {
+  const Map& map = shared->plan.maps[step.input];
   const ConvLayer& layer = *step.layer;
-  const std::size_t padding = layer.kernel / 2;
-  const kernels::Conv conv{.input = pixels(step.input, first) - padding * (input.row() + input.channels),
-                           .input_strides = {.column = layer.stride * input.channels,
-                                             .row = layer.stride * input.row(),
-                                             .image = input.image()},
-                           .window_rows = layer.kernel,
-                           .window_run = layer.kernel * layer.inputs,
-                           .window_row = input.row(),
-                           .weight = packed.weight.data(),
-                           .epilogue = epilogue};
-  const std::size_t total = count * epilogue.height * epilogue.width;
+  conv.input = input - layer.kernel / 2 * (map.row() + map.pixel());
+  conv.input_strides = {
+      .column = layer.stride * map.pixel(), .row = layer.stride * map.row(), .image = map.image()};
+  conv.window_rows = layer.kernel;
+  conv.window_run = window_run;
+  conv.window_row = map.row();
+  const std::size_t total = count * conv.epilogue.height * conv.epilogue.width;
   const std::size_t piece = piece_size(total, most_pixels, threads.threads(), packed.blocks);
   const std::size_t pieces = ceil_div(total, piece);
   for_each(pieces * packed.blocks, [&](std::size_t task, std::size_t) {
     const std::size_t block = task / pieces, begin = task % pieces * piece;
-    shared->kernel.conv(conv, {begin, std::min(begin + piece, total)}, {block, block + 1});
+    kernel(conv, {begin, std::min(begin + piece, total)}, {block, block + 1});
   });
 }
 
@@ -580,14 +808,20 @@ void Engine::State::run_head(std::size_t count, float* logits) {
   for_each(ceil_div(count, piece), [&](std::size_t task, std::size_t) {
     const std::size_t first = task * piece;
     const std::size_t n = std::min(piece, count - first);
-    shared->head.run({pixels(shared->plan.features, first), n * features.image()},
-                     {.batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc},
-                     {logits + first * classes, n * classes});
+    const FeatureShape shape{
+        .batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc};
+    const std::span<float> out(logits + first * classes, n * classes);
+    const float* const begin = pixels(shared->plan.features, first);
+    if (features.cell == Cell::bf16) {
+      shared->head.run({reinterpret_cast<const Bfloat16*>(begin), 2 * n * features.image()}, shape, out);
+    } else {
+      shared->head.run({begin, n * features.image()}, shape, out);
+    }
   });
 }
 
-void Engine::State::record_stage(const Record& record, std::size_t stage, std::size_t map, std::size_t first,
-                                 std::size_t count) {
+void Engine::State::record_stage(const Record& record, std::size_t stage, std::size_t map, CellFormat format,
+                                 std::size_t first, std::size_t count) {
   if (record.stages == nullptr) {
     return;
   }
@@ -602,7 +836,7 @@ void Engine::State::record_stage(const Record& record, std::size_t stage, std::s
     for (std::size_t c = 0; c < m.channels; ++c) {
       for (std::size_t y = 0; y < m.height; ++y) {
         for (std::size_t x = 0; x < m.width; ++x) {
-          to.data.push_back(image[y * m.row() + x * m.channels + c]);
+          to.data.push_back(number_at(image + y * m.row() + x * m.pixel(), format, c, m.channels));
         }
       }
     }
@@ -655,8 +889,8 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
 std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, TileShape shape) const {
   const Prepared& shared = *state_->shared;
   std::vector<LayerTime> times;
-  const auto add = [&times](const ConvLayer& layer, Convolution algorithm, std::size_t height,
-                            std::size_t width) {
+  const auto add = [&times](const ConvLayer& layer, Convolution algorithm, Precision precision,
+                            std::size_t height, std::size_t width) {
     const std::size_t all = layer.outputs * height * width * layer.inputs * layer.kernel * layer.kernel;
     std::size_t executed = all;
     if (algorithm != Convolution::direct) {
@@ -665,21 +899,24 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
     }
     times.push_back({.name = layer.name,
                      .convolution = algorithm,
+                     .precision = precision,
                      .channels = layer.outputs,
                      .height = height,
                      .width = width,
                      .multiply_adds = all,
                      .executed_multiply_adds = executed});
   };
-  add(shared.network.stem, Convolution::direct, shared.plan.stem_side, shared.plan.stem_side);
+  add(shared.network.stem, Convolution::direct, shared.stem_precision(), shared.plan.stem_side,
+      shared.plan.stem_side);
   for (const Step& step : shared.plan.steps) {
     const Map& map = shared.plan.maps[step.output];
-    add(*step.layer, step.algorithm, map.height, map.width);
+    add(*step.layer, step.algorithm, step.precision, map.height, map.width);
   }
   const Map& features = shared.plan.maps[shared.plan.features];
   const std::size_t head = classes() * features.height * features.width * features.channels;
   times.push_back({.name = "head",
                    .convolution = Convolution::direct,
+                   .precision = Precision::fp32,
                    .channels = classes(),
                    .height = 1,
                    .width = 1,

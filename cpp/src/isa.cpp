@@ -7,6 +7,11 @@
 #include "histo/build_config.h"
 #include "histo/error.h"
 
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace histo {
 namespace {
 
@@ -18,6 +23,20 @@ std::string names(const std::vector<Isa>& isas) {
   return list;
 }
 
+#ifdef HISTO_X86_KERNELS
+// Linux saves the matrix unit's 8 KiB of registers only for processes that have asked.
+// Source: Documentation/arch/x86/xstate.rst of the Linux kernel.
+bool amx_is_granted() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 std::string_view name(Isa isa) noexcept {
@@ -28,6 +47,8 @@ std::string_view name(Isa isa) noexcept {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::amx:
+      return "amx";
   }
   return "unknown";
 }
@@ -40,6 +61,9 @@ std::vector<Isa> usable_isas() {
     isas.push_back(Isa::avx2);
     if (cpu.avx512f && cpu.avx512bw && cpu.avx512dq && cpu.avx512vl) {
       isas.push_back(Isa::avx512);
+      if (cpu.amx_bf16 && cpu.amx_int8 && cpu.avx512_bf16 && cpu.avx512_vnni && amx_is_granted()) {
+        isas.push_back(Isa::amx);
+      }
     }
   }
 #endif
@@ -60,7 +84,7 @@ Isa default_isa() {
   if (forced == nullptr || *forced == '\0') {
     return usable_isas().back();
   }
-  const std::vector<Isa> all{Isa::portable, Isa::avx2, Isa::avx512};
+  const std::vector<Isa> all{Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
   const auto found = std::ranges::find(all, std::string_view(forced), [](Isa isa) { return name(isa); });
   if (found == all.end()) {
     throw Error(ErrorCode::invalid_argument,

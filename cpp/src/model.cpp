@@ -45,11 +45,19 @@ Model Model::from_memory(std::span<const std::byte> bytes) {
 const ModelSpec& Model::spec() const noexcept { return contents_->spec; }
 
 TensorView Model::tensor(std::string_view name) const {
-  const StoredTensor* const tensor = contents_->container.find(name);
-  if (tensor == nullptr) {
+  const std::optional<TensorView> tensor = find_tensor(name);
+  if (!tensor) {
     throw Error(ErrorCode::invalid_argument, "the model has no tensor " + in_quotes(name));
   }
-  return {.shape = tensor->shape, .data = tensor->values<float>()};
+  return *tensor;
+}
+
+std::optional<TensorView> Model::find_tensor(std::string_view name) const {
+  const StoredTensor* const tensor = contents_->container.find(name);
+  if (tensor == nullptr) {
+    return std::nullopt;
+  }
+  return TensorView{.shape = tensor->shape, .data = tensor->values<float>()};
 }
 
 std::size_t Model::size_bytes() const noexcept { return contents_->file.bytes.size(); }

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <set>
 #include <string>
@@ -17,6 +18,9 @@
 
 namespace histo {
 namespace {
+
+constexpr const char* input_scale = ".input_scale";
+constexpr const char* weight_scale = ".weight_scale";
 
 constexpr std::size_t network_stride = 32;
 constexpr std::size_t min_classes = 2;
@@ -127,6 +131,52 @@ std::vector<NamedShape> network_tensors(const ModelSpec& spec) {
   return tensors;
 }
 
+// What format 2 adds: the scales of the layers that run in int8. A layer has both or none.
+std::vector<NamedShape> scale_tensors(const Safetensors& file) {
+  std::vector<NamedShape> tensors;
+  if (required_metadata(file, "histo.format") == "1") {
+    return tensors;
+  }
+  Network network = resnet34();
+  for (std::vector<BasicBlock>& blocks : network.layers) {
+    for (BasicBlock& block : blocks) {
+      const auto add = [&](const ConvLayer& layer) {
+        const bool there = file.find(layer.name + input_scale) != nullptr;
+        if (there || file.find(layer.name + weight_scale) != nullptr) {
+          tensors.push_back({layer.name + input_scale, {1}});
+          tensors.push_back({layer.name + weight_scale, {layer.outputs}});
+        }
+        return there;
+      };
+      const bool first = add(block.conv1);
+      add(block.conv2);
+      if (block.shortcut && add(*block.shortcut) != first) {
+        fail("tensors " + in_quotes(block.conv1.name + input_scale) + " and " +
+             in_quotes(block.shortcut->name + input_scale) +
+             " scale one map: both must be there, or neither");
+      }
+    }
+  }
+  return tensors;
+}
+
+// Both layers that read a block's input have the same scale for it.
+void check_shared_scales(const Safetensors& file) {
+  Network network = resnet34();
+  for (std::vector<BasicBlock>& blocks : network.layers) {
+    for (BasicBlock& block : blocks) {
+      const StoredTensor* const first = file.find(block.conv1.name + input_scale);
+      if (first != nullptr && block.shortcut) {
+        const StoredTensor* const other = file.find(block.shortcut->name + input_scale);
+        if (first->values<float>()[0] != other->values<float>()[0]) {
+          fail("tensors " + in_quotes(first->name) + " and " + in_quotes(other->name) +
+               " scale one map and must be equal");
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t map_size(std::size_t crop) noexcept {
@@ -139,9 +189,9 @@ std::size_t map_size(std::size_t crop) noexcept {
 
 ModelSpec read_model_spec(const Safetensors& file) {
   const std::string& format = required_metadata(file, "histo.format");
-  if (format != "1") {
+  if (format != "1" && format != "2") {
     fail("histo.format is " + in_quotes(format) +
-         "; this version reads \"1\". Export again, or update histo");
+         "; this version reads \"1\" and \"2\". Export again, or update histo");
   }
   const std::string& text = required_metadata(file, "histo.spec");
   json::Value fields;
@@ -166,7 +216,8 @@ ModelSpec read_model_spec(const Safetensors& file) {
 }
 
 void check_model_tensors(const Safetensors& file, const ModelSpec& spec) {
-  const std::vector<NamedShape> expected = network_tensors(spec);
+  std::vector<NamedShape> expected = network_tensors(spec);
+  std::ranges::move(scale_tensors(file), std::back_inserter(expected));
   for (const auto& [name, shape] : expected) {
     const StoredTensor* const tensor = file.find(name);
     if (tensor == nullptr) {
@@ -185,7 +236,15 @@ void check_model_tensors(const Safetensors& file, const ModelSpec& spec) {
 void check_model_values(const Safetensors& file, const ModelSpec& spec) {
   for (const StoredTensor& tensor : file.tensors) {
     check_finite(tensor, tensor.values<float>());
+    if (tensor.name.ends_with(input_scale) || tensor.name.ends_with(weight_scale)) {
+      // Denormals are refused, too: the reciprocal of some is infinite.
+      if (std::ranges::any_of(tensor.values<float>(),
+                              [](float scale) { return !std::isnormal(scale) || scale < 0; })) {
+        fail("tensor " + in_quotes(tensor.name) + " holds a scale that is not a positive number");
+      }
+    }
   }
+  check_shared_scales(file);
   // They are stored twice: for people in the spec, in the precision that is used as tensors.
   if (!std::ranges::equal(file.find("stem.mean")->values<float>(), spec.mean) ||
       !std::ranges::equal(file.find("stem.std")->values<float>(), spec.std)) {

@@ -11,7 +11,8 @@ Network resnet34() {
                      .kernel = kernel,
                      .stride = stride,
                      .weight = {},
-                     .bias = {}};
+                     .bias = {},
+                     .scales = {}};
   };
   constexpr std::array<std::size_t, 4> block_counts = {3, 4, 6, 3};
   Network network{.stem = conv("stem.conv", 3, 64, 7, 2), .layers = {}};
@@ -38,6 +39,9 @@ Network read_network(const Model& model) {
   network.for_each_layer([&model](ConvLayer& layer) {
     layer.weight = model.tensor(layer.name + ".weight").data;
     layer.bias = model.tensor(layer.name + ".bias").data;
+    if (const auto input = model.find_tensor(layer.name + ".input_scale")) {
+      layer.scales = {.input = input->data[0], .weight = model.tensor(layer.name + ".weight_scale").data};
+    }
   });
   return network;
 }

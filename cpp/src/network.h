@@ -12,12 +12,20 @@
 
 namespace histo {
 
+// How a convolution is computed in int8: a number is its scale times a whole one, of 0 to 255 for inputs and
+// of -127 to 127 for weights.
+struct Scales {
+  float input;
+  std::span<const float> weight;  // (outputs)
+};
+
 // A convolution with bias and padding kernel / 2.
 struct ConvLayer {
   std::string name;  // as in the model file, without ".weight"
   std::size_t inputs, outputs, kernel, stride;
   std::span<const float> weight;  // (outputs, inputs, kernel, kernel)
   std::span<const float> bias;    // (outputs)
+  std::optional<Scales> scales = std::nullopt;
 };
 
 // relu(conv2(relu(conv1(x))) + shortcut(x)), where no shortcut means x itself.
@@ -49,7 +57,7 @@ struct Network {
 // Without weights.
 Network resnet34();
 
-// With the weights of `model`; the spans live as long as any copy of it.
+// With the weights of `model`, and the scales that it has; the spans live as long as any copy of it.
 Network read_network(const Model& model);
 
 }  // namespace histo

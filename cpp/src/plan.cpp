@@ -1,6 +1,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 
 namespace histo {
 namespace {
@@ -11,22 +13,44 @@ constexpr std::size_t shallow_floats = std::size_t{1} << 21U;
 constexpr std::size_t deep_floats = std::size_t{6} << 20U;
 constexpr std::size_t most_deep_images = 64;
 
-Map make_map(std::size_t side, std::size_t channels, std::size_t border, bool deep) {
+Map make_map(std::size_t side, std::size_t channels, kernels::Cell cell, std::size_t border, bool deep) {
   const std::size_t whole_tiles = (side + 3) / 4 * 4;
   const std::size_t extent = border == 0 ? side : whole_tiles + 2;
   return {.height = side,
           .width = side,
           .channels = channels,
+          .cell = cell,
           .border = border,
           .rows = extent,
           .columns = extent,
           .deep = deep};
 }
 
+Precision precision_of(const ConvLayer& layer, Precision precision) {
+  return precision == Precision::int8 && !layer.scales ? Precision::bf16 : precision;
+}
+
+// What `layer` reads.
+kernels::CellFormat format_for(const ConvLayer& layer, Precision precision) {
+  switch (precision_of(layer, precision)) {
+    case Precision::int8:
+      return {.cell = kernels::Cell::u8, .scale = layer.scales->input, .inverse = 1 / layer.scales->input};
+    case Precision::bf16x3:
+      return {.cell = kernels::Cell::bf16x3};
+    case Precision::bf16:
+      return {.cell = kernels::Cell::bf16};
+    case Precision::fp32:
+      break;
+  }
+  return {};
+}
+
 // The fewest multiplications are not the fastest where few images share one pass over the weights, which grow
 // from 9 to 16 or 36 numbers per pair of channels.
-Convolution choose(const ConvLayer& layer, std::size_t stage, Profile profile, Algorithm algorithm) {
-  if (layer.kernel != 3 || layer.stride != 1 || algorithm == Algorithm::direct) {
+Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision, Profile profile,
+                   Algorithm algorithm) {
+  if (layer.kernel != 3 || layer.stride != 1 || algorithm == Algorithm::direct ||
+      precision != Precision::fp32) {
     return Convolution::direct;
   }
   if (profile == Profile::throughput || stage <= 2) {
@@ -37,56 +61,87 @@ Convolution choose(const ConvLayer& layer, std::size_t stage, Profile profile, A
 
 }  // namespace
 
-Plan make_plan(const Network& network, std::size_t crop, Profile profile, Algorithm algorithm) {
+Plan make_plan(const Network& network, std::size_t crop, Precision precision, Profile profile,
+               Algorithm algorithm) {
   Plan plan{};
   plan.crop = crop;
   plan.stem_side = (crop + 1) / 2;
   std::size_t side = (plan.stem_side + 1) / 2;
-  std::size_t input = 0;
-  std::size_t per_image[2] = {0, 0};  // floats, shallow and deep
-  const auto add_map = [&](const Map& map) {
-    per_image[map.deep ? 1 : 0] += map.image();
-    plan.maps.push_back(map);
-    return plan.maps.size() - 1;
+  // Two maps for each layer are enough, of each kind of cell: a block's second convolution adds to the
+  // block's input and puts the sum in its place where both are of one kind, and elsewhere where they are not.
+  enum Role : std::size_t { block_input, inside };
+  std::map<std::tuple<std::size_t, Role, kernels::Cell>, std::size_t> known;
+  const auto map_of = [&](std::size_t stage, Role role, std::size_t channels, kernels::CellFormat format) {
+    const auto [entry, added] = known.try_emplace({stage, role, format.cell}, plan.maps.size());
+    if (added) {
+      plan.maps.push_back(make_map(side, channels, format.cell, 1, stage >= (role == inside ? 3 : 2)));
+    }
+    return entry->second;
   };
-  for (std::size_t l = 0; l < network.layers.size(); ++l) {
-    const std::size_t stage = l + 1;
-    const std::size_t channels = network.layers[l].front().conv1.outputs;
-    if (l > 0) {
+  std::vector<const BasicBlock*> blocks;
+  for (const auto& layer : network.layers) {
+    for (const BasicBlock& block : layer) {
+      blocks.push_back(&block);
+    }
+  }
+  const Precision float_precision = precision == Precision::int8 ? Precision::bf16 : precision;
+  kernels::CellFormat input_format = format_for(blocks.front()->conv1, precision);
+  std::size_t input = map_of(1, block_input, network.stem.outputs, input_format);
+  plan.stem_output = input;
+  plan.stem_format = input_format;
+  auto block = blocks.begin();
+  for (std::size_t stage = 1; stage <= network.layers.size(); ++stage) {
+    if (stage > 1) {
       side = (side + 1) / 2;
     }
-    // Two maps are enough: a block's second convolution adds to its input and may put the sum in its place.
-    const std::size_t block_map = add_map(make_map(side, channels, 1, stage >= 2));
-    const std::size_t inner_map = add_map(make_map(side, channels, 1, stage >= 3));
-    if (l == 0) {
-      plan.stem_output = input = block_map;
-    }
-    for (const BasicBlock& block : network.layers[l]) {
+    for (std::size_t b = 0; b < network.layers[stage - 1].size(); ++b, ++block) {
       const auto add = [&](const ConvLayer& layer, std::size_t from, std::size_t to,
-                           std::optional<std::size_t> residual, bool relu) {
+                           kernels::CellFormat format, bool relu) {
+        const Precision own = precision_of(layer, precision);
         plan.steps.push_back({.layer = &layer,
-                              .algorithm = choose(layer, stage, profile, algorithm),
+                              .algorithm = choose(layer, stage, own, profile, algorithm),
+                              .precision = own,
                               .input = from,
                               .output = to,
-                              .residual = residual,
+                              .residual = {},
+                              .output_format = format,
+                              .residual_format = {},
                               .relu = relu,
                               .stage = stage});
       };
-      add(block.conv1, input, inner_map, {}, true);
-      if (block.shortcut) {
-        add(*block.shortcut, input, block_map, {}, false);
+      const std::size_t channels = (*block)->conv1.outputs;
+      const kernels::CellFormat inner_format = format_for((*block)->conv2, precision);
+      const std::size_t inner = map_of(stage, inside, channels, inner_format);
+      add((*block)->conv1, input, inner, inner_format, true);
+      std::size_t residual = input;
+      kernels::CellFormat residual_format = input_format;
+      if ((*block)->shortcut) {  // whose output may be negative, which bytes can't be
+        residual_format = format_for({}, float_precision);
+        residual = map_of(stage, block_input, channels, residual_format);
+        add(*(*block)->shortcut, input, residual, residual_format, false);
       }
-      add(block.conv2, inner_map, block_map, block_map, true);
-      input = block_map;
+      if (block + 1 == blocks.end()) {  // the head takes its map without a border, bf16 or float32
+        input_format = {.cell =
+                            float_precision == Precision::bf16 ? kernels::Cell::bf16 : kernels::Cell::f32};
+        plan.maps.push_back(make_map(side, channels, input_format.cell, 0, true));
+        plan.features = input = plan.maps.size() - 1;
+      } else {
+        input_format = format_for((*(block + 1))->conv1, precision);
+        input = map_of(stage, block_input, channels, input_format);
+      }
+      add((*block)->conv2, inner, input, input_format, true);
+      plan.steps.back().residual = residual;
+      plan.steps.back().residual_format = residual_format;
     }
     if (stage == 2) {
       plan.shallow_steps = plan.steps.size();
     }
   }
-  // The head takes its map without a border.
-  plan.features = add_map(make_map(side, plan.maps.back().channels, 0, true));
-  plan.steps.back().output = plan.features;
 
+  std::size_t per_image[2] = {0, 0};  // units, shallow and deep
+  for (const Map& map : plan.maps) {
+    per_image[map.deep ? 1 : 0] += map.image();
+  }
   plan.deep_images = std::clamp<std::size_t>(deep_floats / per_image[1], 1, most_deep_images);
   plan.shallow_images = std::clamp<std::size_t>(shallow_floats / per_image[0], 1, plan.deep_images);
   return plan;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cmath>
 
 namespace histo {
 namespace {
@@ -52,6 +54,19 @@ void transform(const Matrix<points>& g, const float* w, float* out, std::size_t 
   }
 }
 
+// The nearest bf16, of two the even one.
+std::uint16_t to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  return static_cast<std::uint16_t>((bits + 0x7FFFU + (bits >> 16U & 1U)) >> 16U);
+}
+
+float from_bf16(std::uint16_t x) { return std::bit_cast<float>(std::uint32_t{x} << 16U); }
+
+// Of two nearest whole numbers the even one, as the processor's rounding is set.
+std::uint8_t to_int8(float x) {
+  return static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp(std::nearbyint(x), -127.0F, 127.0F)));
+}
+
 std::size_t weights_per_pair(const ConvLayer& layer, Convolution algorithm) {
   switch (algorithm) {
     case Convolution::winograd4:
@@ -92,6 +107,48 @@ void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t bloc
         case Convolution::winograd4:
           transform(g4, w, to, step);
           break;
+      }
+    }
+  }
+}
+
+std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell) {
+  const std::size_t weights = layer.kernel * layer.inputs;
+  switch (cell) {
+    case kernels::Cell::u8:
+      return (weights + 3) / 4;
+    case kernels::Cell::bf16x3:
+      return (3 * weights + 1) / 2;
+    default:
+      return (weights + 1) / 2;
+  }
+}
+
+std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block) {
+  return layer.kernel * dot_run(layer, cell) * block;
+}
+
+void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
+                     std::uint32_t* out) {
+  const std::size_t run = dot_run(layer, cell), channels = std::min(block, layer.outputs - index * block);
+  const std::size_t parts = cell == kernels::Cell::bf16x3 ? 3 : 1;
+  const std::size_t per_unit = cell == kernels::Cell::u8 ? 4 : 2;
+  for (std::size_t k = 0; k < channels; ++k) {
+    const std::size_t output = index * block + k;
+    for (std::size_t row = 0; row < layer.kernel; ++row) {
+      std::size_t at = 0;  // in the row of the window
+      for (std::size_t column = 0; column < layer.kernel; ++column) {
+        for (std::size_t part = 0; part < parts; ++part) {
+          for (std::size_t c = 0; c < layer.inputs; ++c, ++at) {
+            const float w =
+                layer.weight[((output * layer.inputs + c) * layer.kernel + row) * layer.kernel + column];
+            const std::uint16_t high = to_bf16(w);
+            const std::uint32_t bits = cell == kernels::Cell::u8 ? to_int8(w / layer.scales->weight[output])
+                                       : part < 2                ? high
+                                                                 : to_bf16(w - from_bf16(high));
+            out[(row * run + at / per_unit) * block + k] |= bits << at % per_unit * (32 / per_unit);
+          }
+        }
       }
     }
   }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "histo/engine.h"
+#include "kernels/kernels.h"
 #include "network.h"
 
 namespace histo {
@@ -15,5 +17,12 @@ std::size_t packed_block_size(const ConvLayer& layer, Convolution algorithm, std
 // kernels::Winograd; `out` is zero before, and stays so for channels that the layer does not have.
 void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
                  float* out);
+
+// The same for kernels::DotConv, of a layer whose input map has the format `cell`: units of a row of its
+// window, units per block, and the weights themselves, which with Cell::u8 are divided by the layer's scales.
+std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell);
+std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block);
+void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
+                     std::uint32_t* out);
 
 }  // namespace histo

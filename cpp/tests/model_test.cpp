@@ -293,7 +293,7 @@ TEST_CASE("a model that is truncated") {
 
 TEST_CASE("metadata that are not those of a model") {
   CHECK(contains(complaint(R"("histo.format":"1",)", ""), "has no histo.format"));
-  CHECK(contains(complaint(R"("histo.format":"1",)", R"("histo.format":"2",)"), "histo.format is \"2\""));
+  CHECK(contains(complaint(R"("histo.format":"1",)", R"("histo.format":"3",)"), "histo.format is \"3\""));
   CHECK(contains(complaint(R"("histo.format":"1",)", R"("histo.format":"",)"), "histo.format is \"\""));
   CHECK(contains(complaint("\"histo.spec\"", "\"spec\""), "has no histo.spec"));
   CHECK(contains(complaint("\"histo.head_pool\"", "\"head_pool\""), "has no histo.head_pool"));

@@ -17,12 +17,15 @@
 
 namespace histo {
 
-/// Arithmetic of the convolutions and the head.
+/// Arithmetic of the convolutions, and what their maps are stored as. The head multiplies in float32 always.
 enum class Precision : int {
-  fp32 = 0,
+  fp32 = 0,    ///< float32 throughout
+  bf16 = 1,    ///< maps and weights bf16, sums float32
+  bf16x3 = 2,  ///< each number in two bf16 parts, three products: operands of 16 bits, near float32
+  int8 = 3,    ///< maps u8, weights s8, sums int32, by the scales in the model file; other layers bf16
 };
 
-/// "fp32".
+/// "fp32", "bf16", "bf16x3" or "int8".
 [[nodiscard]] HISTO_API std::string_view name(Precision precision) noexcept;
 
 /// What the choice of algorithms is made for. It is made once, never by the batch at hand, so that a tile's
@@ -56,6 +59,9 @@ enum class Convolution : int {
 [[nodiscard]] HISTO_API std::string_view name(Convolution convolution) noexcept;
 
 /// What an Engine is made with; the defaults suit most.
+///
+/// The precisions below float32 need AMX, or AVX-512 with VNNI (int8) or BF16 (bf16, bf16x3); nothing is
+/// replaced where they are missing. `algorithm` is for float32.
 struct EngineOptions {
   unsigned threads = 0;  ///< 0: usable_cpus()
   Precision precision = Precision::fp32;
@@ -67,7 +73,7 @@ struct EngineOptions {
 
 /// What an Engine really does.
 struct EngineInfo {
-  Isa isa;
+  Isa isa;  ///< of the kernels that run, which may be lower than the one asked for: fp32 has none for AMX
   Precision precision;
   Profile profile;
   Algorithm algorithm;
@@ -95,6 +101,7 @@ struct Stage {
 struct LayerTime {
   std::string name;                        ///< stem, layer1.0.conv1, ... or head
   Convolution convolution;                 ///< direct for the head, too
+  Precision precision;                     ///< of this layer
   std::size_t channels, height, width;     ///< of the output
   std::size_t multiply_adds;               ///< per tile, by the definition
   std::size_t executed_multiply_adds = 0;  ///< per tile, after Winograd's reduction; its transforms apart
@@ -120,8 +127,10 @@ struct LayerTime {
 /// \endcode
 class HISTO_API Engine {
  public:
-  /// \throws Error  unsupported where the instruction set or the precision cannot be had here, or where the
-  ///                head was folded for the map of another crop; out_of_memory
+  /// \throws Error  unsupported where the instruction set or the precision cannot be had here, where the
+  /// model
+  ///                has no scales for int8, or where the head was folded for the map of another crop;
+  ///                out_of_memory
   explicit Engine(Model model, const EngineOptions& options = {});
   Engine(const Engine& other);
   Engine& operator=(const Engine& other);
@@ -138,7 +147,7 @@ class HISTO_API Engine {
   void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
 
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
-  /// come out in that tile's logits and nowhere else.
+  /// come out in that tile's logits and nowhere else; in int8 its logits are all NaN.
   void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
 
   /// Runs a black batch, so that the first real one finds memory touched and caches filled.

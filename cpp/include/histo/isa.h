@@ -13,14 +13,18 @@ namespace histo {
 enum class Isa : int {
   portable = 0,  ///< what the library was compiled for: x86-64-v2, or the compiler's default elsewhere
   avx2 = 1,      ///< AVX2 and FMA
-  avx512 = 2,    ///< AVX-512 F, BW, DQ and VL
+  avx512 = 2,    ///< AVX-512 F, BW, DQ and VL; VNNI and BF16 where the CPU has them
+  amx = 3,       ///< the matrix unit, bf16 and int8; float32 runs as avx512
 };
 
-/// "portable", "avx2" or "avx512".
+/// "portable", "avx2", "avx512" or "amx".
 [[nodiscard]] HISTO_API std::string_view name(Isa isa) noexcept;
 
 /// The instruction sets that this machine can run and this library was built for, lowest first; Isa::portable
 /// is always there.
+///
+/// Where the CPU has AMX the first call asks Linux for the use of its registers, for this process and the
+/// threads that it will start. Isa::amx is usable where that is granted; containers and old kernels refuse.
 [[nodiscard]] HISTO_API std::vector<Isa> usable_isas();
 
 /// The highest usable instruction set, or the one that the environment variable `HISTO_ISA` names.

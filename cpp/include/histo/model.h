@@ -65,6 +65,10 @@ class HISTO_API Model {
   /// \throws Error  invalid_argument where the model has no tensor of that name
   [[nodiscard]] TensorView tensor(std::string_view name) const;
 
+  /// The same, or nothing where the model has no tensor of that name: the scales of int8 are optional, see
+  /// docs/bundle.md.
+  [[nodiscard]] std::optional<TensorView> find_tensor(std::string_view name) const;
+
   /// Bytes that the file takes.
   [[nodiscard]] std::size_t size_bytes() const noexcept;
 

@@ -25,7 +25,7 @@ struct Range {
   std::size_t end;
 };
 
-// Where the pixels of channels-last maps lie: floats from one column, row and image to the next.
+// Where the pixels of channels-last maps lie: units of 32 bits from one column, row and image to the next.
 struct Strides {
   std::size_t column, row, image;
 };
@@ -42,16 +42,66 @@ struct Epilogue {
   bool relu;
 };
 
-// A direct convolution over channels-last images with a border of zeros: see conv.inl.
-struct Conv {
-  const float* input;       // of image 0, at the first cell of the window of output pixel (0, 0)
+// A direct convolution over channels-last images with a border of zeros: see conv.inl. A unit holds one
+// float, two bf16 or four bytes.
+template <typename UnitType, typename EpilogueType>
+struct ConvOf {
+  using Unit = UnitType;
+  const Unit* input;        // of image 0, at the first cell of the window of output pixel (0, 0)
   Strides input_strides;    // from one output pixel's window to the next
   std::size_t window_rows;  // kernel rows
-  std::size_t window_run;   // kernel columns * input channels: contiguous floats of one row of the window
-  std::size_t window_row;   // floats from one row of the window to the next
-  const float* weight;      // (blocks, window_rows, window_run, conv_block)
-  Epilogue epilogue;
+  std::size_t window_run;   // contiguous units of one row of the window
+  std::size_t window_row;   // units from one row of the window to the next
+  const Unit* weight;       // (blocks, window_rows, window_run, conv_block)
+  EpilogueType epilogue;
 };
+using Conv = ConvOf<float, Epilogue>;
+
+// What the numbers of a channels-last map are stored as.
+enum class Cell : int {
+  f32,     // one unit per channel
+  bf16,    // two channels to a unit
+  bf16x3,  // a number in two parts, high and low, whose sum it is to 16 bits: per pixel all high parts, all
+           // low parts and all high parts again, so that a dot product with (high, high, low) parts of
+           // weights is the sum of the three products that count
+  u8,      // four channels to a unit; the number is `scale` times the byte
+};
+
+struct CellFormat {
+  Cell cell = Cell::f32;
+  float scale = 1, inverse = 1;  // u8 alone: of a byte, and its reciprocal
+};
+
+// `channels` is a multiple of four.
+constexpr std::size_t units_of_pixel(Cell cell, std::size_t channels) {
+  switch (cell) {
+    case Cell::bf16:
+      return channels / 2;
+    case Cell::bf16x3:
+      return channels / 2 * 3;
+    case Cell::u8:
+      return channels / 4;
+    default:
+      return channels;
+  }
+}
+
+// What becomes of a dot product's sums: output = relu(sum [* scale] + bias + residual), in the format of its
+// map.
+struct DotEpilogue {
+  const float* bias;   // (blocks * conv_block) floats
+  const float* scale;  // the same, of int8 sums; else null
+  std::size_t channels;
+  const std::uint32_t* residual;  // of image 0, pixel (0, 0); or null
+  Strides residual_strides;
+  CellFormat residual_format;
+  std::uint32_t* output;  // of image 0, pixel (0, 0)
+  Strides output_strides;
+  CellFormat output_format;
+  std::size_t height, width;  // of the output
+  bool relu;
+};
+using DotConv = ConvOf<std::uint32_t, DotEpilogue>;
 
 // A 3 x 3 convolution of stride 1 by Winograd's algorithm: see winograd.inl. The output is cut into tiles of
 // m x m pixels, which are counted over all images, row by row; the last of a row or column may reach over the
@@ -146,6 +196,26 @@ struct Table {
   void (*sum_bin_bf16)(const HeadBin<std::uint16_t>& bin, float* out);
 };
 
+// The kernels of low precision. All of one kind give the same bits, except that the bf16 ones sum in
+// different orders.
+struct DotTable {
+  std::size_t conv_block;
+
+  // Output pixels and channel blocks as Table::conv. Input and weights are bf16, sums float32.
+  void (*bf16)(const DotConv& conv, Range pixels, Range blocks);
+
+  // Input u8, weights s8, sums int32, which no window of the network overflows.
+  void (*int8)(const DotConv& conv, Range pixels, Range blocks);
+
+  // `count` floats, of at least one vector, as bf16: `high` nearest to them and, unless it is null, `low`
+  // nearest to what that leaves.
+  void (*split)(const float* x, std::size_t count, std::uint16_t* high, std::uint16_t* low);
+
+  // As Table::max_pool, from float32 to a map of any format.
+  void (*max_pool)(const float* input, std::size_t input_row, std::uint32_t* output, std::size_t output_row,
+                   CellFormat format, std::size_t height, std::size_t width, std::size_t channels);
+};
+
 // How many channels share a vector of `lanes` floats in HeadRows: each has a slot of 4, 8, 16, ... lanes that
 // holds a row of `width` cells. 1 where a row needs whole vectors.
 constexpr std::size_t head_row_slots(std::size_t width, std::size_t lanes) {
@@ -159,10 +229,22 @@ constexpr std::size_t head_row_slots(std::size_t width, std::size_t lanes) {
 // The kernels for `isa`, which must be usable here.
 const Table& table(Isa isa);
 
+// Those of low precision; null where `isa` has none. AMX leaves the stem, whose windows are no multiple of
+// its tiles, to the vectors. int8 needs VNNI or AMX, which is the caller's to check.
+struct DotTables {
+  const DotTable* layers = nullptr;
+  const DotTable* stem = nullptr;
+};
+DotTables dot_tables(Isa isa);
+
 extern const Table portable_table;
 #ifdef HISTO_X86_KERNELS
 extern const Table avx2_table;
 extern const Table avx512_table;
+
+extern const DotTable avx512_vnni_table;  // needs VNNI; multiplies bf16 as floats
+extern const DotTable avx512_bf16_table;  // needs VNNI and BF16
+extern const DotTable amx_table;
 #endif
 
 }  // namespace histo::kernels

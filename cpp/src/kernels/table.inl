@@ -8,9 +8,15 @@
 
 namespace {
 
+void max_pool(const float* input, std::size_t input_row, float* output, std::size_t output_row,
+              std::size_t height, std::size_t width, std::size_t channels) {
+  pool(input, input_row, output, output_row, channels, height, width, channels,
+       [](Vec largest, float* pixel, std::size_t channel) { largest.store(pixel + channel); });
+}
+
 constexpr Table kernel_table{.lanes = Vec::lanes,
                              .conv_block = conv_block,
-                             .conv = conv,
+                             .conv = conv<Fp32Dot>,
                              .winograd2 = {.input = winograd_input<F2>, .output = winograd_output<F2>},
                              .winograd4 = {.input = winograd_input<F4>, .output = winograd_output<F4>},
                              .max_pool = max_pool,

@@ -4,6 +4,7 @@
 // GCC 12 takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #include <immintrin.h>
@@ -40,7 +41,25 @@ struct Vec {
     const __m256i half = _mm256_maskz_loadu_epi16(mask.bits, p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
+  static Vec load(const std::uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // To nearest, ties to even; NaN stays NaN. Not by the instruction for it, which takes denormals for zero.
+  void store_bf16(std::uint16_t* p) const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), bits,
+                                   _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  // To nearest, ties to even, and to 0 or 255 what lies beyond; NaN to 0.
+  void store_u8(std::uint8_t* p) const {
+    const __m512 bounded = _mm512_min_ps(_mm512_max_ps(v, _mm512_setzero_ps()), _mm512_set1_ps(255.0F));
+    const __m512i whole = _mm512_cvt_roundps_epi32(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+  }
 
   // Half a vector, and a quarter.
   struct Half {
@@ -87,6 +106,16 @@ struct Vec {
   Vec max(Vec o) const {
     return {_mm512_mask_mov_ps(_mm512_max_ps(v, o.v), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v)};
   }
+};
+
+// Sixteen 32-bit integers.
+struct IntVec {
+  __m512i v;
+
+  static IntVec zero() { return {_mm512_setzero_si512()}; }
+  static IntVec load(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  void store(std::int32_t* p) const { _mm512_storeu_si512(p, v); }
+  [[nodiscard]] Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
 }  // namespace

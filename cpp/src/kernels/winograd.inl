@@ -120,7 +120,7 @@ void winograd_input(const Winograd& w, Range tiles, float* out, std::size_t plan
 template <std::size_t rows, std::size_t ahead>
 void product_rows(const float* input, std::size_t channels, const float* weight, const float* next,
                   float* products) {
-  Sums<rows> sums;
+  Sums<Vec, rows> sums;
   const float* x[rows];
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
@@ -130,7 +130,7 @@ void product_rows(const float* input, std::size_t channels, const float* weight,
       sums.v[i][j] = Vec::zero();
     }
   }
-  multiply<rows, ahead>(x, 0, channels, weight, sums, next);
+  multiply<Fp32Dot, rows, ahead>(x, 0, channels, weight, sums, next);
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8

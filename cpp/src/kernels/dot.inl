@@ -1,0 +1,110 @@
+// What the precisions below float32 share, over `Vec`: the formats of maps, and the end of a convolution. The
+// convolution itself is conv.inl's, with the `Dot` of the file that includes this, or amx.inl's.
+
+#include "conv.inl"
+#include "pool.inl"
+
+namespace {
+
+// Vec::lanes channels of the pixel at `p` as floats, from `channel` on.
+[[gnu::always_inline]] inline Vec read_cells(const std::uint32_t* p, CellFormat format, std::size_t channel,
+                                             std::size_t channels) {
+  switch (format.cell) {
+    case Cell::bf16:
+      return Vec::load(reinterpret_cast<const std::uint16_t*>(p) + channel);
+    case Cell::bf16x3: {
+      const auto* const parts = reinterpret_cast<const std::uint16_t*>(p) + channel;
+      return Vec::load(parts).plus(Vec::load(parts + channels));
+    }
+    case Cell::u8:
+      return Vec::load(reinterpret_cast<const std::uint8_t*>(p) + channel)
+          .times(Vec::broadcast(format.scale));
+    default:
+      return Vec::load(reinterpret_cast<const float*>(p) + channel);
+  }
+}
+
+[[gnu::always_inline]] inline void write_cells(Vec y, std::uint32_t* p, CellFormat format,
+                                               std::size_t channel, std::size_t channels) {
+  switch (format.cell) {
+    case Cell::bf16:
+      y.store_bf16(reinterpret_cast<std::uint16_t*>(p) + channel);
+      break;
+    case Cell::bf16x3: {
+      auto* const parts = reinterpret_cast<std::uint16_t*>(p) + channel;
+      y.store_bf16(parts);
+      y.minus(Vec::load(parts)).store_bf16(parts + channels);
+      y.store_bf16(parts + 2 * channels);
+      break;
+    }
+    case Cell::u8:
+      y.times(Vec::broadcast(format.inverse)).store_u8(reinterpret_cast<std::uint8_t*>(p) + channel);
+      break;
+    default:
+      y.store(reinterpret_cast<float*>(p) + channel);
+  }
+}
+
+// One pixel's vector of channels, with the bias in it already.
+[[gnu::always_inline]] inline void finish(const DotEpilogue& e, Vec sum, std::size_t channel,
+                                          const std::uint32_t* residual, std::uint32_t* output) {
+  if (e.residual != nullptr) {
+    sum = sum.plus(read_cells(residual, e.residual_format, channel, e.channels));
+  }
+  if (e.relu) {
+    sum = sum.relu();
+  }
+  write_cells(sum, output, e.output_format, channel, e.channels);
+}
+
+// How sums of each kind begin and end, for the `Dot`s of conv.inl.
+struct Bf16Sums {
+  using Unit = std::uint32_t;
+  using Sum = Vec;
+  using Kept = float;
+  using Conv = DotConv;
+
+  static Sum start(const DotEpilogue& e, std::size_t channel) { return Vec::load(e.bias + channel); }
+  static Sum resume(const Kept* p) { return Vec::load(p); }
+  static void keep(Sum sum, Kept* p) { sum.store(p); }
+  static void finish(const DotEpilogue& e, Sum sum, std::size_t channel, const Unit* residual, Unit* output) {
+    kernels::finish(e, sum, channel, residual, output);
+  }
+};
+
+struct Int8Sums {
+  using Unit = std::uint32_t;
+  using Sum = IntVec;
+  using Kept = std::int32_t;
+  using Conv = DotConv;
+
+  static Sum start(const DotEpilogue&, std::size_t) { return IntVec::zero(); }
+  static Sum resume(const Kept* p) { return IntVec::load(p); }
+  static void keep(Sum sum, Kept* p) { sum.store(p); }
+  static void finish(const DotEpilogue& e, Sum sum, std::size_t channel, const Unit* residual, Unit* output) {
+    const Vec scaled = Vec::load(e.bias + channel).plus_product(sum.to_float(), Vec::load(e.scale + channel));
+    kernels::finish(e, scaled, channel, residual, output);
+  }
+};
+
+// Whole vectors, the last of which may begin before the end of the one before it.
+void split(const float* x, std::size_t count, std::uint16_t* high, std::uint16_t* low) {
+  for (std::size_t i = 0; i < count; i += Vec::lanes) {
+    const std::size_t at = count - i < Vec::lanes ? count - Vec::lanes : i;
+    const Vec v = Vec::load(x + at);
+    v.store_bf16(high + at);
+    if (low != nullptr) {
+      v.minus(Vec::load(high + at)).store_bf16(low + at);
+    }
+  }
+}
+
+void max_pool_cells(const float* input, std::size_t input_row, std::uint32_t* output, std::size_t output_row,
+                    CellFormat format, std::size_t height, std::size_t width, std::size_t channels) {
+  pool(input, input_row, output, output_row, units_of_pixel(format.cell, channels), height, width, channels,
+       [&](Vec largest, std::uint32_t* pixel, std::size_t channel) {
+         write_cells(largest, pixel, format, channel, channels);
+       });
+}
+
+}  // namespace
