@@ -129,7 +129,7 @@ class Simulation:
 
     def subset(self, maps: Collection[str]) -> Simulation:
         """The same with only these of `MAPS` in int8; prepared weights are shared."""
-        scales = {conv: self.scales[conv] for name in maps for conv in MAPS[name]}
+        scales = {conv: self.scales[conv] for name, convs in MAPS.items() if name in maps for conv in convs}
         other = Simulation(self.lowered, self.rest, scales, exact=self.exact, observe=self.observe)
         other._weights = self._weights
         return other
