@@ -425,6 +425,7 @@ DAMAGE = {
     "NaN": (_with("layer1.0.conv1.input_scale", torch.tensor([math.nan])), "not finite or not above 0"),
     "infinite": (_with("layer1.0.conv1.weight_scale", torch.full((64,), math.inf)), "not finite or not above 0"),
     "zero": (_with("layer1.0.conv1.input_scale", torch.zeros(1)), "not finite or not above 0"),
+    "subnormal": (_with("layer1.0.conv1.input_scale", torch.full((1,), 1e-40)), "not finite or not above 0"),
     "negative": (_with("layer1.0.conv1.weight_scale", -torch.ones(64)), "not finite or not above 0"),
     "too short": (_with("layer1.0.conv1.weight_scale", torch.ones(63)), r"not float32 \(64,\)"),
     "too many": (_with("layer1.0.conv1.input_scale", torch.ones(64)), r"not float32 \(1,\)"),

@@ -86,7 +86,8 @@ def _take_scales(tensors: dict[str, Tensor], lowered: LoweredNet) -> dict[str, S
                 scale = tensors.pop(key)
                 if scale.dtype != torch.float32 or scale.shape != (count,):
                     raise ValueError(f"{key} is {scale.dtype} {tuple(scale.shape)}, not float32 ({count},)")
-                if not (torch.isfinite(scale).all() and (scale > 0).all()):
+                # As the native engine: its reciprocal must be finite too, so subnormal ones are out.
+                if not (torch.isfinite(scale).all() and (scale >= torch.finfo(scale.dtype).tiny).all()):
                     raise ValueError(f"{key} holds a value that is not finite or not above 0")
                 found.append(scale)
             scales[conv] = Scales(*found)
