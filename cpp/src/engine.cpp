@@ -49,8 +49,14 @@ constexpr std::size_t plane_padding = 16;
 constexpr std::size_t stem_floats = std::size_t{1} << 17U;
 
 // Buffers hold floats, and units of other kinds in the same place.
-std::uint32_t* units(float* p) { return reinterpret_cast<std::uint32_t*>(p); }
-const std::uint32_t* units(const float* p) { return reinterpret_cast<const std::uint32_t*>(p); }
+template <typename Unit = std::uint32_t>
+Unit* units(float* p) {
+  return reinterpret_cast<Unit*>(p);
+}
+template <typename Unit = std::uint32_t>
+const Unit* units(const float* p) {
+  return reinterpret_cast<const Unit*>(p);
+}
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
@@ -64,6 +70,11 @@ std::size_t piece_size(std::size_t total, std::size_t most, std::size_t threads,
 }
 
 std::size_t winograd_tile(Convolution algorithm) { return algorithm == Convolution::winograd4 ? 4 : 2; }
+
+template <typename Unit, typename Epilogue>
+using ConvKernel = void (*)(const kernels::ConvOf<Unit, Epilogue>&, Range, Range);
+template <typename Unit, typename Epilogue>
+using WinogradKernels = kernels::WinogradKernelsOf<kernels::WinogradOf<Unit, Epilogue>>;
 
 struct PackedLayer {
   AlignedBuffer weight;
@@ -96,8 +107,9 @@ struct Packing {
 
   [[nodiscard]] std::size_t blocks() const { return ceil_div(layer.outputs, block); }
   [[nodiscard]] std::size_t block_units() const {
-    return precision == Precision::fp32 ? packed_block_size(layer, algorithm, block)
-                                        : packed_dot_size(layer, cell_of(precision), block);
+    return precision == Precision::fp32       ? packed_block_size(layer, algorithm, block)
+           : algorithm == Convolution::direct ? packed_dot_size(layer, cell_of(precision), block)
+                                              : packed_dot_winograd_size(layer, block);
   }
   [[nodiscard]] PackedLayer allocate() const {
     PackedLayer packed{.weight = AlignedBuffer(blocks() * block_units()),
@@ -116,8 +128,10 @@ struct Packing {
     float* const out = to.weight.data() + index * block_units();
     if (precision == Precision::fp32) {
       pack_weight(layer, algorithm, block, index, out);
-    } else {
+    } else if (algorithm == Convolution::direct) {
       pack_dot_weight(layer, cell_of(precision), block, index, units(out));
+    } else {
+      pack_dot_winograd(layer, block, index, units(out));
     }
   }
 };
@@ -204,7 +218,9 @@ struct Prepared {
         kernel(kernels::table(*options.isa)),
         dots(options.precision == Precision::fp32 ? kernels::DotTables{} : kernels::dot_tables(*options.isa)),
         network(read_network(model)),
-        plan(make_plan(network, options.crop, options.precision, options.profile, options.algorithm)),
+        plan(make_plan(network, options.crop, options.precision,
+                       options.precision == Precision::bf16 && dots.layers->winograd2.input != nullptr,
+                       options.profile, options.algorithm)),
         head(make_head(model, *options.isa)),
         normaliser(model.spec(), options.crop) {
     if (options.precision == Precision::int8) {
@@ -398,11 +414,13 @@ struct Engine::State {
   void run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count);
   void write_stem_row(const float* values, std::size_t side, Cell cell, std::uint16_t* row);
   void run_step(std::size_t index, std::size_t first, std::size_t count);
-  template <typename Conv>
-  void run_direct(const Step& step, const PackedLayer& packed, Conv conv, const typename Conv::Unit* input,
-                  std::size_t window_run, void (*kernel)(const Conv&, Range, Range), std::size_t count);
-  void run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                    std::size_t first, std::size_t count);
+  template <typename Unit, typename Epilogue>
+  void run_direct(const Step& step, const PackedLayer& packed, const Epilogue& epilogue,
+                  std::size_t window_run, ConvKernel<Unit, Epilogue> kernel, std::size_t first,
+                  std::size_t count);
+  template <typename Unit, typename Epilogue>
+  void run_winograd(const Step& step, const PackedLayer& packed, const Epilogue& epilogue,
+                    const WinogradKernels<Unit, Epilogue>& kernel, std::size_t first, std::size_t count);
   void run_head(std::size_t count, float* logits);
 
   void reserve(std::size_t count);
@@ -471,7 +489,7 @@ WinogradTasks Engine::State::winograd_tasks(const Step& step, std::size_t count)
   if (!t.fused) {
     t.piece = piece_size(t.tiles, most_tiles(step.layer->inputs), threads.threads(), blocks);
   }
-  t.plane = (t.fused ? t.piece : t.tiles) * step.layer->inputs + plane_padding;
+  t.plane = (t.fused ? t.piece : t.tiles) * shared->plan.maps[step.input].pixel() + plane_padding;
   t.products_plane = t.piece * shared->kernel.conv_block + plane_padding;
   return t;
 }
@@ -696,66 +714,63 @@ void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t c
   };
   const Strides residual_strides = residual == nullptr ? Strides{} : strides(*residual);
   float* const residual_pixels = residual == nullptr ? nullptr : pixels(*step.residual, first);
-  if (step.precision != Precision::fp32) {
-    const kernels::DotConv conv{.input = nullptr,
-                                .input_strides = {},
-                                .window_rows = 0,
-                                .window_run = 0,
-                                .window_row = 0,
-                                .weight = units(packed.weight.data()),
-                                .epilogue = {.bias = packed.bias.data(),
-                                             .scale = packed.scale.data(),
-                                             .channels = layer.outputs,
-                                             .residual = units(residual_pixels),
-                                             .residual_strides = residual_strides,
-                                             .residual_format = step.residual_format,
-                                             .output = units(pixels(step.output, first)),
-                                             .output_strides = strides(output),
-                                             .output_format = step.output_format,
-                                             .height = output.height,
-                                             .width = output.width,
-                                             .relu = step.relu}};
-    const kernels::DotTable& kernel = *shared->dots.layers;
-    run_direct(step, packed, conv, units(pixels(step.input, first)), dot_run(layer, cell_of(step.precision)),
-               step.precision == Precision::int8 ? kernel.int8 : kernel.bf16, count);
+  if (step.precision == Precision::fp32) {
+    const kernels::Epilogue epilogue{.bias = packed.bias.data(),
+                                     .residual = residual_pixels,
+                                     .residual_strides = residual_strides,
+                                     .output = pixels(step.output, first),
+                                     .output_strides = strides(output),
+                                     .height = output.height,
+                                     .width = output.width,
+                                     .relu = step.relu};
+    const kernels::Table& kernel = shared->kernel;
+    if (step.algorithm == Convolution::direct) {
+      run_direct<float>(step, packed, epilogue, layer.kernel * layer.inputs, kernel.conv, first, count);
+    } else {
+      run_winograd<float>(step, packed, epilogue,
+                          step.algorithm == Convolution::winograd4 ? kernel.winograd4 : kernel.winograd2,
+                          first, count);
+    }
     return;
   }
-  const kernels::Epilogue epilogue{.bias = packed.bias.data(),
-                                   .residual = residual_pixels,
-                                   .residual_strides = residual_strides,
-                                   .output = pixels(step.output, first),
-                                   .output_strides = strides(output),
-                                   .height = output.height,
-                                   .width = output.width,
-                                   .relu = step.relu};
+  const kernels::DotEpilogue epilogue{.bias = packed.bias.data(),
+                                      .scale = packed.scale.data(),
+                                      .channels = layer.outputs,
+                                      .residual = units(residual_pixels),
+                                      .residual_strides = residual_strides,
+                                      .residual_format = step.residual_format,
+                                      .output = units(pixels(step.output, first)),
+                                      .output_strides = strides(output),
+                                      .output_format = step.output_format,
+                                      .height = output.height,
+                                      .width = output.width,
+                                      .relu = step.relu};
+  const kernels::DotTable& kernel = *shared->dots.layers;
   if (step.algorithm == Convolution::direct) {
-    const kernels::Conv conv{.input = nullptr,
-                             .input_strides = {},
-                             .window_rows = 0,
-                             .window_run = 0,
-                             .window_row = 0,
-                             .weight = packed.weight.data(),
-                             .epilogue = epilogue};
-    run_direct(step, packed, conv, pixels(step.input, first), layer.kernel * layer.inputs,
-               shared->kernel.conv, count);
+    run_direct<std::uint32_t>(step, packed, epilogue, dot_run(layer, cell_of(step.precision)),
+                              step.precision == Precision::int8 ? kernel.int8 : kernel.bf16, first, count);
   } else {
-    run_winograd(step, packed, epilogue, first, count);
+    run_winograd<std::uint32_t>(step, packed, epilogue, kernel.winograd2, first, count);
   }
 }
 
-template <typename Conv>
-void Engine::State::run_direct(const Step& step, const PackedLayer& packed, Conv conv,
-                               const typename Conv::Unit* input, std::size_t window_run,
-                               void (*kernel)(const Conv&, Range, Range), std::size_t count) {
-  const Map& map = shared->plan.maps[step.input];
+template <typename Unit, typename Epilogue>
+void Engine::State::run_direct(const Step& step, const PackedLayer& packed, const Epilogue& epilogue,
+                               std::size_t window_run, ConvKernel<Unit, Epilogue> kernel, std::size_t first,
+                               std::size_t count) {
+  const Map& input = shared->plan.maps[step.input];
   const ConvLayer& layer = *step.layer;
-  conv.input = input - layer.kernel / 2 * (map.row() + map.pixel());
-  conv.input_strides = {
-      .column = layer.stride * map.pixel(), .row = layer.stride * map.row(), .image = map.image()};
-  conv.window_rows = layer.kernel;
-  conv.window_run = window_run;
-  conv.window_row = map.row();
-  const std::size_t total = count * conv.epilogue.height * conv.epilogue.width;
+  const float* const window = pixels(step.input, first) - layer.kernel / 2 * (input.row() + input.pixel());
+  const kernels::ConvOf<Unit, Epilogue> conv{.input = units<Unit>(window),
+                                             .input_strides = {.column = layer.stride * input.pixel(),
+                                                               .row = layer.stride * input.row(),
+                                                               .image = input.image()},
+                                             .window_rows = layer.kernel,
+                                             .window_run = window_run,
+                                             .window_row = input.row(),
+                                             .weight = units<Unit>(packed.weight.data()),
+                                             .epilogue = epilogue};
+  const std::size_t total = count * epilogue.height * epilogue.width;
   const std::size_t piece = piece_size(total, most_pixels, threads.threads(), packed.blocks);
   const std::size_t pieces = ceil_div(total, piece);
   for_each(pieces * packed.blocks, [&](std::size_t task, std::size_t) {
@@ -764,39 +779,41 @@ void Engine::State::run_direct(const Step& step, const PackedLayer& packed, Conv
   });
 }
 
-void Engine::State::run_winograd(const Step& step, const PackedLayer& packed,
-                                 const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
+template <typename Unit, typename Epilogue>
+void Engine::State::run_winograd(const Step& step, const PackedLayer& packed, const Epilogue& epilogue,
+                                 const WinogradKernels<Unit, Epilogue>& kernel, std::size_t first,
+                                 std::size_t count) {
   const Map& input = shared->plan.maps[step.input];
   const std::size_t m = winograd_tile(step.algorithm);
-  const kernels::WinogradKernels& kernel = m == 4 ? shared->kernel.winograd4 : shared->kernel.winograd2;
-  const kernels::Winograd w{
-      .input = pixels(step.input, first) - input.row() - input.channels,
-      .input_strides = {.column = input.channels, .row = input.row(), .image = input.image()},
+  const kernels::WinogradOf<Unit, Epilogue> w{
+      .input = units<Unit>(pixels(step.input, first) - input.row() - input.pixel()),
+      .input_strides = {.column = input.pixel(), .row = input.row(), .image = input.image()},
       .channels = input.channels,
       .tile_rows = ceil_div(epilogue.height, m),
       .tile_columns = ceil_div(epilogue.width, m),
-      .weight = packed.weight.data(),
+      .weight = units<Unit>(packed.weight.data()),
       .epilogue = epilogue};
   const WinogradTasks t = winograd_tasks(step, count);
   if (t.fused) {
     for_each(t.pieces(), [&](std::size_t i, std::size_t slot) {
       float* const products = private_scratch[slot].data();
-      float* const transformed = products + t.points * t.products_plane;
+      Unit* const transformed = units<Unit>(products + t.points * t.products_plane);
       kernel.input(w, t.range(i), transformed, t.plane);
       kernel.output(w, t.range(i), {0, packed.blocks}, transformed, t.plane, products, t.products_plane);
     });
     return;
   }
-  float* const transformed = shared_scratch.data();
+  Unit* const transformed = units<Unit>(shared_scratch.data());
   const std::size_t few = ceil_div(t.tiles, 4 * threads.threads());
   for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
-    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * w.channels, t.plane);
+    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * input.pixel(),
+                 t.plane);
   });
   // Neighbouring tasks read the same weights.
   for_each(packed.blocks * t.pieces(), [&](std::size_t i, std::size_t slot) {
     const std::size_t block = i / t.pieces();
     const Range tiles = t.range(i % t.pieces());
-    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * w.channels, t.plane,
+    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * input.pixel(), t.plane,
                   private_scratch[slot].data(), t.products_plane);
   });
 }

@@ -47,11 +47,15 @@ kernels::CellFormat format_for(const ConvLayer& layer, Precision precision) {
 
 // The fewest multiplications are not the fastest where few images share one pass over the weights, which grow
 // from 9 to 16 or 36 numbers per pair of channels.
-Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision, Profile profile,
-                   Algorithm algorithm) {
-  if (layer.kernel != 3 || layer.stride != 1 || algorithm == Algorithm::direct ||
-      precision != Precision::fp32) {
+Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision, bool winograd_bf16,
+                   Profile profile, Algorithm algorithm) {
+  const bool winograd = precision == Precision::fp32 || (precision == Precision::bf16 && winograd_bf16);
+  if (layer.kernel != 3 || layer.stride != 1 || algorithm == Algorithm::direct || !winograd) {
     return Convolution::direct;
+  }
+  // F(4 x 4) would magnify the rounding of bf16 tenfold.
+  if (precision == Precision::bf16) {
+    return profile == Profile::throughput || stage <= 3 ? Convolution::winograd2 : Convolution::direct;
   }
   if (profile == Profile::throughput || stage <= 2) {
     return Convolution::winograd4;
@@ -61,8 +65,8 @@ Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precisio
 
 }  // namespace
 
-Plan make_plan(const Network& network, std::size_t crop, Precision precision, Profile profile,
-               Algorithm algorithm) {
+Plan make_plan(const Network& network, std::size_t crop, Precision precision, bool winograd_bf16,
+               Profile profile, Algorithm algorithm) {
   Plan plan{};
   plan.crop = crop;
   plan.stem_side = (crop + 1) / 2;
@@ -99,7 +103,7 @@ Plan make_plan(const Network& network, std::size_t crop, Precision precision, Pr
                            kernels::CellFormat format, bool relu) {
         const Precision own = precision_of(layer, precision);
         plan.steps.push_back({.layer = &layer,
-                              .algorithm = choose(layer, stage, own, profile, algorithm),
+                              .algorithm = choose(layer, stage, own, winograd_bf16, profile, algorithm),
                               .precision = own,
                               .input = from,
                               .output = to,

@@ -154,4 +154,24 @@ void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t blo
   }
 }
 
+std::size_t packed_dot_winograd_size(const ConvLayer& layer, std::size_t block) {
+  return packed_block_size(layer, Convolution::winograd2, block) / 2;
+}
+
+void pack_dot_winograd(const ConvLayer& layer, std::size_t block, std::size_t index, std::uint32_t* out) {
+  constexpr std::size_t points = 16;
+  const std::size_t channels = std::min(block, layer.outputs - index * block);
+  const std::size_t step = layer.inputs / 2 * block;  // from one point to the next
+  std::array<float, points> transformed{};
+  for (std::size_t c = 0; c < layer.inputs; ++c) {
+    for (std::size_t k = 0; k < channels; ++k) {
+      transform(g2, layer.weight.data() + ((index * block + k) * layer.inputs + c) * 9, transformed.data(),
+                1);
+      for (std::size_t point = 0; point < points; ++point) {
+        out[point * step + c / 2 * block + k] |= std::uint32_t{to_bf16(transformed[point])} << c % 2 * 16;
+      }
+    }
+  }
+}
+
 }  // namespace histo

@@ -83,6 +83,7 @@ void ProcessorTiles::multiply<Int8Sums>() {
 
 const DotTable amx_table{.conv_block = amx_block,
                          .bf16 = amx_conv<ProcessorTiles, Bf16Sums>,
+                         .winograd2 = {},
                          .int8 = amx_conv<ProcessorTiles, Int8Sums>,
                          .split = split,
                          .max_pool = max_pool_cells};

@@ -6,6 +6,7 @@
 namespace histo::kernels {
 
 #include "dot.inl"
+#include "winograd.inl"
 
 namespace {
 
@@ -36,6 +37,20 @@ struct Bf16ByFloat : Bf16Sums, Units512 {
   }
 };
 
+struct Bf16Winograd {
+  using Dot = Bf16;
+  using Problem = DotWinograd;
+  static constexpr std::size_t channels_per_unit = 2;
+
+  static Vec read(const std::uint32_t* pixel, std::size_t channel) {
+    return Vec::load(reinterpret_cast<const std::uint16_t*>(pixel) + channel);
+  }
+  static void write(Vec v, std::uint32_t* row, std::size_t channel) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(v.v);
+    __builtin_memcpy(row + channel / channels_per_unit, &rounded, sizeof rounded);
+  }
+};
+
 // VPDPBUSD: four products of a byte and a signed byte, and no saturation.
 struct Int8 : Int8Sums, Units512 {
   static Sum plus_product(Sum sum, Units a, Units b) { return {_mm512_dpbusd_epi32(sum.v, a, b)}; }
@@ -45,13 +60,16 @@ struct Int8 : Int8Sums, Units512 {
 
 const DotTable avx512_vnni_table{.conv_block = conv_block,
                                  .bf16 = conv<Bf16ByFloat>,
+                                 .winograd2 = {},
                                  .int8 = conv<Int8>,
                                  .split = split,
                                  .max_pool = max_pool_cells};
-const DotTable avx512_bf16_table{.conv_block = conv_block,
-                                 .bf16 = conv<Bf16>,
-                                 .int8 = conv<Int8>,
-                                 .split = split,
-                                 .max_pool = max_pool_cells};
+const DotTable avx512_bf16_table{
+    .conv_block = conv_block,
+    .bf16 = conv<Bf16>,
+    .winograd2 = {.input = winograd_input<F2, Bf16Winograd>, .output = winograd_output<F2, Bf16Winograd>},
+    .int8 = conv<Int8>,
+    .split = split,
+    .max_pool = max_pool_cells};
 
 }  // namespace histo::kernels

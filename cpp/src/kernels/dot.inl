@@ -82,7 +82,7 @@ struct Int8Sums {
   static Sum resume(const Kept* p) { return IntVec::load(p); }
   static void keep(Sum sum, Kept* p) { sum.store(p); }
   static void finish(const DotEpilogue& e, Sum sum, std::size_t channel, const Unit* residual, Unit* output) {
-    const Vec scaled = Vec::load(e.bias + channel).plus_product(sum.to_float(), Vec::load(e.scale + channel));
+    const Vec scaled = Vec::load(e.bias + channel).plus_fused(sum.to_float(), Vec::load(e.scale + channel));
     kernels::finish(e, scaled, channel, residual, output);
   }
 };

@@ -106,26 +106,36 @@ using DotConv = ConvOf<std::uint32_t, DotEpilogue>;
 // A 3 x 3 convolution of stride 1 by Winograd's algorithm: see winograd.inl. The output is cut into tiles of
 // m x m pixels, which are counted over all images, row by row; the last of a row or column may reach over the
 // edge of the output. Whole tiles of input, (m + 2) x (m + 2), are read nevertheless.
-struct Winograd {
-  const float* input;  // of image 0, at the first cell of the window of output pixel (0, 0)
+//
+// In bf16 the transformed numbers are rounded to it once more; the transforms are computed in float32.
+template <typename UnitType, typename EpilogueType>
+struct WinogradOf {
+  using Unit = UnitType;
+  const Unit* input;  // of image 0, at the first cell of the window of output pixel (0, 0)
   Strides input_strides;
   std::size_t channels;  // of the input
   std::size_t tile_rows, tile_columns;
-  const float* weight;  // transformed: (blocks, (m + 2) * (m + 2), channels, conv_block)
-  Epilogue epilogue;
+  const Unit* weight;  // transformed: (blocks, (m + 2) * (m + 2), units of the channels, conv_block)
+  EpilogueType epilogue;
 };
+using Winograd = WinogradOf<float, Epilogue>;
+using DotWinograd = WinogradOf<std::uint32_t, DotEpilogue>;
 
-struct WinogradKernels {
+template <typename Problem>
+struct WinogradKernelsOf {
+  using Unit = typename Problem::Unit;
+
   // Transforms the input of the tiles [tiles.begin, tiles.end) to `out`:
-  // ((m + 2) * (m + 2), tiles, channels), its outermost stride being `plane` floats.
-  void (*input)(const Winograd& w, Range tiles, float* out, std::size_t plane);
+  // ((m + 2) * (m + 2), tiles, channels), its outermost stride being `plane` units.
+  void (*input)(const Problem& w, Range tiles, Unit* out, std::size_t plane);
 
   // From there to the output of the same tiles, for the output channel blocks [blocks.begin, blocks.end).
   // `products` has room for ((m + 2) * (m + 2), tiles, conv_block) floats, outermost stride
   // `products_plane`.
-  void (*output)(const Winograd& w, Range tiles, Range blocks, const float* input, std::size_t plane,
+  void (*output)(const Problem& w, Range tiles, Range blocks, const Unit* input, std::size_t plane,
                  float* products, std::size_t products_plane);
 };
+using WinogradKernels = WinogradKernelsOf<Winograd>;
 
 // The features that the head takes dot products of, for several tiles at once: see head.inl.
 template <typename Cell>
@@ -203,6 +213,10 @@ struct DotTable {
 
   // Output pixels and channel blocks as Table::conv. Input and weights are bf16, sums float32.
   void (*bf16)(const DotConv& conv, Range pixels, Range blocks);
+
+  // The same from bf16 maps by Winograd's algorithm, tiles of 2 x 2 pixels. AMX has none: its products are so
+  // much faster than the transforms that these would take longer than what they save.
+  WinogradKernelsOf<DotWinograd> winograd2;
 
   // Input u8, weights s8, sums int32, which no window of the network overflows.
   void (*int8)(const DotConv& conv, Range pixels, Range blocks);

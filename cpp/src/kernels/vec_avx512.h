@@ -96,6 +96,7 @@ struct Vec {
 
   // a * b + this
   Vec plus_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
+  Vec plus_fused(Vec a, Vec b) const { return plus_product(a, b); }
   // this - a * b
   Vec minus_product(Vec a, Vec b) const { return {_mm512_fnmadd_ps(a.v, b.v, v)}; }
   Vec plus(Vec o) const { return {_mm512_add_ps(v, o.v)}; }

@@ -52,7 +52,29 @@ struct Vec {
     for (std::size_t i = 0; i < mask.count; ++i) part[i] = p[i];
     return load(part);
   }
+  static Vec load(const std::uint8_t* p) {
+    return {Native{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                   static_cast<float>(p[3])}};
+  }
   void store(float* p) const { std::memcpy(p, &v, sizeof v); }
+  // To nearest, ties to even; NaN stays NaN.
+  void store_bf16(std::uint16_t* p) const {
+    for (std::size_t i = 0; i < lanes; ++i) {
+      const float x = v[i];
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, &x, sizeof bits);
+      bits = x != x ? bits | 0x400000U : bits + 0x7FFFU + (bits >> 16U & 1U);
+      p[i] = static_cast<std::uint16_t>(bits >> 16U);
+    }
+  }
+  // To nearest, ties to even, and to 0 or 255 what lies beyond; NaN to 0.
+  void store_u8(std::uint8_t* p) const {
+    constexpr float whole = 0x1.8p23F;  // so large that a float has no fraction beside it
+    for (std::size_t i = 0; i < lanes; ++i) {
+      const float x = v[i] > 0 ? (v[i] < 255 ? v[i] : 255) : 0;
+      p[i] = static_cast<std::uint8_t>(x + whole - whole);
+    }
+  }
 
   // Four lanes are not cut.
   using Half = Vec;
@@ -62,6 +84,12 @@ struct Vec {
 
   // a * b + this
   Vec plus_product(Vec a, Vec b) const { return {v + a.v * b.v}; }
+  // The same, rounded once.
+  Vec plus_fused(Vec a, Vec b) const {
+    Vec r;
+    for (std::size_t i = 0; i < lanes; ++i) r.v[i] = __builtin_fmaf(a.v[i], b.v[i], v[i]);
+    return r;
+  }
   // this - a * b
   Vec minus_product(Vec a, Vec b) const { return {v - a.v * b.v}; }
   Vec plus(Vec o) const { return {v + o.v}; }
@@ -70,6 +98,21 @@ struct Vec {
   Vec relu() const { return {v < Native{} ? Native{} : v}; }  // in this order NaN stays NaN
   // The larger; NaN where either is NaN.
   Vec max(Vec o) const { return {(v > o.v) | (v != v) ? v : o.v}; }
+};
+
+// Four 32-bit integers.
+struct IntVec {
+  typedef std::int32_t Native __attribute__((vector_size(16)));
+  Native v;
+
+  static IntVec zero() { return {Native{}}; }
+  static IntVec load(const std::int32_t* p) {
+    IntVec r;
+    std::memcpy(&r.v, p, sizeof r.v);
+    return r;
+  }
+  void store(std::int32_t* p) const { std::memcpy(p, &v, sizeof v); }
+  [[nodiscard]] Vec to_float() const { return {__builtin_convertvector(v, Vec::Native)}; }
 };
 
 }  // namespace

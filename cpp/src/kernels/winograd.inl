@@ -1,5 +1,4 @@
-// Winograd convolution F(m x m, 3 x 3) over `Vec`, m = 2 or 4, channels-last. Uses multiply() and finish() of
-// conv.inl.
+// Winograd convolution F(m x m, 3 x 3) over `Vec`, m = 2 or 4, channels-last. Uses multiply() of conv.inl.
 //
 // An output tile of m x m pixels takes (m + 2)^2 multiplications per pair of channels in place of 9 m^2: 16
 // for 36, or 36 for 144. Per tile and input channel the (m + 2) x (m + 2) inputs d become B^T d B; per point
@@ -62,30 +61,42 @@ struct F4 {
   }
 };
 
+// The float32 maps that it reads, and transforms to; `Dot` says how products are summed and finished.
+struct Fp32Winograd {
+  using Dot = Fp32Dot;
+  using Problem = Winograd;
+  static constexpr std::size_t channels_per_unit = 1;
+
+  static Vec read(const float* pixel, std::size_t channel) { return Vec::load(pixel + channel); }
+  static void write(Vec v, float* row, std::size_t channel) { v.store(row + channel); }
+};
+
 struct TilePosition {
   std::size_t image, y, x;  // of the tile's first output pixel
 };
 
-template <typename F>
-TilePosition position(const Winograd& w, std::size_t tile) {
+template <typename F, typename Problem>
+TilePosition position(const Problem& w, std::size_t tile) {
   return {.image = tile / w.tile_columns / w.tile_rows,
           .y = tile / w.tile_columns % w.tile_rows * F::output,
           .x = tile % w.tile_columns * F::output};
 }
 
-template <typename F>
-void winograd_input(const Winograd& w, Range tiles, float* out, std::size_t plane) {
+template <typename F, typename Kind>
+void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind::Dot::Unit* out,
+                    std::size_t plane) {
+  using Unit = typename Kind::Dot::Unit;
   constexpr std::size_t n = F::input;
   const Strides& s = w.input_strides;
   for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
     const TilePosition at = position<F>(w, tile);
-    const float* const in = w.input + at.image * s.image + at.y * s.row + at.x * s.column;
-    float* const row = out + (tile - tiles.begin) * w.channels;
+    const Unit* const in = w.input + at.image * s.image + at.y * s.row + at.x * s.column;
+    Unit* const row = out + (tile - tiles.begin) * (w.channels / Kind::channels_per_unit);
     // The next tile is fetched while this one is computed: it comes from the third-level cache or from
     // memory, in 36 short pieces that no hardware prefetcher follows. Without it the transform takes 1.3
     // times as long.
     const TilePosition next_at = position<F>(w, tile + 1 < tiles.end ? tile + 1 : tile);
-    const float* const next = w.input + next_at.image * s.image + next_at.y * s.row + next_at.x * s.column;
+    const Unit* const next = w.input + next_at.image * s.image + next_at.y * s.row + next_at.x * s.column;
     for (std::size_t c = 0; c < w.channels; c += Vec::lanes) {
       Vec columns_done[n * n];
 #pragma GCC unroll 8
@@ -93,8 +104,8 @@ void winograd_input(const Winograd& w, Range tiles, float* out, std::size_t plan
         Vec column[n];
 #pragma GCC unroll 8
         for (std::size_t y = 0; y < n; ++y) {
-          column[y] = Vec::load(in + y * s.row + x * s.column + c);
-          __builtin_prefetch(next + y * s.row + x * s.column + c);
+          column[y] = Kind::read(in + y * s.row + x * s.column, c);
+          __builtin_prefetch(next + y * s.row + x * s.column + c / Kind::channels_per_unit);
         }
         Vec done[n];
         F::transform_input(column, done);
@@ -109,28 +120,28 @@ void winograd_input(const Winograd& w, Range tiles, float* out, std::size_t plan
         F::transform_input(columns_done + y * n, done);
 #pragma GCC unroll 8
         for (std::size_t x = 0; x < n; ++x) {
-          done[x].store(row + (y * n + x) * plane + c);
+          Kind::write(done[x], row + (y * n + x) * plane, c);
         }
       }
     }
   }
 }
 
-// products (tiles, conv_block) = input (tiles, channels) * weight (channels, conv_block).
-template <std::size_t rows, std::size_t ahead>
-void product_rows(const float* input, std::size_t channels, const float* weight, const float* next,
-                  float* products) {
+// products (tiles, conv_block) = input (tiles, units) * weight (units, conv_block).
+template <typename Dot, std::size_t rows, std::size_t ahead>
+void product_rows(const typename Dot::Unit* input, std::size_t units, const typename Dot::Unit* weight,
+                  const typename Dot::Unit* next, float* products) {
   Sums<Vec, rows> sums;
-  const float* x[rows];
+  const typename Dot::Unit* x[rows];
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
-    x[i] = input + i * channels;
+    x[i] = input + i * units;
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {
       sums.v[i][j] = Vec::zero();
     }
   }
-  multiply<Fp32Dot, rows, ahead>(x, 0, channels, weight, sums, next);
+  multiply<Dot, rows, ahead>(x, 0, units, weight, sums, next);
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -141,61 +152,66 @@ void product_rows(const float* input, std::size_t channels, const float* weight,
 }
 
 // The same for any number of tiles, which fetch `next`, another point's weights, meanwhile.
-void product(const float* input, std::size_t tiles, std::size_t channels, const float* weight,
-             const float* next, float* products) {
-  using Rows = void (*)(const float*, std::size_t, const float*, const float*, float*);
+template <typename Dot>
+void product(const typename Dot::Unit* input, std::size_t tiles, std::size_t units,
+             const typename Dot::Unit* weight, const typename Dot::Unit* next, float* products) {
+  using Unit = typename Dot::Unit;
+  using Rows = void (*)(const Unit*, std::size_t, const Unit*, const Unit*, float*);
   static constexpr Rows rows[][conv_pixels] = {
-      {product_rows<1, 0>, product_rows<2, 0>, product_rows<3, 0>, product_rows<4, 0>, product_rows<5, 0>,
-       product_rows<6, 0>},
-      {product_rows<1, 1>, product_rows<2, 1>, product_rows<3, 1>, product_rows<4, 1>, product_rows<5, 1>,
-       product_rows<6, 1>},
-      {product_rows<1, most_ahead>, product_rows<2, most_ahead>, product_rows<3, most_ahead>,
-       product_rows<4, most_ahead>, product_rows<5, most_ahead>, product_rows<6, most_ahead>}};
+      {product_rows<Dot, 1, 0>, product_rows<Dot, 2, 0>, product_rows<Dot, 3, 0>, product_rows<Dot, 4, 0>,
+       product_rows<Dot, 5, 0>, product_rows<Dot, 6, 0>},
+      {product_rows<Dot, 1, 1>, product_rows<Dot, 2, 1>, product_rows<Dot, 3, 1>, product_rows<Dot, 4, 1>,
+       product_rows<Dot, 5, 1>, product_rows<Dot, 6, 1>},
+      {product_rows<Dot, 1, most_ahead>, product_rows<Dot, 2, most_ahead>, product_rows<Dot, 3, most_ahead>,
+       product_rows<Dot, 4, most_ahead>, product_rows<Dot, 5, most_ahead>, product_rows<Dot, 6, most_ahead>}};
   std::size_t fetched = 0;
   for (std::size_t t = 0, count = 0; t < tiles; t += count) {
     const std::size_t left = tiles - t, groups = (left + conv_pixels - 1) / conv_pixels;
     const std::size_t ahead = share_ahead(fetched, groups);
     count = (left + groups - 1) / groups;
-    rows[ahead][count - 1](input + t * channels, channels, weight, next + fetched * channels * Vec::lanes,
+    rows[ahead][count - 1](input + t * units, units, weight, next + fetched * units * Vec::lanes,
                            products + t * conv_block);
     fetched += ahead;
   }
 }
 
-template <typename F>
-void winograd_output(const Winograd& w, Range tiles, Range blocks, const float* input, std::size_t plane,
-                     float* products, std::size_t products_plane) {
+template <typename F, typename Kind>
+void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
+                     const typename Kind::Dot::Unit* input, std::size_t plane, float* products,
+                     std::size_t products_plane) {
+  using Dot = typename Kind::Dot;
+  using Unit = typename Dot::Unit;
   constexpr std::size_t n = F::input, m = F::output;
-  const Epilogue& e = w.epilogue;
-  const std::size_t count = tiles.end - tiles.begin;
+  const auto& e = w.epilogue;
+  const std::size_t count = tiles.end - tiles.begin, units = w.channels / Kind::channels_per_unit;
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
     for (std::size_t point = 0; point < n * n; ++point) {
-      const float* const weight = w.weight + (block * n * n + point) * w.channels * conv_block;
+      const Unit* const weight = w.weight + (block * n * n + point) * units * conv_block;
       const bool last = point + 1 == n * n && block + 1 == blocks.end;
-      product(input + point * plane, count, w.channels, weight,
-              last ? weight : weight + w.channels * conv_block, products + point * products_plane);
+      product<Dot>(input + point * plane, count, units, weight, last ? weight : weight + units * conv_block,
+                   products + point * products_plane);
     }
     for (std::size_t tile = 0; tile < count; ++tile) {
       const TilePosition at = position<F>(w, tiles.begin + tile);
       const auto offset = [&at](const Strides& s) {
         return at.image * s.image + at.y * s.row + at.x * s.column;
       };
-      float* const output = e.output + offset(e.output_strides) + block * conv_block;
-      const float* const residual =
-          e.residual == nullptr ? output : e.residual + offset(e.residual_strides) + block * conv_block;
+      Unit* const output = e.output + offset(e.output_strides);
+      const Unit* const residual = e.residual == nullptr ? output : e.residual + offset(e.residual_strides);
       const std::size_t height = e.height - at.y < m ? e.height - at.y : m;
       const std::size_t width = e.width - at.x < m ? e.width - at.x : m;
       // As in winograd_input(): a store waits for its cache line, too.
       const TilePosition next_at = position<F>(w, tiles.begin + (tile + 1 < count ? tile + 1 : tile));
-      const float* const next = e.output + next_at.image * e.output_strides.image +
-                                next_at.y * e.output_strides.row + next_at.x * e.output_strides.column +
-                                block * conv_block;
+      const Unit* const next = e.output + next_at.image * e.output_strides.image +
+                               next_at.y * e.output_strides.row + next_at.x * e.output_strides.column;
 #pragma GCC unroll 8
       for (std::size_t j = 0; j < conv_vectors; ++j) {
         const float* const p = products + tile * conv_block + j * Vec::lanes;
+        const std::size_t channel = block * conv_block + j * Vec::lanes;
         for (std::size_t y = 0; y < m; ++y) {
           for (std::size_t x = 0; x < m; ++x) {
-            __builtin_prefetch(next + y * e.output_strides.row + x * e.output_strides.column + j * Vec::lanes,
+            __builtin_prefetch(next + y * e.output_strides.row + x * e.output_strides.column +
+                                   channel / Kind::channels_per_unit,
                                1);
           }
         }
@@ -214,15 +230,14 @@ void winograd_output(const Winograd& w, Range tiles, Range blocks, const float* 
             columns_done[y * n + x] = done[y];
           }
         }
-        const Vec bias = Vec::load(e.bias + block * conv_block + j * Vec::lanes);
+        const Vec bias = Vec::load(e.bias + channel);
         for (std::size_t y = 0; y < height; ++y) {
           Vec done[m];
           F::transform_output(columns_done + y * n, done);
-          const std::size_t out = y * e.output_strides.row + j * Vec::lanes;
-          const std::size_t in = y * e.residual_strides.row + j * Vec::lanes;
           for (std::size_t x = 0; x < width; ++x) {
-            finish(e, done[x].plus(bias), residual + in + x * e.residual_strides.column,
-                   output + out + x * e.output_strides.column);
+            Dot::finish(e, done[x].plus(bias), channel,
+                        residual + y * e.residual_strides.row + x * e.residual_strides.column,
+                        output + y * e.output_strides.row + x * e.output_strides.column);
           }
         }
       }

@@ -1,0 +1,148 @@
+#include "emulated_dots.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/vec_portable.h"
+
+namespace histo::kernels {
+
+#include "kernels/amx.inl"
+
+namespace {
+
+// Denormal numbers count as zero in both instructions.
+float without_denormals(float x) { return std::abs(x) < 0x1p-126F ? std::copysign(0.0F, x) : x; }
+
+// Half `i` of a unit.
+float bf16(std::uint32_t unit, int i) {
+  return without_denormals(std::bit_cast<float>(i == 1 ? unit & 0xFFFF0000U : unit << 16U));
+}
+
+std::int32_t four_products(std::uint32_t bytes, std::uint32_t signed_bytes) {
+  std::int32_t sum = 0;
+  for (unsigned shift = 0; shift < 32; shift += 8) {
+    sum += static_cast<std::int32_t>(bytes >> shift & 0xFFU) *
+           static_cast<std::int8_t>(signed_bytes >> shift & 0xFFU);
+  }
+  return sum;
+}
+
+struct Lanes {
+  std::uint32_t v[Vec::lanes];
+};
+
+struct EmulatedUnits {
+  using Units = Lanes;
+
+  static Units broadcast(const std::uint32_t* p) { return {{*p, *p, *p, *p}}; }
+  static Units load(const std::uint32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+};
+
+// VDPBF16PS: the product of the high halves is added first, and either sum is rounded. Products need no
+// rounding: 8 bits times 8 bits are 16, of a float's 24.
+struct EmulatedBf16 : Bf16Sums, EmulatedUnits {
+  static Sum plus_product(Sum sum, const Units& a, const Units& b) {
+    for (std::size_t i = 0; i < Vec::lanes; ++i) {
+      sum.v[i] += bf16(a.v[i], 1) * bf16(b.v[i], 1);
+      sum.v[i] += bf16(a.v[i], 0) * bf16(b.v[i], 0);
+    }
+    return sum;
+  }
+};
+
+// VPDPBUSD
+struct EmulatedInt8 : Int8Sums, EmulatedUnits {
+  static Sum plus_product(Sum sum, const Units& a, const Units& b) {
+    for (std::size_t i = 0; i < Vec::lanes; ++i) {
+      sum.v[i] += four_products(a.v[i], b.v[i]);
+    }
+    return sum;
+  }
+};
+
+// Eight tiles as ProcessorTiles of amx.cpp uses them.
+struct EmulatedTiles {
+  using Tile = std::uint32_t[tile_rows][tile_units];
+
+  static inline Tile tiles[8];
+  static inline bool in_use = false;
+
+  static void begin() { in_use = true; }
+  static void end() { in_use = false; }
+  static void clear_sums() { std::memset(tiles, 0, 4 * sizeof(Tile)); }
+
+  template <int i>
+  static void load_pixels(const std::uint32_t* p, std::ptrdiff_t units) {
+    load(4 + i, p, units);
+  }
+  template <int i>
+  static void load_weights(const std::uint32_t* p, std::ptrdiff_t units) {
+    load(6 + i, p, units);
+  }
+  static void load(int tile, const std::uint32_t* p, std::ptrdiff_t units) {
+    for (std::size_t row = 0; in_use && row < tile_rows; ++row) {
+      std::memcpy(tiles[tile][row], p + static_cast<std::ptrdiff_t>(row) * units, sizeof tiles[tile][row]);
+    }
+  }
+
+  template <typename Sums>
+  static void multiply() {
+    for (int sums = 0; sums < 4; ++sums) {
+      for (std::size_t m = 0; m < tile_rows; ++m) {
+        for (std::size_t n = 0; n < tile_units; ++n) {
+          std::uint32_t& sum = tiles[sums][m][n];
+          sum = product(Sums{}, sum, tiles[4 + sums / 2][m], tiles[6 + sums % 2], n);
+        }
+      }
+    }
+  }
+  // TDPBUSD
+  static std::uint32_t product(Int8Sums, std::uint32_t sum, const std::uint32_t* a, const Tile& b,
+                               std::size_t n) {
+    for (std::size_t k = 0; k < tile_units; ++k) {
+      sum += static_cast<std::uint32_t>(four_products(a[k], b[k][n]));
+    }
+    return sum;
+  }
+  // TDPBF16PS: the products of the low halves are summed apart from those of the high halves.
+  static std::uint32_t product(Bf16Sums, std::uint32_t sum, const std::uint32_t* a, const Tile& b,
+                               std::size_t n) {
+    float halves[2] = {0, 0};
+    for (std::size_t k = 0; k < tile_units; ++k) {
+      for (int i = 0; i < 2; ++i) {
+        halves[i] = without_denormals(halves[i] + bf16(a[k], i) * bf16(b[k][n], i));
+      }
+    }
+    return std::bit_cast<std::uint32_t>(
+        without_denormals(without_denormals(halves[0] + halves[1]) + std::bit_cast<float>(sum)));
+  }
+
+  template <typename Kept>
+  static void store_sums(Kept* to) {
+    for (std::size_t sums = 0; sums < 4; ++sums) {
+      for (std::size_t row = 0; row < tile_rows; ++row) {
+        std::memcpy(to + (sums / 2 * tile_rows + row) * amx_channels + sums % 2 * tile_units,
+                    tiles[sums][row], sizeof tiles[sums][row]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const DotTable emulated_vectors{.conv_block = conv_block,
+                                .bf16 = conv<EmulatedBf16>,
+                                .winograd2 = {},
+                                .int8 = conv<EmulatedInt8>,
+                                .split = split,
+                                .max_pool = max_pool_cells};
+const DotTable emulated_amx{.conv_block = amx_block,
+                            .bf16 = amx_conv<EmulatedTiles, Bf16Sums>,
+                            .winograd2 = {},
+                            .int8 = amx_conv<EmulatedTiles, Int8Sums>,
+                            .split = split,
+                            .max_pool = max_pool_cells};
+
+}  // namespace histo::kernels
