@@ -3,10 +3,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -30,6 +32,7 @@ using histo::Error;
 using histo::ErrorCode;
 using histo::Isa;
 using histo::Model;
+using histo::Precision;
 using histo::Profile;
 using histo::TileShape;
 
@@ -305,7 +308,8 @@ TEST_CASE("engine: it says what it does") {
   const Model model = make_model(4, 128);
   const Isa isa = histo::usable_isas().back();
   Engine engine(model, {.threads = 3, .isa = isa, .profile = Profile::latency});
-  CHECK(engine.info().isa == isa);
+  CHECK(engine.info().isa == std::min(isa, Isa::avx512));  // AMX has no float32
+  CHECK(engine.info().precision == Precision::fp32);
   CHECK(engine.info().threads == 3);
   CHECK(engine.info().crop == 128);
   CHECK(engine.info().profile == Profile::latency);
@@ -406,6 +410,248 @@ TEST_CASE("preprocess: the formula, for every byte, and torchvision's offsets") 
   const Bytes tile(31 * 32 * 3);
   CHECK(code_of([&] { histo::preprocess(tile, {1, 31, 32}, spec, 0, out); }) == ErrorCode::invalid_argument);
   CHECK(code_of([&] { histo::preprocess(tile, {1, 31, 32}, spec, 31, out); }) == ErrorCode::size_mismatch);
+}
+
+// --- low precision -----------------------------------------------------------------------------------------
+
+constexpr std::array low_precisions{Precision::bf16, Precision::bf16x3, Precision::int8};
+
+// Two maps of layer3 are kept in bf16, one at each place of a block.
+const Model& quantised_model() {
+  static const Model model = Model::from_memory(make_model_file(2, 6, 65, 1, [](const std::string& reader) {
+    return reader != "layer3.2.conv1" && reader != "layer3.3.conv2";
+  }));
+  return model;
+}
+
+// The instruction sets that this machine can run `precision` on.
+std::vector<Isa> isas_for(Precision precision) {
+  std::vector<Isa> found;
+  for (const Isa isa : histo::usable_isas()) {
+    const histo::CpuInfo cpu = histo::cpu_info();
+    if (isa == Isa::amx ||
+        (isa == Isa::avx512 && cpu.avx512_vnni && (precision == Precision::int8 || cpu.avx512_bf16))) {
+      found.push_back(isa);
+    }
+  }
+  if (found.empty()) {
+    MESSAGE("this machine cannot run " << histo::name(precision) << ", which is not tested");
+  }
+  return found;
+}
+
+// Numbers as a map of `scale` holds them, or, without one, of bf16.
+double stored(double x, std::optional<float> scale) {
+  if (scale) {
+    return static_cast<double>(*scale) *
+           std::clamp(std::nearbyint(x / static_cast<double>(*scale)), 0.0, 255.0);
+  }
+  int exponent = 0;
+  const double mantissa = std::frexp(x, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(mantissa, 8)), exponent - 8);
+}
+
+void store(Planes& planes, std::optional<float> scale) {
+  for (double& value : planes.data) {
+    value = stored(value, scale);
+  }
+}
+
+// The same in double, but for what int8 rounds: the maps, and the weights of the layers.
+std::vector<std::vector<double>> int8_stages(const Model& model, const Bytes& tile, TileShape shape,
+                                             std::size_t crop) {
+  std::vector<float> input(3 * crop * crop);
+  histo::preprocess(tile, shape, model.spec(), crop, input);
+  histo::Network network = histo::read_network(model);
+  std::vector<std::vector<float>> weights;
+  network.for_each_layer([&](histo::ConvLayer& layer) {
+    std::vector<float> rounded(layer.weight.begin(), layer.weight.end());
+    for (std::size_t i = 0; i < rounded.size(); ++i) {
+      const double w = static_cast<double>(rounded[i]);
+      if (layer.scales) {
+        const double scale = static_cast<double>(layer.scales->weight[i / (rounded.size() / layer.outputs)]);
+        rounded[i] = static_cast<float>(scale * std::clamp(std::nearbyint(w / scale), -127.0, 127.0));
+      } else {
+        rounded[i] = static_cast<float>(stored(w, std::nullopt));
+      }
+    }
+    layer.weight = weights.emplace_back(std::move(rounded));
+  });
+  const auto scale_of = [](const histo::ConvLayer& layer) {
+    return layer.scales ? std::optional(layer.scales->input) : std::nullopt;
+  };
+  Planes x{3, crop, {input.begin(), input.end()}};
+  store(x, std::nullopt);
+  x = convolve(x, network.stem);
+  relu(x);
+  x = max_pool(x);
+  std::vector<const histo::BasicBlock*> blocks;
+  for (const auto& layer : network.layers) {
+    for (const histo::BasicBlock& block : layer) {
+      blocks.push_back(&block);
+    }
+  }
+  store(x, scale_of(blocks.front()->conv1));
+  std::vector<std::vector<double>> stages{x.data};
+  std::size_t done = 0;
+  for (const auto& layer : network.layers) {
+    for (const histo::BasicBlock& block : layer) {
+      Planes y = convolve(x, block.conv1);
+      relu(y);
+      store(y, scale_of(block.conv2));
+      y = convolve(y, block.conv2);
+      Planes shortcut = x;
+      if (block.shortcut) {
+        shortcut = convolve(x, *block.shortcut);
+        store(shortcut, std::nullopt);
+      }
+      std::ranges::transform(y.data, shortcut.data, y.data.begin(), std::plus<>());
+      relu(y);
+      ++done;
+      store(y, done < blocks.size() ? scale_of(blocks[done]->conv1) : std::nullopt);
+      x = std::move(y);
+    }
+    stages.push_back(x.data);
+  }
+  return stages;
+}
+
+TEST_CASE("engine: low precisions compute the network, each as exactly as it can") {
+  const Model& model = quantised_model();
+  const TileShape shape{.batch = 1, .height = 72, .width = 75};
+  const Bytes tile = random_tiles(shape, 2);
+  const auto exact = reference_stages(model, tile, shape, 65);
+  // Root of the mean squared error over that of the values; a wrong scale, layout or layer is at 0.1 and
+  // above.
+  for (const auto& [precision, allowed] :
+       {std::pair{Precision::bf16, 1e-2}, std::pair{Precision::bf16x3, 2e-5},
+        std::pair{Precision::int8, 1.5e-2}}) {
+    CAPTURE(histo::name(precision));
+    const auto expected = precision == Precision::int8 ? int8_stages(model, tile, shape, 65) : exact;
+    for (const Isa isa : isas_for(precision)) {
+      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, Algorithm::fastest},
+                                               std::pair{Profile::latency, Algorithm::fastest},
+                                               std::pair{Profile::throughput, Algorithm::direct}}) {
+        const Engine engine(
+            model,
+            {.threads = 2, .precision = precision, .isa = isa, .profile = profile, .algorithm = algorithm});
+        CHECK(engine.info().precision == precision);
+        CHECK(engine.info().isa == isa);
+        const auto stages = engine.stages(tile, shape);
+        for (std::size_t s = 0; s < expected.size(); ++s) {
+          CAPTURE(stages[s].name);
+          REQUIRE(stages[s].data.size() == expected[s].size());
+          double error = 0, size = 0;
+          for (std::size_t i = 0; i < expected[s].size(); ++i) {
+            const double off = static_cast<double>(stages[s].data[i]) - expected[s][i];
+            error += off * off;
+            size += expected[s][i] * expected[s][i];
+          }
+          CHECK(std::sqrt(error / size) < allowed);
+        }
+        CHECK(stages.back().data == run(engine, tile, shape));
+      }
+    }
+  }
+}
+
+TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, position or threads") {
+  const Model& model = quantised_model();
+  const TileShape all{.batch = 67, .height = 70, .width = 66};
+  const Bytes tiles = random_tiles(all, 3);
+  const std::size_t tile_size = tiles.size() / all.batch;
+  std::mt19937 generator(4);
+  for (const Precision precision : low_precisions) {
+    CAPTURE(histo::name(precision));
+    for (const Isa isa : isas_for(precision)) {
+      for (const Profile profile : {Profile::throughput, Profile::latency}) {
+        const EngineOptions options{.threads = 1, .precision = precision, .isa = isa, .profile = profile};
+        const auto expected = run(Engine(model, options), tiles, all);
+        EngineOptions more = options;
+        more.threads = 3;
+        const Engine engine(model, more);
+        std::vector<float> logits(expected.size());
+        for (std::size_t first = 0; first < all.batch;) {
+          const std::size_t n = std::min<std::size_t>(1 + generator() % 40, all.batch - first);
+          engine.run(std::span<const std::uint8_t>(tiles.data() + first * tile_size, n * tile_size),
+                     {.batch = n, .height = all.height, .width = all.width},
+                     std::span(logits).subspan(first * 6, n * 6));
+          first += n;
+        }
+        CHECK(logits == expected);
+      }
+    }
+  }
+}
+
+TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, too") {
+  const TileShape shape{.batch = 5, .height = 66, .width = 66};
+  const Bytes bytes = random_tiles(shape, 6);
+  for (const Precision precision : low_precisions) {
+    CAPTURE(histo::name(precision));
+    for (const Isa isa : isas_for(precision)) {
+      const Engine engine(quantised_model(), {.threads = 2, .precision = precision, .isa = isa});
+      std::vector<float> tiles = as_floats(bytes, shape);
+      std::vector<float> clean(5 * 6), dirty(5 * 6);
+      engine.run(tiles, shape, clean);
+      CHECK(clean == run(engine, bytes, shape));
+      tiles[1 * 3 * 66 * 66 + 2000] = std::numeric_limits<float>::quiet_NaN();
+      tiles[3 * 3 * 66 * 66 + 2000] = std::numeric_limits<float>::infinity();
+      engine.run(tiles, shape, dirty);
+      for (std::size_t i = 0; i < dirty.size(); ++i) {
+        if (i / 6 == 1 || i / 6 == 3) {
+          CHECK_FALSE(std::isfinite(dirty[i]));
+        } else {
+          CHECK(dirty[i] == clean[i]);
+        }
+      }
+      engine.run(as_floats(bytes, shape), shape, dirty);  // nothing of it is left behind
+      CHECK(dirty == clean);
+    }
+  }
+}
+
+TEST_CASE("engine: what each layer runs in is told") {
+  const TileShape shape{.batch = 1, .height = 65, .width = 65};
+  const Bytes tile = random_tiles(shape, 1);
+  for (const Isa isa : isas_for(Precision::int8)) {
+    const Engine engine(quantised_model(), {.threads = 1, .precision = Precision::int8, .isa = isa});
+    for (const histo::LayerTime& layer : engine.layer_times(tile, shape)) {
+      CAPTURE(layer.name);
+      const bool kept =
+          layer.name == "stem.conv" || layer.name == "layer3.2.conv1" || layer.name == "layer3.3.conv2";
+      CHECK(layer.precision == (layer.name == "head" ? Precision::fp32
+                                : kept               ? Precision::bf16
+                                                     : Precision::int8));
+    }
+  }
+}
+
+TEST_CASE("engine: a precision that cannot be had is refused, and the message says why") {
+  const auto complaint = [](const Model& model, const EngineOptions& options) -> std::string {
+    try {
+      const Engine engine(model, options);
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::unsupported);
+      return error.what();
+    }
+    return "none";
+  };
+  const auto names = [](const std::string& text, std::string_view part) {
+    CAPTURE(text);
+    CHECK(text.find(part) != std::string::npos);
+  };
+  for (const Precision precision : low_precisions) {
+    const std::string text = complaint(quantised_model(), {.precision = precision, .isa = Isa::portable});
+    names(text, "precision " + std::string(histo::name(precision)));
+    names(text, precision == Precision::int8 ? "AVX-512 with VNNI, or AMX" : "AVX-512 with BF16, or AMX");
+    names(text, "use fp32");
+  }
+  if (!isas_for(Precision::int8).empty()) {
+    names(complaint(make_model(1, 32), {.precision = Precision::int8}), "no scales for int8");
+    names(complaint(quantised_model(), {.precision = Precision::int8, .isa = Isa::portable}),
+          "portable was asked for");
+  }
 }
 
 }  // namespace

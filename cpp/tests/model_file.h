@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -61,9 +62,11 @@ class SafetensorsWriter {
 
 // A valid model.safetensors, about 85 MB, the same for the same arguments: `classes` classes named "class 0"
 // and so on, tiles 16 pixels larger than the crop. The weights are random, and of such a size that
-// activations neither vanish nor explode on the way through the network.
-inline std::vector<std::byte> make_model_file(std::size_t pool, std::size_t classes, std::size_t crop,
-                                              std::uint64_t seed) {
+// activations neither vanish nor explode on the way through the network. `scaled` says which maps have scales
+// for int8, by the names of the first convolutions that read them; none of them makes a file of format 1.
+inline std::vector<std::byte> make_model_file(
+    std::size_t pool, std::size_t classes, std::size_t crop, std::uint64_t seed,
+    const std::function<bool(const std::string&)>& scaled = nullptr) {
   std::size_t map = crop;
   for (int halving = 0; halving < 5; ++halving) {
     map = (map + 1) / 2;
@@ -74,7 +77,8 @@ inline std::vector<std::byte> make_model_file(std::size_t pool, std::size_t clas
   for (std::size_t k = 0; k < classes; ++k) {
     names += (k > 0 ? ", " : "") + ("\\\"class " + std::to_string(k)) + "\\\"";
   }
-  SafetensorsWriter writer(R"({"histo.format":"1","histo.head_pool":")" + std::to_string(head_pool) +
+  SafetensorsWriter writer(R"({"histo.format":")" + std::string(scaled ? "2" : "1") +
+                           R"(","histo.head_pool":")" + std::to_string(head_pool) +
                            R"(","histo.spec":"{\"pool\": )" + std::to_string(pool) + R"(, \"classes\": [)" +
                            names + R"(], \"crop\": )" + std::to_string(crop) + R"(, \"tile_size\": )" +
                            std::to_string(crop + 16) +
@@ -103,6 +107,13 @@ inline std::vector<std::byte> make_model_file(std::size_t pool, std::size_t clas
     writer.add<float>(name + ".weight", "F32", {outputs, inputs, kernel, kernel},
                       uniform(outputs * fan_in, gain / static_cast<double>(fan_in)));
     writer.add<float>(name + ".bias", "F32", {outputs}, uniform(outputs, 0.001));
+    // Inputs are of unit size, and weights uniform.
+    const std::string reader = name.ends_with("shortcut") ? name.substr(0, name.size() - 8) + "conv1" : name;
+    if (scaled && name != "stem.conv" && scaled(reader)) {
+      const auto largest = static_cast<float>(std::sqrt(3.0 * gain / static_cast<double>(fan_in)));
+      writer.add<float>(name + ".input_scale", "F32", {1}, std::vector{6.0F / 255.0F});
+      writer.add<float>(name + ".weight_scale", "F32", {outputs}, std::vector(outputs, largest / 127.0F));
+    }
   };
 
   writer.add<float>("stem.mean", "F32", {3, 1, 1}, std::vector{0.485F, 0.456F, 0.406F});

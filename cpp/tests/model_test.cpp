@@ -417,4 +417,54 @@ TEST_CASE("weights that are not finite") {
                  "tensor \"head.linear.bias\" has NaN as element 5"));
 }
 
+TEST_CASE("the scales of int8: what a file of format 2 adds, and what is refused") {
+  const auto file =
+      make_model_file(2, 2, 32, 1, [](const std::string& reader) { return reader != "layer1.0.conv2"; });
+  const Model model = Model::from_memory(file);
+  CHECK(model.find_tensor("layer1.0.conv1.input_scale")->data.size() == 1);
+  CHECK(model.find_tensor("layer2.0.shortcut.weight_scale")->data.size() == 128);
+  CHECK_FALSE(model.find_tensor("layer1.0.conv2.input_scale"));
+  CHECK_FALSE(model.find_tensor("stem.conv.input_scale"));
+
+  const auto [header, data] = split_safetensors(file);
+  const auto with_header = [&](std::string_view from, std::string_view to) {
+    std::string changed = header;
+    const std::size_t at = changed.find(from);
+    REQUIRE(at != std::string::npos);
+    return complaint(safetensors_file(changed.replace(at, from.size(), to), data));
+  };
+  CHECK(
+      contains(with_header(R"("histo.format":"2")", R"("histo.format":"1")"), "is not part of the network"));
+  CHECK(contains(with_header("layer1.0.conv1.weight_scale", "layer1.0.conv1.weight_skale"),
+                 "\"layer1.0.conv1.weight_scale\" is missing"));
+  CHECK(contains(with_header("layer1.0.conv1.input_scale", "layer1.0.conv1.input_skale"),
+                 "\"layer1.0.conv1.input_scale\" is missing"));
+  CHECK(contains(with_header("layer1.0.conv1.input_scale", "stem.conv.input_scale"), "is missing"));
+
+  const auto shared =
+      make_model_file(2, 2, 32, 1, [](const std::string& reader) { return reader == "layer2.0.conv1"; });
+  const auto [shared_header, shared_data] = split_safetensors(shared);
+  std::string half = shared_header;
+  for (const std::string_view part : {"layer2.0.shortcut.input_scale", "layer2.0.shortcut.weight_scale"}) {
+    half.replace(half.find(part), part.size(),
+                 std::string(part.size(), 'x').replace(0, 1, part.substr(28, 1)));
+  }
+  CHECK(contains(complaint(safetensors_file(half, shared_data)), "both must be there, or neither"));
+
+  // Values: the scale of layer2.0.conv1's input is the first four bytes of its tensor.
+  const std::size_t entry = shared_header.find("layer2.0.conv1.input_scale");
+  const std::size_t begin =
+      std::stoul(shared_header.substr(shared_header.find("data_offsets\":[", entry) + 15));
+  for (const auto& [value, words] :
+       {std::pair{0.0F, "not a positive number"}, std::pair{-0.1F, "not a positive number"},
+        std::pair{1e-40F, "not a positive number"},
+        std::pair{std::numeric_limits<float>::infinity(), "layer2.0.conv1.input_scale"},
+        std::pair{0.5F, "scale one map and must be equal"}}) {
+    CAPTURE(value);
+    std::vector<std::byte> changed = shared;
+    std::memcpy(changed.data() + (changed.size() - shared_data.size()) + begin, &value, sizeof value);
+    CHECK(contains(complaint(changed), words));
+  }
+}
+
 }  // namespace
