@@ -31,7 +31,8 @@ def serve(module: str, job: dict[str, Any]) -> None:
     assert spec is not None
     core = importlib.util.module_from_spec(spec)
     loader.exec_module(core)
-    engine = core.Engine(job["model"], threads=job["threads"], profile=job["profile"], isa=job["isa"])
+    options = {name: job[name] for name in ("threads", "precision", "profile", "isa")}
+    engine = core.Engine(job["model"], **options)
     tiles = np.random.default_rng(0).integers(0, 256, (job["batch"], 128, 128, 3), np.uint8)
     logits = engine.run(tiles).tolist()
     for _ in sys.stdin:
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--precision", default="fp32")
     parser.add_argument("--profile", default="throughput")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=_core.usable_cpus())
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, help="in a round; default: about half a second of them")
     args = parser.parse_args()
     job = {"model": str(args.bundle / "model.safetensors"), "calls": args.calls or max(1, 100 // args.batch)}
-    job |= {name: getattr(args, name) for name in ("profile", "batch", "threads", "isa")}
+    job |= {name: getattr(args, name) for name in ("precision", "profile", "batch", "threads", "isa")}
     workers = [
         Worker(str(module), [sys.executable, __file__, "serve", str(module), json.dumps(job)])
         for module in (args.old, args.new)
@@ -84,7 +86,7 @@ def main() -> None:
     ratio = compare(seconds[1], seconds[0])
     old, new = (statistics.median(each) / args.batch * 1e3 for each in seconds)
     print(
-        f"{args.isa}, {args.profile}, batch {args.batch}, {args.threads} threads, {args.rounds} rounds: {old:.3f} and "
+        f"{args.precision}, {args.isa}, {args.profile}, batch {args.batch}, {args.threads} threads, {args.rounds} rounds: {old:.3f} and "
         f"{new:.3f} ms per tile, {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
     )
 

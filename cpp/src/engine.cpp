@@ -109,7 +109,7 @@ struct Packing {
   [[nodiscard]] std::size_t block_units() const {
     return precision == Precision::fp32       ? packed_block_size(layer, algorithm, block)
            : algorithm == Convolution::direct ? packed_dot_size(layer, cell_of(precision), block)
-                                              : packed_dot_winograd_size(layer, block);
+                                              : packed_dot_winograd_size(layer, algorithm, block);
   }
   [[nodiscard]] PackedLayer allocate() const {
     PackedLayer packed{.weight = AlignedBuffer(blocks() * block_units()),
@@ -131,7 +131,7 @@ struct Packing {
     } else if (algorithm == Convolution::direct) {
       pack_dot_weight(layer, cell_of(precision), block, index, units(out));
     } else {
-      pack_dot_winograd(layer, block, index, units(out));
+      pack_dot_winograd(layer, algorithm, block, index, units(out));
     }
   }
 };
@@ -218,9 +218,15 @@ struct Prepared {
         kernel(kernels::table(*options.isa)),
         dots(options.precision == Precision::fp32 ? kernels::DotTables{} : kernels::dot_tables(*options.isa)),
         network(read_network(model)),
-        plan(make_plan(network, options.crop, options.precision,
-                       options.precision == Precision::bf16 && dots.layers->winograd2.input != nullptr,
-                       options.profile, options.algorithm)),
+        plan(make_plan(network, {.crop = options.crop,
+                                 .precision = options.precision,
+                                 .profile = options.profile,
+                                 .algorithm = options.algorithm,
+                                 // Layers that int8 keeps in bf16 are kept for their accuracy.
+                                 .winograd_bf16 = options.precision == Precision::bf16 &&
+                                                  dots.layers->winograd2_bf16.input != nullptr,
+                                 .winograd_int8 = options.precision == Precision::int8 &&
+                                                  dots.layers->winograd4_int8.input != nullptr})),
         head(make_head(model, *options.isa)),
         normaliser(model.spec(), options.crop) {
     if (options.precision == Precision::int8) {
@@ -324,6 +330,7 @@ struct WinogradTasks {
   std::size_t tiles;  // in all
   std::size_t piece;  // tiles of a task
   bool fused;  // a task transforms its own input; else that is done first, and tasks split by channels, too
+  std::size_t units;           // of one tile's transformed channels, at one point
   std::size_t plane;           // of the transformed input
   std::size_t products_plane;  // of the products
   std::size_t points;
@@ -489,7 +496,8 @@ WinogradTasks Engine::State::winograd_tasks(const Step& step, std::size_t count)
   if (!t.fused) {
     t.piece = piece_size(t.tiles, most_tiles(step.layer->inputs), threads.threads(), blocks);
   }
-  t.plane = (t.fused ? t.piece : t.tiles) * shared->plan.maps[step.input].pixel() + plane_padding;
+  t.units = step.precision == Precision::fp32 ? step.layer->inputs : step.layer->inputs / 2;
+  t.plane = (t.fused ? t.piece : t.tiles) * t.units + plane_padding;
   t.products_plane = t.piece * shared->kernel.conv_block + plane_padding;
   return t;
 }
@@ -678,7 +686,7 @@ void Engine::State::run_stem(const Value* tiles, TileShape shape, std::size_t fi
                        .height = end - begin,
                        .width = band.side,
                        .relu = true}};
-      shared->dots.stem->bf16(stem, {0, (end - begin) * band.side}, {0, shared->stem.blocks});
+      shared->dots.stem->conv_bf16(stem, {0, (end - begin) * band.side}, {0, shared->stem.blocks});
       shared->dots.stem->max_pool(conv, conv_row, output_rows, output.row(), shared->plan.stem_format,
                                   pooled_end - pooled_begin, band.pooled, channels);
       return;
@@ -748,9 +756,12 @@ void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t c
   const kernels::DotTable& kernel = *shared->dots.layers;
   if (step.algorithm == Convolution::direct) {
     run_direct<std::uint32_t>(step, packed, epilogue, dot_run(layer, cell_of(step.precision)),
-                              step.precision == Precision::int8 ? kernel.int8 : kernel.bf16, first, count);
+                              step.precision == Precision::int8 ? kernel.conv_int8 : kernel.conv_bf16, first,
+                              count);
   } else {
-    run_winograd<std::uint32_t>(step, packed, epilogue, kernel.winograd2, first, count);
+    run_winograd<std::uint32_t>(
+        step, packed, epilogue,
+        step.precision == Precision::int8 ? kernel.winograd4_int8 : kernel.winograd2_bf16, first, count);
   }
 }
 
@@ -806,14 +817,13 @@ void Engine::State::run_winograd(const Step& step, const PackedLayer& packed, co
   Unit* const transformed = units<Unit>(shared_scratch.data());
   const std::size_t few = ceil_div(t.tiles, 4 * threads.threads());
   for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
-    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * input.pixel(),
-                 t.plane);
+    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * t.units, t.plane);
   });
   // Neighbouring tasks read the same weights.
   for_each(packed.blocks * t.pieces(), [&](std::size_t i, std::size_t slot) {
     const std::size_t block = i / t.pieces();
     const Range tiles = t.range(i % t.pieces());
-    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * input.pixel(), t.plane,
+    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * t.units, t.plane,
                   private_scratch[slot].data(), t.products_plane);
   });
 }

@@ -4,6 +4,8 @@
 #include <map>
 #include <tuple>
 
+#include "weight_packing.h"
+
 namespace histo {
 namespace {
 
@@ -46,30 +48,37 @@ kernels::CellFormat format_for(const ConvLayer& layer, Precision precision) {
 }
 
 // The fewest multiplications are not the fastest where few images share one pass over the weights, which grow
-// from 9 to 16 or 36 numbers per pair of channels.
-Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision, bool winograd_bf16,
-                   Profile profile, Algorithm algorithm) {
-  const bool winograd = precision == Precision::fp32 || (precision == Precision::bf16 && winograd_bf16);
-  if (layer.kernel != 3 || layer.stride != 1 || algorithm == Algorithm::direct || !winograd) {
+// from 9 to 16 or 36 numbers per pair of channels; in int8 these are of twice the bytes, too.
+Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision,
+                   const PlanOptions& options) {
+  const bool latency = options.profile == Profile::latency;
+  if (layer.kernel != 3 || layer.stride != 1 || options.algorithm == Algorithm::direct) {
     return Convolution::direct;
   }
-  // F(4 x 4) would magnify the rounding of bf16 tenfold.
-  if (precision == Precision::bf16) {
-    return profile == Profile::throughput || stage <= 3 ? Convolution::winograd2 : Convolution::direct;
+  switch (precision) {
+    case Precision::fp32:
+      return !latency || stage <= 2 ? Convolution::winograd4
+             : stage == 3           ? Convolution::winograd2
+                                    : Convolution::direct;
+    case Precision::bf16:  // F(4 x 4) would magnify its rounding tenfold
+      return options.winograd_bf16 && (!latency || stage <= 3) ? Convolution::winograd2 : Convolution::direct;
+    case Precision::int8:
+      return options.winograd_int8 && stage <= (latency ? 1 : 3) && fits_winograd(layer)
+                 ? Convolution::winograd4
+                 : Convolution::direct;
+    case Precision::bf16x3:
+      break;
   }
-  if (profile == Profile::throughput || stage <= 2) {
-    return Convolution::winograd4;
-  }
-  return stage == 3 ? Convolution::winograd2 : Convolution::direct;
+  return Convolution::direct;
 }
 
 }  // namespace
 
-Plan make_plan(const Network& network, std::size_t crop, Precision precision, bool winograd_bf16,
-               Profile profile, Algorithm algorithm) {
+Plan make_plan(const Network& network, const PlanOptions& options) {
+  const Precision precision = options.precision;
   Plan plan{};
-  plan.crop = crop;
-  plan.stem_side = (crop + 1) / 2;
+  plan.crop = options.crop;
+  plan.stem_side = (options.crop + 1) / 2;
   std::size_t side = (plan.stem_side + 1) / 2;
   // Two maps for each layer are enough, of each kind of cell: a block's second convolution adds to the
   // block's input and puts the sum in its place where both are of one kind, and elsewhere where they are not.
@@ -103,7 +112,7 @@ Plan make_plan(const Network& network, std::size_t crop, Precision precision, bo
                            kernels::CellFormat format, bool relu) {
         const Precision own = precision_of(layer, precision);
         plan.steps.push_back({.layer = &layer,
-                              .algorithm = choose(layer, stage, own, winograd_bf16, profile, algorithm),
+                              .algorithm = choose(layer, stage, own, options),
                               .precision = own,
                               .input = from,
                               .output = to,

@@ -56,9 +56,15 @@ struct Plan {
   std::size_t deep_images;
 };
 
-// `network` must outlive the plan. In Precision::int8 the layers without scales run in bf16. `winograd_bf16`:
-// whether Winograd's algorithm may be used in bf16.
-Plan make_plan(const Network& network, std::size_t crop, Precision precision, bool winograd_bf16,
-               Profile profile, Algorithm algorithm);
+struct PlanOptions {
+  std::size_t crop;
+  Precision precision;  // in int8 the layers without scales run in bf16
+  Profile profile;
+  Algorithm algorithm;
+  bool winograd_bf16, winograd_int8;  // whether there are kernels for it
+};
+
+// `network` must outlive the plan.
+Plan make_plan(const Network& network, const PlanOptions& options);
 
 }  // namespace histo

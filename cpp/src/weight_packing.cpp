@@ -32,6 +32,9 @@ constexpr Matrix<6> make_g4() {
 
 constexpr Matrix<6> g4 = make_g4();
 
+// For the points 0, +-1, +-2 and infinity, without their denominators: see F4Whole of kernels/avx512_dot.cpp.
+constexpr Matrix<6> g4_whole = {{{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}}};
+
 // G w G^T of a 3 x 3 kernel, in double; point i goes to out[i * step].
 template <std::size_t points>
 void transform(const Matrix<points>& g, const float* w, float* out, std::size_t step) {
@@ -62,10 +65,8 @@ std::uint16_t to_bf16(float x) {
 
 float from_bf16(std::uint16_t x) { return std::bit_cast<float>(std::uint32_t{x} << 16U); }
 
-// Of two nearest whole numbers the even one, as the processor's rounding is set.
-std::uint8_t to_int8(float x) {
-  return static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp(std::nearbyint(x), -127.0F, 127.0F)));
-}
+// A weight of int8. Of two nearest whole numbers the even one, as the processor's rounding is set.
+float to_whole(float x) { return std::clamp(std::nearbyint(x), -127.0F, 127.0F); }
 
 std::size_t weights_per_pair(const ConvLayer& layer, Convolution algorithm) {
   switch (algorithm) {
@@ -143,9 +144,11 @@ void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t blo
             const float w =
                 layer.weight[((output * layer.inputs + c) * layer.kernel + row) * layer.kernel + column];
             const std::uint16_t high = to_bf16(w);
-            const std::uint32_t bits = cell == kernels::Cell::u8 ? to_int8(w / layer.scales->weight[output])
-                                       : part < 2                ? high
-                                                                 : to_bf16(w - from_bf16(high));
+            const std::uint32_t bits = cell == kernels::Cell::u8
+                                           ? static_cast<std::uint8_t>(static_cast<std::int8_t>(
+                                                 to_whole(w / layer.scales->weight[output])))
+                                       : part < 2 ? high
+                                                  : to_bf16(w - from_bf16(high));
             out[(row * run + at / per_unit) * block + k] |= bits << at % per_unit * (32 / per_unit);
           }
         }
@@ -154,24 +157,54 @@ void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t blo
   }
 }
 
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, std::size_t block) {
-  return packed_block_size(layer, Convolution::winograd2, block) / 2;
+std::size_t packed_dot_winograd_size(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
+  return packed_block_size(layer, algorithm, block) / 2;
 }
 
-void pack_dot_winograd(const ConvLayer& layer, std::size_t block, std::size_t index, std::uint32_t* out) {
-  constexpr std::size_t points = 16;
+void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+                       std::uint32_t* out) {
+  const std::size_t points = algorithm == Convolution::winograd4 ? 36 : 16;
   const std::size_t channels = std::min(block, layer.outputs - index * block);
   const std::size_t step = layer.inputs / 2 * block;  // from one point to the next
-  std::array<float, points> transformed{};
+  std::array<float, 9> w{};
+  std::array<float, 36> transformed{};
   for (std::size_t c = 0; c < layer.inputs; ++c) {
     for (std::size_t k = 0; k < channels; ++k) {
-      transform(g2, layer.weight.data() + ((index * block + k) * layer.inputs + c) * 9, transformed.data(),
-                1);
+      const std::size_t output = index * block + k;
+      std::ranges::copy(layer.weight.subspan((output * layer.inputs + c) * 9, 9), w.begin());
+      if (algorithm == Convolution::winograd4) {
+        for (float& value : w) {
+          value = to_whole(value / layer.scales->weight[output]);
+        }
+        transform(g4_whole, w.data(), transformed.data(), 1);
+      } else {
+        transform(g2, w.data(), transformed.data(), 1);
+      }
       for (std::size_t point = 0; point < points; ++point) {
-        out[point * step + c / 2 * block + k] |= std::uint32_t{to_bf16(transformed[point])} << c % 2 * 16;
+        const std::uint16_t bits =
+            algorithm == Convolution::winograd4
+                ? static_cast<std::uint16_t>(static_cast<std::int16_t>(transformed[point]))
+                : to_bf16(transformed[point]);
+        out[point * step + c / 2 * block + k] |= std::uint32_t{bits} << c % 2 * 16;
       }
     }
   }
+}
+
+bool fits_winograd(const ConvLayer& layer) {
+  constexpr float limit = (1 << 25) / 255;  // of the sum of all weights of one sign
+  const std::size_t window = layer.weight.size() / layer.outputs;
+  for (std::size_t output = 0; output < layer.outputs; ++output) {
+    float above = 0, below = 0;  // exact: whole numbers below 2^24
+    for (std::size_t i = 0; i < window; ++i) {
+      const float w = to_whole(layer.weight[output * window + i] / layer.scales->weight[output]);
+      (w > 0 ? above : below) += w;
+    }
+    if (std::max(above, -below) >= limit) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace histo

@@ -21,12 +21,15 @@ void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t bloc
 // The same for kernels::DotConv, of a layer whose input map has the format `cell`: units of a row of its
 // window, units per block, and the weights themselves, which with Cell::u8 are divided by the layer's scales.
 //
-// Winograd's transform of the weights, in bf16 for kernels::DotWinograd, is packed by the last two.
+// For kernels::DotWinograd, F(2 x 2) in bf16 or F(4 x 4) in words, the last three; the last says whether the
+// latter is exact for a layer that has scales.
 std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell);
 std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block);
 void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
                      std::uint32_t* out);
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, std::size_t block);
-void pack_dot_winograd(const ConvLayer& layer, std::size_t block, std::size_t index, std::uint32_t* out);
+std::size_t packed_dot_winograd_size(const ConvLayer& layer, Convolution algorithm, std::size_t block);
+void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+                       std::uint32_t* out);
+bool fits_winograd(const ConvLayer& layer);
 
 }  // namespace histo

@@ -303,7 +303,8 @@ Map run(const DotTable& table, const Problem& p, CellFormat format, std::size_t 
                    .relu = c.relu}};
   const std::size_t total = c.images * output.height * output.width;
   for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
-    (c.input == Cell::u8 ? table.int8 : table.bf16)(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
+    (c.input == Cell::u8 ? table.conv_int8 : table.conv_bf16)(conv, {begin, std::min(begin + cut, total)},
+                                                              {0, blocks});
   }
   return output;
 }

@@ -133,15 +133,17 @@ struct EmulatedTiles {
 }  // namespace
 
 const DotTable emulated_vectors{.conv_block = conv_block,
-                                .bf16 = conv<EmulatedBf16>,
-                                .winograd2 = {},
-                                .int8 = conv<EmulatedInt8>,
+                                .conv_bf16 = conv<EmulatedBf16>,
+                                .winograd2_bf16 = {},
+                                .conv_int8 = conv<EmulatedInt8>,
+                                .winograd4_int8 = {},
                                 .split = split,
                                 .max_pool = max_pool_cells};
 const DotTable emulated_amx{.conv_block = amx_block,
-                            .bf16 = amx_conv<EmulatedTiles, Bf16Sums>,
-                            .winograd2 = {},
-                            .int8 = amx_conv<EmulatedTiles, Int8Sums>,
+                            .conv_bf16 = amx_conv<EmulatedTiles, Bf16Sums>,
+                            .winograd2_bf16 = {},
+                            .conv_int8 = amx_conv<EmulatedTiles, Int8Sums>,
+                            .winograd4_int8 = {},
                             .split = split,
                             .max_pool = max_pool_cells};
 

@@ -22,10 +22,12 @@
 #include "histo/preprocess.h"
 #include "model_file.h"
 #include "network.h"
+#include "weight_packing.h"
 
 namespace {
 
 using histo::Algorithm;
+using histo::Convolution;
 using histo::Engine;
 using histo::EngineOptions;
 using histo::Error;
@@ -609,6 +611,51 @@ TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, t
       CHECK(dirty == clean);
     }
   }
+}
+
+TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
+  // One image alone, several together and more than fit into one pass are cut into different tasks.
+  const TileShape all{.batch = 67, .height = 70, .width = 66};
+  const Bytes tiles = random_tiles(all, 5);
+  for (const Isa isa : isas_for(Precision::int8)) {
+    EngineOptions options{
+        .threads = 2, .precision = Precision::int8, .isa = isa, .algorithm = Algorithm::direct};
+    const auto expected = run(Engine(quantised_model(), options), tiles, all);
+    options.algorithm = Algorithm::fastest;
+    for (const Profile profile : {Profile::throughput, Profile::latency}) {
+      options.profile = profile;
+      const Engine engine(quantised_model(), options);
+      CHECK(run(engine, tiles, all) == expected);
+      const TileShape one{.batch = 1, .height = 70, .width = 66};
+      const auto alone = run(engine, Bytes(tiles.begin(), tiles.begin() + 70 * 66 * 3), one);
+      CHECK(std::ranges::equal(alone, std::span(expected).first(6)));
+      const auto times = engine.layer_times(Bytes(70 * 66 * 3), one);
+      CHECK((isa == Isa::amx) == std::ranges::none_of(times, [](const histo::LayerTime& layer) {
+              return layer.convolution == Convolution::winograd4;
+            }));
+    }
+  }
+}
+
+TEST_CASE("engine: int8 takes Winograd's algorithm only where no sum can leave its range") {
+  const auto fits = [](std::size_t ones, float last) {
+    std::vector<float> weight(256 * 9, 0.0F);
+    std::fill_n(weight.begin(), ones, 127.0F);
+    weight[ones] = last;
+    const std::vector<float> scale{1.0F};
+    return histo::fits_winograd({.name = "",
+                                 .inputs = 256,
+                                 .outputs = 1,
+                                 .kernel = 3,
+                                 .stride = 1,
+                                 .weight = weight,
+                                 .bias = {},
+                                 .scales = histo::Scales{.input = 1, .weight = scale}});
+  };
+  // 2^25 / 255 is 131,586; 1036 * 127 is 131,572.
+  CHECK(fits(1036, 13));
+  CHECK_FALSE(fits(1036, 14));
+  CHECK(fits(1036, -127));
 }
 
 TEST_CASE("engine: what each layer runs in is told") {

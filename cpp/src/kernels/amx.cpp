@@ -82,9 +82,10 @@ void ProcessorTiles::multiply<Int8Sums>() {
 }  // namespace
 
 const DotTable amx_table{.conv_block = amx_block,
-                         .bf16 = amx_conv<ProcessorTiles, Bf16Sums>,
-                         .winograd2 = {},
-                         .int8 = amx_conv<ProcessorTiles, Int8Sums>,
+                         .conv_bf16 = amx_conv<ProcessorTiles, Bf16Sums>,
+                         .winograd2_bf16 = {},
+                         .conv_int8 = amx_conv<ProcessorTiles, Int8Sums>,
+                         .winograd4_int8 = {},
                          .split = split,
                          .max_pool = max_pool_cells};
 

@@ -107,7 +107,8 @@ using DotConv = ConvOf<std::uint32_t, DotEpilogue>;
 // m x m pixels, which are counted over all images, row by row; the last of a row or column may reach over the
 // edge of the output. Whole tiles of input, (m + 2) x (m + 2), are read nevertheless.
 //
-// In bf16 the transformed numbers are rounded to it once more; the transforms are computed in float32.
+// In bf16 the transformed numbers are rounded to it once more; the transforms are computed in float32. Those
+// of int8 are whole numbers.
 template <typename UnitType, typename EpilogueType>
 struct WinogradOf {
   using Unit = UnitType;
@@ -212,14 +213,20 @@ struct DotTable {
   std::size_t conv_block;
 
   // Output pixels and channel blocks as Table::conv. Input and weights are bf16, sums float32.
-  void (*bf16)(const DotConv& conv, Range pixels, Range blocks);
+  void (*conv_bf16)(const DotConv& conv, Range pixels, Range blocks);
 
-  // The same from bf16 maps by Winograd's algorithm, tiles of 2 x 2 pixels. AMX has none: its products are so
-  // much faster than the transforms that these would take longer than what they save.
-  WinogradKernelsOf<DotWinograd> winograd2;
+  // The same from bf16 maps by Winograd's algorithm, tiles of 2 x 2 pixels.
+  WinogradKernelsOf<DotWinograd> winograd2_bf16;
 
   // Input u8, weights s8, sums int32, which no window of the network overflows.
-  void (*int8)(const DotConv& conv, Range pixels, Range blocks);
+  void (*conv_int8)(const DotConv& conv, Range pixels, Range blocks);
+
+  // The same, to the bit, in tiles of 4 x 4 pixels, where fits_winograd() of weight_packing.h is true. Input
+  // and weights are transformed to words.
+  WinogradKernelsOf<DotWinograd> winograd4_int8;
+
+  // AMX has neither of Winograd's: its products are so much faster than the transforms that these would take
+  // longer than what they save.
 
   // `count` floats, of at least one vector, as bf16: `high` nearest to them and, unless it is null, `low`
   // nearest to what that leaves.

@@ -61,14 +61,20 @@ struct F4 {
   }
 };
 
-// The float32 maps that it reads, and transforms to; `Dot` says how products are summed and finished.
+// The float32 maps that it reads, and transforms to; `Dot` says how products are summed. The precisions below
+// have kinds of their own.
 struct Fp32Winograd {
   using Dot = Fp32Dot;
   using Problem = Winograd;
-  static constexpr std::size_t channels_per_unit = 1;
+  using Numbers = Vec;                                                   // that inputs are transformed in
+  static constexpr std::size_t map_channels = 1, channels_per_unit = 1;  // per unit of a map, and transformed
 
-  static Vec read(const float* pixel, std::size_t channel) { return Vec::load(pixel + channel); }
-  static void write(Vec v, float* row, std::size_t channel) { v.store(row + channel); }
+  static Numbers read(const float* pixel, std::size_t channel) { return Vec::load(pixel + channel); }
+  static void write(Numbers v, float* row, std::size_t channel) { v.store(row + channel); }
+  static void finish(const Epilogue& e, Vec sum, Vec bias, std::size_t channel, const float* residual,
+                     float* output) {
+    Dot::finish(e, sum.plus(bias), channel, residual, output);
+  }
 };
 
 struct TilePosition {
@@ -86,6 +92,7 @@ template <typename F, typename Kind>
 void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind::Dot::Unit* out,
                     std::size_t plane) {
   using Unit = typename Kind::Dot::Unit;
+  using Numbers = typename Kind::Numbers;
   constexpr std::size_t n = F::input;
   const Strides& s = w.input_strides;
   for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
@@ -97,17 +104,17 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
     // times as long.
     const TilePosition next_at = position<F>(w, tile + 1 < tiles.end ? tile + 1 : tile);
     const Unit* const next = w.input + next_at.image * s.image + next_at.y * s.row + next_at.x * s.column;
-    for (std::size_t c = 0; c < w.channels; c += Vec::lanes) {
-      Vec columns_done[n * n];
+    for (std::size_t c = 0; c < w.channels; c += Numbers::lanes) {
+      Numbers columns_done[n * n];
 #pragma GCC unroll 8
       for (std::size_t x = 0; x < n; ++x) {
-        Vec column[n];
+        Numbers column[n];
 #pragma GCC unroll 8
         for (std::size_t y = 0; y < n; ++y) {
           column[y] = Kind::read(in + y * s.row + x * s.column, c);
-          __builtin_prefetch(next + y * s.row + x * s.column + c / Kind::channels_per_unit);
+          __builtin_prefetch(next + y * s.row + x * s.column + c / Kind::map_channels);
         }
-        Vec done[n];
+        Numbers done[n];
         F::transform_input(column, done);
 #pragma GCC unroll 8
         for (std::size_t y = 0; y < n; ++y) {
@@ -116,7 +123,7 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
       }
 #pragma GCC unroll 8
       for (std::size_t y = 0; y < n; ++y) {
-        Vec done[n];
+        Numbers done[n];
         F::transform_input(columns_done + y * n, done);
 #pragma GCC unroll 8
         for (std::size_t x = 0; x < n; ++x) {
@@ -130,15 +137,16 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
 // products (tiles, conv_block) = input (tiles, units) * weight (units, conv_block).
 template <typename Dot, std::size_t rows, std::size_t ahead>
 void product_rows(const typename Dot::Unit* input, std::size_t units, const typename Dot::Unit* weight,
-                  const typename Dot::Unit* next, float* products) {
-  Sums<Vec, rows> sums;
+                  const typename Dot::Unit* next, typename Dot::Kept* products) {
+  using Sum = typename Dot::Sum;
+  Sums<Sum, rows> sums;
   const typename Dot::Unit* x[rows];
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
     x[i] = input + i * units;
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {
-      sums.v[i][j] = Vec::zero();
+      sums.v[i][j] = Sum::zero();
     }
   }
   multiply<Dot, rows, ahead>(x, 0, units, weight, sums, next);
@@ -146,7 +154,7 @@ void product_rows(const typename Dot::Unit* input, std::size_t units, const type
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {
-      sums.v[i][j].store(products + i * conv_block + j * Vec::lanes);
+      Dot::keep(sums.v[i][j], products + i * conv_block + j * Vec::lanes);
     }
   }
 }
@@ -154,9 +162,9 @@ void product_rows(const typename Dot::Unit* input, std::size_t units, const type
 // The same for any number of tiles, which fetch `next`, another point's weights, meanwhile.
 template <typename Dot>
 void product(const typename Dot::Unit* input, std::size_t tiles, std::size_t units,
-             const typename Dot::Unit* weight, const typename Dot::Unit* next, float* products) {
+             const typename Dot::Unit* weight, const typename Dot::Unit* next, typename Dot::Kept* products) {
   using Unit = typename Dot::Unit;
-  using Rows = void (*)(const Unit*, std::size_t, const Unit*, const Unit*, float*);
+  using Rows = void (*)(const Unit*, std::size_t, const Unit*, const Unit*, typename Dot::Kept*);
   static constexpr Rows rows[][conv_pixels] = {
       {product_rows<Dot, 1, 0>, product_rows<Dot, 2, 0>, product_rows<Dot, 3, 0>, product_rows<Dot, 4, 0>,
        product_rows<Dot, 5, 0>, product_rows<Dot, 6, 0>},
@@ -177,10 +185,12 @@ void product(const typename Dot::Unit* input, std::size_t tiles, std::size_t uni
 
 template <typename F, typename Kind>
 void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
-                     const typename Kind::Dot::Unit* input, std::size_t plane, float* products,
+                     const typename Kind::Dot::Unit* input, std::size_t plane, float* products_memory,
                      std::size_t products_plane) {
   using Dot = typename Kind::Dot;
   using Unit = typename Dot::Unit;
+  using Sum = typename Dot::Sum;
+  auto* const products = reinterpret_cast<typename Dot::Kept*>(products_memory);
   constexpr std::size_t n = F::input, m = F::output;
   const auto& e = w.epilogue;
   const std::size_t count = tiles.end - tiles.begin, units = w.channels / Kind::channels_per_unit;
@@ -206,24 +216,24 @@ void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
                                next_at.y * e.output_strides.row + next_at.x * e.output_strides.column;
 #pragma GCC unroll 8
       for (std::size_t j = 0; j < conv_vectors; ++j) {
-        const float* const p = products + tile * conv_block + j * Vec::lanes;
+        const auto* const p = products + tile * conv_block + j * Vec::lanes;
         const std::size_t channel = block * conv_block + j * Vec::lanes;
         for (std::size_t y = 0; y < m; ++y) {
           for (std::size_t x = 0; x < m; ++x) {
-            __builtin_prefetch(next + y * e.output_strides.row + x * e.output_strides.column +
-                                   channel / Kind::channels_per_unit,
-                               1);
+            __builtin_prefetch(
+                next + y * e.output_strides.row + x * e.output_strides.column + channel / Kind::map_channels,
+                1);
           }
         }
-        Vec columns_done[m * n];
+        Sum columns_done[m * n];
 #pragma GCC unroll 8
         for (std::size_t x = 0; x < n; ++x) {
-          Vec column[n];
+          Sum column[n];
 #pragma GCC unroll 8
           for (std::size_t y = 0; y < n; ++y) {
-            column[y] = Vec::load(p + (y * n + x) * products_plane);
+            column[y] = Dot::resume(p + (y * n + x) * products_plane);
           }
-          Vec done[m];
+          Sum done[m];
           F::transform_output(column, done);
 #pragma GCC unroll 8
           for (std::size_t y = 0; y < m; ++y) {
@@ -232,12 +242,12 @@ void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
         }
         const Vec bias = Vec::load(e.bias + channel);
         for (std::size_t y = 0; y < height; ++y) {
-          Vec done[m];
+          Sum done[m];
           F::transform_output(columns_done + y * n, done);
           for (std::size_t x = 0; x < width; ++x) {
-            Dot::finish(e, done[x].plus(bias), channel,
-                        residual + y * e.residual_strides.row + x * e.residual_strides.column,
-                        output + y * e.output_strides.row + x * e.output_strides.column);
+            Kind::finish(e, done[x], bias, channel,
+                         residual + y * e.residual_strides.row + x * e.residual_strides.column,
+                         output + y * e.output_strides.row + x * e.output_strides.column);
           }
         }
       }
