@@ -423,7 +423,8 @@ A call is not interrupted by Ctrl-C; BatchRunner is, between two batches.
 Args:
     model: a Model, or the path of a ``model.safetensors``.
     threads: 0 means ``usable_cpus()``.
-    precision: "fp32".
+    precision: "fp32", or "bf16", "bf16x3" and "int8" where the CPU has AMX or AVX-512 with BF16 or VNNI; the
+        last needs a model with scales. See docs/quantisation.md.
     isa: one of ``usable_isas()``; None means ``default_isa()``.
     crop: side of the centre crop in pixels; None means the model's.
     profile: "throughput" for batches of 8 and more, or "latency" for single tiles.
@@ -431,7 +432,8 @@ Args:
 
 Raises:
     OSError, ValueError: as Model.open(); ValueError for an argument out of its range too.
-    RuntimeError: this machine lacks the instruction set, or the head was folded for another crop's map.
+    RuntimeError: this machine lacks the instruction set, or one that the precision needs; the model has no scales
+        for int8; or the head was folded for another crop's map.
 )";
 
 constexpr const char* layer_times_doc = R"(
@@ -442,7 +444,7 @@ Args:
 
 Returns:
     A dict per convolution, and one for the head, in the order of the computation: ``name``, ``convolution``
-    ("direct", "winograd2", "winograd4"), ``output`` (channels, height, width), ``multiply_adds`` per tile by the
+    ("direct", "winograd2", "winograd4"), ``precision``, ``output`` (channels, height, width), ``multiply_adds`` per tile by the
     definition, ``executed_multiply_adds`` after Winograd's reduction, and ``seconds`` for the batch. The stem's
     time holds the preprocessing and the maximum behind it.
 
@@ -458,7 +460,8 @@ Args:
         ``(batch, 3, height, width)`` in [0, 1]. RGB. Centre crop and normalisation are done inside.
 
 Returns:
-    float32 ``(batch, classes)``. NaN in a tile comes out in that tile's row and nowhere else.
+    float32 ``(batch, classes)``. NaN in a tile comes out in that tile's row and nowhere else; in int8 all of the row
+    is NaN, for infinity too.
 
 Raises:
     TypeError: ``tiles`` is not an array, or of another dtype.
@@ -591,7 +594,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("crop").noconvert() = py::none(), preprocess_doc);
   m.def("self_test", &self_test, py::arg("engine"), py::arg("golden"), self_test_doc);
   m.def("usable_isas", &usable_isas,
-        "The instruction sets that this machine can run, lowest first: \"portable\", \"avx2\", \"avx512\".");
+        "The instruction sets that this machine can run, lowest first: \"portable\", \"avx2\", \"avx512\", "
+        "\"amx\".");
   m.def(
       "default_isa", [] { return name(histo::default_isa()); },
       "The highest usable instruction set, or the one that $HISTO_ISA names; ValueError or RuntimeError "

@@ -330,7 +330,8 @@ FusedHead::FusedHead(std::size_t pool, std::size_t channels, std::size_t classes
       "weight", weight,
       checked_size("weight", {{"classes", classes}, {"channels", channels}, {"pool", pool}, {"pool", pool}}));
   check_buffer("bias", bias, classes);
-  const Isa isa = require_usable(options.isa ? *options.isa : default_isa());
+  // The kernels for AVX-512 are the highest that there are.
+  const Isa isa = std::min(require_usable(options.isa ? *options.isa : default_isa()), Isa::avx512);
   state_ = std::shared_ptr<State>(
       new State{.pool = pool,
                 .channels = channels,

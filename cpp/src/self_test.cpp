@@ -15,8 +15,20 @@
 namespace histo {
 namespace {
 
-// As TOLERANCE in python/histo_export/parity.py, where its reason is.
-constexpr double fp32_tolerance = 5e-5;
+// Of fp32 as TOLERANCE in python/histo_export/parity.py, where its reason is; the others: see self_test.h.
+double tolerance(Precision precision) {
+  switch (precision) {
+    case Precision::bf16:
+      return 0.05;
+    case Precision::bf16x3:
+      return 5e-4;
+    case Precision::int8:
+      return 0.25;
+    case Precision::fp32:
+      break;
+  }
+  return 5e-5;
+}
 
 // Tiles per call of the engine, so that its workspace does not grow with the file.
 constexpr std::size_t batch = 8;
@@ -104,7 +116,7 @@ void compare(std::span<const float> logits, std::span<const double> reference, S
 }
 
 SelfTestResult replay(const Engine& engine, const Golden& golden) {
-  SelfTestResult result{.tiles = golden.count, .tolerance = fp32_tolerance};
+  SelfTestResult result{.tiles = golden.count, .tolerance = tolerance(engine.info().precision)};
   const std::size_t tile_bytes = golden.tiles.size() / golden.count;
   std::vector<float> logits;
   for (std::size_t first = 0; first < golden.count; first += batch) {

@@ -294,6 +294,12 @@ static void test_engine_options(const histo_model* model) {
   options.isa = NULL;
   options.precision = "fp64";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "fp64");
+  options.precision = "int8"; /* the file has no scales, or the machine no VNNI */
+  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "int8");
+  options.precision = "bf16";
+  options.isa = "portable";
+  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "use fp32");
+  options.isa = NULL;
   options.precision = NULL;
   options.profile = "speed";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "throughput, latency");

@@ -14,10 +14,13 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "histo/build_config.h"
 #include "histo/engine.h"
 #include "histo/error.h"
+#include "histo/isa.h"
 #include "histo/model.h"
 #include "model_file.h"
 
@@ -229,6 +232,37 @@ TEST_CASE("self_test: golden tiles of another model") {
                             {.threads = 1, .isa = {}, .crop = 40});
   CHECK(contains(complaint(ErrorCode::size_mismatch, other, writer(engine_logits()).file()),
                  "logits for the crop 32, the engine 40"));
+}
+
+TEST_CASE(
+    "self_test: each precision has a tolerance of its own, and reference logits of another model are "
+    "outside") {
+  const auto file = make_model_file(2, classes, crop, 7, [](const std::string&) { return true; });
+  const histo::Model model = histo::Model::from_memory(file);
+  const histo::CpuInfo cpu = histo::cpu_info();
+  const bool usable = histo::usable_isas().back() >= histo::Isa::avx512 && cpu.avx512_vnni;
+  for (const auto& [precision, tolerance] :
+       {std::pair{histo::Precision::bf16, 0.05}, std::pair{histo::Precision::bf16x3, 5e-4},
+        std::pair{histo::Precision::int8, 0.25}}) {
+    if (!usable || (precision != histo::Precision::int8 && !cpu.avx512_bf16)) {
+      MESSAGE("this machine cannot run " << histo::name(precision) << ", which is not tested");
+      continue;
+    }
+    const histo::Engine low(model, {.threads = 1, .precision = precision});
+    // The scales of this file clip, as calibrated ones do not: int8 is held to its own logits.
+    std::vector<double> logits = engine_logits();
+    if (precision == histo::Precision::int8) {
+      std::vector<float> own(logits.size());
+      low.run(tiles(), {.batch = count, .height = side, .width = side}, own);
+      std::ranges::copy(own, logits.begin());
+    }
+    const SelfTestResult right = histo::self_test(low, GoldenFile(writer(logits).file()).path());
+    CHECK(right.tolerance == tolerance);
+    CHECK(right.passed);
+    std::vector<double> other = logits;
+    std::ranges::rotate(other, other.begin() + 1);
+    CHECK_FALSE(histo::self_test(low, GoldenFile(writer(other).file()).path()).passed);
+  }
 }
 
 }  // namespace

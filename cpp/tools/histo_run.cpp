@@ -45,7 +45,8 @@ The first image of a file goes by the file's name, the next by that and #1, and 
   --probabilities   print class probabilities (softmax) in place of logits
   --batch N         tiles per run of the engine (default 32); never changes a logit
   --threads N       threads (default: the CPUs that this process may use)
-  --isa NAME        portable, avx2 or avx512 (default: $HISTO_ISA, or else the highest that runs here)
+  --isa NAME        portable, avx2, avx512 or amx (default: $HISTO_ISA, or else the highest that runs here)
+  --precision NAME  fp32 (default), bf16, bf16x3 or int8; the last needs a model that was exported for it
   --self-test       replay GOLDEN (default: golden.safetensors beside MODEL) and compare
   --version         print the version and leave
   --help            print this and leave
@@ -118,6 +119,18 @@ Extent extent_argument(const std::string& value) {
               " pixels. Write it like --raw 150x150");
 }
 
+histo::Precision precision_argument(const std::string& value) {
+  std::string names;
+  for (const histo::Precision precision :
+       {histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3, histo::Precision::int8}) {
+    if (histo::name(precision) == value) {
+      return precision;
+    }
+    names += (names.empty() ? "" : ", ") + std::string(histo::name(precision));
+  }
+  usage_error("--precision " + value + ": is none that there is. Choose from " + names);
+}
+
 histo::Isa isa_argument(const std::string& value) {
   std::string names;
   for (const histo::Isa isa : histo::usable_isas()) {
@@ -175,6 +188,8 @@ std::optional<Arguments> parse(std::vector<std::string> words) {
       arguments.engine.threads = static_cast<unsigned>(number_argument(word, value(), 1024));
     } else if (word == "--isa") {
       arguments.engine.isa = isa_argument(value());
+    } else if (word == "--precision") {
+      arguments.engine.precision = precision_argument(value());
     } else {
       usage_error(word + ": there is no such option. See histo-run --help");
     }
@@ -422,6 +437,7 @@ void self_test(const histo::Engine& engine, const Arguments& arguments) {
               result.passed ? "passed" : "FAILED");
   if (!result.passed) {
     failure(arguments.model.string() + ": the engine does not compute what the bundle was made with (" +
+            std::string(histo::name(engine.info().precision)) + ", " +
             std::string(histo::name(engine.info().isa)) +
             "). Check the files with histo verify, and try --isa portable");
   }
