@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from histo_export.parity import FileParity
     from histo_export.predict.run import Outcome
     from histo_export.predict.run import Progress as TileProgress
-    from histo_export.spec import ModelSpec
+    from histo_export.spec import ModelSpec, Precision
     from histo_export.training.checkpoint import Checkpoint
     from histo_export.training.run import TrainResult
 
@@ -380,6 +380,13 @@ def bench(
     runtimes: Annotated[
         str | None, typer.Option(metavar="R,R,…", help="Which to time.  [dim]\\[default: all that run here][/dim]")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P,…",
+            help="Of fp32, bf16x3, bf16 and int8, each in tables of its own.  [dim]\\[default: fp32][/dim]",
+        ),
+    ] = None,
     batches: Annotated[str, typer.Option(metavar="N,N,…", help="Tiles per call.")] = "1,8,32",
     threads: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Of each runtime.  [dim]\\[default: all usable CPUs][/dim]")
@@ -407,13 +414,20 @@ def bench(
 
     check_destination(out, force)
     old = Report.read(compare) if compare else None
-    from histo_export.bench.measure import DEFAULT_RUNTIMES, Settings
+    from histo_export.bench.measure import Settings, default_runtimes
     from histo_export.bench.run import run_bench
-    from histo_export.runtimes import RUNTIMES
+    from histo_export.runtimes import RUNTIMES, in_precision
 
-    names = tuple(name.strip() for name in runtimes.split(",")) if runtimes else DEFAULT_RUNTIMES[device]
-    for name in names:
-        _one_of("--runtimes", name, tuple(RUNTIMES))
+    precisions = _precisions(precision or "fp32")
+    names = default_runtimes(device, precisions)
+    if runtimes:
+        names = tuple(name.strip() for name in runtimes.split(","))
+        for name in names:
+            _one_of("--runtimes", name, tuple(RUNTIMES))
+        if precision is not None:
+            names = tuple(in_precision(name, chosen) for chosen in precisions for name in names)
+    if not names:
+        raise UsageError(f"--precision {precision}", f"has no runtime on {device}", "Use another, or --device cpu")
     settings = Settings(
         runtimes=tuple(dict.fromkeys(names)),
         batches=_counts("--batches", batches),
@@ -477,7 +491,13 @@ def predict(
         int | None,
         typer.Option(metavar="N", min=1, help="Of the runtime; as many read.  [dim]\\[default: all usable CPUs][/dim]"),
     ] = None,
-    precision: Annotated[str, typer.Option(metavar="P", help="Of the arithmetic: fp32.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="fp32, bf16x3, bf16 or int8; never replaced.  [dim]\\[default: what the bundle is made for][/dim]",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu",
     resize: Annotated[
         bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
@@ -521,7 +541,8 @@ def predict(
     from histo_export.runtimes import RUNTIMES
 
     _one_of("--runtime", runtime, tuple(RUNTIMES))
-    _one_of("--precision", precision, ("fp32",))
+    if precision is not None:
+        _one_of("--precision", precision, PRECISIONS)
     _one_of("--device", device, ("cpu", "cuda"))
     if stride is not None and overlap:
         raise UsageError("--stride", "contradicts --overlap", "Leave one of them out")
@@ -532,6 +553,7 @@ def predict(
     slide = {"mpp": mpp, "overlap": overlap, "stride_um": stride, "min_tissue": min_tissue}
     settings = PredictSettings(
         runtime=runtime,
+        precision=precision,  # type: ignore[arg-type]  # checked above
         device=device,
         resize=resize,
         slide=slide | {"everything": everything, "tissue": tissue},
@@ -547,6 +569,7 @@ def predict(
                 "out": str(out),
                 "inputs": [dataclasses.asdict(done) for done in outcome.done],
                 "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+                "executed": outcome.executed,
                 "seconds": outcome.wall,
                 "peak_memory_mb": round(outcome.peak_mb),
             }
@@ -604,7 +627,8 @@ def _print_outcome(out: Path, outcome: Outcome) -> None:
     whole = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
     out_console.print(
         "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
-        f"{whole}Peak memory {outcome.peak_mb:,.0f} MB.[/]"
+        f"{whole}Peak memory {outcome.peak_mb:,.0f} MB."
+        + (f" Executed: {escape('; '.join(outcome.executed))}.[/]" if outcome.executed else "[/]")
     )
     if len(outcome.executed) > 1:
         kinds = "; ".join(outcome.executed)
@@ -627,13 +651,22 @@ def inspect(
         str | None,
         typer.Option(metavar="PROFILE", help="The native engine's plan for a bundle, timed: throughput or latency."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="With --plan: fp32, bf16x3, bf16 or int8.  [dim]\\[default: what the bundle is made for][/dim]",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="With --plan: tiles to time.")] = 32,
     as_json: AsJson = False,
 ) -> None:
     """Show layers, parameters, multiply-accumulates and head, as trained and as exported; or the engine's plan."""
     if plan is not None:
-        _inspect_plan(source, plan, batch, as_json)
+        _inspect_plan(source, plan, precision, batch, as_json)
         return
+    if precision is not None:
+        raise UsageError(f"--precision {precision}", "is for the engine's plan", "Add --plan throughput")
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
     from histo_export.export.lowering import head_pool
@@ -694,21 +727,23 @@ def inspect(
         _print_low_precision(block.precision, block.low_precision, layers=True)
 
 
-def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) -> None:
+def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batch: int, as_json: bool) -> None:
     """The layers as the native engine runs them, with the median time of each over nine runs."""
     if bundle is None or not bundle.is_dir():
         raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
     _one_of("--plan", profile, ("throughput", "latency"))
+    if precision is not None:
+        _one_of("--precision", precision, PRECISIONS)
     import numpy as np
 
-    from histo_export._core import Engine
     from histo_export.export.bundle import open_bundle
-    from histo_export.runtimes.native import median_layer_times
+    from histo_export.runtimes.native import median_layer_times, open_engine
 
     opened = open_bundle(bundle)
     if "model.safetensors" not in opened.models:
         raise HistoError(bundle, "has no model.safetensors, the native engine's file", "Export with --formats native")
-    engine = Engine(bundle / "model.safetensors", threads=_threads(), profile=profile)
+    chosen: Any = precision or opened.config.histo.precision
+    engine = open_engine(bundle / "model.safetensors", threads=_threads(), precision=chosen, profile=profile)
     side = engine.info()["crop"]
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     engine.warmup(batch)
@@ -721,17 +756,19 @@ def _inspect_plan(bundle: Path | None, profile: str, batch: int, as_json: bool) 
     table = _table(f"Native engine: {info['isa']}, {info['precision']}, {profile}, {info['threads']} threads")
     table.add_column("layer")
     table.add_column("convolution")
+    table.add_column("precision")
     for heading in ("output", "MMAC", "executed", "ms", "GFLOP/s"):
         table.add_column(heading, justify="right")
     total = {"multiply_adds": 0, "executed_multiply_adds": 0, "seconds": 0.0}
     for layer in layers:
         for key in total:
             total[key] += layer[key]
-    last = {"name": "all", "convolution": "", "output": (), **total}
+    last = {"name": "all", "convolution": "", "precision": "", "output": (), **total}
     for layer in [*layers, last]:
         table.add_row(
             layer["name"],
             layer["convolution"],
+            layer["precision"],
             "×".join(map(str, layer["output"])),
             f"{layer['multiply_adds'] / 1e6:.3f}",
             f"{layer['executed_multiply_adds'] / 1e6:.3f}",
@@ -811,6 +848,14 @@ def _numbers(option: str, text: str | None) -> Any:
     if len(numbers) != 3:
         raise UsageError(f"{option} {text}", "is not three numbers", f"Use e.g. {option} 425,100,100")
     return numbers
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    """ "fp32,int8" → different precisions."""
+    names = dict.fromkeys(part.strip() for part in text.split(","))
+    for name in names:
+        _one_of("--precision", name, PRECISIONS)
+    return tuple(name for name in PRECISIONS if name in names)
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:

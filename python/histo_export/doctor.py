@@ -57,6 +57,7 @@ def examine() -> dict[str, Any]:
         "threads": {"torch": torch.get_num_threads()}
         | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "native_engine": _native_engine(),
+        "native_precisions": _native_precisions(),
         "onnxruntime_providers": providers,
         "libtorch": {"C++ runtime": libtorch.describe()},
         "openmp_runtimes": _openmp_runtimes(),
@@ -98,6 +99,31 @@ def _native_engine() -> dict[str, Any]:
         return {"isa": _core.default_isa(), "usable": _core.usable_isas()}
     except (ValueError, RuntimeError) as error:  # $HISTO_ISA
         return {"isa": None, "why": str(error)}
+
+
+def _native_precisions() -> dict[str, str]:
+    """Precision → "runs", or why not: the engine's own words, from opening an untrained network in each."""
+    import torch
+
+    from histo_export._core import Engine, Model
+    from histo_export.export.arithmetic import MAPS, Scales
+    from histo_export.export.lowering import LoweredNet
+    from histo_export.export.native import native_bytes
+    from histo_export.spec import PRECISIONS, ModelSpec
+
+    spec = ModelSpec(1, ("a", "b"), crop=32, tile_size=32)
+    lowered = LoweredNet(spec)
+    outputs = {conv: len(lowered.get_parameter(f"{conv}.weight")) for convs in MAPS.values() for conv in convs}
+    scales = {conv: Scales(torch.ones(1), torch.ones(count)) for conv, count in outputs.items()}
+    model = Model.from_bytes(native_bytes(lowered, spec, scales))
+    found: dict[str, str] = {}
+    for precision in PRECISIONS:
+        try:
+            Engine(model, threads=1, precision=precision)
+            found[precision] = "runs"
+        except (ValueError, RuntimeError) as error:
+            found[precision] = str(error)
+    return found
 
 
 def _gpu() -> dict[str, Any]:

@@ -71,6 +71,30 @@ class Golden:
         """The tiles that `stages` belong to."""
         return self.tiles[[0, self.real]]
 
+    def relative_error(self, logits: npt.NDArray[np.float32]) -> float:
+        """The largest |Δlogit| in the unit of `TOLERANCE`.
+
+        Args:
+            logits: `(n, classes)` of the tiles in turn, after the last one the first again; n of any size.
+        """
+        reference = np.take(self.logits, range(len(logits)), axis=0, mode="wrap")
+        scale = np.maximum(1.0, np.abs(reference).max(axis=1))
+        return float((np.abs(logits - reference).max(axis=1) / scale).max())
+
+    def spread_error(self, logits: npt.NDArray[np.float32]) -> float:
+        """The RMS error of the real tiles' logits in units of their spread, see `quantise.logit_error`.
+
+        For precisions whose error is that of rounding, of which the largest of a few says little; of real tiles, since
+        the ranges of int8 were found on such. `logits` as above.
+        """
+        import torch
+
+        from histo_export.export.quantise import logit_error
+
+        rows = np.arange(len(logits)) % len(self.logits)
+        real = rows < self.real
+        return logit_error(torch.from_numpy(logits[real]), torch.from_numpy(self.logits[rows[real]]))
+
     def to_bytes(self) -> bytes:
         """`golden.safetensors`."""
         tensors: dict[str, npt.NDArray[Any]] = {"tiles": self.tiles, "logits": self.logits}

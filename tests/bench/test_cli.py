@@ -30,7 +30,8 @@ def histo(
 
     def call(*args: object, **options: object) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(run_module, "untrained_subjects", lambda *_: subjects)
+        monkeypatch.setattr(run_module, "untrained_subjects", lambda *_, **__: subjects)
+        monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
         monkeypatch.setattr(run_module, "measure", functools.partial(measure_module.measure, command=fake(**options)))
         monkeypatch.setattr(sys, "argv", ["histo", "bench", *map(str, args)])
         monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
@@ -77,6 +78,36 @@ def test_an_old_report_is_set_beside(histo: Histo, tmp_path: Path) -> None:
     assert not (tmp_path / "third").exists()
 
 
+def test_a_precision_chooses_its_runtimes(histo: Histo, subjects: list[Subject], tmp_path: Path) -> None:
+    for subject in subjects:
+        (subject.folder / "model-int8.onnx").touch()
+    quick = ("--batches", 1, "--rounds", 7, "--time", 0.05)
+    code, out, err = histo("--precision", "int8", *quick, "--json", executed="cpu int8+bf16")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert {row["runtime"] for row in rows} == {
+        *("native-int8", "native-latency-int8"),
+        *("onnxruntime-int8", "openvino-int8"),
+    }
+    assert {row["precision"] for row in rows} == {"int8"}
+    code, out, _ = histo(
+        *("--runtimes", "native,openvino-streams", "--precision", "bf16", *quick, "--out", "b"), executed="cpu bf16"
+    )
+    assert code == 0
+    assert "ms per tile, batch 1, " in out
+    assert ", bf16, cpu" in out
+    assert {row["runtime"] for row in json.loads((tmp_path / "b/report.json").read_text())["rows"]} == {
+        "native-bf16",
+        "openvino-streams-bf16",
+    }
+
+
+def test_int8_needs_a_bundle_with_scales(histo: Histo, bundle: Path) -> None:
+    code, out, err = histo(bundle, "--precision", "fp32,int8", "--runtimes", "native")
+    assert (code, out) == (2, "")
+    assert "bundle: has no scales for int8. Export it with --precision int8" in err
+
+
 def test_a_runtime_that_computes_something_else_makes_no_report(histo: Histo, tmp_path: Path) -> None:
     code, out, err = histo(*QUICK, fault="wrong")
     assert (code, out) == (1, "")
@@ -105,6 +136,9 @@ def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
         (["--time", "0"], "--time 0: is not a positive number"),
         (["--runtimes", "onxruntime"], "Did you mean onnxruntime?"),
         (["--device", "tpu"], "--device tpu: is not known"),
+        (["--precision", "int4"], "Did you mean int8?"),
+        (["--precision", "bf16x3", "--device", "cuda"], "--precision bf16x3: has no runtime on cuda"),
+        (["--precision", "int8", "--runtimes", "libtorch"], "libtorch in int8: is not known. These can: native, "),
         (["--compare", "nowhere.json"], "nowhere.json: could not be read"),
     ],
 )

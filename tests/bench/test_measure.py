@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from histo_export.bench import measure as measure_module
-from histo_export.bench.measure import Progress, Settings, measure, orders, precision_of, relative_error, require_device
+from histo_export.bench.measure import (
+    DEFAULT_RUNTIMES,
+    ROUNDINGS,
+    Progress,
+    Settings,
+    default_runtimes,
+    measure,
+    orders,
+    precision_of,
+    require_device,
+)
 from histo_export.bench.subjects import Subject
 from histo_export.bench.worker import Worker
 from histo_export.errors import HistoError, UsageError
@@ -155,16 +165,71 @@ def test_memory_that_runs_out_is_said(
 
 @pytest.mark.parametrize(
     ("executed", "precision"),
-    [("cpu fp32, avx512", "fp32"), ("CPU bf16+fp32", "bf16+fp32"), ("cuda:0 fp32, frozen", "fp32"), ("int8", "int8")],
+    [
+        ("cpu fp32, avx512", "fp32"),
+        ("CPU bf16+fp32", "bf16+fp32"),
+        ("cuda:0 fp32, frozen", "fp32"),
+        ("cpu bf16x3, avx512, latency", "bf16x3"),
+        ("cpu bf16, autocast", "bf16"),
+        ("int8", "int8"),
+        ("CPU int8+bf16", "int8"),
+        ("CPUExecutionProvider int8+fp32", "int8"),
+    ],
 )
 def test_the_precision_is_read_from_what_was_executed(executed: str, precision: str) -> None:
     assert precision_of(executed) == precision
 
 
+def test_defaults_are_the_forms_that_there_are_in_a_precision() -> None:
+    assert default_runtimes("cpu", ["fp32"]) == DEFAULT_RUNTIMES["cpu"]
+    assert default_runtimes("cpu", ["bf16x3"]) == ("native-bf16x3", "native-latency-bf16x3")
+    both = default_runtimes("cpu", ["bf16", "int8"])
+    assert {"openvino-bf16", "torch-channels-last-bf16", "torch-compile-bf16", "openvino-int8"} < set(both)
+    assert "onnxruntime-int8" in both
+    assert "onnxruntime-bf16" not in both
+    assert default_runtimes("cuda", ["int8"]) == ("onnxruntime-int8",)
+
+
+def test_a_precision_that_was_not_asked_for_is_no_row(
+    subjects: list[Subject], settings: Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
+    for runtime, executed in (("native", "cpu bf16"), ("native-int8", "cpu fp32"), ("openvino-bf16", "CPU bf16+fp32")):
+        with pytest.raises(HistoError, match=f"was asked for .* and executed {executed.replace('+', '.')}"):
+            measure(subjects, replace(settings, runtimes=(runtime,)), command=fake(executed=executed))
+
+
+def test_what_is_allowed_below_fp32_comes_from_the_model(
+    subjects: list[Subject], settings: Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden = Golden.read(subjects[0].folder / "golden.safetensors")
+    wrong = golden.logits.astype(np.float32)
+    wrong[0, 0] += 0.01  # as the fake worker does
+    error = golden.spread_error(wrong)
+    low = replace(settings, runtimes=("native-int8",))
+    faulty = fake(executed="cpu int8", fault="wrong")
+    monkeypatch.setattr(Subject, "rounding", lambda *_: 1.01 * error / ROUNDINGS)
+    rows, _ = measure(subjects[:1], low, command=faulty)
+    assert [row.precision for row in rows] == ["int8", "int8"]
+    assert [row.tolerance for row in rows] == pytest.approx([1.01 * error] * 2, rel=1e-4)
+    assert [row.spread_error for row in rows] == pytest.approx([error] * 2, rel=1e-4)
+    monkeypatch.setattr(Subject, "rounding", lambda *_: 0.99 * error / ROUNDINGS)
+    with pytest.raises(HistoError, match=r"native-int8, pool 1, batch 1: computes other logits .* of their spread"):
+        measure(subjects[:1], low, command=faulty)
+
+
 def test_errors_are_in_units_of_the_tile() -> None:
     golden = Golden(np.zeros((2, 1, 1, 3), np.uint8), np.array([[100.0, 0], [0.1, 0]]), {}, 2)
-    assert relative_error(np.array([[101, 0], [0.1, 0]], np.float32), golden) == pytest.approx(0.01)
-    assert relative_error(np.array([[100, 0], [0.2, 0]], np.float32), golden) == pytest.approx(0.1)
+    assert golden.relative_error(np.array([[101, 0], [0.1, 0]], np.float32)) == pytest.approx(0.01)
+    assert golden.relative_error(np.array([[100, 0], [0.2, 0]], np.float32)) == pytest.approx(0.1)
+    again = np.array([[100, 0], [0.1, 0], [102, 0]], np.float32)
+    assert golden.relative_error(again) == pytest.approx(0.02), "a row that wraps round counts"
+
+
+def test_below_fp32_errors_are_those_of_real_tiles() -> None:
+    golden = Golden(np.zeros((2, 1, 1, 3), np.uint8), np.array([[1.0, -1], [0.1, 0]]), {}, 1)
+    assert golden.spread_error(np.array([[1.1, -1.1], [9, 9]], np.float32)) == pytest.approx(0.1)
+    assert golden.spread_error(np.array([[1, -1], [9, 9], [1.2, -1.2]], np.float32)) == pytest.approx(0.2 / 2**0.5)
 
 
 def test_too_few_rounds_and_no_time_are_refused() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from histo_export.bench.measure import Settings
 from histo_export.bench.report import Report, check_destination, document, schema, write_report
+from histo_export.bench.subjects import Subject
 from histo_export.errors import HistoError, UsageError
 
 MakeReport = Callable[..., Report]
@@ -66,17 +67,42 @@ def test_a_slower_model_is_found_and_an_equal_one_is_not(make_report: MakeReport
     assert {pair.ratio.verdict for pair in equal.pairs} == {"not distinguishable"}
 
 
-def test_rows_of_unlike_settings_are_never_in_one_table(make_report: MakeReport) -> None:
+@pytest.fixture
+def mixed(make_report: MakeReport, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """fp32 and bf16, two batches, two numbers of threads."""
+    monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
     settings = Settings(("onnxruntime", "torch"), (1, 4), (1, 2), rounds=7, seconds=0.1)
     fp32 = make_report(settings)
-    bf16 = make_report(settings, executed="cpu bf16")
-    mixed = fp32.model_copy(update={"rows": fp32.rows + [r.model_copy(update={"runtime": "x"}) for r in bf16.rows]})
-    mixed.conclude()
+    low = Settings(("openvino-bf16", "native-bf16"), (1, 4), (1, 2), rounds=7, seconds=0.1)
+    bf16 = make_report(low, executed="cpu bf16")
+    fp32.rows += bf16.rows
+    fp32.conclude()
+    return fp32
+
+
+def test_rows_of_unlike_settings_are_never_in_one_table(mixed: Report) -> None:
     assert len(mixed.tables) == 8  # two batches, two numbers of threads, two precisions
     precision_of = {(row.runtime, row.like): row.precision for row in mixed.rows}
     for table in mixed.tables:
         assert {precision_of[s.runtime, table.like] for s in table.standings} == {table.like.precision}
     assert any("no rank among each other" in note for note in document(mixed).notes)
+
+
+def test_what_is_allowed_below_fp32_is_told(mixed: Report) -> None:
+    rows = {row[0]: row for row in texts(mixed, "What ran")}
+    assert rows["Fake openvino-bf16"][6].endswith("(3.0e-02)")
+    assert rows["Fake torch"][6] == ""
+    (section,) = [section for section in document(mixed).sections if section.title == "What ran"]
+    assert "3 times what the precision has by its definition" in section.note
+
+
+def test_accuracy_as_the_bundle_tells_it_stands_beside_fp32_alone(mixed: Report, tmp_path: Path) -> None:
+    (section,) = [section for section in document(mixed).sections if section.title == "Accuracy and speed"]
+    assert {row[3] for row in section.rows} <= {"Fake torch", "Fake onnxruntime"}
+    mixed.rows = [row for row in mixed.rows if row.precision == "bf16"]
+    mixed.conclude()
+    assert not [section for section in document(mixed).sections if section.title == "Accuracy and speed"]
+    assert "accuracy.png" not in {path.name for path in write_report(mixed, tmp_path / "r", force=False)}
 
 
 def test_the_fastest_stands_first_and_has_ratio_one(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from histo_export.bench.layers import head_share, layer_times
-from histo_export.bench.measure import Settings, measure, precision_of, relative_error
+from histo_export.bench.measure import ROUNDINGS, Settings, measure, precision_of
 from histo_export.bench.subjects import CLASSES, Subject, open_subjects, untrained_subjects
 from histo_export.errors import HistoError, UsageError
+from histo_export.export.arithmetic import Simulation
 from histo_export.export.native import read_native
 from histo_export.parity import TOLERANCE, Golden
-from histo_export.runtimes import RUNTIMES, Runtime, open_runtime, runtime_class
-from histo_export.spec import STAGES
+from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime, runtime_class
+from histo_export.spec import STAGES, ModelSpec
 
 SLOW = pytest.mark.slow
 BENCHED = ["openvino", "openvino-streams", "torch-channels-last", pytest.param("torch-compile", marks=SLOW)]
@@ -35,7 +37,7 @@ def test_logits_and_stages_are_the_reference(bundle: Path, runtime: str) -> None
     for size in (1, 3):
         logits = np.concatenate([run.run(golden.tiles[i : i + size]) for i in range(0, len(golden.tiles), size)])
         assert logits.dtype == np.float32
-        assert relative_error(logits, golden) < allowed
+        assert golden.relative_error(logits) < allowed
     stages = run.stages(golden.stage_tiles)
     assert list(stages) == list(STAGES)
     for stage, output in stages.items():
@@ -95,6 +97,129 @@ def test_layer_tables_name_every_layer_once(bundle: Path, runtime: str) -> None:
     assert [s for i, s in enumerate(stage for stage, _, _ in layers) if i == 0 or layers[i - 1][0] != s] == list(STAGES)
     assert all(seconds >= 0 for _, _, seconds in layers)
     assert 0 < head_share(layers) < 0.3
+
+
+# Below fp32.
+
+LOW = [
+    pytest.param(name, marks=SLOW) if name.startswith("torch-compile") else name
+    for name, entry in RUNTIMES.items()
+    if entry.precision != "fp32" and name != "onnxruntime-tool-int8"  # its file is made by a benchmark
+]
+CROP, SIDE = 64, 75
+
+
+@pytest.fixture(scope="module")
+def low(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """An untrained network with scales."""
+    files = {RUNTIMES[runtime].file for runtime in RUNTIMES if RUNTIMES[runtime].precision != "fp32"}
+    folder = tmp_path_factory.mktemp("low")
+    (subject,) = untrained_subjects([2], folder, files, int8=True, crop=CROP, tile_size=SIDE)
+    return subject
+
+
+@pytest.fixture(scope="module")
+def open_low(low: Subject) -> Callable[[str], Runtime]:
+    def call(runtime: str) -> Runtime:
+        if runtime.startswith("openvino"):
+            pytest.importorskip("openvino")
+        try:
+            return open_runtime(runtime, low.file(RUNTIMES[runtime].file), 2)
+        except HistoError as error:
+            if "needs AVX-512" not in str(error) and "AVX-512 BF16 or AMX" not in str(error):
+                raise
+            pytest.skip(str(error))
+
+    return call
+
+
+def test_an_id_names_its_precision() -> None:
+    for name, entry in RUNTIMES.items():
+        assert (entry.precision == "fp32") == (not name.endswith(("-bf16x3", "-bf16", "-int8")))
+        for precision in ("fp32", "bf16x3", "bf16", "int8"):
+            if precision == entry.precision:
+                assert in_precision(name, precision) == name
+    assert in_precision("native-latency", "bf16x3") == "native-latency-bf16x3"
+    assert in_precision("openvino-streams-int8", "bf16") == "openvino-streams-bf16"
+    assert in_precision("torch-compile-bf16", "fp32") == "torch-compile"
+    with pytest.raises(UsageError, match=r"torchscript in int8: is not known\. These can: native, native-latency, "):
+        in_precision("torchscript", "int8")
+
+
+@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+def test_the_table_knows_each_classs_precision(runtime: str) -> None:
+    if runtime.startswith("openvino"):
+        pytest.importorskip("openvino")
+    assert runtime_class(runtime).precision == RUNTIMES[runtime].precision
+
+
+@pytest.mark.parametrize("runtime", LOW)
+def test_a_lower_precision_is_executed_and_errs_by_its_rounding(
+    low: Subject, open_low: Callable[[str], Runtime], runtime: str
+) -> None:
+    golden = Golden.read(low.folder / "golden.safetensors")
+    entry = RUNTIMES[runtime]
+    run = open_low(runtime)
+    before = run.executed  # asked before any run, it must tell the truth too
+    logits = np.concatenate([run.run(golden.tiles[i : i + 3]) for i in range(0, len(golden.tiles), 3)])
+    assert logits.dtype == np.float32
+    assert before == run.executed
+    assert precision_of(run.executed) == entry.precision
+    allowed = ROUNDINGS * low.rounding(entry.precision)
+    assert golden.spread_error(logits) <= allowed
+    # It does round: fp32 is nearer to float64 than half of what the precision errs by its definition.
+    assert golden.spread_error(logits) > low.rounding(entry.precision) / 2
+    stages = run.stages(golden.tiles[:2])
+    assert list(stages) == list(STAGES)
+    assert all(output.dtype == np.float32 for output in stages.values())
+    np.testing.assert_allclose(stages["head"], logits[:2], atol=10 * allowed)
+
+
+def test_a_wrong_layer_is_more_than_is_allowed(low: Subject) -> None:
+    """The branch of each block left out in turn, each shortcut, and the stem, in a network that is exact otherwise."""
+    golden = Golden.read(low.folder / "golden.safetensors")
+    lowered, _ = read_native(low.file("model.safetensors"))
+    tiles = torch.from_numpy(golden.tiles[:4])
+    allowed = [ROUNDINGS * low.rounding(precision) for precision in ("bf16x3", "bf16", "int8")]
+    assert golden.spread_error(Simulation(lowered)(tiles).numpy()) < min(allowed) / 2
+    for name, layer in lowered.named_modules():
+        if name.endswith((".conv2", ".shortcut", "stem.conv")):
+            kept = layer.weight.clone()
+            layer.weight.zero_()
+            assert golden.spread_error(Simulation(lowered)(tiles).numpy()) > max(allowed), name
+            layer.weight.copy_(kept)
+
+
+def test_a_precision_that_cannot_be_had_is_refused_in_the_engines_words(
+    low: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTO_ISA", "portable")
+    file = low.file("model.safetensors")
+    for precision, needed in (("int8", "VNNI"), ("bf16", "BF16"), ("bf16x3", "BF16")):
+        message = rf"precision {precision} needs AVX-512 with {needed}, or AMX, and .*\. Use fp32"
+        with pytest.raises(HistoError, match=message):
+            open_runtime(f"native-{precision}", file, 1)
+
+
+def test_int8_without_scales_is_refused(bundle: Path) -> None:
+    with pytest.raises(HistoError, match=r"the model has no scales for int8|needs AVX-512"):
+        open_runtime("native-int8", bundle / "model.safetensors", 1)
+    with pytest.raises(HistoError, match=r"has no scales for int8\. Export it with --precision int8"):
+        Subject("b", bundle, ModelSpec(3, CLASSES)).rounding("int8")
+
+
+@pytest.mark.parametrize("runtime", ["native-int8", "onnxruntime-int8", "openvino-int8", "torch-channels-last-bf16"])
+def test_layer_tables_of_lower_precisions_name_the_layers(
+    low: Subject, open_low: Callable[[str], Runtime], runtime: str
+) -> None:
+    tiles = Golden.read(low.folder / "golden.safetensors").tiles[:2]
+    layers = layer_times(open_low(runtime), low.file(RUNTIMES[runtime].file), tiles)
+    assert layers is not None
+    net, _ = read_native(low.file("model.safetensors"))
+    convolutions = {name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d)}
+    found = {layer for _, layer, _ in layers}
+    assert len(convolutions & {name.removesuffix(".conv") if name == "stem" else name for name in found}) >= 35
+    assert {stage for stage, _, _ in layers} == set(STAGES)
 
 
 class KeepsTimes:

@@ -123,8 +123,9 @@ def test_the_real_worker_around_a_made_runtime(subjects: list[Subject]) -> None:
         facts = opened(worker, subjects[0])
         assert facts["name"] == "made"
         assert worker.call(3) >= 0.05
-        # All four tiles, in calls of exactly three; what was wrapped round to fill the last one is not told.
-        np.testing.assert_array_equal(worker.logits(3), tiles.reshape(4, -1)[:, :2].astype(np.float32))
+        # All four tiles, in calls of exactly three; the last one goes on with the first tiles, and all places are told.
+        wrapped = np.take(tiles, range(6), axis=0, mode="wrap")
+        np.testing.assert_array_equal(worker.logits(3), wrapped.reshape(6, -1)[:, :2].astype(np.float32))
         warm = worker.warm(1)
         assert warm["stable"]
         assert warm["call_s"] < 0.02, "the slow first calls must be over when warm-up ends"

@@ -98,7 +98,7 @@ def test_a_unit_that_ends_every_worker_is_listed(cluster, bundle: Path, array_fi
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__getattribute__(name)
 
-    opened, spec = check_model(bundle, "native")
+    opened, spec, _ = check_model(bundle, "native", None)
     work = [Work(Poison(Path("poison.svs"), "poison"), "key"), Work(TileSetInput(array_file, rows=range(5)), "key")]
     results = list(on_ray("auto", work, opened, spec, tmp_path, SETTINGS))
     failures = [unit.failure for unit in results if unit.failure]

@@ -71,17 +71,19 @@ def _through_graph(file: Path, kernels: Iterable[tuple[str, str, float]]) -> lis
 
 
 def _layers_by_name(file: Path) -> dict[str, str]:
-    """Names of nodes and of the values they compute → layer; activations and sums go to the convolution before."""
+    """Names of nodes and of the values they compute → layer; activations and sums go to the convolution before.
+
+    Weights are told by their names, since a quantised graph computes them: "layer1.0.conv1.weight_int8" and others.
+    """
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
-    weights = {tensor.name for tensor in graph.initializer}
     names: dict[str, str] = {}
     for node in graph.node:
-        owned = [name for name in node.input if name in weights and name.endswith(".weight")]
+        owned = [name.partition(".weight")[0] for name in node.input if ".weight" in name]
         before = [names[name] for name in node.input if name in names]
         if owned:
-            layer = owned[0].removesuffix(".weight")
+            layer = owned[0]
         elif node.op_type == "MaxPool":
             layer = "stem.maxpool"
         elif node.op_type in HEAD_OPERATORS:

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 if TYPE_CHECKING:
     from histo_export.bench.measure import Like, Row
-    from histo_export.bench.report import Report, Standing
+    from histo_export.bench.report import Report, Standing, Table
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513")
 """Okabe and Ito's, which stay apart for colour-blind readers; markers repeat the difference for grey print."""
@@ -30,8 +30,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
         plots.append(_throughput(report, folder / "throughput.png"))
     if len({row.threads for row in report.rows}) > 1:
         plots.append(_threads(report, folder / "threads.png"))
-    if any(subject.accuracy for subject in report.subjects):
-        plots.append(_accuracy(report, folder / "accuracy.png"))
+    fp32 = next((table for table in report.tables if table.like.precision == "fp32"), None)
+    if fp32 is not None and any(subject.accuracy for subject in report.subjects):
+        plots.append(_accuracy(report, fp32, folder / "accuracy.png"))
     return plots
 
 
@@ -121,12 +122,12 @@ def _lines(report: Report, rows: list[Row], over: str, label: str, title: str, p
     return _save(figure, path, title, f"Whiskers: 95 % interval of the median. {report.machine}")
 
 
-def _accuracy(report: Report, path: Path) -> Path:
-    """Test accuracy over ms per tile at the smallest batch: one point per model and runtime.
+def _accuracy(report: Report, table: Table, path: Path) -> Path:
+    """Test accuracy over ms per tile in a table of fp32: one point per model and runtime.
 
-    A model's accuracy is the same in every runtime, so its interval is drawn once, at the fastest.
+    A model's accuracy is the same in every fp32 runtime, so its interval is drawn once, at the fastest.
     """
-    like: Like = report.tables[0].like
+    like: Like = table.like
     figure = _figure(7.2, 4.4)
     axes = figure.subplots()
     fastest: dict[str, float] = {}
@@ -134,10 +135,12 @@ def _accuracy(report: Report, path: Path) -> Path:
         points = [
             (standing.ms_per_tile, subject.accuracy[0], subject.label)
             for subject in report.subjects
-            for standing in report.tables[0].standings
+            for standing in table.standings
             if subject.accuracy and (standing.runtime, standing.subject) == (runtime, subject.label)
         ]
-        times, accuracies, labels = zip(*points, strict=True) if points else ((), (), ())
+        if not points:  # a runtime of another precision
+            continue
+        times, accuracies, labels = zip(*points, strict=True)
         axes.plot(times, accuracies, marker, color=colour, label=name, markersize=7)
         fastest |= {label: min(ms, fastest.get(label, ms)) for label, ms in zip(labels, times, strict=True)}
     for subject in report.subjects:
@@ -162,11 +165,11 @@ def _accuracy(report: Report, path: Path) -> Path:
 
 
 def _names(report: Report) -> dict[str, tuple[str, str, str]]:
-    """Runtime → its name, colour and marker, which are the same in every picture."""
+    """Runtime → its name, colour and marker, which are the same in every picture and no other's."""
     runtimes = dict.fromkeys(row.runtime for row in report.rows)
     names = {row.runtime: row.name for row in report.rows}
     return {
-        runtime: (names[runtime], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        runtime: (names[runtime], COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
         for i, runtime in enumerate(runtimes)
     }
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from histo_export.bench.layers import head_share
 from histo_export.bench.machine import Machine
-from histo_export.bench.measure import Like, Row
+from histo_export.bench.measure import ROUNDINGS, Like, Row
 from histo_export.bench.stats import LEVEL, POWER, Ratio, Summary, compare, compare_unpaired, summarise
 from histo_export.errors import HistoError, UsageError
 from histo_export.spec import STAGES
@@ -447,6 +447,7 @@ def _start(report: Report) -> Section:
 def _ran(report: Report) -> Section:
     """What was executed, by runtime."""
     lines = []
+    low = any(row.spread_error is not None for row in report.rows)
     for runtime, of_runtime in _by(report.rows, "runtime"):
         for executed in dict.fromkeys((row.executed, row.isa, ", ".join(row.devices)) for row in of_runtime):
             same = [row for row in of_runtime if (row.executed, row.isa, ", ".join(row.devices)) == executed]
@@ -458,17 +459,27 @@ def _ran(report: Report) -> Section:
                     _version(report, runtime),
                     ", ".join(map(str, sorted({row.threads for row in same}))),
                     f"{max(row.max_relative for row in same):.0e}",
+                    *([_spread_error(same)] if low else []),
                     f"{max(row.idle_cpu for row in same):.2%}",
                 ]
             )
-    return Section(
-        "What ran",
-        ["<runtime", "<executed", "<kernels for", "<version", "threads", "|Δlogit|", "idle CPU"],
-        lines,
+    note = (
         "Read back after a real run. |Δlogit|: largest difference from float64, in units of a tile's largest logit, "
-        "before and after timing. Idle CPU: what a worker used of one CPU while others were timed.",
-        brief=True,
+        "before and after timing. Idle CPU: what a worker used of one CPU while others were timed."
     )
+    if low:
+        note += (
+            f" RMS: the error below fp32, of the spread of real tiles' logits; allowed is {ROUNDINGS:g} times what the "
+            "precision has by its definition on the same model."
+        )
+    columns = ["<runtime", "<executed", "<kernels for", "<version", "threads", "|Δlogit|"]
+    return Section("What ran", [*columns, *(["RMS (allowed)"] if low else []), "idle CPU"], lines, note, brief=True)
+
+
+def _spread_error(rows: Sequence[Row]) -> str:
+    """The largest error and the least that was allowed; "" in fp32."""
+    errors = [row.spread_error for row in rows if row.spread_error is not None]
+    return f"{max(errors):.1e} ({min(row.tolerance for row in rows):.1e})" if errors else ""
 
 
 def _accuracy(report: Report) -> list[Section]:
@@ -476,13 +487,16 @@ def _accuracy(report: Report) -> list[Section]:
     if not known:
         return []
     lines = []
+    table = next((table for table in report.tables if table.like.precision == "fp32"), None)
+    if table is None:  # the bundle tells the accuracy of fp32, and of the others on another split
+        return []
     for subject in known:
         assert subject.accuracy is not None
-        best = next(standing for standing in report.tables[0].standings if standing.subject == subject.label)
+        best = next(standing for standing in table.standings if standing.subject == subject.label)
         accuracy, low, high = subject.accuracy
         shown = f"{accuracy:.1%} [{low:.1%}, {high:.1%}]"
         lines.append([subject.label, shown, f"{best.ms_per_tile:.2f}", _name(report, best.runtime)])
-    note = f"Test accuracy as the bundle tells it; speed in the fastest runtime at {report.tables[0].like}."
+    note = f"Test accuracy as the bundle tells it; speed in the fastest runtime at {table.like}."
     return [Section("Accuracy and speed", ["<model", "accuracy [95 %]", "ms per tile", "<in"], lines, note, brief=True)]
 
 
@@ -538,9 +552,8 @@ def _every_row(report: Report, table: Table, rows: Sequence[Row]) -> Section:
 
 def _version(report: Report, runtime: str) -> str:
     """The version of the package that computes."""
-    packages = (
-        ("histo-export",) if runtime.startswith("native") else (runtime.partition("-")[0], f"{runtime}-gpu", "torch")
-    )
+    base = runtime.partition("-")[0]
+    packages = ("histo-export",) if base == "native" else (base, f"{base}-gpu", "torch")
     return next((f"{name} {report.versions[name]}" for name in packages if name in report.versions), "not told")
 
 

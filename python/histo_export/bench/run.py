@@ -39,13 +39,20 @@ def run_bench(
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)
+    precisions = {RUNTIMES[runtime].precision for runtime in settings.runtimes}
     with tempfile.TemporaryDirectory(prefix="histo-bench-") as folder:
         if bundles:
-            subjects = open_subjects(bundles)
+            subjects = open_subjects(bundles, precisions)
         else:
             files = {RUNTIMES[runtime].file for runtime in settings.runtimes}
+            if precisions != {"fp32"}:
+                files.add("model.safetensors")  # gives the error that a lower precision may have
             subjects = untrained_subjects(
-                pools, Path(folder), files, lambda step: progress(Progress(step, 0.0, float("nan")))
+                pools,
+                Path(folder),
+                files,
+                lambda step: progress(Progress(step, 0.0, float("nan"))),
+                int8="int8" in precisions,
             )
         rows, left_out = measure(subjects, settings, progress)
     report = Report(

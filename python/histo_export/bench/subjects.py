@@ -6,7 +6,8 @@ random trunk and differ in their heads alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMATS, GOLDEN, open_bundle
-from histo_export.spec import ModelSpec
+from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
+    from histo_export.export.arithmetic import Scales
     from histo_export.training.checkpoint import Checkpoint
 
 TILES = 8
@@ -46,22 +48,49 @@ class Subject:
         """A file of the folder; HistoError where it has none of this name."""
         path = self.folder / name
         if not path.is_file():
-            flag = next(flag for flag, file in FORMATS.items() if file == name)
-            raise HistoError(self.folder, f"holds no {name}", f"Export again with --formats …,{flag}")
+            flag = next((flag for flag, file in FORMATS.items() if file == name), None)
+            option = f"--formats …,{flag}" if flag else "--precision int8 and --formats …,onnx"
+            raise HistoError(self.folder, f"holds no {name}", f"Export again with {option}")
         return path
 
+    def rounding(self, precision: Precision) -> float:
+        """The `Golden.spread_error` that `precision` has in this model by its definition, `export.arithmetic`."""
+        return _rounding(self.file("model.safetensors"), self.folder / GOLDEN, precision)
 
-def open_subjects(bundles: Sequence[Path]) -> list[Subject]:
+
+@functools.cache
+def _rounding(file: Path, golden_file: Path, precision: Precision) -> float:
+    import torch
+
+    from histo_export.export.arithmetic import Simulation
+    from histo_export.export.native import read_quantised
+    from histo_export.parity import Golden
+
+    lowered, _, scales = read_quantised(file)
+    if precision == "int8" and not scales:
+        raise HistoError(file.parent, "has no scales for int8", "Export it with --precision int8")
+    golden = Golden.read(golden_file)
+    tiles = torch.from_numpy(golden.tiles[: golden.real])
+    return golden.spread_error(Simulation.of(lowered, precision, scales)(tiles).numpy())
+
+
+def open_subjects(bundles: Sequence[Path], precisions: Collection[str] = ("fp32",)) -> list[Subject]:
     """The bundles, every file checked against its sha256. Their tiles and crops must be of one size.
 
+    Args:
+        bundles: folders that `histo export` wrote.
+        precisions: in which they are to run; for int8 they need scales.
+
     Raises:
-        UsageError: no bundle there, or two that can't be compared.
+        UsageError: no bundle there, two that can't be compared, or one without scales where int8 is wanted.
         HistoError: a bundle is damaged.
     """
     subjects = []
     names = [bundle.resolve().name for bundle in bundles]
     for bundle, name in zip(bundles, names, strict=True):
         config = open_bundle(bundle).config.histo
+        if "int8" in precisions and (config.low_precision is None or config.low_precision.calibration is None):
+            raise UsageError(bundle, "has no scales for int8", "Export it with --precision int8, or bench without int8")
         spec = ModelSpec.from_dict(config.spec)
         test = config.training.get("test")
         accuracy = (test["accuracy"], *test["interval"]) if test else None
@@ -80,6 +109,7 @@ def untrained_subjects(
     files: Iterable[str],
     report: Callable[[str], None] = lambda step: None,
     *,
+    int8: bool = False,
     crop: int = 128,
     tile_size: int = 150,
 ) -> list[Subject]:
@@ -87,13 +117,27 @@ def untrained_subjects(
 
     The reference logits come from float64 as those of a bundle do; that each file agrees with them is checked by
     whoever times it.
+
+    Args:
+        pools: of the networks.
+        folder: gets a folder for each.
+        files: names of model files.
+        report: told of each step.
+        int8: with scales (`noise_scales`), which `model.safetensors` gets and `model-int8.onnx` is made with.
+        crop, tile_size: side in pixels.
     """
     from histo_export.export.run import model_files
     from histo_export.parity import Golden, make_golden
 
-    formats = [flag for flag, file in FORMATS.items() if file in set(files)]
+    wanted = set(files)
+    if INT8_ONNX in wanted:
+        from histo_export.export.qdq import qdq_bytes  # imports onnx
+
+        wanted.add(FORMATS["onnx"])
+    formats = [flag for flag, file in FORMATS.items() if file in wanted]
     subjects: list[Subject] = []
     first: Checkpoint | None = None
+    scales: Mapping[str, Scales] | None = None
     for pool in pools:
         report(f"making an untrained network with pool {pool}")
         spec = ModelSpec(pool, CLASSES, crop=crop, tile_size=tile_size)
@@ -103,10 +147,35 @@ def untrained_subjects(
         golden = make_golden(checkpoint)
         few = Golden(golden.tiles[:TILES], golden.logits[:TILES], {}, TILES)
         (home / GOLDEN).write_bytes(few.to_bytes())
-        for name, content in model_files(checkpoint, formats):
+        if int8 and scales is None:  # the networks differ in their heads alone
+            scales = noise_scales(checkpoint)
+        for name, content in model_files(checkpoint, formats, scales=scales):
             (home / name).write_bytes(content)
+            if INT8_ONNX in wanted and name == FORMATS["onnx"] and scales is not None:
+                (home / INT8_ONNX).write_bytes(qdq_bytes(content, scales))
         subjects.append(Subject(f"pool {pool}", home, spec))
     return subjects
+
+
+def noise_scales(checkpoint: Checkpoint) -> dict[str, Scales]:
+    """Scales by convolution, all of which run in int8: full ranges of the checkpoint's own tiles, no search.
+
+    Good enough to time: how long int8 takes depends on which convolutions are int8, and not on their scales.
+    """
+    import torch
+
+    from histo_export.export.arithmetic import MAPS, Scales
+    from histo_export.export.lowering import lower
+    from histo_export.export.quantise import activation_scale, largest_weight, map_histograms
+
+    lowered = lower(checkpoint.net(), checkpoint.spec)
+    with torch.inference_mode():
+        _, largest = map_histograms(lowered, torch.from_numpy(checkpoint.golden))
+        return {
+            conv: Scales(activation_scale(largest[name]), largest_weight(lowered.get_parameter(f"{conv}.weight")))
+            for name, convs in MAPS.items()
+            for conv in convs
+        }
 
 
 def untrained_checkpoint(spec: ModelSpec, trunk: Checkpoint | None = None) -> Checkpoint:

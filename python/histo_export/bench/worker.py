@@ -111,7 +111,10 @@ class Worker:
         return devices
 
     def logits(self, batch: int) -> npt.NDArray[np.float32]:
-        """The logits of all golden tiles, computed in calls of exactly `batch` tiles."""
+        """The logits of all golden tiles, in calls of exactly `batch` tiles; the last call goes on with the first ones.
+
+        Those are among the rows too, so that every place in a batch is looked at.
+        """
         return np.array(self.ask("logits", batch=batch)["logits"], np.float32)
 
     def warm(self, batch: int) -> dict[str, Any]:
@@ -231,8 +234,7 @@ class _Server:
         return {"devices": _devices(self.runtime, self.tiles[:1])}
 
     def logits(self, batch: int) -> dict[str, Any]:
-        logits = np.concatenate([self.runtime.run(tiles) for tiles in self.batches(batch)])
-        return {"logits": logits[: len(self.tiles)].tolist()}
+        return {"logits": np.concatenate([self.runtime.run(tiles) for tiles in self.batches(batch)]).tolist()}
 
     def warm(self, batch: int) -> dict[str, Any]:
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
 from histo_export.predict.loop import softmax
 from histo_export.runtimes import Runtime
-from histo_export.spec import ModelSpec
+from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction
@@ -101,21 +101,30 @@ class Classifier:
             slide.close()
 
 
-def load(bundle: str | Path, *, runtime: str = "native", threads: int | None = None, device: str = "cpu") -> Classifier:
+def load(
+    bundle: str | Path,
+    *,
+    runtime: str = "native",
+    precision: Precision | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> Classifier:
     """Opens a bundle, every file checked against its sha256 before.
 
     Args:
         bundle: a folder that `histo export` wrote.
         runtime: a key of `histo_export.runtimes.RUNTIMES`.
+        precision: "fp32", "bf16x3", "bf16" or "int8"; default: what the bundle is made for. `runtime.executed` of the
+            result tells what runs.
         threads: default: the CPUs that this process may use.
         device: "cpu" or "cuda".
 
     Raises:
-        UsageError: no bundle there, or no such runtime.
-        HistoError: the bundle is damaged, lacks the runtime's file, or the runtime can't be had.
+        UsageError: no bundle there, no such runtime, or not in this precision.
+        HistoError: the bundle is damaged, lacks the runtime's file, or the runtime or the precision can't be had.
     """
     from histo_export.predict.work import check_model, open_model
 
     threads = threads or usable_cpus()
-    checked, spec = check_model(Path(bundle), runtime)
-    return Classifier(spec, open_model(checked, runtime, threads, device), threads)
+    checked, spec, chosen = check_model(Path(bundle), runtime, precision)
+    return Classifier(spec, open_model(checked, chosen, threads, device), threads)

@@ -17,7 +17,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from histo_export.predict.work import (
     slide_settings,
     write_done,
 )
+from histo_export.runtimes import RUNTIMES
 from histo_export.spec import ModelSpec
 from histo_export.whole import whole_folder, write_whole
 
@@ -121,7 +122,8 @@ def predict(
         HistoError: the bundle can't be opened, or `out` can't be written.
     """
     began = time.time()
-    opened, spec = check_model(bundle, settings.runtime)
+    opened, spec, runtime = check_model(bundle, settings.runtime, settings.precision)
+    settings = replace(settings, runtime=runtime, precision=RUNTIMES[runtime].precision)
     inputs, failures = find_inputs(paths, spec.tile_size)
     if any(isinstance(item, SlideInput) for item in inputs):
         try:
@@ -285,7 +287,7 @@ class _Run:
 
 
 def _key(item: Input, model: str, settings: PredictSettings) -> str:
-    """Changes with whatever could change the result."""
+    """Changes with whatever could change the result; the runtime's id names the precision."""
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
         facts: Any = [item.path.name, _size(item.path), settings.slide]

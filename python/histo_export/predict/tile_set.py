@@ -109,7 +109,7 @@ def predict_tiles(
 def write_tile_set(
     tiles: TileSetInput,
     spec: ModelSpec,
-    shards: Iterable[tuple[Probabilities, Sequence[str]]],
+    shards: Iterable[tuple[Probabilities, Sequence[str], str]],
     folder: Path,
     *,
     resize: bool,
@@ -119,7 +119,8 @@ def write_tile_set(
     Where every folder that holds tiles has the name of a class, confusion.png and mistakes.png too.
 
     Args:
-        shards: probabilities and reasons of `predict_tiles`, of one stretch of the set after another.
+        shards: probabilities and reasons of `predict_tiles`, and what the runtime executed, of one stretch of the set
+            after another.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -131,10 +132,12 @@ def write_tile_set(
     labelled = min(truth, default=-1) >= 0
     failures: list[Failure] = []
     counts = np.zeros(len(spec.classes), np.int64)
+    executed: set[str] = set()
     index = 0
     kept: list[tuple[npt.NDArray[np.int64], Probabilities]] = []
     with closing(_Writer(folder, spec.classes, labelled)) as writer:
-        for probabilities, reasons in shards:
+        for probabilities, reasons, ran in shards:
+            executed.add(ran)
             usable = np.array([not reason for reason in reasons])
             for row, reason in zip(probabilities, reasons, strict=True):
                 if reason:
@@ -152,6 +155,7 @@ def write_tile_set(
     summary: dict[str, Any] = {
         "tiles": int(counts.sum()),
         "failed": len(failures),
+        "executed": "; ".join(sorted(executed)),
         "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
     }
     if labelled:

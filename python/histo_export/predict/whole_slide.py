@@ -262,6 +262,7 @@ def predict_slide(
     areas = np.bincount(chosen, weights=cells, minlength=len(spec.classes)) * (mpp / 1000) ** 2
     facts = {
         "slide": text_of(slide.path.name),
+        "executed": runtime.executed,
         "vendor": slide.vendor,
         "width": slide.width,
         "height": slide.height,

@@ -21,8 +21,8 @@ from histo_export.export.bundle import Bundle, open_bundle
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import predict_tiles
-from histo_export.runtimes import RUNTIMES, Runtime, open_runtime
-from histo_export.spec import ModelSpec
+from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime
+from histo_export.spec import ModelSpec, Precision
 from histo_export.whole import whole_file, whole_folder
 
 DONE = "done.json"
@@ -38,6 +38,7 @@ class PredictSettings:
 
     Attributes:
         runtime: of `RUNTIMES`.
+        precision: in which it is to run; None for that which the bundle is made for.
         device: "cpu" or "cuda".
         resize: resample tiles of other sizes.
         slide: keyword arguments of `SlideSettings`, and of `TissueSettings` below "tissue".
@@ -46,6 +47,7 @@ class PredictSettings:
     """
 
     runtime: str = "native"
+    precision: Precision | None = None
     device: str = "cpu"
     resize: bool = False
     slide: dict[str, Any] = field(default_factory=dict)
@@ -107,28 +109,35 @@ def shard_folder(out: Path, item: Input, key: str) -> Path:
     return out / f".{item.name}.shards-{key[:16]}"
 
 
-def read_shard(path: Path) -> tuple[Any, Any]:
-    """A shard's probabilities, float32 `(n, classes)`, and for each tile why it was lost, "" where it was not.
+def read_shard(path: Path) -> tuple[Any, Any, str]:
+    """A shard's probabilities, float32 `(n, classes)`; for each tile why it was lost, "" where not; and what ran.
 
     Raises:
         HistoError: it is damaged.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-            return shard["probabilities"], shard["reasons"]
+            return shard["probabilities"], shard["reasons"], str(shard["executed"])
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
 
 
-def check_model(bundle: Path, runtime: str) -> tuple[Bundle, ModelSpec]:
-    """A bundle, every file checked, that holds what `runtime` runs."""
+def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tuple[Bundle, ModelSpec, str]:
+    """A bundle, every file checked, that holds what `runtime` runs in `precision`.
+
+    Returns:
+        The bundle; its spec; and the id of the runtime in that precision, or in the bundle's where it is None.
+    """
     opened = open_bundle(bundle)
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime {runtime}", "is not known", f"Use one of {', '.join(RUNTIMES)}")
-    file = RUNTIMES[runtime].file
-    if file not in opened.models:
-        raise HistoError(bundle, f"has no {file}, which {runtime} runs", "Export again, or use another --runtime")
-    return opened, ModelSpec.from_dict(opened.config.histo.spec)
+    if precision is None and RUNTIMES[runtime].precision == "fp32":  # one whose id names a precision is told already
+        precision = opened.config.histo.precision
+    chosen = in_precision(runtime, precision) if precision else runtime
+    file = RUNTIMES[chosen].file
+    if file not in opened.config.histo.files:
+        raise HistoError(bundle, f"has no {file}, which {chosen} runs", "Export again, or use another --runtime")
+    return opened, ModelSpec.from_dict(opened.config.histo.spec), chosen
 
 
 def open_model(bundle: Bundle, runtime: str, threads: int, device: str) -> Runtime:
@@ -198,7 +207,8 @@ class Worker:
         place = work.place(self.out)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(place) as partial, partial.open("wb") as file:
-            np.savez(file, probabilities=probabilities, reasons=np.array(reasons))
+            executed = np.array(self.runtime.executed)
+            np.savez(file, probabilities=probabilities, reasons=np.array(reasons), executed=executed)
         seconds.write += time.perf_counter() - start
         return len(work.item), seconds
 

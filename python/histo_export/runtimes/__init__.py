@@ -16,14 +16,19 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.errors import UsageError
+from histo_export.spec import Precision
+
 Tiles = npt.NDArray[np.uint8]
 """`(n, side, side, 3)` RGB, as a decoder gives them."""
 
 
 class Runtime(ABC):
-    """A model file opened for inference on the CPU or one GPU, in fp32."""
+    """A model file opened for inference on the CPU or one GPU."""
 
     name: ClassVar[str]
+    precision: ClassVar[Precision] = "fp32"
+    """Asked for: what can't be had is an error and never replaced; what ran is told by `executed`."""
 
     @abstractmethod
     def __init__(self, file: Path, threads: int, device: str) -> None:
@@ -68,11 +73,13 @@ class Entry:
         module: below `histo_export.runtimes`; imported when the runtime is asked for.
         cls: its class there.
         file: the file of a bundle that it opens.
+        precision: that class's, for those who choose without importing it.
     """
 
     module: str
     cls: str
     file: str
+    precision: Precision = "fp32"
 
 
 RUNTIMES: Mapping[str, Entry] = {
@@ -89,6 +96,22 @@ RUNTIMES: Mapping[str, Entry] = {
     "torch-compile": Entry("torch_compile", "TorchCompileRuntime", "model.safetensors"),
     "torch-cuda-graph": Entry("torch_cuda_graph", "CudaGraphRuntime", "model.safetensors"),
     "torch-export": Entry("torch_export", "TorchExportRuntime", "model.pt2"),
+    # The same in a lower precision: the id, a hyphen, the precision.
+    "native-bf16x3": Entry("native", "NativeBf16x3Runtime", "model.safetensors", "bf16x3"),
+    "native-latency-bf16x3": Entry("native", "NativeLatencyBf16x3Runtime", "model.safetensors", "bf16x3"),
+    "native-bf16": Entry("native", "NativeBf16Runtime", "model.safetensors", "bf16"),
+    "native-latency-bf16": Entry("native", "NativeLatencyBf16Runtime", "model.safetensors", "bf16"),
+    "openvino-bf16": Entry("openvino", "OpenVinoBf16Runtime", "model.onnx", "bf16"),
+    "openvino-streams-bf16": Entry("openvino", "OpenVinoStreamsBf16Runtime", "model.onnx", "bf16"),
+    "torch-channels-last-bf16": Entry("torch_eager", "ChannelsLastBf16Runtime", "model.safetensors", "bf16"),
+    "torch-compile-bf16": Entry("torch_compile", "TorchCompileBf16Runtime", "model.safetensors", "bf16"),
+    "native-int8": Entry("native", "NativeInt8Runtime", "model.safetensors", "int8"),
+    "native-latency-int8": Entry("native", "NativeLatencyInt8Runtime", "model.safetensors", "int8"),
+    "onnxruntime-int8": Entry("onnxruntime", "OnnxInt8Runtime", "model-int8.onnx", "int8"),
+    # model.onnx as ONNX Runtime's own tool quantises it; in no bundle, benchmarks/low_precision_table.py makes it.
+    "onnxruntime-tool-int8": Entry("onnxruntime", "OnnxToolInt8Runtime", "model-int8-onnxruntime.onnx", "int8"),
+    "openvino-int8": Entry("openvino", "OpenVinoInt8Runtime", "model-int8.onnx", "int8"),
+    "openvino-streams-int8": Entry("openvino", "OpenVinoStreamsInt8Runtime", "model-int8.onnx", "int8"),
 }
 
 CHECKED_BY: Mapping[str, tuple[str, ...]] = {
@@ -98,6 +121,18 @@ CHECKED_BY: Mapping[str, tuple[str, ...]] = {
     "model.pt2": ("torch-export",),
 }
 """File of a bundle → the runtimes that `histo export` and `histo verify` check it with."""
+
+
+def in_precision(runtime_id: str, precision: Precision) -> str:
+    """The id of the same runtime in another precision; UsageError where it has no such form."""
+    if RUNTIMES[runtime_id].precision == precision:
+        return runtime_id
+    base = runtime_id.removesuffix(f"-{RUNTIMES[runtime_id].precision}")
+    other = base if precision == "fp32" else f"{base}-{precision}"
+    if other not in RUNTIMES:
+        able = ", ".join(name.removesuffix(f"-{precision}") for name in RUNTIMES if name.endswith(f"-{precision}"))
+        raise UsageError(f"{runtime_id} in {precision}", "is not known", f"These can: {able}; or use another precision")
+    return other
 
 
 def runtime_class(runtime_id: str) -> type[Runtime]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from histo_export._core import Engine
 from histo_export.errors import HistoError
 from histo_export.runtimes import Runtime, Tiles
+from histo_export.spec import Precision
 
 
 def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict[str, Any]]:
@@ -24,6 +25,19 @@ def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict
     ]
 
 
+def open_engine(file: Path, *, threads: int, precision: Precision, profile: str) -> Engine:
+    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be had."""
+    try:
+        return Engine(file, threads=threads, precision=precision, profile=profile)
+    except (ValueError, OSError) as error:
+        raise HistoError(file, f"could not be opened by the native engine ({error})", "Export again") from error
+    except RuntimeError as error:  # nothing is wrong with the file; the reason ends with what to use instead
+        cause, _, use = str(error).removeprefix(f"{file}: ").rpartition("; ")
+        raise HistoError(
+            "The native engine", cause or use, use.capitalize() if cause else "See histo doctor"
+        ) from error
+
+
 class NativeRuntime(Runtime):
     """`histo::Engine` on a memory-mapped `model.safetensors`, without the GIL."""
 
@@ -33,10 +47,7 @@ class NativeRuntime(Runtime):
     def __init__(self, file: Path, threads: int, device: str) -> None:
         if reason := self.unavailable(device):
             raise HistoError(f"--device {device}", reason, "Use --device cpu")
-        try:
-            self.engine = Engine(file, threads=threads, profile=self.profile)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise HistoError(file, f"could not be opened by the native engine ({error})", "Export again") from error
+        self.engine = open_engine(file, threads=threads, precision=self.precision, profile=self.profile)
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -70,3 +81,35 @@ class NativeLatencyRuntime(NativeRuntime):
 
     name = "native, latency profile (C++)"
     profile = "latency"
+
+
+class NativeBf16x3Runtime(NativeRuntime):
+    name = "native bf16x3 (C++)"
+    precision = "bf16x3"
+
+
+class NativeLatencyBf16x3Runtime(NativeLatencyRuntime):
+    name = "native bf16x3, latency profile (C++)"
+    precision = "bf16x3"
+
+
+class NativeBf16Runtime(NativeRuntime):
+    name = "native bf16 (C++)"
+    precision = "bf16"
+
+
+class NativeLatencyBf16Runtime(NativeLatencyRuntime):
+    name = "native bf16, latency profile (C++)"
+    precision = "bf16"
+
+
+class NativeInt8Runtime(NativeRuntime):
+    """Needs the scales that `histo export --precision int8` writes into the file."""
+
+    name = "native int8 (C++)"
+    precision = "int8"
+
+
+class NativeLatencyInt8Runtime(NativeLatencyRuntime):
+    name = "native int8, latency profile (C++)"
+    precision = "int8"

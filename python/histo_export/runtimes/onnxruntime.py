@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,11 @@ PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),  # TF32 keeps 10 bits of mantissa; this runtime says fp32
 }
+
+
+INT8_OPERATORS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
+FP32_OPERATORS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+"""Those with multiply-adds, as ONNX Runtime's profile names what it made of a graph."""
 
 
 class OnnxRuntime(Runtime):
@@ -95,6 +100,46 @@ class OnnxRuntime(Runtime):
         kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(ending)]
         last = kernels[-(len(kernels) // runs) :]
         return [(e["name"].removesuffix(ending), e["args"]["provider"], e["dur"] / 1e6) for e in last]
+
+
+class OnnxInt8Runtime(OnnxRuntime):
+    """A QDQ file. Convolutions whose output is not quantised stay in fp32, so `executed` is read from a profile.
+
+    It is that of the session itself, over one tile while it is opened: a second session would be in the memory's peak.
+    """
+
+    name = "ONNX Runtime int8"
+    precision = "int8"
+
+    def __init__(self, file: Path, threads: int, device: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
+            self._first: Path | None = Path(folder) / "onnxruntime"
+            super().__init__(file, threads, device)
+            self._first = None
+            shape = self.session.get_inputs()[0].shape
+            self.warmup(1, shape[1] if self.bytes else shape[2])
+            self._kinds = _kinds_of_arithmetic(json.loads(Path(self.session.end_profiling()).read_text()))
+
+    def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
+        return super()._session(model, self._first or profile)
+
+    @property
+    def executed(self) -> str:
+        return f"{self.session.get_providers()[0]} {'+'.join(self._kinds)}"
+
+
+class OnnxToolInt8Runtime(OnnxInt8Runtime):
+    """The same from the file that ONNX Runtime's own tool made, which quantises every output for its kernels."""
+
+    name = "ONNX Runtime int8, its own tool"
+
+
+def _kinds_of_arithmetic(events: list[dict[str, Any]]) -> list[str]:
+    """ "int8" and "fp32", as far as convolutions and products of matrices ran in them."""
+    names = [str(event["args"].get("op_name", "")) for event in events if event.get("cat") == "Node"]
+    whole = any(name in INT8_OPERATORS for name in names)
+    real = any(name in FP32_OPERATORS for name in names)
+    return ["int8"] * whole + ["fp32"] * real
 
 
 class TensorRtRuntime(OnnxRuntime):

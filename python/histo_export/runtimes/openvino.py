@@ -1,4 +1,4 @@
-"""OpenVINO, on the CPU, in fp32."""
+"""OpenVINO, on the CPU, each precision pinned."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as error:
     raise HistoError("OpenVINO", "is not installed", "Install it with: pip install 'histo-export[openvino]'") from error
 
-PRECISIONS: Mapping[str, str] = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+PRECISIONS: Mapping[str, str] = {"u8": "int8", "i8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 """OpenVINO's word for a precision → ours."""
 
 ARITHMETIC = ("Convolution", "FullyConnected", "MatMul")
@@ -37,11 +37,16 @@ class OpenVinoRuntime(Runtime):
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
-        return None if device == "cpu" else "OpenVINO does not run on NVIDIA GPUs"
+        if device != "cpu":
+            return "OpenVINO does not run on NVIDIA GPUs"
+        if cls.precision == "bf16" and not _computes_bf16(ov.Core()):
+            return "OpenVINO computes in bf16 on CPUs with AVX-512 BF16 or AMX only, and this one has neither"
+        return None
 
     def __init__(self, file: Path, threads: int, device: str) -> None:
         if reason := self.unavailable(device):
-            raise HistoError(f"--device {device}", reason, "Use --device cpu")
+            use = "Use another precision" if device == "cpu" else "Use --device cpu"
+            raise HistoError(f"{self.name}, --device {device}", reason, use)
         self.threads = threads
         self.core = ov.Core()
         try:
@@ -56,17 +61,24 @@ class OpenVinoRuntime(Runtime):
     def _compile(self, model: ov.Model, profile: bool = False) -> ov.CompiledModel:
         options = {
             "PERFORMANCE_HINT": "LATENCY" if self.one_stream else "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self._hint(),
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1 if self.one_stream else self.threads,
             "PERF_COUNT": profile,
         }
         return self.core.compile_model(model, "CPU", options)
 
+    def _hint(self) -> str:
+        """The type of what the file does not quantise."""
+        if self.precision == "int8":
+            return "bf16" if _computes_bf16(self.core) else "f32"
+        return "bf16" if self.precision == "bf16" else "f32"
+
     @property
     def executed(self) -> str:
         kinds = {_info(node, "runtimePrecision") for node in self._arithmetic()}
-        precisions = sorted(PRECISIONS.get(kind, kind) for kind in kinds)
+        known = [ours for theirs, ours in PRECISIONS.items() if theirs in kinds]
+        precisions = [*dict.fromkeys(known), *sorted(kinds - PRECISIONS.keys())]
         return f"{self.compiled.get_property('EXECUTION_DEVICES')[0]} {'+'.join(precisions)}"
 
     @property
@@ -127,6 +139,32 @@ class OpenVinoStreamsRuntime(OpenVinoRuntime):
             self.queue.start_async([part], i, share_inputs=True)
         self.queue.wait_all()
         return np.concatenate([self.parts.pop(i) for i in range(len(parts))])
+
+
+class OpenVinoBf16Runtime(OpenVinoRuntime):
+    name = "OpenVINO bf16"
+    precision = "bf16"
+
+
+class OpenVinoStreamsBf16Runtime(OpenVinoStreamsRuntime):
+    name = "OpenVINO bf16, a stream per thread"
+    precision = "bf16"
+
+
+class OpenVinoInt8Runtime(OpenVinoRuntime):
+    """`model-int8.onnx`; what is not quantised there runs in bf16 where the CPU can."""
+
+    name = "OpenVINO int8"
+    precision = "int8"
+
+
+class OpenVinoStreamsInt8Runtime(OpenVinoStreamsRuntime):
+    name = "OpenVINO int8, a stream per thread"
+    precision = "int8"
+
+
+def _computes_bf16(core: ov.Core) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _info(node: ov.Node, key: str) -> str:

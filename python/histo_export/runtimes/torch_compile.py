@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from histo_export.runtimes.torch_eager import TorchRuntime
+from histo_export.runtimes.torch_eager import Autocast, TorchRuntime
 
 
 class TorchCompileRuntime(TorchRuntime):
@@ -27,3 +27,7 @@ class TorchCompileRuntime(TorchRuntime):
             options["triton.cudagraphs"] = True
         torch._dynamo.config.recompile_limit = 64  # sizes, not the default 8: a batch sweep has more
         return torch.compile(module, dynamic=False, options=options)
+
+
+class TorchCompileBf16Runtime(Autocast, TorchCompileRuntime):
+    name = "torch.compile, bf16 autocast"

@@ -50,7 +50,7 @@ class TorchRuntime(Runtime):
         return logits
 
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self.forward(tiles).cpu().numpy()
+        logits: npt.NDArray[np.float32] = self.forward(tiles).float().cpu().numpy()
         return logits
 
     @torch.inference_mode()
@@ -59,7 +59,7 @@ class TorchRuntime(Runtime):
         outputs = {}
         for stage in STAGES:
             x = getattr(self.module, stage)(x)
-            outputs[stage] = x.cpu().numpy()
+            outputs[stage] = x.float().cpu().numpy()
         return outputs
 
 
@@ -75,3 +75,39 @@ class ChannelsLastRuntime(TorchRuntime):
         # Bytes are in this order already, so a permuted view is a channels-last tensor.
         pixels = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device).permute(0, 3, 1, 2)
         return pixels.to(torch.float32).div_(255)
+
+
+class Autocast(TorchRuntime):
+    """What makes a torch runtime compute in bf16: PyTorch's autocast, which leaves the weights in float32."""
+
+    precision = "bf16"
+
+    @property
+    def executed(self) -> str:
+        """The types of what the convolutions and the linear layer give, which autocast has chosen."""
+        found: set[torch.dtype] = set()
+        lowered = getattr(self.module, "_orig_mod", self.module)  # of what is compiled: it traces no hooks
+        layers = [layer for layer in lowered.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+        hooks = [layer.register_forward_hook(lambda _, __, output: found.add(output.dtype)) for layer in layers]
+        crop = lowered.stem.crop
+        with torch.inference_mode(), self.autocast():
+            lowered(self._input(np.zeros((1, crop, crop, 3), np.uint8)))
+        for hook in hooks:
+            hook.remove()
+        names = [name for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")) if dtype in found]
+        return f"{self.device} {'+'.join(names)}, autocast"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16)
+
+    def forward(self, tiles: Tiles) -> torch.Tensor:
+        with self.autocast():
+            return super().forward(tiles)
+
+    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        with self.autocast():
+            return super().stages(tiles)
+
+
+class ChannelsLastBf16Runtime(Autocast, ChannelsLastRuntime):
+    name = "PyTorch bf16 autocast, channels-last"
