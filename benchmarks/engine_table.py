@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from head_table import CLASSES, Problem, compile_bench
+from head_table import Problem, compile_bench
 from rich.console import Console
 from rich.table import Table
 
@@ -35,8 +35,10 @@ from histo_export.bench.measure import Progress, Row, Settings, measure
 from histo_export.bench.stats import compare
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker import COMMAND
+from histo_export.export.bundle import INT8_ONNX
 from histo_export.runtimes import RUNTIMES
 from histo_export.runtimes.native import median_layer_times
+from histo_export.spec import Precision
 
 OURS = ("native-latency", "native")
 PEERS = (
@@ -74,9 +76,9 @@ def show(progress: Progress) -> None:
     log.print(f"\r{progress.doing}, about {progress.left_s:.0f} s left\033[K", end="")
 
 
-def make(folder: Path, part: Part, pool: int) -> Subject:
-    files = {RUNTIMES[runtime].file for runtime in (*OURS, *PEERS)}
-    (subject,) = untrained_subjects([pool], folder, files, crop=part.crop, tile_size=part.tile_size)
+def make(folder: Path, part: Part, pool: int, int8: bool = False) -> Subject:
+    files = {RUNTIMES[runtime].file for runtime in (*OURS, *PEERS)} | ({INT8_ONNX} if int8 else set())
+    (subject,) = untrained_subjects([pool], folder, files, int8=int8, crop=part.crop, tile_size=part.tile_size)
     return subject
 
 
@@ -96,13 +98,8 @@ def lead_table(part: Part, rounds: int, seconds: float) -> None:
         for batch, goal in part.goals.items():
             cells = {row.runtime: row for row in rows if row.batch == batch and row.precision == "fp32"}
             peers = [row for runtime, row in cells.items() if runtime not in (*OURS, *part.not_held)]
-            ours = fastest([cells[name] for name in (OURS[:1] if batch == 1 else OURS[1:] if batch >= 32 else OURS)])
-            peer = fastest(peers)
-            ratio = compare(peer.medians.tolist(), ours.medians.tolist())
-            lead = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{' <' if ratio.ratio < goal else ''}"
-            table.add_row(
-                str(pool), str(batch), ours.runtime, per_tile(ours), peer.runtime, per_tile(peer), lead, f"{goal}"
-            )
+            ours = [cells[name] for name in of_batch(OURS, batch)]
+            table.add_row(str(pool), str(batch), *lead(ours, peers, goal))
         for runtime in dict.fromkeys(row.runtime for row in rows):
             mine = {row.batch: row for row in rows if row.runtime == runtime}
             first = next(iter(mine.values()))
@@ -116,6 +113,19 @@ def lead_table(part: Part, rounds: int, seconds: float) -> None:
     out.print(every)
 
 
+def of_batch(ours: Sequence[str], batch: int) -> Sequence[str]:
+    """Of our runtimes, latency first, those that a user would take for this batch."""
+    return ours[:1] if batch == 1 else ours[1:] if batch >= 32 else ours
+
+
+def lead(ours: Sequence[Row], peers: Sequence[Row], goal: float) -> list[str]:
+    """Fastest of ours, of the peers, time of theirs over ours, and the goal; `<` marks a miss."""
+    mine, other = fastest(ours), fastest(peers)
+    ratio = compare(other.medians.tolist(), mine.medians.tolist())
+    shown = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{' <' if ratio.ratio < goal else ''}"
+    return [mine.runtime, per_tile(mine), other.runtime, per_tile(other), shown, f"{goal}"]
+
+
 def fastest(rows: Sequence[Row]) -> Row:
     return min(rows, key=lambda row: float(np.median(row.medians)))
 
@@ -124,27 +134,42 @@ def per_tile(row: Row) -> str:
     return f"{np.median(row.medians) / row.batch * 1e3:.2f}"
 
 
-def peak(threads: int) -> float:
-    """FLOP/s of multiply-adds in registers: the fastest of twenty runs, so nothing can be above 100 %."""
+def peaks(threads: int) -> dict[str, float]:
+    """Operations per second of multiply-adds in registers, by the precision of a layer, of those that this CPU has.
+
+    The fastest of twenty runs, so nothing can be above 100 %. bf16x3 forms three products for each of the network's.
+    """
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as home:
         bench = compile_bench(Path(home))
         features = np.zeros(1 << 20, np.float32)
-        problem = Problem(1, 1, CLASSES, 1, 1024, 1024, 0, threads, None, None, features.ctypes.data, None)
-        handle = bench.open_multiply(problem)
-        seconds = min(bench.time_runs(handle, 20) for _ in range(20))
-        bench.close_contestant(handle)
-    return 2 * features.size * CLASSES / seconds
+        problem = Problem(1, 1, 64, 1, 1024, 1024, 0, threads, None, None, features.ctypes.data, None)
+        for precision, opened in (("fp32", "multiply"), ("bf16", "multiply_bf16"), ("int8", "multiply_int8")):
+            if handle := getattr(bench, f"open_{opened}")(problem):
+                seconds = min(bench.time_runs(handle, 20) for _ in range(20))
+                bench.close_contestant(handle)
+                found[precision] = 2 * features.size * 64 / seconds
+    if "bf16" in found:
+        found["bf16x3"] = found["bf16"] / 3
+    return found
 
 
-def stages(threads: int, pool: int, rounds: int) -> None:
-    """Where our own time goes: medians of `layer_times`, and arithmetic done per second as a share of the peak."""
-    top = peak(threads)
-    out.print(f"Stages of the native engine, {threads} threads; peak {top / 1e9:.0f} GFLOP/s, measured in this run")
+def stages(threads: int, pool: int, rounds: int, precision: Precision = "fp32") -> None:
+    """Where our own time goes: medians of `layer_times`, and arithmetic done per second as a share of the peak.
+
+    Each layer's share is of the peak of its own precision; of several, what they would take at their peaks over what
+    they took.
+    """
+    tops = peaks(threads)
+    shown = ", ".join(f"{name} {top / 1e9:.0f}" for name, top in tops.items())
+    out.print(
+        f"Stages of the native engine, {precision}, {threads} threads; peaks measured in this run, GFLOP/s: {shown}"
+    )
     with tempfile.TemporaryDirectory() as home:
         part = Part("", {}, threads, [pool])
-        file = make(Path(home) / "models", part, pool).file("model.safetensors")
+        file = make(Path(home) / "models", part, pool, int8=precision == "int8").file("model.safetensors")
         for profile, batch in (("latency", 1), ("latency", 8), ("throughput", 8), ("throughput", 64)):
-            engine = _core.Engine(file, threads=threads, profile=profile)
+            engine = _core.Engine(file, threads=threads, profile=profile, precision=precision)
             tiles = np.random.default_rng(0).integers(0, 256, (batch, part.tile_size, part.tile_size, 3), np.uint8)
             engine.warmup(batch)
             layers = median_layer_times(engine, tiles, max(rounds, 64 // batch))
@@ -155,27 +180,34 @@ def stages(threads: int, pool: int, rounds: int) -> None:
             for stage in dict.fromkeys(layer["name"].split(".")[0] for layer in layers):
                 inside = [layer for layer in layers if layer["name"].split(".")[0] == stage]
                 table.add_section()
-                table.add_row(*share(f"[bold]{stage}", inside, batch, total, top), style="bold")
+                table.add_row(*share(f"[bold]{stage}", inside, batch, total, tops), style="bold")
                 for layer in inside:
-                    table.add_row(*share(f"  {layer['name']}", [layer], batch, total, top))
+                    table.add_row(*share(f"  {layer['name']}", [layer], batch, total, tops))
             table.add_section()
-            table.add_row(*share("all", layers, batch, total, top), style="bold")
+            table.add_row(*share("all", layers, batch, total, tops), style="bold")
             out.print(table)
 
 
-def share(name: str, layers: Sequence[Mapping[str, Any]], batch: int, total: float, top: float) -> list[str]:
+def share(
+    name: str, layers: Sequence[Mapping[str, Any]], batch: int, total: float, tops: Mapping[str, float]
+) -> list[str]:
     """A line of the stage table; "of peak" counts what is executed, after Winograd's reduction."""
     seconds = sum(layer["seconds"] for layer in layers)
     asked, executed = (sum(layer[key] for layer in layers) for key in ("multiply_adds", "executed_multiply_adds"))
+    at_peak, direct = (
+        sum(2 * layer[key] / tops[layer["precision"]] for layer in layers)
+        for key in ("executed_multiply_adds", "multiply_adds")
+    )
+    kinds = " ".join(dict.fromkeys(layer["precision"] for layer in layers))
     return [
         name,
-        layers[0]["convolution"] if len(layers) == 1 else "",
+        f"{layers[0]['convolution']} {kinds}" if len(layers) == 1 else "",
         f"{asked / 1e6:.1f}",
         f"{executed / 1e6:.1f}",
         f"{seconds / batch * 1e3:.3f}",
         f"{seconds / total:.0%}",
-        f"{2 * executed * batch / seconds / top:.0%}",
-        f"{2 * asked / top * 1e3:.3f}",
+        f"{at_peak * batch / seconds:.0%}",
+        f"{direct * 1e3:.3f}",
     ]
 
 

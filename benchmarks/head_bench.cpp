@@ -8,14 +8,20 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "histo/build_config.h"
 #include "histo/fused_head.h"
 #include "thread_pool.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -106,7 +112,7 @@ template <int chains>
 float read(histo::Isa isa, const float* p, std::size_t n) {
 #if defined(__x86_64__)
   if (isa != histo::Isa::portable) {
-    return isa == histo::Isa::avx512 ? sum_avx512(p, n) : sum_avx2(p, n);
+    return isa >= histo::Isa::avx512 ? sum_avx512(p, n) : sum_avx2(p, n);
   }
 #endif
   return sum<>(p, n);
@@ -115,10 +121,102 @@ float read(histo::Isa isa, const float* p, std::size_t n) {
 float multiply(histo::Isa isa, std::size_t n) {
 #if defined(__x86_64__)
   if (isa != histo::Isa::portable) {
-    return isa == histo::Isa::avx512 ? multiply_add_avx512(n) : multiply_add_avx2(n);
+    return isa >= histo::Isa::avx512 ? multiply_add_avx512(n) : multiply_add_avx2(n);
   }
 #endif
   return multiply_add<3>(n);
+}
+
+// Products of low precision in registers, `count` multiply-adds; 0 where the CPU or the compiler has none.
+// With AMX these are its tiles, else VDPBF16PS or VPDPBUSD with as many sums as cover their latency.
+#if defined(__x86_64__)
+[[gnu::target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]] int dot_bf16(std::size_t count) {
+  constexpr int chains = 24;
+  __m512 sums[chains] = {};
+  __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80);  // 1
+  for (std::size_t i = 0; i < count; i += 32 * chains) {
+    __asm__ volatile("" : "+v"(a));  // or the compiler would multiply once
+#pragma GCC unroll 24
+    for (int j = 0; j < chains; ++j) {
+      sums[j] = _mm512_dpbf16_ps(sums[j], a, a);
+    }
+  }
+  int total = 0;
+  for (const __m512& s : sums) {
+    total += static_cast<int>(_mm512_cvtss_f32(s));
+  }
+  return total;
+}
+
+[[gnu::target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]] int dot_int8(std::size_t count) {
+  constexpr int chains = 24;
+  __m512i sums[chains] = {};
+  __m512i a = _mm512_set1_epi8(1);
+  for (std::size_t i = 0; i < count; i += 64 * chains) {
+    __asm__ volatile("" : "+v"(a));
+#pragma GCC unroll 24
+    for (int j = 0; j < chains; ++j) {
+      sums[j] = _mm512_dpbusd_epi32(sums[j], a, a);
+    }
+  }
+  int total = 0;
+  for (const __m512i& s : sums) {
+    total += _mm_cvtsi128_si32(_mm512_castsi512_si128(s));
+  }
+  return total;
+}
+
+// Of this thread: eight tiles of 16 rows of 64 bytes.
+[[gnu::target("amx-tile")]] void configure_tiles() {
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const config;
+  _tile_loadconfig(&config);  // which zeroes them
+}
+
+// Four sums, two tiles on each side, as a matrix kernel has them.
+[[gnu::target("amx-tile,amx-bf16")]] int tiles_bf16(std::size_t count) {
+  configure_tiles();
+  for (std::size_t i = 0; i < count; i += 4 * 16 * 16 * 32) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 1;
+}
+
+[[gnu::target("amx-tile,amx-int8")]] int tiles_int8(std::size_t count) {
+  configure_tiles();
+  for (std::size_t i = 0; i < count; i += 4 * 16 * 16 * 64) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+  return 1;
+}
+#endif
+
+enum class Kind { fp32, bf16, int8 };
+
+// 0 where there is no such instruction.
+float multiply_low([[maybe_unused]] Kind kind, [[maybe_unused]] histo::Isa isa,
+                   [[maybe_unused]] std::size_t n) {
+#if defined(__x86_64__)
+  const histo::CpuInfo cpu = histo::cpu_info();
+  if (isa == histo::Isa::amx) {
+    return static_cast<float>(kind == Kind::int8 ? tiles_int8(n) : tiles_bf16(n));
+  }
+  if (isa == histo::Isa::avx512 && (kind == Kind::int8 ? cpu.avx512_vnni : cpu.avx512_bf16)) {
+    return static_cast<float>(kind == Kind::int8 ? dot_int8(n) : dot_bf16(n));
+  }
+#endif
+  return 0;
 }
 
 // Each thread takes one stretch.
@@ -127,16 +225,18 @@ struct Bound : Contestant {
   histo::Isa isa;
   std::span<const float> features;
   std::size_t classes;  // 0: read
+  Kind kind;
   std::vector<float> results;
 
-  Bound(unsigned n, histo::Isa i, std::span<const float> f, std::size_t k)
-      : threads(n), isa(i), features(f), classes(k), results(n) {}
+  Bound(unsigned n, histo::Isa i, std::span<const float> f, std::size_t k, Kind what)
+      : threads(n), isa(i), features(f), classes(k), kind(what), results(n) {}
   void run() override {
     threads.for_each(results.size(), [this](std::size_t i) {
       const std::size_t begin = features.size() * i / results.size();
       const std::size_t end = features.size() * (i + 1) / results.size();
-      results[i] = classes == 0 ? read(isa, features.data() + begin, end - begin)
-                                : multiply(isa, (end - begin) * classes);
+      results[i] = classes == 0         ? read(isa, features.data() + begin, end - begin)
+                   : kind == Kind::fp32 ? multiply(isa, (end - begin) * classes)
+                                        : multiply_low(kind, isa, (end - begin) * classes);
     });
   }
 };
@@ -191,12 +291,18 @@ void copy_logits(void* libtorch, float* out) {
   std::copy_n(logits.data_ptr<float>(), logits.numel(), out);
 }
 
-static Contestant* bound(const Problem* p, std::size_t classes) {
+static Contestant* bound(const Problem* p, std::size_t classes, Kind kind = Kind::fp32) {
   return new Bound(p->threads, histo::default_isa(),
-                   {p->features, p->batch * p->channels * p->height * p->width}, classes);
+                   {p->features, p->batch * p->channels * p->height * p->width}, classes, kind);
 }
 void* open_read(const Problem* p) { return bound(p, 0); }
 void* open_multiply(const Problem* p) { return bound(p, p->classes); }
+// Null where this CPU has no such instruction.
+static Contestant* low_bound(const Problem* p, Kind kind) {
+  return multiply_low(kind, histo::default_isa(), 1) != 0 ? bound(p, p->classes, kind) : nullptr;
+}
+void* open_multiply_bf16(const Problem* p) { return low_bound(p, Kind::bf16); }
+void* open_multiply_int8(const Problem* p) { return low_bound(p, Kind::int8); }
 
 // Seconds per call.
 double time_runs(void* contestant, std::size_t calls) {

@@ -1,0 +1,355 @@
+"""bf16x3, bf16 and int8: how fast they are beside peers in the same precision, and what they cost.
+
+python benchmarks/low_precision_table.py                            # speed, stages, memory
+python benchmarks/low_precision_table.py speed --pools 2 --classes int8
+python benchmarks/low_precision_table.py accuracy BUNDLE --data TILES --out DIR
+
+Parts: `speed` (batches 1, 8, 64, each pool: every runtime of every class interleaved in one run of
+`histo_export.bench.measure`, which checks the logits; the lead over the best peer of the same class, bf16x3 over those
+of fp32, since nobody else has it; `<` marks one below its goal), `stages` (time and share of peak of each stage and
+layer in each precision, peaks measured in the same run), `memory` (packed weights, workspace, peak of a process), and
+`accuracy`: accuracy with its 95 % interval on the bundle's test split, agreement with fp32, largest |Δlogit|, and tiles
+per second at batch 64, interleaved too, with a picture of accuracy over speed.
+
+BUNDLE is one of `histo export --precision int8`. The networks of the other parts are untrained and calibrated on noise.
+ONNX Runtime is there twice in int8: with our QDQ file, of which it computes a part in fp32, and with what its own tool
+makes of model.onnx (static, QDQ, per channel, MinMax, up to 300 training tiles), which suits its kernels best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import engine_table
+import numpy as np
+import numpy.typing as npt
+from engine_table import Part, lead, log, of_batch, out, per_tile, show, stages
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.table import Table
+
+from histo_export import _core
+from histo_export.bench.machine import this_machine, versions
+from histo_export.bench.measure import Row, Settings, measure
+from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
+from histo_export.bench.stats import summarise
+from histo_export.bench.subjects import Subject, open_subjects
+from histo_export.bench.worker import Worker
+from histo_export.data import open_data
+from histo_export.data.tiles import TileSet
+from histo_export.data.transforms import center_crop
+from histo_export.errors import HistoError, UsageError
+from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.quantise import TILES, choose_tiles
+from histo_export.parity import Golden
+from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
+from histo_export.spec import PRECISIONS, ModelSpec, Precision
+from histo_export.training.evaluation import bootstrap_interval
+
+TOOL = "onnxruntime-tool-int8"
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Class:
+    """A precision: the lead that each batch should have, and the peers it is over."""
+
+    goals: Mapping[int, float]
+    peers: tuple[str, ...]
+
+
+CLASSES: Mapping[Precision, Class] = {
+    "bf16x3": Class({1: 2.1, 8: 3.8, 64: 3.8}, engine_table.PEERS),
+    "bf16": Class(
+        {1: 1.35, 8: 1.7, 64: 1.7},
+        ("openvino-bf16", "openvino-streams-bf16", "torch-channels-last-bf16", "torch-compile-bf16"),
+    ),
+    "int8": Class({1: 1.7, 8: 1.9, 64: 1.8}, ("openvino-int8", "openvino-streams-int8", "onnxruntime-int8", TOOL)),
+}
+
+COMPARED = (
+    *("native", "native-bf16x3", "native-bf16", "native-int8"),
+    *("openvino", "openvino-streams", "openvino-bf16", "openvino-streams-bf16"),
+    *("openvino-int8", "openvino-streams-int8", "onnxruntime", "onnxruntime-int8", TOOL),
+    *("torch-channels-last", "torch-channels-last-bf16", "torch-compile", "torch-compile-bf16"),
+)
+"""By `accuracy`, all with the first."""
+
+
+def ours(precision: Precision) -> tuple[str, ...]:
+    return tuple(f"{name}-{precision}" for name in engine_table.OURS)
+
+
+def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
+    """What ONNX Runtime's own tool makes of `model`, calibrated on uint8 `(n, side, side, 3)`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter([{"tiles": to_float(tiles[i : i + 8])} for i in range(0, len(tiles), 8)])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as home:
+        prepared = Path(home) / "model.onnx"
+        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+        quantize_static(str(prepared), str(to), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **kinds)
+
+
+@contextlib.contextmanager
+def untrained(threads: int, pool: int) -> Iterator[Subject]:
+    """A network in every file that a runtime here opens."""
+    with tempfile.TemporaryDirectory() as home:
+        subject = engine_table.make(Path(home), Part("", {}, threads, [pool]), pool, int8=True)
+        golden = Golden.read(subject.folder / GOLDEN)
+        quantise_with_onnxruntime(subject.file("model.onnx"), subject.folder / RUNTIMES[TOOL].file, golden.tiles)
+        yield subject
+
+
+def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], rounds: int, seconds: float) -> None:
+    batches = tuple(sorted({batch for name in classes for batch in CLASSES[name].goals}))
+    runtimes = tuple(dict.fromkeys(name for p in classes for name in (*ours(p), *CLASSES[p].peers)))
+    columns = ["class", "pool", "batch", "ours", "ms per tile", "fastest peer", "ms per tile", "lead [95 %]", "goal"]
+    table = Table(*columns, title=f"128 pixels, {threads} threads", title_justify="left")
+    every = Table("pool", "runtime", "executed", "kernels for", *(f"batch {batch}" for batch in batches))
+    for pool in pools:
+        with untrained(threads, pool) as subject:
+            settings = Settings(runtimes, batches, (threads,), rounds, seconds, may_lack=True)
+            rows, left_out = measure([subject], settings, show)
+        for runtime, reason in left_out.items():
+            log.print(f"\r{runtime} is left out: {reason}\033[K")
+        of = {(row.runtime, row.batch): row for row in rows}
+        for name in classes:
+            for batch, goal in CLASSES[name].goals.items():
+                mine = [of[runtime, batch] for runtime in of_batch(ours(name), batch) if (runtime, batch) in of]
+                peers = [of[runtime, batch] for runtime in CLASSES[name].peers if (runtime, batch) in of]
+                if mine and peers:
+                    table.add_row(name, str(pool), str(batch), *lead(mine, peers, goal))
+        for runtime in dict.fromkeys(row.runtime for row in rows):
+            first = of[runtime, batches[0]]
+            times = (per_tile(of[runtime, batch]) for batch in batches)
+            every.add_row(str(pool), runtime, first.executed, first.isa or "not told", *times)
+    log.print("\r\033[K", end="")
+    out.print(table)
+    out.print("bf16x3 is compared with fp32, and a class of its own. All rows, ms per tile:")
+    out.print(every)
+
+
+def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
+    """What the engine allocates, and the peak of a process that has run nothing but these tiles."""
+    columns = ["precision", "profile", "batch", "weights MB", "workspace MB", "process MB", "of these before"]
+    table = Table(*columns, title=f"Memory, {threads} threads, pool {pool}", title_justify="left")
+    with untrained(threads, pool) as subject:
+        file, golden = subject.file("model.safetensors"), subject.folder / GOLDEN
+        for precision in ("fp32", *classes):
+            for profile, batch in (("latency", 1), ("throughput", 8), ("throughput", BATCH)):
+                engine = _core.Engine(file, threads=threads, precision=precision, profile=profile)
+                engine.warmup(batch)
+                info = engine.info()
+                name = f"{'native' if profile == 'throughput' else 'native-latency'}-{precision}".removesuffix("-fp32")
+                with Worker(name) as worker:
+                    worker.open(name, file, golden, threads, "cpu")
+                    worker.call(batch)
+                    found = worker.memory()
+                sizes = (info["weight_bytes"] / 1e6, info["workspace_bytes"] / 1e6, found["peak"], found["before"])
+                table.add_row(precision, profile, str(batch), *(f"{size:.0f}" for size in sizes))
+    out.print(table)
+
+
+@contextlib.contextmanager
+def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
+    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is left as it is."""
+    (subject,) = open_subjects([bundle], ["int8"])
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "bundle"
+        folder.mkdir()
+        for name in (*FORMATS.values(), INT8_ONNX, GOLDEN):
+            if (bundle / name).is_file():
+                (folder / name).symlink_to((bundle / name).resolve())
+        quantise_with_onnxruntime(subject.file("model.onnx"), folder / RUNTIMES[TOOL].file, tiles)
+        yield Subject(subject.label, folder, subject.spec)
+
+
+def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) -> npt.NDArray[np.float32]:
+    """`(n, classes)` of the whole split."""
+    opened = open_runtime(runtime, subject.file(RUNTIMES[runtime].file), threads)
+    parts = []
+    for start in range(0, len(tiles), BATCH):
+        numbers = range(start, min(start + BATCH, len(tiles)))
+        parts.append(opened.run(np.stack([declared(tiles.tile(i), subject.spec) for i in numbers])))
+        log.print(f"\r{runtime}: {numbers[-1] + 1} of {len(tiles)} test tiles\033[K", end="")
+    return np.concatenate(parts)
+
+
+def declared(tile: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint8]:
+    """The tile at the size that the files are declared for."""
+    return tile if tile.shape[0] == spec.tile_size else center_crop(tile, spec.tile_size)
+
+
+def accuracy(
+    bundle: Path,
+    data: str,
+    split: str | None,
+    runtimes: Sequence[str],
+    to: Path,
+    threads: int,
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Table and picture; the first of `runtimes` is what the others are compared with."""
+    block = open_bundle(bundle).config.histo
+    spec = ModelSpec.from_dict(block.spec)
+    fractions = tuple(float(part) if "." in part else int(part) for part in split.split(",")) if split else None
+    seed = block.training.get("seed", 0)
+    tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=fractions, seed=seed)  # type: ignore[arg-type]
+    if block.training.get("data", {}).get("fingerprint") not in (None, tiles.fingerprint):
+        raise UsageError(f"--data {data}", "is not what the bundle was trained on", "Give the same tiles and --split")
+    calibration = choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
+    with with_tools_model(bundle, calibration) as subject:
+        logits: dict[str, npt.NDArray[np.float32]] = {}
+        left_out: dict[str, str] = {}
+        for runtime in runtimes:
+            try:
+                if reason := runtime_class(runtime).unavailable("cpu"):
+                    raise HistoError(runtime, reason, "It is left out")
+                logits[runtime] = test_logits(runtime, subject, tiles.test, threads)
+            except HistoError as error:
+                left_out[runtime] = str(error)
+            gc.collect()  # ends the threads of this one
+        rows, _ = measure([subject], Settings(tuple(logits), (BATCH,), (threads,), rounds, seconds), show)
+    log.print("\r\033[K", end="")
+    reference = logits[runtimes[0]]
+    columns = [
+        "runtime",
+        "executed",
+        "accuracy [95 %]",
+        f"as {runtimes[0]}",
+        "largest |Δlogit|",
+        f"tiles/s at {BATCH} [95 %]",
+    ]
+    table = Table(*columns, title=f"{bundle.name}: {len(reference):,} test tiles", title_justify="left")
+    points = []
+    for row in rows:
+        found = logits[row.runtime]
+        right = int((found.argmax(1) == tiles.test.labels).sum())
+        low, high = bootstrap_interval(right, len(found))
+        share = right / len(found)
+        time = summarise(row.rounds)
+        rates = tuple(row.batch / seconds for seconds in (time.median, time.high, time.low))
+        points.append(Point(row, (share, low, high), rates))
+        table.add_row(
+            row.runtime,
+            row.executed,
+            f"{share:.1%} [{low:.1%}, {high:.1%}]",
+            f"{(found.argmax(1) == reference.argmax(1)).mean():.2%}",
+            f"{np.abs(found - reference).max():.2g}",
+            "{:.0f} [{:.0f}, {:.0f}]".format(*rates),
+        )
+    out.print(table)
+    for runtime, reason in left_out.items():
+        out.print(f"{runtime} is left out: {reason}")
+    to.mkdir(parents=True, exist_ok=True)
+    picture = to / "accuracy-speed.png"
+    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {threads} threads")
+    out.print(f"{picture}")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A runtime's accuracy and tiles per second, each with its 95 % interval."""
+
+    row: Row
+    accuracy: tuple[float, float, float]
+    rate: tuple[float, float, float]
+
+
+def draw(points: Sequence[Point], path: Path, title: str) -> None:
+    """Accuracy over speed: a colour for each engine, a marker for each precision."""
+    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    engines = dict.fromkeys(point.row.runtime.removesuffix(f"-{point.row.precision}") for point in points)
+    colours = {engine: COLOURS[i % len(COLOURS)] for i, engine in enumerate(engines)}
+    for point in points:
+        engine = point.row.runtime.removesuffix(f"-{point.row.precision}")
+        (x, x_low, x_high), (y, y_low, y_high) = point.rate, point.accuracy
+        axes.errorbar(
+            x,
+            y,
+            yerr=[[y - y_low], [y_high - y]],
+            xerr=[[x - x_low], [x_high - x]],
+            marker=MARKERS[PRECISIONS.index(point.row.precision)],  # type: ignore[arg-type]
+            color=colours[engine],
+            linewidth=0,
+            elinewidth=0.8,
+            capsize=2,
+            markersize=7,
+            label=f"{engine}, {point.row.precision}",
+        )
+    axes.set_xscale("log")
+    ticks = [20, 50, 100, 200, 500, 1000, 2000, 5000]
+    inside = [tick for tick in ticks if min(p.rate[0] for p in points) / 2 < tick < max(p.rate[0] for p in points) * 2]
+    axes.set_xticks(inside, [str(tick) for tick in inside])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.set_xlabel("tiles per second, logarithmic (right is better)", fontsize=9)
+    axes.set_ylabel("test accuracy (up is better)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(linewidth=0.3, color="#dddddd")
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    below = f"Whiskers: 95 % intervals; one test set, so differences between points are surer. {this_machine()}"
+    figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
+    figure.savefig(path, dpi=DPI)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("speed", "stages", "memory")
+    parser.add_argument(
+        "parts", nargs="*", default=parts, metavar="PART", help=f"{', '.join(parts)}, or: accuracy BUNDLE"
+    )
+    parser.add_argument("--classes", default=",".join(CLASSES), metavar="P,P,…")
+    parser.add_argument("--pools", default="1,2,4,8", metavar="N,N,…", help="of `speed`; the others take the second")
+    parser.add_argument("--threads", type=int, default=_core.usable_cpus())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--time", type=float, default=2.0, help="timed seconds of each row, at least")
+    parser.add_argument("--data", help="of `accuracy`: what the bundle was trained on")
+    parser.add_argument("--split", metavar="T,V,T", help="of `accuracy`: as the bundle was trained")
+    parser.add_argument("--runtimes", default=",".join(COMPARED), metavar="R,R,…", help="of `accuracy`")
+    parser.add_argument("--out", type=Path, default=Path("low-precision"), help="of `accuracy`: gets the picture")
+    args = parser.parse_args()
+    pools = [int(pool) for pool in args.pools.split(",")]
+    classes: list[Precision] = [name for name in CLASSES if name in args.classes.split(",")]
+    one = pools[min(1, len(pools) - 1)]
+    first, *rest = args.parts
+    judged = first == "accuracy"
+    if not classes or (not judged and set(args.parts) - set(parts)) or (judged and (len(rest) != 1 or not args.data)):
+        parser.error(f"name some of {', '.join(parts)} and of the classes, or: accuracy BUNDLE --data TILES")
+    out.print(f"{this_machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}\n")
+    if judged:
+        runtimes = args.runtimes.split(",")
+        accuracy(Path(rest[0]), args.data, args.split, runtimes, args.out, args.threads, args.rounds, args.time)
+        return
+    if "speed" in args.parts:
+        speed(classes, args.threads, pools, args.rounds, args.time)
+    if "stages" in args.parts:
+        for precision in classes:
+            stages(args.threads, one, args.rounds, precision)
+    if "memory" in args.parts:
+        memory(classes, args.threads, one)
+
+
+if __name__ == "__main__":
+    main()
