@@ -3,13 +3,15 @@
 python benchmarks/low_precision_table.py                            # speed, stages, memory
 python benchmarks/low_precision_table.py speed --pools 2 --classes int8
 python benchmarks/low_precision_table.py accuracy BUNDLE --data TILES --out DIR
+python benchmarks/low_precision_table.py checks BUNDLE              # or without one: an untrained network
 
 Parts: `speed` (batches 1, 8, 64, each pool: every runtime of every class interleaved in one run of
 `histo_export.bench.measure`, which checks the logits; the lead over the best peer of the same class, bf16x3 over those
 of fp32, since nobody else has it; `<` marks one below its goal), `stages` (time and share of peak of each stage and
-layer in each precision, peaks measured in the same run), `memory` (packed weights, workspace, peak of a process), and
-`accuracy`: accuracy with its 95 % interval on the bundle's test split, agreement with fp32, largest |Δlogit|, and tiles
-per second at batch 64, interleaved too, with a picture of accuracy over speed.
+layer in each precision, peaks measured in the same run), `memory` (packed weights, workspace, peak of a process),
+`checks` (the errors of all runtimes and of wrong layers, between which `measure.ROUNDINGS` lies), and `accuracy`:
+accuracy with its 95 % interval on the bundle's test split, agreement with fp32, largest |Δlogit|, and tiles per second
+at batch 64, interleaved too, with a picture of accuracy over speed.
 
 BUNDLE is one of `histo export --precision int8`. The networks of the other parts are untrained and calibrated on noise.
 ONNX Runtime is there twice in int8: with our QDQ file, of which it computes a part in fp32, and with what its own tool
@@ -30,15 +32,17 @@ from typing import Any
 import engine_table
 import numpy as np
 import numpy.typing as npt
-from engine_table import Part, lead, log, of_batch, out, per_tile, show, stages
+import torch
+from engine_table import Part, lead, log, of_batch, per_tile, show, stages
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
 from histo_export.bench.machine import this_machine, versions
-from histo_export.bench.measure import Row, Settings, measure
+from histo_export.bench.measure import ROUNDINGS, Row, Settings, measure
 from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
 from histo_export.bench.stats import summarise
 from histo_export.bench.subjects import Subject, open_subjects
@@ -47,12 +51,16 @@ from histo_export.data import open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
+from histo_export.export.arithmetic import Simulation
 from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.native import read_native
 from histo_export.export.quantise import TILES, choose_tiles
 from histo_export.parity import Golden
 from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
 from histo_export.training.evaluation import bootstrap_interval
+
+out = Console(width=170, highlight=False)
 
 TOOL = "onnxruntime-tool-int8"
 BATCH = 64
@@ -165,6 +173,42 @@ def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
                 sizes = (info["weight_bytes"] / 1e6, info["workspace_bytes"] / 1e6, found["peak"], found["before"])
                 table.add_row(precision, profile, str(batch), *(f"{size:.0f}" for size in sizes))
     out.print(table)
+
+
+def checks(subject: Subject, threads: int) -> None:
+    """What the precisions err by definition, the runtimes over that, and one wrong layer over that.
+
+    Wrong is each convolution in turn: left out, doubled, or its output channels swapped in pairs.
+    """
+    golden = Golden.read(subject.folder / GOLDEN)
+    lowered, _ = read_native(subject.file("model.safetensors"))
+    tiles = torch.from_numpy(golden.tiles[: golden.real])
+    wrong: dict[str, float] = {}
+    for name, layer in lowered.named_modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
+            weight, bias = layer.weight.clone(), layer.bias.clone()
+            swapped = torch.arange(len(weight)).view(-1, 2).flip(1).flatten()
+            for how, (w, b) in {
+                "left out": (0 * weight, 0 * bias),
+                "doubled": (2 * weight, 2 * bias),
+                "swapped": (weight[swapped], bias[swapped]),
+            }.items():
+                layer.weight.copy_(w), layer.bias.copy_(b)
+                wrong[f"{name} {how}"] = golden.spread_error(Simulation(lowered)(tiles).numpy())
+            layer.weight.copy_(weight), layer.bias.copy_(bias)
+    least = min(wrong, key=lambda name: wrong[name])
+    columns = ["precision", "by definition", "runtime", "executed", "× definition"]
+    table = Table(*columns, title=f"{subject.label}: RMS errors, of the logits' spread", title_justify="left")
+    for precision in CLASSES:
+        own = subject.rounding(precision)
+        for runtime, entry in RUNTIMES.items():
+            if entry.precision == precision and (subject.folder / entry.file).exists():
+                opened = open_runtime(runtime, subject.file(entry.file), threads)
+                found = golden.spread_error(opened.run(golden.tiles))
+                table.add_row(precision, f"{own:.1e}", runtime, opened.executed, f"{found / own:.2f}")
+        table.add_row(precision, f"{own:.1e}", "fp32, least of all wrong layers", least, f"{wrong[least] / own:.2f}")
+    out.print(table)
+    out.print(f"Allowed: {ROUNDINGS:g}")
 
 
 @contextlib.contextmanager
@@ -309,17 +353,16 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     axes.grid(linewidth=0.3, color="#dddddd")
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    below = f"Whiskers: 95 % intervals; one test set, so differences between points are surer. {this_machine()}"
+    below = f"Whiskers: 95 % intervals; on the same tiles, so differences are surer than they look. {this_machine()}"
     figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
     figure.savefig(path, dpi=DPI)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("speed", "stages", "memory")
-    parser.add_argument(
-        "parts", nargs="*", default=parts, metavar="PART", help=f"{', '.join(parts)}, or: accuracy BUNDLE"
-    )
+    parts = ("speed", "stages", "memory", "checks")
+    named = f"{', '.join(parts)}, or: accuracy BUNDLE, or: checks BUNDLE"
+    parser.add_argument("parts", nargs="*", default=parts[:3], metavar="PART", help=named)
     parser.add_argument("--classes", default=",".join(CLASSES), metavar="P,P,…")
     parser.add_argument("--pools", default="1,2,4,8", metavar="N,N,…", help="of `speed`; the others take the second")
     parser.add_argument("--threads", type=int, default=_core.usable_cpus())
@@ -334,10 +377,15 @@ def main() -> None:
     classes: list[Precision] = [name for name in CLASSES if name in args.classes.split(",")]
     one = pools[min(1, len(pools) - 1)]
     first, *rest = args.parts
-    judged = first == "accuracy"
-    if not classes or (not judged and set(args.parts) - set(parts)) or (judged and (len(rest) != 1 or not args.data)):
-        parser.error(f"name some of {', '.join(parts)} and of the classes, or: accuracy BUNDLE --data TILES")
+    judged = first == "accuracy" or (first == "checks" and len(rest) == 1 and rest[0] not in parts)
+    wrong = len(rest) != 1 or (first == "accuracy" and not args.data) if judged else bool(set(args.parts) - set(parts))
+    if not classes or wrong:
+        parser.error(f"name some of {named}; accuracy needs --data")
     out.print(f"{this_machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}\n")
+    if judged and first == "checks":
+        (subject,) = open_subjects([Path(rest[0])], ["int8"])
+        checks(subject, args.threads)
+        return
     if judged:
         runtimes = args.runtimes.split(",")
         accuracy(Path(rest[0]), args.data, args.split, runtimes, args.out, args.threads, args.rounds, args.time)
@@ -349,6 +397,9 @@ def main() -> None:
             stages(args.threads, one, args.rounds, precision)
     if "memory" in args.parts:
         memory(classes, args.threads, one)
+    if "checks" in args.parts:
+        with untrained(args.threads, one) as subject:
+            checks(subject, args.threads)
 
 
 if __name__ == "__main__":
