@@ -83,6 +83,7 @@ WRONG_USE = [
     (["verify", "nowhere"], "is not a bundle"),
     (["verify"], "BUNDLE"),
     (["inspect"], "needs a bundle or checkpoint, or --pool N"),
+    (["inspect", "--pool", "2", "--precision", "bf16"], "--precision bf16: is for the engine's plan. Add --plan"),
 ]
 
 
@@ -284,11 +285,27 @@ def test_inspect_shows_the_engines_plan(histo: Histo, bundle: Path) -> None:
     assert "layer4.2.conv2" in stdout
     for arguments, message in (
         ([bundle, "--plan", "speed"], "--plan speed"),
+        ([bundle, "--plan", "latency", "--precision", "int4"], "--precision int4"),
         (["--plan", "latency"], "needs a bundle"),
     ):
         code, _, stderr = histo("inspect", *arguments)
         assert code == 2
         assert message in stderr
+
+
+def test_a_plan_in_another_precision(histo: Histo, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ("inspect", bundle, "--plan", "latency", "--batch", 1, "--precision", "bf16")
+    code, stdout, err = histo(*plan, "--json")
+    if code and "needs AVX-512" in err:
+        pytest.skip(err)
+    facts = json.loads(stdout)
+    assert facts["engine"]["precision"] == "bf16"
+    assert {layer["precision"] for layer in facts["layers"]} == {"bf16", "fp32"}, "the head is fp32"
+    monkeypatch.setenv("HISTO_ISA", "portable")
+    code, stdout, err = histo(*plan)
+    assert (code, stdout) == (1, "")
+    assert "precision bf16 needs AVX-512 with BF16, or AMX, and " in err
+    assert "Use fp32" in err
 
 
 def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, checkpoint_file: Path) -> None:
@@ -307,6 +324,21 @@ def test_doctor_tries_what_it_lists(histo: Histo) -> None:
     assert facts["cpu"]["usable_cpus"] >= 1
     assert facts["native_engine"]["isa"] in facts["native_engine"]["usable"]
     assert code == (1 if facts["problems"] else 0)
+    assert facts["native_precisions"].keys() == {"fp32", "bf16x3", "bf16", "int8"}
+    assert facts["native_precisions"]["fp32"] == "runs"
+
+
+def test_doctor_tells_why_a_precision_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from histo_export._core import usable_isas
+    from histo_export.doctor import _native_precisions
+
+    if usable_isas()[-1] == "amx":
+        assert set(_native_precisions().values()) == {"runs"}
+    monkeypatch.setenv("HISTO_ISA", "portable")
+    found = _native_precisions()
+    assert found["fp32"] == "runs"
+    for precision, needed in (("bf16x3", "BF16"), ("bf16", "BF16"), ("int8", "VNNI")):
+        assert found[precision].startswith(f"precision {precision} needs AVX-512 with {needed}, or AMX, and ")
 
 
 def test_doctor_finds_problems() -> None:

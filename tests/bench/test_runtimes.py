@@ -133,6 +133,22 @@ def open_low(low: Subject) -> Callable[[str], Runtime]:
     return call
 
 
+def test_onnxruntimes_own_tool_makes_a_model_all_int8(
+    low: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from low_precision_table import TOOL, quantise_with_onnxruntime
+
+    golden = Golden.read(low.folder / "golden.safetensors")
+    file = tmp_path / RUNTIMES[TOOL].file
+    quantise_with_onnxruntime(low.file("model.onnx"), file, golden.tiles)
+    run = open_runtime(TOOL, file, 2)
+    assert run.executed == "CPUExecutionProvider int8"
+    error = golden.spread_error(run.run(golden.tiles))
+    assert low.rounding("int8") / 2 < error <= ROUNDINGS * low.rounding("int8")
+    assert open_runtime("onnxruntime-int8", low.file("model-int8.onnx"), 2).executed.endswith("int8+fp32")
+
+
 def test_an_id_names_its_precision() -> None:
     for name, entry in RUNTIMES.items():
         assert (entry.precision == "fp32") == (not name.endswith(("-bf16x3", "-bf16", "-int8")))

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from PIL import Image
 
 import histo_export
 from histo_export import Engine, HistoError, UsageError
+from histo_export.bench.subjects import noise_scales
+from histo_export.export.bundle import entry
+from histo_export.export.lowering import lower
+from histo_export.export.native import native_bytes
 from histo_export.predict import loop
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import find_inputs
@@ -25,6 +30,7 @@ from histo_export.predict.slide import open_slide
 from histo_export.predict.whole_slide import SlideSettings, make_grid
 from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
+from histo_export.training.checkpoint import Checkpoint
 
 CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 HISTO = str(Path(sys.executable).parent / "histo")
@@ -304,6 +310,68 @@ def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path
         predict(bundle, [tile_folder / "TUMOR"], foreign, other, force=True)
 
 
+@pytest.fixture(scope="module")
+def int8_bundle(bundle: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with scales, made for int8."""
+    folder = shutil.copytree(bundle, tmp_path_factory.mktemp("int8") / "int8")
+    file = folder / "model.safetensors"
+    file.write_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, noise_scales(checkpoint)))
+    config = json.loads((folder / "config.json").read_text())
+    config["histo"] |= {"precision": "int8"}
+    config["histo"]["files"]["model.safetensors"] = entry(file.read_bytes()).model_dump()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def need_int8(bundle: Path) -> None:
+    try:
+        Engine(bundle / "model.safetensors", precision="int8")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+def test_a_bundle_runs_in_its_own_precision(int8_bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
+    need_int8(int8_bundle)
+    tiles = [tile_folder / "TUMOR"]
+    (executed,) = predict(int8_bundle, tiles, tmp_path, SETTINGS).executed
+    assert executed.startswith("cpu int8, ")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["executed"] == [executed]
+    assert (record["settings"]["runtime"], record["settings"]["precision"]) == ("native-int8", "int8")
+    assert json.loads((tmp_path / "TUMOR/summary.json").read_text())["executed"] == executed
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(tiles[0].iterdir())])
+    expected = loop.softmax(Engine(int8_bundle / "model.safetensors", precision="int8").run(pixels))
+    table = pq.read_table(tmp_path / "TUMOR/tiles.parquet").to_pydict()
+    np.testing.assert_array_equal(np.float32(table["prob_TUMOR"]), expected[:, 0])
+
+    # Asked for by name it is the same result; in another precision it is another, which does not take its place.
+    named = PredictSettings(threads=1, precision="int8")
+    assert predict(int8_bundle, tiles, tmp_path, named).done[0].run == 0
+    other = PredictSettings(threads=1, precision="fp32")
+    with pytest.raises(UsageError, match=r"other settings or a changed input. Add --force"):
+        predict(int8_bundle, tiles, tmp_path, other)
+    assert predict(int8_bundle, tiles, tmp_path, other, force=True).done[0].run == 5
+    assert json.loads((tmp_path / "TUMOR/summary.json").read_text())["executed"].startswith("cpu fp32, ")
+
+
+def test_a_slides_summary_tells_what_was_executed(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+    (executed,) = predict(bundle, [large_slide_file], tmp_path, SETTINGS).executed
+    assert json.loads((tmp_path / "large/summary.json").read_text())["executed"] == executed
+
+
+def test_a_precision_is_never_replaced(int8_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="torchscript in int8: is not known"):
+        histo_export.load(int8_bundle, runtime="torchscript")
+    assert histo_export.load(int8_bundle, runtime="torchscript", precision="fp32").runtime.executed == "cpu fp32"
+    with pytest.raises(HistoError, match=r"has no model-int8\.onnx, which onnxruntime-int8 runs"):
+        histo_export.load(int8_bundle, runtime="onnxruntime")
+    with pytest.raises(HistoError, match=r"the model has no scales for int8|needs AVX-512"):
+        histo_export.load(bundle, precision="int8")
+    monkeypatch.setenv("HISTO_ISA", "portable")
+    with pytest.raises(HistoError, match="precision int8 needs AVX-512 with VNNI, or AMX"):
+        histo_export.load(int8_bundle)
+
+
 def test_names_that_are_no_utf8(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -379,7 +447,9 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     assert "tiles/s" in shown.stdout
     again = run("--json", "--quiet")
     assert json.loads(again.stdout)["inputs"][0]["run"] == 0
-    for option, value in (("--runtime", "nativ"), ("--precision", "int8")):
+    assert json.loads(again.stdout)["executed"] == []
+    assert "Executed: cpu fp32, " in shown.stdout
+    for option, value in (("--runtime", "nativ"), ("--precision", "int4")):
         wrong = run(option, value)
         assert wrong.returncode == 2
         assert f"{option} {value}" in wrong.stderr
