@@ -197,6 +197,10 @@ def test_a_precision_that_was_not_asked_for_is_no_row(
     for runtime, executed in (("native", "cpu bf16"), ("native-int8", "cpu fp32"), ("openvino-bf16", "CPU bf16+fp32")):
         with pytest.raises(HistoError, match=f"was asked for .* and executed {executed.replace('+', '.')}"):
             measure(subjects, replace(settings, runtimes=(runtime,)), command=fake(executed=executed))
+    default = replace(settings, runtimes=("torch", "openvino-bf16"), may_lack=True)
+    rows, left_out = measure(subjects, default, command=fake(executed="cpu fp32"))
+    assert {row.runtime for row in rows} == {"torch"}
+    assert "openvino-bf16, pool 1, batch 1: was asked for bf16 and executed cpu fp32" in left_out["openvino-bf16"]
 
 
 def test_what_is_allowed_below_fp32_comes_from_the_model(

@@ -248,12 +248,19 @@ def measure(
                         break
                     contestants.append(contestant)
                     require_memory(label)
-            if not contestants:
-                raise HistoError("histo bench", "found no runtime that runs here", "; ".join(left_out.values()))
             cells = [_Cell(contestant, batch) for contestant in contestants for batch in sorted(settings.batches)]
             for cell in cells:
                 plan.step(f"warming up {cell}", warmed=1)
-                cell.prepare()
+                if cell.contestant.runtime not in left_out:
+                    try:
+                        cell.prepare()
+                    except _OtherPrecisionError as error:
+                        if not settings.may_lack:
+                            raise
+                        left_out[cell.contestant.runtime] = str(error)
+            cells = [cell for cell in cells if cell.contestant.runtime not in left_out]
+            if not cells:
+                raise HistoError("histo bench", "found no runtime that runs here", "; ".join(left_out.values()))
             _run_rounds(cells, settings, plan)
             for cell in cells:
                 plan.step(f"checking {cell}", closed=1)
@@ -319,6 +326,10 @@ def require_memory(label: str) -> None:
         )
 
 
+class _OtherPrecisionError(HistoError):
+    """A runtime executed another precision than it was asked for."""
+
+
 class _Contestant:
     """A worker and what is known about it."""
 
@@ -360,7 +371,7 @@ class _Cell:
         executed = worker.executed()
         precision = precision_of(executed["executed"])
         if precision != self.contestant.precision:
-            raise HistoError(
+            raise _OtherPrecisionError(
                 str(self),
                 f"was asked for {self.contestant.precision} and executed {executed['executed']}",
                 "Leave it out with --runtimes",
