@@ -130,41 +130,25 @@ float multiply(histo::Isa isa, std::size_t n) {
 // Products of low precision in registers, `count` multiply-adds; 0 where the CPU or the compiler has none.
 // With AMX these are its tiles, else VDPBF16PS or VPDPBUSD with as many sums as cover their latency.
 #if defined(__x86_64__)
-[[gnu::target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]] int dot_bf16(std::size_t count) {
-  constexpr int chains = 24;
-  __m512 sums[chains] = {};
-  __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80);  // 1
-  for (std::size_t i = 0; i < count; i += 32 * chains) {
-    __asm__ volatile("" : "+v"(a));  // or the compiler would multiply once
-#pragma GCC unroll 24
-    for (int j = 0; j < chains; ++j) {
-      sums[j] = _mm512_dpbf16_ps(sums[j], a, a);
-    }
+//
+// The instructions are written out: of equal sums the compiler would compute one, and unequal ones it copies
+// to and fro.
+#define HISTO_BENCH_DOT(name, instruction, products)                                  \
+  [[gnu::target("avx512f,avx512bw,avx512vl,avx512dq")]] int name(std::size_t count) { \
+    constexpr int chains = 16;                                                        \
+    __m512i sums[chains] = {}, a = _mm512_set1_epi16(0x0101);                         \
+    for (std::size_t i = 0; i < count; i += 16 * (products) * chains) {               \
+      _Pragma("GCC unroll 16") for (int j = 0; j < chains; ++j) {                     \
+        __asm__ volatile(instruction " %1, %1, %0" : "+v"(sums[j]) : "v"(a));         \
+      }                                                                               \
+    }                                                                                 \
+    return 1;                                                                         \
   }
-  int total = 0;
-  for (const __m512& s : sums) {
-    total += static_cast<int>(_mm512_cvtss_f32(s));
-  }
-  return total;
-}
-
-[[gnu::target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]] int dot_int8(std::size_t count) {
-  constexpr int chains = 24;
-  __m512i sums[chains] = {};
-  __m512i a = _mm512_set1_epi8(1);
-  for (std::size_t i = 0; i < count; i += 64 * chains) {
-    __asm__ volatile("" : "+v"(a));
-#pragma GCC unroll 24
-    for (int j = 0; j < chains; ++j) {
-      sums[j] = _mm512_dpbusd_epi32(sums[j], a, a);
-    }
-  }
-  int total = 0;
-  for (const __m512i& s : sums) {
-    total += _mm_cvtsi128_si32(_mm512_castsi512_si128(s));
-  }
-  return total;
-}
+HISTO_BENCH_DOT(dot_bf16, "vdpbf16ps", 2)
+HISTO_BENCH_DOT(dot_int8, "vpdpbusd", 4)
+HISTO_BENCH_DOT(dot_words, "vpdpwssd",
+                2)  // 16-bit words, in which Winograd's transformed bytes are multiplied
+#undef HISTO_BENCH_DOT
 
 // Of this thread: eight tiles of 16 rows of 64 bytes.
 [[gnu::target("amx-tile")]] void configure_tiles() {
@@ -202,18 +186,20 @@ float multiply(histo::Isa isa, std::size_t n) {
 }
 #endif
 
-enum class Kind { fp32, bf16, int8 };
+enum class Kind { fp32, bf16, int8, words };
 
 // 0 where there is no such instruction.
 float multiply_low([[maybe_unused]] Kind kind, [[maybe_unused]] histo::Isa isa,
                    [[maybe_unused]] std::size_t n) {
 #if defined(__x86_64__)
   const histo::CpuInfo cpu = histo::cpu_info();
-  if (isa == histo::Isa::amx) {
+  if (isa == histo::Isa::amx && kind != Kind::words) {
     return static_cast<float>(kind == Kind::int8 ? tiles_int8(n) : tiles_bf16(n));
   }
-  if (isa == histo::Isa::avx512 && (kind == Kind::int8 ? cpu.avx512_vnni : cpu.avx512_bf16)) {
-    return static_cast<float>(kind == Kind::int8 ? dot_int8(n) : dot_bf16(n));
+  if (isa >= histo::Isa::avx512 && (kind == Kind::bf16 ? cpu.avx512_bf16 : cpu.avx512_vnni)) {
+    return static_cast<float>(kind == Kind::bf16   ? dot_bf16(n)
+                              : kind == Kind::int8 ? dot_int8(n)
+                                                   : dot_words(n));
   }
 #endif
   return 0;
@@ -303,6 +289,7 @@ static Contestant* low_bound(const Problem* p, Kind kind) {
 }
 void* open_multiply_bf16(const Problem* p) { return low_bound(p, Kind::bf16); }
 void* open_multiply_int8(const Problem* p) { return low_bound(p, Kind::int8); }
+void* open_multiply_words(const Problem* p) { return low_bound(p, Kind::words); }
 
 // Seconds per call.
 double time_runs(void* contestant, std::size_t calls) {

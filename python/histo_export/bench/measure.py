@@ -73,10 +73,10 @@ ROUNDINGS = 3.0
 """Times a precision's own error that logits below fp32 may be away from float64.
 
 Its own error is what its definition has on the same tiles and weights (`Subject.rounding`), as `Golden.spread_error`.
-Runtimes round at other places and sum in other orders, and two that round independently differ by chance: on an
-untrained network and on one trained on the demo's tiles they had 0.8 to 1.4 times it, ONNX Runtime's own quantisation
-among them. With any one convolution left out, doubled, or its channels swapped in pairs, both were off by 7 times
-int8's own error and more, and by 16 times that of bf16.
+Runtimes round at other places and sum in other orders, and two that round independently differ by chance. `python
+benchmarks/low_precision_table.py checks`, on an untrained network and on one trained on the demo's tiles: they had 0.8
+to 1.4 times it, ONNX Runtime's own quantisation among them; with any one convolution left out, doubled, or its channels
+swapped in pairs the networks were off by 7 times int8's own error and more, and by 16 times that of bf16.
 """
 
 SPARE_BYTES = 500_000_000
