@@ -362,7 +362,7 @@ void check(const Case& c) {
 TEST_CASE("low precision: convolutions of the network, on maps of odd sizes") {
   for (const Cell input : {Cell::bf16, Cell::bf16x3, Cell::u8}) {
     CAPTURE(static_cast<int>(input));
-    for (const std::size_t side : {1, 4, 5}) {
+    for (const std::size_t side : {1, 5}) {
       check({input, 2, side, side + 1, 64, 64, 3, 1, Cell::u8, true});
       check({input, 1, side, side, 64, 128, 3, 2, {}, true});
       check({input, 3, side + 2, side, 128, 64, 1, 2, Cell::bf16, false});

@@ -420,7 +420,7 @@ constexpr std::array low_precisions{Precision::bf16, Precision::bf16x3, Precisio
 
 // Two maps of layer3 are kept in bf16, one at each place of a block.
 const Model& quantised_model() {
-  static const Model model = Model::from_memory(make_model_file(2, 6, 65, 1, [](const std::string& reader) {
+  static const Model model = Model::from_memory(make_model_file(2, 6, 33, 1, [](const std::string& reader) {
     return reader != "layer3.2.conv1" && reader != "layer3.3.conv2";
   }));
   return model;
@@ -520,16 +520,16 @@ std::vector<std::vector<double>> int8_stages(const Model& model, const Bytes& ti
 
 TEST_CASE("engine: low precisions compute the network, each as exactly as it can") {
   const Model& model = quantised_model();
-  const TileShape shape{.batch = 1, .height = 72, .width = 75};
+  const TileShape shape{.batch = 1, .height = 40, .width = 43};
   const Bytes tile = random_tiles(shape, 2);
-  const auto exact = reference_stages(model, tile, shape, 65);
+  const auto exact = reference_stages(model, tile, shape, 33);
   // Root of the mean squared error over that of the values; a wrong scale, layout or layer is at 0.1 and
   // above.
   for (const auto& [precision, allowed] :
        {std::pair{Precision::bf16, 1e-2}, std::pair{Precision::bf16x3, 2e-5},
         std::pair{Precision::int8, 1.5e-2}}) {
     CAPTURE(histo::name(precision));
-    const auto expected = precision == Precision::int8 ? int8_stages(model, tile, shape, 65) : exact;
+    const auto expected = precision == Precision::int8 ? int8_stages(model, tile, shape, 33) : exact;
     for (const Isa isa : isas_for(precision)) {
       for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, Algorithm::fastest},
                                                std::pair{Profile::latency, Algorithm::fastest},
@@ -559,7 +559,7 @@ TEST_CASE("engine: low precisions compute the network, each as exactly as it can
 
 TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, position or threads") {
   const Model& model = quantised_model();
-  const TileShape all{.batch = 67, .height = 70, .width = 66};
+  const TileShape all{.batch = 67, .height = 38, .width = 34};
   const Bytes tiles = random_tiles(all, 3);
   const std::size_t tile_size = tiles.size() / all.batch;
   std::mt19937 generator(4);
@@ -587,7 +587,7 @@ TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, p
 }
 
 TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, too") {
-  const TileShape shape{.batch = 5, .height = 66, .width = 66};
+  const TileShape shape{.batch = 5, .height = 34, .width = 34};
   const Bytes bytes = random_tiles(shape, 6);
   for (const Precision precision : low_precisions) {
     CAPTURE(histo::name(precision));
@@ -597,8 +597,8 @@ TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, t
       std::vector<float> clean(5 * 6), dirty(5 * 6);
       engine.run(tiles, shape, clean);
       CHECK(clean == run(engine, bytes, shape));
-      tiles[1 * 3 * 66 * 66 + 2000] = std::numeric_limits<float>::quiet_NaN();
-      tiles[3 * 3 * 66 * 66 + 2000] = std::numeric_limits<float>::infinity();
+      tiles[1 * 3 * 34 * 34 + 500] = std::numeric_limits<float>::quiet_NaN();
+      tiles[3 * 3 * 34 * 34 + 500] = std::numeric_limits<float>::infinity();
       engine.run(tiles, shape, dirty);
       for (std::size_t i = 0; i < dirty.size(); ++i) {
         if (i / 6 == 1 || i / 6 == 3) {
@@ -615,7 +615,7 @@ TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, t
 
 TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
   // One image alone, several together and more than fit into one pass are cut into different tasks.
-  const TileShape all{.batch = 67, .height = 70, .width = 66};
+  const TileShape all{.batch = 67, .height = 38, .width = 34};
   const Bytes tiles = random_tiles(all, 5);
   for (const Isa isa : isas_for(Precision::int8)) {
     EngineOptions options{
@@ -626,10 +626,10 @@ TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
       options.profile = profile;
       const Engine engine(quantised_model(), options);
       CHECK(run(engine, tiles, all) == expected);
-      const TileShape one{.batch = 1, .height = 70, .width = 66};
-      const auto alone = run(engine, Bytes(tiles.begin(), tiles.begin() + 70 * 66 * 3), one);
+      const TileShape one{.batch = 1, .height = 38, .width = 34};
+      const auto alone = run(engine, Bytes(tiles.begin(), tiles.begin() + 38 * 34 * 3), one);
       CHECK(std::ranges::equal(alone, std::span(expected).first(6)));
-      const auto times = engine.layer_times(Bytes(70 * 66 * 3), one);
+      const auto times = engine.layer_times(Bytes(38 * 34 * 3), one);
       CHECK((isa == Isa::amx) == std::ranges::none_of(times, [](const histo::LayerTime& layer) {
               return layer.convolution == Convolution::winograd4;
             }));
@@ -659,7 +659,7 @@ TEST_CASE("engine: int8 takes Winograd's algorithm only where no sum can leave i
 }
 
 TEST_CASE("engine: what each layer runs in is told") {
-  const TileShape shape{.batch = 1, .height = 65, .width = 65};
+  const TileShape shape{.batch = 1, .height = 33, .width = 33};
   const Bytes tile = random_tiles(shape, 1);
   for (const Isa isa : isas_for(Precision::int8)) {
     const Engine engine(quantised_model(), {.threads = 1, .precision = Precision::int8, .isa = isa});
