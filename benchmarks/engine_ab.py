@@ -86,8 +86,9 @@ def main() -> None:
     ratio = compare(seconds[1], seconds[0])
     old, new = (statistics.median(each) / args.batch * 1e3 for each in seconds)
     print(
-        f"{args.precision}, {args.isa}, {args.profile}, batch {args.batch}, {args.threads} threads, {args.rounds} "
-        f"rounds: {old:.3f} and {new:.3f} ms per tile, {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
+        f"{args.precision}, {args.isa}, {args.profile}, batch {args.batch}, {args.threads} threads, "
+        f"{args.rounds} rounds: {old:.3f} and {new:.3f} ms per tile, "
+        f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
     )
 
 
