@@ -271,7 +271,16 @@ def accuracy(
             except HistoError as error:
                 left_out[runtime] = str(error)
             gc.collect()  # ends the threads of this one
-        rows, _ = measure([subject], Settings(tuple(logits), (BATCH,), (threads,), rounds, seconds), show)
+        timed = tuple(logits)
+        try:
+            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
+        except HistoError as error:  # ONNX Runtime's tool may choose ranges that make another model of it
+            if not str(error).startswith(TOOL):
+                raise
+            agree = (logits[TOOL].argmax(1) == logits[runtimes[0]].argmax(1)).mean()
+            left_out[TOOL] = f"{error} On the test tiles its top class was that of {runtimes[0]} for {agree:.2%}."
+            timed = tuple(runtime for runtime in timed if runtime != TOOL)
+            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
     log.print("\r\033[K", end="")
     reference = logits[runtimes[0]]
     columns = [

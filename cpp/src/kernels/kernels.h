@@ -7,8 +7,9 @@
 //
 // The kernels are written once, in conv.inl, head.inl, pool.inl and winograd.inl, gathered by table.inl, over
 // the vector type of vec_portable.h, vec_avx2.h or vec_avx512.h, and compiled once per instruction set in
-// portable.cpp, avx2.cpp and avx512.cpp. These three files must not use inline functions of the standard
-// library: the linker merges those over all object files and might keep a copy that this machine cannot run
+// portable.cpp, avx2.cpp and avx512.cpp. Those below float32 add dot.inl and amx.inl, and are compiled in
+// avx512_dot.cpp and amx.cpp. These five files must not use inline functions of the standard library: the
+// linker merges those over all object files and might keep a copy that this machine cannot run
 // (tests/test_embedding.py looks for such).
 #pragma once
 
