@@ -173,18 +173,6 @@ Isa executed_isa(Precision precision, Isa highest) {
                                           "; use fp32");
 }
 
-void check_scales(const Network& network) {
-  for (const auto& layer : network.layers) {
-    for (const BasicBlock& block : layer) {
-      if (block.conv1.scales || block.conv2.scales) {
-        return;
-      }
-    }
-  }
-  throw Error(ErrorCode::unsupported,
-              "the model has no scales for int8; export it with --precision int8, or use fp32 or bf16");
-}
-
 EngineOptions resolved(const Model& model, EngineOptions options) {
   const ModelSpec& spec = model.spec();
   options.threads = options.threads == 0 ? usable_cpus() : options.threads;
@@ -229,8 +217,10 @@ struct Prepared {
                                                   dots.layers->winograd4_int8.input != nullptr})),
         head(make_head(model, *options.isa)),
         normaliser(model.spec(), options.crop) {
-    if (options.precision == Precision::int8) {
-      check_scales(network);
+    if (options.precision == Precision::int8 &&
+        std::ranges::find(plan.steps, Precision::int8, &Step::precision) == plan.steps.end()) {
+      throw Error(ErrorCode::unsupported,
+                  "the model has no scales for int8; export it with --precision int8, or use fp32 or bf16");
     }
     std::vector<Packing> packings{{network.stem, Convolution::direct, stem_precision(),
                                    dots.stem ? dots.stem->conv_block : kernel.conv_block}};

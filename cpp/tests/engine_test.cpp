@@ -70,6 +70,44 @@ std::vector<float> run(const Engine& engine, const Bytes& tiles, TileShape shape
   return logits;
 }
 
+// The same, cut into batches of 1 to 40 tiles.
+std::vector<float> run_in_parts(const Engine& engine, const Bytes& tiles, TileShape all,
+                                std::mt19937& generator) {
+  const std::size_t tile_size = tiles.size() / all.batch, classes = engine.classes();
+  std::vector<float> logits(all.batch * classes);
+  for (std::size_t first = 0; first < all.batch;) {
+    const std::size_t n = std::min<std::size_t>(1 + generator() % 40, all.batch - first);
+    engine.run(std::span(tiles).subspan(first * tile_size, n * tile_size),
+               {.batch = n, .height = all.height, .width = all.width},
+               std::span(logits).subspan(first * classes, n * classes));
+    first += n;
+  }
+  return logits;
+}
+
+// Of five tiles, number `at` of tile 1 and of tile 3 become NaN and infinity.
+void check_that_nan_stays_in_its_row(const Engine& engine, const Bytes& bytes, TileShape shape,
+                                     std::size_t at) {
+  REQUIRE(shape.batch == 5);
+  const std::size_t tile_size = bytes.size() / shape.batch;
+  std::vector<float> tiles = as_floats(bytes, shape);
+  std::vector<float> clean(5 * 6), dirty(5 * 6);
+  engine.run(tiles, shape, clean);
+  CHECK(clean == run(engine, bytes, shape));
+  tiles[1 * tile_size + at] = std::numeric_limits<float>::quiet_NaN();
+  tiles[3 * tile_size + at] = std::numeric_limits<float>::infinity();
+  engine.run(tiles, shape, dirty);
+  for (std::size_t i = 0; i < dirty.size(); ++i) {
+    if (i / 6 == 1 || i / 6 == 3) {
+      CHECK_FALSE(std::isfinite(dirty[i]));
+    } else {
+      CHECK(dirty[i] == clean[i]);
+    }
+  }
+  engine.run(as_floats(bytes, shape), shape, dirty);  // nothing of it is left behind
+  CHECK(dirty == clean);
+}
+
 // --- the definition, in double, one tile ------------------------------------------------------------------
 
 struct Planes {  // (channels, side, side)
@@ -203,7 +241,6 @@ TEST_CASE("engine: bits do not depend on batch, position, threads or copies") {
   const Model model = make_model(2, 33);
   const TileShape all{.batch = 71, .height = 50, .width = 45};  // more than run at a time
   const Bytes tiles = random_tiles(all, 3);
-  const std::size_t tile_size = tiles.size() / all.batch;
   std::mt19937 generator(4);
   for (const Isa isa : histo::usable_isas()) {
     CAPTURE(histo::name(isa));
@@ -214,15 +251,7 @@ TEST_CASE("engine: bits do not depend on batch, position, threads or copies") {
       const auto expected = run(Engine(model, {.threads = 1, .isa = isa, .profile = profile}), tiles, all);
       for (const unsigned threads : {2U, 3U}) {
         const Engine engine(model, {.threads = threads, .isa = isa, .profile = profile});
-        std::vector<float> logits(expected.size());
-        for (std::size_t first = 0; first < all.batch;) {
-          const std::size_t n = std::min<std::size_t>(1 + generator() % 40, all.batch - first);
-          const std::span<const std::uint8_t> part(tiles.data() + first * tile_size, n * tile_size);
-          engine.run(part, {.batch = n, .height = all.height, .width = all.width},
-                     std::span(logits).subspan(first * 6, n * 6));
-          first += n;
-        }
-        CHECK(logits == expected);
+        CHECK(run_in_parts(engine, tiles, all, generator) == expected);
       }
     }
   }
@@ -238,24 +267,10 @@ TEST_CASE("engine: floats in [0, 1] give the bits of the bytes that they came fr
 }
 
 TEST_CASE("engine: NaN and infinity in a tile stay in its row") {
+  const TileShape shape{.batch = 5, .height = 64, .width = 64};
   for (const Algorithm algorithm : {Algorithm::fastest, Algorithm::direct}) {
     const Engine engine(make_model(2, 64), {.threads = 2, .algorithm = algorithm});
-    const TileShape shape{.batch = 5, .height = 64, .width = 64};
-    std::vector<float> tiles = as_floats(random_tiles(shape, 6), shape);
-    std::vector<float> clean(5 * 6), dirty(5 * 6);
-    engine.run(tiles, shape, clean);
-    tiles[1 * 3 * 64 * 64 + 2000] = std::numeric_limits<float>::quiet_NaN();
-    tiles[3 * 3 * 64 * 64 + 2000] = std::numeric_limits<float>::infinity();
-    engine.run(tiles, shape, dirty);
-    for (std::size_t i = 0; i < dirty.size(); ++i) {
-      if (i / 6 == 1 || i / 6 == 3) {
-        CHECK_FALSE(std::isfinite(dirty[i]));
-      } else {
-        CHECK(dirty[i] == clean[i]);
-      }
-    }
-    engine.run(as_floats(random_tiles(shape, 6), shape), shape, dirty);  // nothing of it is left behind
-    CHECK(dirty == clean);
+    check_that_nan_stays_in_its_row(engine, random_tiles(shape, 6), shape, 2000);
   }
 }
 
@@ -561,7 +576,6 @@ TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, p
   const Model& model = quantised_model();
   const TileShape all{.batch = 67, .height = 38, .width = 34};
   const Bytes tiles = random_tiles(all, 3);
-  const std::size_t tile_size = tiles.size() / all.batch;
   std::mt19937 generator(4);
   for (const Precision precision : low_precisions) {
     CAPTURE(histo::name(precision));
@@ -572,15 +586,7 @@ TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, p
         EngineOptions more = options;
         more.threads = 3;
         const Engine engine(model, more);
-        std::vector<float> logits(expected.size());
-        for (std::size_t first = 0; first < all.batch;) {
-          const std::size_t n = std::min<std::size_t>(1 + generator() % 40, all.batch - first);
-          engine.run(std::span<const std::uint8_t>(tiles.data() + first * tile_size, n * tile_size),
-                     {.batch = n, .height = all.height, .width = all.width},
-                     std::span(logits).subspan(first * 6, n * 6));
-          first += n;
-        }
-        CHECK(logits == expected);
+        CHECK(run_in_parts(engine, tiles, all, generator) == expected);
       }
     }
   }
@@ -593,22 +599,7 @@ TEST_CASE("engine: NaN and infinity stay in their tile's row in low precision, t
     CAPTURE(histo::name(precision));
     for (const Isa isa : isas_for(precision)) {
       const Engine engine(quantised_model(), {.threads = 2, .precision = precision, .isa = isa});
-      std::vector<float> tiles = as_floats(bytes, shape);
-      std::vector<float> clean(5 * 6), dirty(5 * 6);
-      engine.run(tiles, shape, clean);
-      CHECK(clean == run(engine, bytes, shape));
-      tiles[1 * 3 * 34 * 34 + 500] = std::numeric_limits<float>::quiet_NaN();
-      tiles[3 * 3 * 34 * 34 + 500] = std::numeric_limits<float>::infinity();
-      engine.run(tiles, shape, dirty);
-      for (std::size_t i = 0; i < dirty.size(); ++i) {
-        if (i / 6 == 1 || i / 6 == 3) {
-          CHECK_FALSE(std::isfinite(dirty[i]));
-        } else {
-          CHECK(dirty[i] == clean[i]);
-        }
-      }
-      engine.run(as_floats(bytes, shape), shape, dirty);  // nothing of it is left behind
-      CHECK(dirty == clean);
+      check_that_nan_stays_in_its_row(engine, bytes, shape, 500);
     }
   }
 }
