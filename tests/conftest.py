@@ -1,7 +1,8 @@
-"""What several tests share: an untrained network whose batch norms are not trivial, and a bundle made from it."""
+"""What several tests share: the command line, an untrained network whose batch norms are not trivial, and its bundle."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from histo_export import cli
 from histo_export.model import TileNet
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint, write_checkpoint
@@ -32,6 +34,22 @@ def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout
     golden = np.random.default_rng(7).integers(0, 256, (5, tile_size, tile_size, 3), dtype=np.uint8)
     training = {"data": {"name": "made", "synthetic": True, "description": "made for a test"}, "recipe": "none"}
     return Checkpoint(spec, dict(net.state_dict()), golden, training)
+
+
+@pytest.fixture
+def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs `histo ARGS…` in this process; returns exit code, stdout, stderr."""
+
+    def call(*args: object, entry: Callable[[], object] = cli.main) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["histo", *map(str, args)])
+        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
+        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
+        with pytest.raises(SystemExit) as stop:
+            entry()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -21,22 +21,6 @@ Outcome = tuple[int, str, str]
 Histo = Callable[..., Outcome]
 
 
-@pytest.fixture
-def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Histo:
-    """Runs `histo ARGS…` in this process; returns exit code, stdout, stderr."""
-
-    def call(*args: object, entry: Callable[[], object] = cli.main) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["histo", *map(str, args)])
-        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
-        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
-        with pytest.raises(SystemExit) as stop:
-            entry()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def test_help_is_immediate_and_imports_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['histo', 'export', '--help']; from histo_export.cli import main\n"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from histo_export import cli
 from histo_export.bench import measure as measure_module
 from histo_export.bench import run as run_module
 from histo_export.bench.subjects import Subject
@@ -20,7 +18,7 @@ Histo = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def histo(
-    capsys: pytest.CaptureFixture[str],
+    histo: Histo,
     monkeypatch: pytest.MonkeyPatch,
     subjects: list[Subject],
     fake: Callable[..., list[str]],
@@ -33,13 +31,7 @@ def histo(
         monkeypatch.setattr(run_module, "untrained_subjects", lambda *_, **__: subjects)
         monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
         monkeypatch.setattr(run_module, "measure", functools.partial(measure_module.measure, command=fake(**options)))
-        monkeypatch.setattr(sys, "argv", ["histo", "bench", *map(str, args)])
-        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
-        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
+        return histo("bench", *args)
 
     return call
 

@@ -327,6 +327,8 @@ def need_int8(bundle: Path) -> None:
     try:
         Engine(bundle / "model.safetensors", precision="int8")
     except RuntimeError as error:
+        if "needs AVX-512" not in str(error):
+            raise
         pytest.skip(str(error))
 
 
