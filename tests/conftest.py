@@ -1,4 +1,4 @@
-"""What several tests share: the command line, an untrained network whose batch norms are not trivial, and its bundle."""
+"""What several tests share: the command line, an untrained network whose batch norms aren't trivial, and its bundle."""
 
 from __future__ import annotations
 
