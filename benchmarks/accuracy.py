@@ -19,7 +19,7 @@ from rich.table import Table
 
 from histo_export._core import Engine, usable_isas
 from histo_export.export.bundle import open_bundle
-from histo_export.export.native import read_native
+from histo_export.model.native_file import read_native
 from histo_export.parity import Golden
 from histo_export.runtimes import to_float
 

@@ -51,8 +51,8 @@ def main() -> None:
         return
     # Only here: a process can't hold two builds of the module.
     from histo_export import _core
-    from histo_export.bench.stats import compare
     from histo_export.bench.worker import Worker
+    from histo_export.statistics import compare
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)

@@ -30,15 +30,15 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
-from histo_export.bench.machine import this_machine, versions
 from histo_export.bench.measure import Progress, Row, Settings, measure
-from histo_export.bench.stats import compare
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker import COMMAND
 from histo_export.export.bundle import INT8_ONNX
+from histo_export.machine import this_machine, versions
 from histo_export.runtimes import RUNTIMES
 from histo_export.runtimes.native import median_layer_times
 from histo_export.spec import Precision
+from histo_export.statistics import compare
 
 OURS = ("native-latency", "native")
 PEERS = (

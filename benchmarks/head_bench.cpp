@@ -17,7 +17,7 @@
 
 #include "histo/build_config.h"
 #include "histo/fused_head.h"
-#include "thread_pool.h"
+#include "cpu/thread_pool.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -41,23 +41,23 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
-from histo_export.bench.machine import this_machine, versions
 from histo_export.bench.measure import ROUNDINGS, Row, Settings, measure
 from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
-from histo_export.bench.stats import summarise
 from histo_export.bench.subjects import Subject, open_subjects
 from histo_export.bench.worker import Worker
 from histo_export.data import open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.arithmetic import Simulation
 from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
-from histo_export.export.native import read_native
 from histo_export.export.quantise import TILES, choose_tiles
+from histo_export.machine import this_machine, versions
+from histo_export.model.arithmetic import Simulation
+from histo_export.model.native_file import read_native
 from histo_export.parity import Golden
 from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
+from histo_export.statistics import summarise
 from histo_export.training.evaluation import bootstrap_interval
 
 out = Console(width=170, highlight=False)

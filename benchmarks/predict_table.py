@@ -31,7 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from histo_export.bench.machine import this_machine, versions
+from histo_export.machine import this_machine, versions
 from histo_export.predict.slide import Slide, open_slide
 
 SIDE, TIFF_TILE, QUALITY = 20_000, 256, 85

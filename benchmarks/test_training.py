@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 from histo_export.bench.subjects import CLASSES
-from histo_export.model import TileNet, normalise
+from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:

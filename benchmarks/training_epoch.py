@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from histo_export.data import TileSet
 from histo_export.data.transforms import Augmentation, TorchTiles
-from histo_export.model import TileNet, normalise
+from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 from histo_export.training.module import EVAL_BATCH, EpochSampler, EpochTiles, TileTraining
 from histo_export.training.precision import low_precision

@@ -25,9 +25,9 @@ from rich.console import Console
 from histo_export import _core
 from histo_export.bench import worker
 from histo_export.bench.measure import DEFAULT_RUNTIMES, Progress, Row, Settings, measure
-from histo_export.bench.stats import compare
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.runtimes import RUNTIMES, Runtime, Tiles
+from histo_export.statistics import compare
 
 SLOWED = "slowed"
 """The folder whose model the planting worker slows."""

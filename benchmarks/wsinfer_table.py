@@ -35,13 +35,13 @@ from rich.table import Table
 
 import histo_export
 from histo_export import _core
-from histo_export.bench.machine import this_machine, versions
-from histo_export.bench.stats import compare
 from histo_export.bench.worker import Worker
+from histo_export.machine import this_machine, versions
 from histo_export.predict import Classifier
 from histo_export.predict.loop import run_tiles
 from histo_export.predict.run import open_model
 from histo_export.predict.slide import open_slide
+from histo_export.statistics import compare
 
 PEER = Path(__file__).with_name("wsinfer_peer.py")
 LIMIT = 1e-5

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from histo_export import cli
-from histo_export.model import TileNet
+from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 

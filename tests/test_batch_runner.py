@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pytest
 
 from histo_export._core import BatchRunner, BatchRunnerStats, Engine, Model, TileResult
-from histo_export.export.lowering import lower
-from histo_export.export.native import native_bytes
 from histo_export.export.torchscript import torchscript_bytes
+from histo_export.model.lowering import lower
+from histo_export.model.native_file import native_bytes
 from histo_export.runtimes.torchscript import TorchScriptRuntime
 from histo_export.training.checkpoint import Checkpoint
 

@@ -39,7 +39,7 @@ def test_config_is_valid_for_wsinfer(bundle: Path) -> None:
 
 
 def test_native_file_is_self_sufficient(bundle: Path) -> None:
-    from histo_export.export.native import read_native
+    from histo_export.model.native_file import read_native
 
     lowered, spec = read_native(bundle / "model.safetensors")
     assert (spec.pool, spec.crop, spec.mpp) == (3, 64, 0.495)

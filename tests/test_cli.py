@@ -295,7 +295,7 @@ def test_a_plan_in_another_precision(histo: Histo, bundle: Path, monkeypatch: py
 def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, checkpoint_file: Path) -> None:
     seen = [json.loads(histo("inspect", source, "--json")[1]) for source in (bundle, checkpoint_file)]
     assert seen[0] == seen[1]
-    from histo_export.export.native import read_native
+    from histo_export.model.native_file import read_native
 
     lowered, _ = read_native(bundle / "model.safetensors")
     assert seen[0]["exported"]["parameters"] == sum(p.numel() for p in lowered.parameters())

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from histo_export._core import Engine, Model, default_isa, preprocess, self_test, usable_cpus, usable_isas
-from histo_export.export.lowering import lower
-from histo_export.export.native import native_bytes
+from histo_export.model.lowering import lower
+from histo_export.model.native_file import native_bytes
 from histo_export.parity import TOLERANCE
 from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
@@ -48,7 +48,7 @@ def reference(checkpoint: Checkpoint, tiles: Tiles) -> dict[str, npt.NDArray[np.
     """The stages of the unlowered network in float64."""
     from torchvision.transforms.functional import center_crop
 
-    from histo_export.model import normalise
+    from histo_export.model.net import normalise
 
     spec = checkpoint.spec
     cropped = center_crop(torch.from_numpy(tiles).permute(0, 3, 1, 2), [spec.crop, spec.crop])

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.export.lowering import InputKind, lower
 from histo_export.export.torchscript import torchscript_bytes
+from histo_export.model.lowering import InputKind, lower
 from histo_export.runtimes import libtorch, to_float
 from histo_export.runtimes.libtorch import LibtorchRuntime
 from histo_export.runtimes.torchscript import TorchScriptRuntime

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.model import TileNet, layer_table, load_weights, normalise
+from histo_export.model.net import TileNet, layer_table, load_weights, normalise
 from histo_export.spec import IMAGENET_MEAN, ModelSpec, map_size
 
 SIX = tuple("abcdef")

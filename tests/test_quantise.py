@@ -21,19 +21,7 @@ from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import low_precision, run
 from histo_export.export import quantise as quantise_module
-from histo_export.export.arithmetic import (
-    BLOCKS,
-    MAPS,
-    Scales,
-    Simulation,
-    StoredMap,
-    quantise_activations,
-    quantise_weights,
-    rounded,
-)
 from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, open_bundle
-from histo_export.export.lowering import LoweredNet, lower
-from histo_export.export.native import native_bytes, read_native, read_quantised
 from histo_export.export.qdq import qdq_bytes
 from histo_export.export.quantise import (
     BINS,
@@ -53,6 +41,18 @@ from histo_export.export.quantise import (
     quantise,
 )
 from histo_export.export.run import export_bundle, model_files
+from histo_export.model.arithmetic import (
+    BLOCKS,
+    MAPS,
+    Scales,
+    Simulation,
+    StoredMap,
+    quantise_activations,
+    quantise_weights,
+    rounded,
+)
+from histo_export.model.lowering import LoweredNet, lower
+from histo_export.model.native_file import native_bytes, read_native, read_quantised
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 

@@ -22,12 +22,12 @@
 #include <string_view>
 #include <vector>
 
-#include "file_bytes.h"
+#include "model/file_bytes.h"
 #include "histo/error.h"
 #include "histo/model.h"
-#include "json.h"
-#include "model_format.h"
-#include "safetensors.h"
+#include "model/json.h"
+#include "model/model_format.h"
+#include "model/safetensors.h"
 
 namespace {
 

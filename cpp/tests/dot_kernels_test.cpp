@@ -19,9 +19,9 @@
 #include "emulated_dots.h"
 #include "histo/build_config.h"
 #include "histo/isa.h"
-#include "kernels/kernels.h"
-#include "network.h"
-#include "weight_packing.h"
+#include "cpu/kernels/kernels.h"
+#include "model/network.h"
+#include "cpu/packing.h"
 
 namespace {
 

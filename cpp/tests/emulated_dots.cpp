@@ -4,11 +4,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/vec_portable.h"
+#include "cpu/kernels/vec_portable.h"
 
 namespace histo::kernels {
 
-#include "kernels/amx.inl"
+#include "cpu/kernels/amx.inl"
 
 namespace {
 

@@ -2,7 +2,7 @@
 // its lanes, which rounds as the processor does. For tests on any machine; slow.
 #pragma once
 
-#include "kernels/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace histo::kernels {
 

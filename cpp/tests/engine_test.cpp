@@ -21,8 +21,8 @@
 #include "histo/fused_head.h"
 #include "histo/preprocess.h"
 #include "model_file.h"
-#include "network.h"
-#include "weight_packing.h"
+#include "model/network.h"
+#include "cpu/packing.h"
 
 namespace {
 

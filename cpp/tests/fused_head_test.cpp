@@ -20,7 +20,7 @@
 #include <unistd.h>
 #endif
 
-#include "adaptive_bins.h"
+#include "plan/adaptive_bins.h"
 #include "error_code.h"
 #include "histo/error.h"
 

@@ -1,6 +1,6 @@
 // The engine's kernels for every instruction set that this machine has, beside scalar twins in double.
 
-#include "kernels/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #include <doctest/doctest.h>
 
@@ -13,10 +13,10 @@
 #include <string>
 #include <vector>
 
-#include "aligned_buffer.h"
+#include "cpu/aligned_buffer.h"
 #include "histo/isa.h"
-#include "network.h"
-#include "weight_packing.h"
+#include "model/network.h"
+#include "cpu/packing.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "safetensors.h"
+#include "model/safetensors.h"
 
 #include <doctest/doctest.h>
 
@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "file_bytes.h"
+#include "model/file_bytes.h"
 #include "histo/error.h"
 #include "model_file.h"
 

@@ -106,9 +106,9 @@ def _native_precisions() -> dict[str, str]:
     import torch
 
     from histo_export._core import Engine, Model
-    from histo_export.export.arithmetic import MAPS, Scales
-    from histo_export.export.lowering import LoweredNet
-    from histo_export.export.native import native_bytes
+    from histo_export.model.arithmetic import MAPS, Scales
+    from histo_export.model.lowering import LoweredNet
+    from histo_export.model.native_file import native_bytes
     from histo_export.spec import PRECISIONS, ModelSpec
 
     spec = ModelSpec(1, ("a", "b"), crop=32, tile_size=32)

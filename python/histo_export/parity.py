@@ -119,7 +119,7 @@ def make_golden(checkpoint: Checkpoint) -> Golden:
     import torch
     from torchvision.transforms.functional import center_crop
 
-    from histo_export.model import normalise
+    from histo_export.model.net import normalise
 
     spec = checkpoint.spec
     real = checkpoint.golden[: TILES - 3]

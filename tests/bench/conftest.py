@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histo_export.bench.machine import this_machine, versions
 from histo_export.bench.measure import Row, Settings, measure
 from histo_export.bench.report import Report, SubjectFacts
 from histo_export.bench.subjects import CLASSES, Subject
+from histo_export.machine import this_machine, versions
 from histo_export.parity import Golden
 from histo_export.spec import ModelSpec
 

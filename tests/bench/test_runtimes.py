@@ -13,8 +13,8 @@ from histo_export.bench.layers import head_share, layer_times
 from histo_export.bench.measure import ROUNDINGS, Settings, measure, precision_of
 from histo_export.bench.subjects import CLASSES, Subject, open_subjects, untrained_subjects
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.arithmetic import Simulation
-from histo_export.export.native import read_native
+from histo_export.model.arithmetic import Simulation
+from histo_export.model.native_file import read_native
 from histo_export.parity import TOLERANCE, Golden
 from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime, runtime_class
 from histo_export.spec import STAGES, ModelSpec

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from histo_export.bench.stats import MIN_ROUNDS, compare, compare_unpaired, summarise
+from histo_export.statistics import MIN_ROUNDS, compare, compare_unpaired, summarise
 
 Noise = Callable[[np.random.Generator, int], np.ndarray]
 

@@ -20,8 +20,8 @@ import histo_export
 from histo_export import Engine, HistoError, UsageError
 from histo_export.bench.subjects import noise_scales
 from histo_export.export.bundle import entry
-from histo_export.export.lowering import lower
-from histo_export.export.native import native_bytes
+from histo_export.model.lowering import lower
+from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import find_inputs

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histo_export.figures import save_confusion, save_curves
 from histo_export.training.evaluation import bootstrap_interval, report_of
-from histo_export.training.figures import save_confusion, save_curves
 
 CLASSES = ("a", "b", "c")
 

@@ -4,7 +4,7 @@ import torch
 
 from histo_export.data import TileData
 from histo_export.data.transforms import Augmentation, TorchTiles
-from histo_export.model import TileNet
+from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
 from histo_export.training.module import EpochSampler, EpochTiles, make_optimizer
 from histo_export.training.recipes import TrainConfig

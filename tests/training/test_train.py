@@ -293,7 +293,7 @@ def test_the_best_epoch_breaks_ties_by_loss() -> None:
 
 
 def test_low_precision_is_kept_only_if_it_is_faster(data: TileData, spec: ModelSpec, monkeypatch) -> None:
-    from histo_export.model import TileNet
+    from histo_export.model.net import TileNet
     from histo_export.training import precision
 
     net, cpu = TileNet.of(spec), torch.device("cpu")

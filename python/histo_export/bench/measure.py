@@ -42,7 +42,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from histo_export.bench.stats import MIN_ROUNDS, round_medians
 from histo_export.bench.subjects import Subject
 from histo_export.bench.worker import COMMAND, Worker
 from histo_export.errors import HistoError, UsageError
@@ -50,6 +49,7 @@ from histo_export.export.bundle import GOLDEN
 from histo_export.parity import TOLERANCE, Golden
 from histo_export.runtimes import RUNTIMES
 from histo_export.spec import Precision
+from histo_export.statistics import MIN_ROUNDS, round_medians
 
 DEFAULT_RUNTIMES: Mapping[str, tuple[str, ...]] = {
     "cpu": (

@@ -21,12 +21,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from histo_export.bench.layers import head_share
-from histo_export.bench.machine import Machine
 from histo_export.bench.measure import ROUNDINGS, Like, Row
-from histo_export.bench.stats import LEVEL, POWER, Ratio, Summary, compare, compare_unpaired, summarise
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import whole_folder
+from histo_export.machine import Machine
 from histo_export.spec import STAGES
-from histo_export.whole import whole_folder
+from histo_export.statistics import LEVEL, POWER, Ratio, Summary, compare, compare_unpaired, summarise
 
 SCHEMA_VERSION = 1
 RESTLESS = 0.01

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from histo_export.bench.machine import this_machine, versions
 from histo_export.bench.measure import OnProgress, Progress, Settings, measure
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.subjects import open_subjects, untrained_subjects
+from histo_export.machine import this_machine, versions
 from histo_export.runtimes import RUNTIMES
 
 

@@ -19,7 +19,7 @@ from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
 from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
-    from histo_export.export.arithmetic import Scales
+    from histo_export.model.arithmetic import Scales
     from histo_export.training.checkpoint import Checkpoint
 
 TILES = 8
@@ -62,8 +62,8 @@ class Subject:
 def _rounding(file: Path, golden_file: Path, precision: Precision) -> float:
     import torch
 
-    from histo_export.export.arithmetic import Simulation
-    from histo_export.export.native import read_quantised
+    from histo_export.model.arithmetic import Simulation
+    from histo_export.model.native_file import read_quantised
     from histo_export.parity import Golden
 
     lowered, _, scales = read_quantised(file)
@@ -164,9 +164,9 @@ def noise_scales(checkpoint: Checkpoint) -> dict[str, Scales]:
     """
     import torch
 
-    from histo_export.export.arithmetic import MAPS, Scales
-    from histo_export.export.lowering import lower
     from histo_export.export.quantise import activation_scale, largest_weight, map_histograms
+    from histo_export.model.arithmetic import MAPS, Scales
+    from histo_export.model.lowering import lower
 
     lowered = lower(checkpoint.net(), checkpoint.spec)
     with torch.inference_mode():
@@ -186,7 +186,7 @@ def untrained_checkpoint(spec: ModelSpec, trunk: Checkpoint | None = None) -> Ch
     """
     import torch
 
-    from histo_export.model import TileNet
+    from histo_export.model.net import TileNet
     from histo_export.training.checkpoint import Checkpoint
 
     torch.manual_seed(0)

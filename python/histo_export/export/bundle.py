@@ -18,8 +18,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import whole_folder
 from histo_export.spec import Precision
-from histo_export.whole import whole_folder
 
 FORMATS = {
     "onnx": "model.onnx",

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.export.arithmetic import Scales, Simulation
 from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, OnnxCheck
-from histo_export.export.lowering import LoweredNet
 from histo_export.export.quantise import logit_error
+from histo_export.model.arithmetic import Scales, Simulation
+from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden
 from histo_export.runtimes import Tiles, open_runtime
 from histo_export.spec import PRECISIONS, Precision

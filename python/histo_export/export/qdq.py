@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import NodeProto, helper, numpy_helper
 
-from histo_export.export.arithmetic import MAPS, Scales, quantise_weights
+from histo_export.model.arithmetic import MAPS, Scales, quantise_weights
 
 
 def qdq_bytes(model: bytes, scales: Mapping[str, Scales]) -> bytes:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from histo_export.errors import HistoError
-from histo_export.export.arithmetic import BLOCKS, LIMIT, MAPS, Scales, Simulation, quantise_weights
 from histo_export.export.bundle import Calibration, LayerError
-from histo_export.export.lowering import LoweredNet
+from histo_export.model.arithmetic import BLOCKS, LIMIT, MAPS, Scales, Simulation, quantise_weights
+from histo_export.model.lowering import LoweredNet
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ _CONVS = tuple(conv for convs in MAPS.values() for conv in convs)
 
 def multiply_adds(spec: ModelSpec) -> dict[str, float]:
     """Convolution → its share of the network's multiply-adds, the stem and the head counted in the whole."""
-    from histo_export.model import layer_table
+    from histo_export.model.net import layer_table
 
     table = {layer.name.replace("downsample.0", "shortcut"): layer.macs for layer in layer_table(spec)}
     return {name: table[name] / sum(table.values()) for name in _CONVS}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import histo_export
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import bundle
-from histo_export.export.arithmetic import Scales
 from histo_export.export.card import model_card
 from histo_export.export.low_precision import (
     MAX_DROP,
@@ -21,8 +20,9 @@ from histo_export.export.low_precision import (
     raise_if_lossy,
     raise_if_onnx_differs,
 )
-from histo_export.export.lowering import InputKind, head_pool, lower
-from histo_export.export.native import native_bytes, read_quantised
+from histo_export.model.arithmetic import Scales
+from histo_export.model.lowering import InputKind, head_pool, lower
+from histo_export.model.native_file import native_bytes, read_quantised
 from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import CHECKED_BY, runtime_class
 from histo_export.spec import STAGES, ModelSpec, Precision

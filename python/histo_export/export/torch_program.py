@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch.export import Dim, ExportedProgram
 
-from histo_export.export.lowering import InputKind, LoweredNet
+from histo_export.model.lowering import InputKind, LoweredNet
 from histo_export.spec import STAGES, ModelSpec
 
 OPSET = 20

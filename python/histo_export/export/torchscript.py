@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.export.lowering import LoweredNet
+from histo_export.model.lowering import LoweredNet
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
 
-from histo_export.training.figures import new_figure, save_figure
+from histo_export.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction

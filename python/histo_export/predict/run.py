@@ -24,6 +24,7 @@ from typing import Any
 
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import CONFIG, Bundle
+from histo_export.files import whole_folder, write_whole
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import write_tile_set
@@ -44,7 +45,6 @@ from histo_export.predict.work import (
 )
 from histo_export.runtimes import RUNTIMES
 from histo_export.spec import ModelSpec
-from histo_export.whole import whole_folder, write_whole
 
 RUN, FAILED = "run.json", "failed.csv"
 
@@ -343,7 +343,7 @@ def _write_record(
     began: float,
     outcome: Outcome,
 ) -> None:
-    from histo_export.bench.machine import this_machine, versions
+    from histo_export.machine import this_machine, versions
 
     record = {
         "command": command,

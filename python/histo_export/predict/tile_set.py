@@ -212,8 +212,8 @@ def _judge(
     resize: bool,
 ) -> dict[str, Any]:
     """Accuracy and its pictures; `probabilities` are those of the tiles `indices`."""
+    from histo_export.figures import save_confusion
     from histo_export.training.evaluation import report_of  # torch, which nothing else here needs
-    from histo_export.training.figures import save_confusion
 
     labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
     # Their logarithms are logits of the same probabilities.

@@ -18,12 +18,12 @@ import numpy as np
 
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, open_bundle
+from histo_export.files import whole_file, whole_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import predict_tiles
 from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime
 from histo_export.spec import ModelSpec, Precision
-from histo_export.whole import whole_file, whole_folder
 
 DONE = "done.json"
 TRIED = ".tried-"

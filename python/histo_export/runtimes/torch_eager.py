@@ -31,7 +31,7 @@ class TorchRuntime(Runtime):
 
     def load(self, file: Path) -> Any:
         """The module in `file`; sets `self.bytes` where it takes uint8."""
-        from histo_export.export.native import read_native
+        from histo_export.model.native_file import read_native
 
         lowered, _ = read_native(file)
         return lowered.to(self.device)

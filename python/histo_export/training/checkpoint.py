@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from histo_export.errors import HistoError
-from histo_export.model import TileNet, load_torch_file
+from histo_export.model.net import TileNet, load_torch_file
 from histo_export.spec import ModelSpec
 
 FORMAT = 1

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from histo_export.model import TileNet, normalise
+from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:

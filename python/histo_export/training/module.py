@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from histo_export.errors import HistoError
-from histo_export.model import TileNet, normalise
+from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import KEY, Checkpoint
 from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from histo_export.errors import UsageError
-from histo_export.model import TileNet, normalise
+from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 from histo_export.training.module import make_optimizer
 from histo_export.training.recipes import TrainConfig

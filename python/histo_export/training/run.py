@@ -35,7 +35,8 @@ from torch.utils.data import default_collate
 
 import histo_export
 from histo_export.errors import HistoError, UsageError
-from histo_export.model import TileNet, load_weights
+from histo_export.files import write_whole
+from histo_export.model.net import TileNet, load_weights
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import (
     GOLDEN_TILES,
@@ -48,7 +49,6 @@ from histo_export.training.module import TileTraining, derived_seed
 from histo_export.training.precision import LIGHTNING, choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
 from histo_export.training.recipes import TrainConfig, recipe_named
-from histo_export.whole import write_whole
 
 if TYPE_CHECKING:
     from histo_export.data import TileData, TileSet
@@ -475,7 +475,7 @@ def _test(
 ) -> TrainResult:
     """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
     from histo_export.data.transforms import TorchTiles
-    from histo_export.training.figures import save_confusion, save_curves
+    from histo_export.figures import save_confusion, save_curves
 
     best, last = read_checkpoint(out / BEST), read_checkpoint(out / LAST)
     with console.status(f"testing on {len(data.test):,} tiles"):

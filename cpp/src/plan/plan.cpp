@@ -1,10 +1,10 @@
-#include "plan.h"
+#include "plan/plan.h"
 
 #include <algorithm>
 #include <map>
 #include <tuple>
 
-#include "weight_packing.h"
+#include "cpu/packing.h"
 
 namespace histo {
 namespace {

@@ -1,4 +1,4 @@
-#include "weight_packing.h"
+#include "cpu/packing.h"
 
 #include <algorithm>
 #include <array>

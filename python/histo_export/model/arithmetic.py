@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from histo_export.export.lowering import LoweredNet
+from histo_export.model.lowering import LoweredNet
 from histo_export.spec import Precision
 
 Float = Literal["fp32", "bf16", "bf16x3"]

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "histo/model.h"
-#include "safetensors.h"
+#include "model/safetensors.h"
 
 namespace histo {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "histo/engine.h"
-#include "kernels/kernels.h"
-#include "network.h"
+#include "cpu/kernels/kernels.h"
+#include "model/network.h"
 
 namespace histo {
 

@@ -1,4 +1,4 @@
-#include "safetensors.h"
+#include "model/safetensors.h"
 
 #include <algorithm>
 #include <array>
@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "histo/error.h"
-#include "json.h"
+#include "model/json.h"
 
 namespace histo {
 namespace {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "normaliser.h"
+#include "cpu/normaliser.h"
 
 namespace histo {
 

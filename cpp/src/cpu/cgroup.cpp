@@ -1,4 +1,4 @@
-#include "cgroup.h"
+#include "cpu/cgroup.h"
 
 #include <algorithm>
 #include <fstream>

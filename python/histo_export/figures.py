@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from histo_export.errors import HistoError
-from histo_export.whole import whole_file
+from histo_export.files import whole_file
 
 if TYPE_CHECKING:
     from histo_export.training.evaluation import TestReport

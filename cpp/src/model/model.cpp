@@ -2,10 +2,10 @@
 
 #include <utility>
 
-#include "file_bytes.h"
+#include "model/file_bytes.h"
 #include "histo/error.h"
-#include "model_format.h"
-#include "safetensors.h"
+#include "model/model_format.h"
+#include "model/safetensors.h"
 
 namespace histo {
 

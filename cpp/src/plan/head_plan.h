@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "aligned_buffer.h"
+#include "cpu/aligned_buffer.h"
 #include "histo/fused_head.h"
-#include "kernels/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace histo {
 

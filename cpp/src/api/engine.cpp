@@ -12,16 +12,16 @@
 #include <numeric>
 #include <utility>
 
-#include "aligned_buffer.h"
+#include "cpu/aligned_buffer.h"
 #include "checks.h"
 #include "histo/build_config.h"
 #include "histo/fused_head.h"
-#include "kernels/kernels.h"
-#include "network.h"
-#include "normaliser.h"
-#include "plan.h"
-#include "thread_pool.h"
-#include "weight_packing.h"
+#include "cpu/kernels/kernels.h"
+#include "model/network.h"
+#include "cpu/normaliser.h"
+#include "plan/plan.h"
+#include "cpu/thread_pool.h"
+#include "cpu/packing.h"
 
 namespace histo {
 namespace {

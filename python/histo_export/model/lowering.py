@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from histo_export.spec import CHANNELS, STAGES, ModelSpec
 
 if TYPE_CHECKING:  # imports torchvision, which those who run an exported file do not need
-    from histo_export.model import TileNet
+    from histo_export.model.net import TileNet
 
 InputKind = Literal["float", "uint8"]
 """What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is bytes `(n, h, w, 3)`. RGB."""

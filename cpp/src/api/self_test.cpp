@@ -8,9 +8,9 @@
 #include <string_view>
 #include <vector>
 
-#include "file_bytes.h"
+#include "model/file_bytes.h"
 #include "histo/error.h"
-#include "safetensors.h"
+#include "model/safetensors.h"
 
 namespace histo {
 namespace {

@@ -11,12 +11,12 @@
 #include <type_traits>
 #include <vector>
 
-#include "adaptive_bins.h"
+#include "plan/adaptive_bins.h"
 #include "checks.h"
-#include "head_plan.h"
+#include "plan/head_plan.h"
 #include "histo/build_config.h"
-#include "kernels/kernels.h"
-#include "thread_pool.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/thread_pool.h"
 
 namespace histo {
 namespace {

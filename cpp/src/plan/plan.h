@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "histo/engine.h"
-#include "kernels/kernels.h"
-#include "network.h"
+#include "cpu/kernels/kernels.h"
+#include "model/network.h"
 
 namespace histo {
 

@@ -1,4 +1,4 @@
-#include "model_format.h"
+#include "model/model_format.h"
 
 #include <algorithm>
 #include <array>
@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "histo/error.h"
-#include "json.h"
-#include "network.h"
+#include "model/json.h"
+#include "model/network.h"
 
 namespace histo {
 namespace {

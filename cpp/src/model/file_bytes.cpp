@@ -1,4 +1,4 @@
-#include "file_bytes.h"
+#include "model/file_bytes.h"
 
 #include <string>
 #include <system_error>

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from histo_export.errors import HistoError
-from histo_export.export.arithmetic import MAPS, Scales
-from histo_export.export.lowering import LoweredNet, head_pool
+from histo_export.model.arithmetic import MAPS, Scales
+from histo_export.model.lowering import LoweredNet, head_pool
 from histo_export.spec import ModelSpec
 
 FORMAT, QUANTISED = "1", "2"

@@ -1,9 +1,9 @@
-#include "head_plan.h"
+#include "plan/head_plan.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "adaptive_bins.h"
+#include "plan/adaptive_bins.h"
 #include "checks.h"
 
 namespace histo {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <thread>
 
-#include "cgroup.h"
+#include "cpu/cgroup.h"
 #include "histo/build_config.h"
 
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
