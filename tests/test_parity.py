@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from histo_export.export import run
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.net import TileNet
 from histo_export.parity import BATCHES, TILES, TOLERANCE, Golden, check_file, compare, make_golden
-from histo_export.runtimes import CHECKED_BY, RUNTIMES, runtime_class
+from histo_export.runtimes import CHECKED_BY, RUNTIMES, Variant, runtime_class
 from histo_export.spec import STAGES
 from histo_export.training.checkpoint import Checkpoint
 
@@ -173,7 +174,7 @@ def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Pat
 def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> None:
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torchscript", "native", "torch"):
-        name = RUNTIMES[runtime_id].file
+        name = Variant(runtime_id).file
         (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
         with pytest.raises(HistoError, match=f"{name}: could not be run by {runtime_id}"):
             check_file(tmp_path / name, runtime_id, golden_path, Golden.read(golden_path), 2)
@@ -184,7 +185,7 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
         pytest.skip("this machine has a GPU")
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torch", "native"):
-        file = bundle / RUNTIMES[runtime_id].file
+        file = bundle / Variant(runtime_id).file
         with pytest.raises(HistoError, match="--device cuda"):
             check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
 
@@ -205,12 +206,14 @@ def test_every_format_has_a_tolerance_and_a_runtime() -> None:
 
     assert set(parity.TOLERANCE) == set(CHECKED_BY) == set(FORMATS.values())
     for name, runtime_ids in CHECKED_BY.items():
-        assert {RUNTIMES[runtime_id].file for runtime_id in runtime_ids} == {name}
+        assert {Variant(runtime_id).file for runtime_id in runtime_ids} == {name}
 
 
-def test_every_runtime_can_be_found() -> None:
-    for runtime_id in RUNTIMES:
-        try:
-            assert runtime_class(runtime_id).name
-        except HistoError as error:
-            assert "pip install" in str(error)  # noqa: PT017 (an extra that may be missing)
+@pytest.mark.parametrize("runtime_id", RUNTIMES)
+def test_every_runtime_can_be_found(runtime_id: str) -> None:
+    """And its class has the precisions that the registry promises without importing it."""
+    if RUNTIMES[runtime_id].package == "openvino" and importlib.util.find_spec("openvino") is None:
+        with pytest.raises(HistoError, match=r"pip install 'histo-export\[openvino\]'"):
+            runtime_class(runtime_id)
+    else:
+        assert set(runtime_class(runtime_id).names) == set(RUNTIMES[runtime_id].files)

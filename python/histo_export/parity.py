@@ -252,7 +252,7 @@ def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles) -> float:
 
 def _worker(runtime_id: str, file: Path, golden_path: Path, result_path: Path, threads: int, device: str) -> None:
     golden = Golden.read(golden_path)
-    runtime = open_runtime(runtime_id, file, threads, device)
+    runtime = open_runtime(runtime_id, file, threads=threads, device=device)
     outputs: dict[str, npt.NDArray[np.float32]] = {}
     for size in BATCHES:
         # Every call has exactly `size` tiles; the last one wraps round to the first tiles.

@@ -199,7 +199,7 @@ def model_files(
         if name == "native":
             content = native_bytes(lowered, spec, scales)
         elif name == "torchscript":
-            from histo_export.export.torchscript import torchscript_bytes
+            from histo_export.model.torchscript import torchscript_bytes
 
             content = torchscript_bytes(lowered)
         else:
@@ -286,7 +286,7 @@ def check_files(
     for name in names:
         for runtime_id in CHECKED_BY[name]:
             runtime = runtime_class(runtime_id)
-            report(f"checking {name} in {runtime.name} against the checkpoint")
+            report(f"checking {name} in {runtime.names['fp32']} against the checkpoint")
             if reason := runtime.unavailable(device):
                 checks.unchecked[runtime_id] = reason
             else:
