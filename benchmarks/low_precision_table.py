@@ -57,8 +57,7 @@ from histo_export.model.native_file import read_native
 from histo_export.parity import Golden
 from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
-from histo_export.statistics import summarise
-from histo_export.training.evaluation import bootstrap_interval
+from histo_export.statistics import bootstrap_interval, summarise
 
 out = Console(width=170, highlight=False)
 

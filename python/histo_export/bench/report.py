@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from histo_export.bench.layers import head_share
 from histo_export.bench.measure import ROUNDINGS, Like, Row
 from histo_export.errors import HistoError, UsageError
-from histo_export.files import whole_folder
+from histo_export.files import atomic_folder
 from histo_export.machine import Machine
 from histo_export.spec import STAGES
 from histo_export.statistics import LEVEL, POWER, Ratio, Summary, compare, compare_unpaired, summarise
@@ -693,7 +693,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
 
     check_destination(out, force)
     try:
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             plots = draw(report, folder)
             doc = document(report)
             (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n")

@@ -199,7 +199,7 @@ def model_files(
         if name == "native":
             content = native_bytes(lowered, spec, scales)
         elif name == "torchscript":
-            from histo_export.export.torchscript import torchscript_bytes
+            from histo_export.model.torchscript import torchscript_bytes
 
             content = torchscript_bytes(lowered)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from histo_export.export.torchscript import load_torchscript
+from histo_export.model.torchscript import load_torchscript
 from histo_export.runtimes.torch_eager import TorchRuntime
 
 

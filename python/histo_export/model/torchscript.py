@@ -17,7 +17,7 @@ from histo_export.model.lowering import LoweredNet
 
 
 @contextmanager
-def _deprecation_dealt_with() -> Iterator[None]:
+def _without_deprecation_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=FutureWarning)
@@ -27,7 +27,7 @@ def _deprecation_dealt_with() -> Iterator[None]:
 def torchscript_bytes(lowered: LoweredNet) -> bytes:
     """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages."""
     buffer = io.BytesIO()
-    with _deprecation_dealt_with():
+    with _without_deprecation_warnings():
         torch.jit.save(torch.jit.script(lowered), buffer)
     return buffer.getvalue()
 
@@ -35,7 +35,7 @@ def torchscript_bytes(lowered: LoweredNet) -> bytes:
 def load_torchscript(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
     """Reads a TorchScript file. It holds a program: check its sha256 first (`bundle.open_bundle` does)."""
     try:
-        with _deprecation_dealt_with():
+        with _without_deprecation_warnings():
             module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)
             module.eval()
             return module
