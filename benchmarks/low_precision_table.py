@@ -69,8 +69,7 @@ from histo_export.runtimes import (
     variants,
 )
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
-from histo_export.statistics import summarise
-from histo_export.training.evaluation import bootstrap_interval
+from histo_export.statistics import bootstrap_interval, summarise
 
 out = Console(width=170, highlight=False)
 

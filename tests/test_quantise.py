@@ -37,7 +37,6 @@ from histo_export.export.quantise import (
     keep_worst,
     largest_weight,
     least_squares_weight,
-    logit_error,
     quantise,
 )
 from histo_export.export.run import export_bundle, model_files
@@ -47,6 +46,7 @@ from histo_export.model.arithmetic import (
     Scales,
     Simulation,
     StoredMap,
+    logit_error,
     quantise_activations,
     quantise_weights,
     rounded,

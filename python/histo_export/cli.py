@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from histo_export.data import TileData
     from histo_export.export.bundle import LowPrecision, OnnxCheck
     from histo_export.export.run import Checks
-    from histo_export.model.net import LayerInfo
+    from histo_export.model.layers import LayerInfo
     from histo_export.parity import FileParity
     from histo_export.predict.run import Outcome
     from histo_export.predict.run import Progress as TileProgress
@@ -672,8 +672,8 @@ def inspect(
         raise UsageError(f"--precision {precision}", "is for the engine's plan", "Add --plan throughput")
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
+    from histo_export.model.layers import layer_table
     from histo_export.model.lowering import head_pool
-    from histo_export.model.net import layer_table
     from histo_export.spec import CHANNELS, ModelSpec
 
     block = None

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from histo_export.errors import HistoError
-from histo_export.files import whole_file
+from histo_export.files import atomic_file
 
 if TYPE_CHECKING:
-    from histo_export.training.evaluation import TestReport
+    from histo_export.metrics import TestReport
 
 TRAIN, VAL, INK = "#2f6db3", "#d1672c", "#333333"
 """Blue and orange stay apart for colour-blind readers; line styles repeat the difference for grey print."""
@@ -127,7 +127,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """As PNG, whole or not at all; HistoError where it can't be written."""
     try:
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.
             figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     except OSError as error:

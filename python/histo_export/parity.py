@@ -82,14 +82,14 @@ class Golden:
         return float((np.abs(logits - reference).max(axis=1) / scale).max())
 
     def spread_error(self, logits: npt.NDArray[np.float32]) -> float:
-        """The RMS error of the real tiles' logits in units of their spread, see `quantise.logit_error`.
+        """The RMS error of the real tiles' logits in units of their spread, see `arithmetic.logit_error`.
 
         For precisions whose error is that of rounding, of which the largest of a few says little; of real tiles, since
         the ranges of int8 were found on such. `logits` as above.
         """
         import torch
 
-        from histo_export.export.quantise import logit_error
+        from histo_export.model.arithmetic import logit_error
 
         rows = np.arange(len(logits)) % len(self.logits)
         real = rows < self.real

@@ -1,4 +1,4 @@
-"""Statistics of timings: what a row says, and whether two rows differ.
+"""Statistics of timings (what a row says, and whether two rows differ), and the interval of an accuracy.
 
 Two rows are compared by the times of the same rounds. A round runs every row once, in shuffled order, so whatever slows
 the machine for a while slows both, and their ratio within the round keeps. The unit of evidence is therefore the
@@ -160,3 +160,16 @@ def _quantile_t(probability: float, rounds: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
     return float(sum(term / freedom**power for power, term in enumerate(terms)))
+
+
+# Accuracies.
+
+
+def bootstrap_interval(correct: int, tiles: int, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of an accuracy (Efron and Tibshirani 1993, chapter 13).
+
+    Drawing `tiles` tiles with replacement and counting the correct ones is a binomial draw, so no tile moves.
+    """
+    resampled = np.random.default_rng(seed).binomial(tiles, correct / tiles, resamples) / tiles
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(low), float(high)

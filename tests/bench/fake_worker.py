@@ -2,9 +2,9 @@
 
     python fake_worker.py [--fault FAULT] [--slower FRACTION] [--executed TEXT] [--devices NAMES]
 
-A model in a folder whose name begins with "slow" takes `FRACTION` longer. Times have the noise of a machine: a drift from
-round to round that all workers share, and jitter of each call's own. Both depend on the runtime, the model and the number
-of the round alone, so that a test finds the same times whatever else the machine does.
+A model in a folder whose name begins with "slow" takes `FRACTION` longer. Times have the noise of a machine: a drift
+from round to round that all workers share, and jitter of each call's own. Both depend on the runtime, the model and the
+number of the round alone, so that a test finds the same times whatever else the machine does.
 """
 
 from __future__ import annotations

@@ -69,10 +69,8 @@ def test_a_report_of_version_0_1_0_is_compared_with(make_report: MakeReport, mon
     assert {(change.runtime, change.subject) for change in new.comparison.changes} == {
         (runtime, subject) for runtime in ("native-int8", "onnxruntime-tool-int8") for subject in ("pool 1", "pool 8")
     }
-    assert all(
-        line.split(",")[0] in ("native", "onnxruntime", "native-latency-bf16x3") for line in new.comparison.missing
-    )
-    assert "native-int8" in json.loads(new.model_dump_json())["comparison"]["changes"][0]["runtime"]
+    missing = {line.split(",")[0] for line in new.comparison.missing}
+    assert missing == {"native", "onnxruntime", "native-latency-bf16x3"}
 
 
 @pytest.mark.parametrize(

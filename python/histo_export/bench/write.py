@@ -9,7 +9,7 @@ from histo_export.bench.plots import draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import HistoError, UsageError
-from histo_export.files import whole_folder
+from histo_export.files import atomic_folder
 
 
 def write_report(report: Report, out: Path, force: bool) -> list[Path]:
@@ -21,7 +21,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     """
     check_destination(out, force)
     try:
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             plots = draw(report, folder)
             doc = document(report)
             (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.files import whole_folder
+from histo_export.files import atomic_folder
 from histo_export.spec import Precision
 
 FORMATS = {
@@ -63,7 +63,7 @@ class LayerError(BaseModel):
         layer: its name in model.safetensors.
         precision: in which the bundle runs it.
         sqnr_db: 10·log10 of the power of its fp32 output over that of the error, when it alone is int8.
-        logit_error: of the network when only the map that it reads is int8 (see `quantise.logit_error`).
+        logit_error: of the network when only the map that it reads is int8 (see `arithmetic.logit_error`).
         multiply_adds: its share of the network's.
     """
 
@@ -83,7 +83,7 @@ class Calibration(BaseModel):
         tiles: that gave the ranges.
         held_out: other tiles of the split, on which all errors are measured.
         seed: that chose them.
-        errors: activation method and weight scales → `quantise.logit_error` with every map in int8.
+        errors: activation method and weight scales → `arithmetic.logit_error` with every map in int8.
         chosen: the key of `errors` that is kept.
         bf16_error: the same figure of bf16, which no int8 model of the same weights can be expected to beat.
         error: of the model that is shipped, with `kept` in bf16.
@@ -131,7 +131,7 @@ class OnnxCheck(BaseModel):
 
     Attributes:
         runtime: what ran the file.
-        error: `quantise.logit_error` over the real tiles.
+        error: `arithmetic.logit_error` over the real tiles.
         allowed: `error` at most.
         agreement: share of all golden tiles whose top class is the same.
     """
@@ -294,7 +294,7 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
     """
     check_destination(out, force)
     try:
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             yield folder
     except OSError as error:
         raise HistoError(

@@ -12,13 +12,12 @@ import torch
 
 from histo_export.errors import HistoError
 from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, OnnxCheck
-from histo_export.export.quantise import logit_error
-from histo_export.model.arithmetic import Scales, Simulation
+from histo_export.model.arithmetic import Scales, Simulation, logit_error
 from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden
 from histo_export.runtimes import Tiles, open_runtime
 from histo_export.spec import PRECISIONS, Precision
-from histo_export.training.evaluation import bootstrap_interval
+from histo_export.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileSet

@@ -24,7 +24,7 @@ from typing import Any
 
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import CONFIG, Bundle
-from histo_export.files import whole_folder, write_whole
+from histo_export.files import atomic_folder, write_atomic
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import write_tile_set
@@ -266,7 +266,7 @@ class _Run:
         start = time.perf_counter()
         places = (Work(item, key, first).place(self.out) for first in range(0, len(item), SHARD))
         try:
-            with whole_folder(self.out / item.name) as folder:
+            with atomic_folder(self.out / item.name) as folder:
                 lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
                 result.tiles = len(item) - len(lost)
                 write_done(folder, key, result.tiles)
@@ -359,12 +359,12 @@ def _write_record(
         "failures": [asdict(failure) for failure in outcome.failures],
     }
     try:
-        write_whole(out / RUN, json.dumps(record, indent=2) + "\n")
+        write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")
         if outcome.failures:
             table = io.StringIO()
             rows = [("path", "reason"), *((failure.path, failure.reason) for failure in outcome.failures)]
             csv.writer(table, lineterminator="\n").writerows(rows)
-            write_whole(out / FAILED, table.getvalue())
+            write_atomic(out / FAILED, table.getvalue())
         else:
             (out / FAILED).unlink(missing_ok=True)
     except OSError as error:

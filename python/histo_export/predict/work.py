@@ -18,7 +18,7 @@ import numpy as np
 
 from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle, open_bundle
-from histo_export.files import whole_file, whole_folder
+from histo_export.files import atomic_file, atomic_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import predict_tiles
@@ -187,7 +187,7 @@ class Worker:
 
         assert isinstance(work.item, SlideInput)
         chosen = slide_settings(self.settings.slide)
-        with whole_folder(work.place(self.out)) as folder:
+        with atomic_folder(work.place(self.out)) as folder:
             slide = open_slide(work.item.path)
             try:
                 prediction = predict_slide(slide, self.runtime, self.spec, chosen, **self._loop(progress))
@@ -208,7 +208,7 @@ class Worker:
         start = time.perf_counter()
         place = work.place(self.out)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(place) as partial, partial.open("wb") as file:
+        with atomic_file(place) as partial, partial.open("wb") as file:
             executed = np.array(self.runtime.executed)
             np.savez(file, probabilities=probabilities, reasons=np.array(reasons), executed=executed)
         seconds.write += time.perf_counter() - start

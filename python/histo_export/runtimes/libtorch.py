@@ -7,7 +7,6 @@ stdout and stderr; a compiled runtime starts with no tool but the compiler's `--
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.machinery
@@ -24,9 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 
 import histo_export
 from histo_export.errors import HistoError
+from histo_export.files import atomic_file, cache_folder
 from histo_export.runtimes.base import Names, Runtime, Tiles
 from histo_export.runtimes.torch_base import torch_isa
 from histo_export.spec import Precision
@@ -178,42 +179,39 @@ def _plan() -> tuple[Path, list[str]]:
         digest.update(f"{part}\0".encode())
     for path in INPUTS:
         digest.update((root / path).read_bytes() + b"\0")
-    cache = Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
-    return cache / "libtorch" / digest.hexdigest()[:16] / f"{MODULE}{suffix}", command
+    return cache_folder() / "libtorch" / digest.hexdigest()[:16] / f"{MODULE}{suffix}", command
 
 
 def _compile(library: Path, command: list[str]) -> None:
-    """Compiles once however many processes ask, and puts the library in its place whole."""
+    """Compiles once however many processes ask; the library appears complete or not at all."""
     log = library.with_name("compile.log")
-    partial = library.with_name(f"{library.name}.partial")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with library.with_name("lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back if this process is killed
+        with FileLock(library.with_name("lock")):  # the system releases it if this process is killed
             if library.exists():
                 return
-            with log.open("w") as output:
+            with atomic_file(library) as partial, log.open("w") as output:
                 output.write(shlex.join([*command, "-o", str(partial)]) + "\n")
                 output.flush()
-                done = subprocess.run(
+                subprocess.run(
                     [*command, "-o", str(partial)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"LC_ALL": "C"},
-                    check=False,
+                    check=True,
                 )
-            if done.returncode == 0:
-                partial.replace(library)
                 return
+    except subprocess.CalledProcessError as error:
+        status = error.returncode
     except OSError as error:
         raise HistoError(
             error.filename or library, f"could not be written ({error.strerror})", "Choose another folder: HISTO_CACHE"
         ) from error
     lines = log.read_text(errors="replace").splitlines()
-    reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {done.returncode}")
+    reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {status}")
     raise HistoError(
         THING,
-        f"could not be compiled by {command[0]} ({reason.strip()[:200]}); all that it said is in {log}",
+        f"could not be compiled by {command[0]} ({reason.strip()[:200]}); its output is in {log}",
         "It needs a compiler that knows C++20, such as GCC 12 or Clang 16; name another in CXX",
     )

@@ -35,8 +35,10 @@ from torch.utils.data import default_collate
 
 import histo_export
 from histo_export.errors import HistoError, UsageError
-from histo_export.files import write_whole
-from histo_export.model.net import TileNet, load_weights
+from histo_export.files import write_atomic
+from histo_export.metrics import TestReport, report_of
+from histo_export.model.net import TileNet
+from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import (
     GOLDEN_TILES,
@@ -44,7 +46,7 @@ from histo_export.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from histo_export.training.evaluation import TestReport, predict, report_of
+from histo_export.training.evaluation import predict
 from histo_export.training.module import TileTraining, derived_seed
 from histo_export.training.precision import LIGHTNING, choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
@@ -516,7 +518,7 @@ def _csv(history: list[dict[str, Any]]) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        write_whole(path, text)
+        write_atomic(path, text)
     except OSError as error:
         raise HistoError(
             path, f"could not be written ({error.strerror})", "Free some space, or choose another --out"
