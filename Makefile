@@ -42,11 +42,12 @@ sanitize: $(STAMP)  ## the C++ tests with the address, undefined-behaviour and t
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
 
-lint: $(STAMP)  ## ruff, mypy and clang-format, changing nothing
+lint: $(STAMP)  ## ruff, mypy, clang-format and codespell, changing nothing
 	ruff check
 	ruff format --check
 	mypy
 	clang-format --dry-run -Werror $(CPP)
+	codespell *.md *.toml Makefile CMakeLists.txt benchmarks cpp docs python tests
 
 clean:  ## remove what was built (the virtual environment stays)
 	rm -rf build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
