@@ -334,11 +334,11 @@ def test_warmup_changes_nothing(engine: Engine) -> None:
     [
         ({"threads": -1}, ValueError, "threads is -1"),
         ({"threads": 1.5}, TypeError, "incompatible"),
-        ({"precision": "fp64"}, ValueError, "precision is 'fp64'; choose from fp32"),
-        ({"isa": "avx3"}, ValueError, "isa is 'avx3'; choose from portable, avx2, avx512"),
+        ({"precision": "fp64"}, ValueError, 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'),
+        ({"isa": "avx3"}, ValueError, 'isa "avx3" is unknown; choose from portable, avx2, avx512'),
         ({"crop": 0}, ValueError, "crop is 0"),
         ({"crop": -5}, ValueError, "crop is -5"),
-        ({"profile": "fast"}, ValueError, "profile is 'fast'; choose from throughput, latency"),
+        ({"profile": "fast"}, ValueError, 'profile "fast" is unknown; choose from throughput, latency'),
         ({"speed": "high"}, TypeError, "incompatible"),
     ],
 )

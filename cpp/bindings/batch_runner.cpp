@@ -32,6 +32,7 @@
 #include "arrays.h"
 #include "histo/batch_runner.h"
 #include "histo/error.h"
+#include "histo/names.h"
 
 namespace bindings {
 namespace {
@@ -242,12 +243,9 @@ std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py:
     }
     return static_cast<std::size_t>(value);
   };
-  if (on_error != "stop" && on_error != "report") {
-    raise(PyExc_ValueError, "on_error is '" + on_error + "'; choose from stop, report");
-  }
   runner->options = {.batch = positive("batch", batch),
                      .queued = positive("queued", queued),
-                     .on_error = on_error == "stop" ? histo::OnError::stop : histo::OnError::report};
+                     .on_error = histo::from_name<histo::OnError>("on_error", on_error)};
   if (py::isinstance<histo::Engine>(runtime)) {
     const auto& engine = runtime.cast<const histo::Engine&>();
     if (classes && positive("classes", *classes) != engine.classes()) {

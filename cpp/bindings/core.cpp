@@ -7,7 +7,6 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -27,6 +26,7 @@
 #include "histo/fused_head.h"
 #include "histo/isa.h"
 #include "histo/model.h"
+#include "histo/names.h"
 #include "histo/preprocess.h"
 #include "histo/self_test.h"
 
@@ -40,25 +40,11 @@ using bindings::view;
 
 // --- arguments -------------------------------------------------------------------------------------------
 
-// The value that `text` names among `values`, each of which has a histo::name().
-template <typename Value, std::size_t count>
-Value named(const char* argument, const std::string& text, const std::array<Value, count>& values) {
-  std::string known;
-  for (const Value value : values) {
-    if (name(value) == text) {
-      return value;
-    }
-    known += (known.empty() ? "" : ", ") + std::string(name(value));
-  }
-  throw py::value_error(std::string(argument) + " is '" + text + "'; choose from " + known);
-}
-
 std::optional<histo::Isa> isa_of(const std::optional<std::string>& text) {
   if (!text) {
     return std::nullopt;
   }
-  return named("isa", *text,
-               std::array{histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512, histo::Isa::amx});
+  return histo::from_name<histo::Isa>("isa", *text);
 }
 
 // Python's integers have a sign; what is refused here would else be refused as "incompatible".
@@ -106,13 +92,10 @@ struct FeatureAxes {
 };
 
 FeatureAxes feature_axes(const std::string& layout) {
-  if (layout == "nchw") {
+  if (histo::from_name<histo::Layout>("layout", layout) == histo::Layout::nchw) {
     return {"(batch, channels, height, width)", 1, 2, histo::Layout::nchw};
   }
-  if (layout == "nhwc") {
-    return {"(batch, height, width, channels)", 3, 1, histo::Layout::nhwc};
-  }
-  throw py::value_error("layout is '" + layout + "'; choose from nchw, nhwc");
+  return {"(batch, height, width, channels)", 3, 1, histo::Layout::nhwc};
 }
 
 // Calls `compute(features, shape, out)` with the features as what they are, float32 or bf16.
@@ -191,16 +174,12 @@ histo::Engine make_engine(const std::variant<std::filesystem::path, histo::Model
                           const std::string& precision, const std::optional<std::string>& isa,
                           std::optional<py::ssize_t> crop, const std::string& profile,
                           const std::string& algorithm) {
-  const histo::EngineOptions options{
-      .threads = checked_threads(threads),
-      .precision = named("precision", precision,
-                         std::array{histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3,
-                                    histo::Precision::int8}),
-      .isa = isa_of(isa),
-      .crop = crop ? at_least_one("crop", *crop) : 0,
-      .profile = named("profile", profile, std::array{histo::Profile::throughput, histo::Profile::latency}),
-      .algorithm =
-          named("algorithm", algorithm, std::array{histo::Algorithm::fastest, histo::Algorithm::direct})};
+  const histo::EngineOptions options{.threads = checked_threads(threads),
+                                     .precision = histo::from_name<histo::Precision>("precision", precision),
+                                     .isa = isa_of(isa),
+                                     .crop = crop ? at_least_one("crop", *crop) : 0,
+                                     .profile = histo::from_name<histo::Profile>("profile", profile),
+                                     .algorithm = histo::from_name<histo::Algorithm>("algorithm", algorithm)};
   const py::gil_scoped_release unlocked;
   if (const auto* const opened = std::get_if<histo::Model>(&model)) {
     return histo::Engine(*opened, options);

@@ -8,55 +8,14 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "histo/api.h"
 #include "histo/isa.h"
 #include "histo/model.h"
+#include "histo/names.h"
 
 namespace histo {
-
-/// Arithmetic of the convolutions, and what their maps are stored as. The head multiplies in float32 always.
-enum class Precision : int {
-  fp32 = 0,    ///< float32 throughout
-  bf16 = 1,    ///< maps and weights bf16, sums float32
-  bf16x3 = 2,  ///< each number in two bf16 parts, three products: operands of 16 bits, near float32
-  int8 = 3,    ///< maps u8, weights s8, sums int32, by the scales in the model file; other layers bf16
-};
-
-/// "fp32", "bf16", "bf16x3" or "int8".
-[[nodiscard]] HISTO_API std::string_view name(Precision precision) noexcept;
-
-/// What the choice of algorithms is made for. It is made once, never by the batch at hand, so that a tile's
-/// logits do not depend on its batch.
-enum class Profile : int {
-  throughput = 0,  ///< fewest operations: for batches of 8 and more
-  latency = 1,     ///< fewer bytes of weights in the deep layers: for single tiles
-};
-
-/// "throughput" or "latency".
-[[nodiscard]] HISTO_API std::string_view name(Profile profile) noexcept;
-
-/// Which algorithms an Engine may use for its convolutions.
-enum class Algorithm : int {
-  fastest =
-      0,       ///< Winograd's where it applies: 4 times fewer multiplications, about twice the rounding error
-  direct = 1,  ///< the definition alone
-};
-
-/// "fastest" or "direct".
-[[nodiscard]] HISTO_API std::string_view name(Algorithm algorithm) noexcept;
-
-/// The algorithm that a layer runs.
-enum class Convolution : int {
-  direct = 0,
-  winograd2 = 1,  ///< Winograd's F(2 x 2, 3 x 3)
-  winograd4 = 2,  ///< Winograd's F(4 x 4, 3 x 3)
-};
-
-/// "direct", "winograd2" or "winograd4".
-[[nodiscard]] HISTO_API std::string_view name(Convolution convolution) noexcept;
 
 /// What an Engine is made with; the defaults suit most.
 ///

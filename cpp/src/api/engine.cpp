@@ -12,16 +12,16 @@
 #include <numeric>
 #include <utility>
 
-#include "cpu/aligned_buffer.h"
 #include "checks.h"
+#include "cpu/aligned_buffer.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/normaliser.h"
+#include "cpu/packing.h"
+#include "cpu/thread_pool.h"
 #include "histo/build_config.h"
 #include "histo/fused_head.h"
-#include "cpu/kernels/kernels.h"
 #include "model/network.h"
-#include "cpu/normaliser.h"
 #include "plan/plan.h"
-#include "cpu/thread_pool.h"
-#include "cpu/packing.h"
 
 namespace histo {
 namespace {
@@ -30,8 +30,6 @@ using kernels::Cell;
 using kernels::CellFormat;
 using kernels::Range;
 using kernels::Strides;
-
-constexpr std::array stage_names = {"stem", "layer1", "layer2", "layer3", "layer4", "head"};
 
 // Output pixels that a task of a direct convolution computes: enough of them to pay for reading the weights.
 constexpr std::size_t most_pixels = 192;
@@ -150,8 +148,8 @@ FusedHead make_head(const Model& model, Isa isa) {
 // The highest instruction set up to `highest` that has kernels for `precision`.
 Isa executed_isa(Precision precision, Isa highest) {
   if (precision < Precision::fp32 || precision > Precision::int8) {
-    throw Error(ErrorCode::unsupported,
-                "this precision is not one of this library's; use fp32, bf16, bf16x3 or int8");
+    throw Error(ErrorCode::unsupported, "the precision is not a value of histo::Precision",
+                "use " + name_list<Precision>());
   }
   if (precision == Precision::fp32) {
     return std::min(highest, Isa::avx512);
@@ -334,52 +332,6 @@ struct WinogradTasks {
 };
 
 }  // namespace
-
-std::string_view name(Precision precision) noexcept {
-  switch (precision) {
-    case Precision::fp32:
-      return "fp32";
-    case Precision::bf16:
-      return "bf16";
-    case Precision::bf16x3:
-      return "bf16x3";
-    case Precision::int8:
-      return "int8";
-  }
-  return "unknown";
-}
-
-std::string_view name(Profile profile) noexcept {
-  switch (profile) {
-    case Profile::throughput:
-      return "throughput";
-    case Profile::latency:
-      return "latency";
-  }
-  return "unknown";
-}
-
-std::string_view name(Algorithm algorithm) noexcept {
-  switch (algorithm) {
-    case Algorithm::fastest:
-      return "fastest";
-    case Algorithm::direct:
-      return "direct";
-  }
-  return "unknown";
-}
-
-std::string_view name(Convolution convolution) noexcept {
-  switch (convolution) {
-    case Convolution::direct:
-      return "direct";
-    case Convolution::winograd2:
-      return "winograd2";
-    case Convolution::winograd4:
-      return "winograd4";
-  }
-  return "unknown";
-}
 
 struct Engine::State {
   // The threads come first: they pack the weights.
@@ -892,8 +844,8 @@ void Engine::warmup(std::size_t batch) const {
 
 std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape shape) const {
   std::vector<Stage> stages;
-  for (const char* stage : stage_names) {
-    stages.push_back({.name = stage, .shape = {0, 0, 0, 0}, .data = {}});
+  for (const std::string_view stage : stage_names) {
+    stages.push_back({.name = std::string(stage), .shape = {0, 0, 0, 0}, .data = {}});
   }
   check_tiles(tiles, shape, state_->shared->options.crop);
   Stage& head = stages.back();
