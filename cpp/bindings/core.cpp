@@ -174,12 +174,13 @@ histo::Engine make_engine(const std::variant<std::filesystem::path, histo::Model
                           const std::string& precision, const std::optional<std::string>& isa,
                           std::optional<py::ssize_t> crop, const std::string& profile,
                           const std::string& algorithm) {
-  const histo::EngineOptions options{.threads = checked_threads(threads),
-                                     .precision = histo::from_name<histo::Precision>("precision", precision),
-                                     .isa = isa_of(isa),
-                                     .crop = crop ? at_least_one("crop", *crop) : 0,
-                                     .profile = histo::from_name<histo::Profile>("profile", profile),
-                                     .algorithm = histo::from_name<histo::Algorithm>("algorithm", algorithm)};
+  const histo::EngineOptions options{
+      .threads = checked_threads(threads),
+      .precision = histo::from_name<histo::Precision>("precision", precision),
+      .isa = isa_of(isa),
+      .crop = crop ? at_least_one("crop", *crop) : 0,
+      .profile = histo::from_name<histo::Profile>("profile", profile),
+      .algorithm = histo::from_name<histo::AlgorithmPolicy>("algorithm", algorithm)};
   const py::gil_scoped_release unlocked;
   if (const auto* const opened = std::get_if<histo::Model>(&model)) {
     return histo::Engine(*opened, options);
@@ -212,7 +213,7 @@ py::list layer_times(const histo::Engine& engine, const py::array& tiles) {
   for (const histo::LayerTime& time : times) {
     py::dict layer;
     layer["name"] = time.name;
-    layer["convolution"] = name(time.convolution);
+    layer["convolution"] = name(time.algorithm);
     layer["precision"] = name(time.precision);
     layer["output"] = py::make_tuple(time.channels, time.height, time.width);
     layer["multiply_adds"] = time.multiply_adds;

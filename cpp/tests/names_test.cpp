@@ -16,7 +16,8 @@ namespace {
 using histo::Precision;
 
 TEST_CASE_TEMPLATE("names: each leads to its value and back", Value, histo::Isa, Precision, histo::Profile,
-                   histo::Algorithm, histo::Convolution, histo::Layout, histo::OnError, histo::ErrorCode) {
+                   histo::AlgorithmPolicy, histo::Algorithm, histo::Layout, histo::OnError,
+                   histo::ErrorCode) {
   std::set<std::string_view> names;
   for (const auto& [value, name] : histo::name_table<Value>) {
     CAPTURE(name);

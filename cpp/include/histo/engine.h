@@ -27,7 +27,7 @@ struct EngineOptions {
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
   std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
   Profile profile = Profile::throughput;
-  Algorithm algorithm = Algorithm::fastest;
+  AlgorithmPolicy algorithm = AlgorithmPolicy::fastest;
 };
 
 /// What an Engine really does.
@@ -35,7 +35,7 @@ struct EngineInfo {
   Isa isa;  ///< of the kernels that run, which may be lower than the one asked for: fp32 has none for AMX
   Precision precision;
   Profile profile;
-  Algorithm algorithm;
+  AlgorithmPolicy algorithm;
   unsigned threads;
   std::size_t crop;
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
@@ -59,7 +59,7 @@ struct Stage {
 /// A convolution of the network, or the head, in the order of the computation.
 struct LayerTime {
   std::string name;                        ///< stem, layer1.0.conv1, ... or head
-  Convolution convolution;                 ///< direct for the head, too
+  Algorithm algorithm;                     ///< direct for the head, too
   Precision precision;                     ///< of this layer
   std::size_t channels, height, width;     ///< of the output
   std::size_t multiply_adds;               ///< per tile, by the definition

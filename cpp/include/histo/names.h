@@ -84,30 +84,30 @@ inline constexpr auto name_table<Profile> = std::to_array<Named<Profile>>({
 });
 
 /// Which algorithms an Engine may use for its convolutions.
-enum class Algorithm : int {
+enum class AlgorithmPolicy : int {
   fastest =
       0,       ///< Winograd's where it applies: 4 times fewer multiplications, about twice the rounding error
   direct = 1,  ///< the definition alone
 };
 
 template <>
-inline constexpr auto name_table<Algorithm> = std::to_array<Named<Algorithm>>({
-    {Algorithm::fastest, "fastest"},
-    {Algorithm::direct, "direct"},
+inline constexpr auto name_table<AlgorithmPolicy> = std::to_array<Named<AlgorithmPolicy>>({
+    {AlgorithmPolicy::fastest, "fastest"},
+    {AlgorithmPolicy::direct, "direct"},
 });
 
 /// The algorithm that a layer runs.
-enum class Convolution : int {
+enum class Algorithm : int {
   direct = 0,
   winograd2 = 1,  ///< Winograd's F(2 x 2, 3 x 3)
   winograd4 = 2,  ///< Winograd's F(4 x 4, 3 x 3)
 };
 
 template <>
-inline constexpr auto name_table<Convolution> = std::to_array<Named<Convolution>>({
-    {Convolution::direct, "direct"},
-    {Convolution::winograd2, "winograd2"},
-    {Convolution::winograd4, "winograd4"},
+inline constexpr auto name_table<Algorithm> = std::to_array<Named<Algorithm>>({
+    {Algorithm::direct, "direct"},
+    {Algorithm::winograd2, "winograd2"},
+    {Algorithm::winograd4, "winograd4"},
 });
 
 // --- the network -----------------------------------------------------------------------------------------
