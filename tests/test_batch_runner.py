@@ -292,7 +292,7 @@ WRONG_RUNNERS: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
     ((first_pixel, 2.0), {}, TypeError, "incompatible"),
     ((first_pixel, 2), {"batch": 0}, ValueError, "batch is 0"),
     ((first_pixel, 2), {"queued": -1}, ValueError, "queued is -1"),
-    ((first_pixel, 2), {"on_error": "ignore"}, ValueError, "on_error is 'ignore'; choose from stop, report"),
+    ((first_pixel, 2), {"on_error": "ignore"}, ValueError, 'on_error "ignore" is unknown; choose from stop, report'),
 ]
 
 

@@ -252,7 +252,7 @@ def test_channels_last_features_have_their_channels_on_the_last_axis() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"layout": "chwn"}, ValueError, "layout is 'chwn'; choose from nchw, nhwc"),
+        ({"layout": "chwn"}, ValueError, 'layout "chwn" is unknown; choose from nchw, nhwc'),
         ({"bf16": True}, TypeError, "features has dtype float32; uint16"),
     ],
 )
