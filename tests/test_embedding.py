@@ -18,12 +18,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import histo_export
+from histo_export.data.demo import CLASSES
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "cpp/examples/embed"
-CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 
 needs_pkg_config = pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
 
@@ -362,7 +362,7 @@ WRONG_USE: list[tuple[Sequence[str], str]] = [
     (["--frobnicate", "model", "-"], "--frobnicate: there is no such option"),
     (["model", "-", "--raw"], "--raw: its value is missing"),
     (["--raw", "0x70", "model", "-"], "--raw 0x70"),
-    (["--raw", "70", "model", "-"], "--raw 70x70"[:8]),
+    (["--raw", "70", "model", "-"], "--raw 70: "),
     (["--raw", "99999999999999999999x70", "model", "-"], "--raw 9999"),
     (["--threads", "0", "model", "-"], "--threads 0"),
     (["--threads=two", "model", "-"], "--threads two"),

@@ -19,6 +19,7 @@ from PIL import Image
 import histo_export
 from histo_export import Engine, HistoError, UsageError
 from histo_export.bench.subjects import noise_scales
+from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
@@ -32,7 +33,6 @@ from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint
 
-CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)
 OUTPUTS = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json", "done.json"}
