@@ -2,7 +2,6 @@ import csv
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -311,10 +310,16 @@ def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(bundle: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(
+    bundle: Path,
+    copy_bundle: Callable[[Path, Path], Path],
+    checkpoint: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The same network with scales, made for int8."""
-    folder = shutil.copytree(bundle, tmp_path_factory.mktemp("int8") / "int8")
+    folder = copy_bundle(bundle, tmp_path_factory.mktemp("int8") / "int8")
     file = folder / "model.safetensors"
+    file.unlink()
     file.write_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, noise_scales(checkpoint)))
     config = json.loads((folder / "config.json").read_text())
     config["histo"] |= {"precision": "int8"}
