@@ -266,11 +266,10 @@ def test_a_bundle_becomes_a_subject(bundle: Path, tmp_path: Path) -> None:
         bare.file("model.onnx")
 
 
-def test_bundles_of_unlike_tiles_are_not_measured_together(bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(bundle, other)
+def test_bundles_of_unlike_tiles_are_not_measured_together(
+    bundle: Path, copy_bundle: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    other = copy_bundle(bundle, tmp_path / "other")
     config = (other / "config.json").read_text()
     assert '"crop": 64' in config
     (other / "config.json").write_text(config.replace('"crop": 64', '"crop": 48'))

@@ -2,7 +2,6 @@ import csv
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from PIL import Image
 import histo_export
 from histo_export import Engine, HistoError, UsageError
 from histo_export.bench.subjects import noise_scales
+from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
@@ -32,7 +32,6 @@ from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
 from histo_export.training.checkpoint import Checkpoint
 
-CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)
 OUTPUTS = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json", "done.json"}
@@ -311,10 +310,16 @@ def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(bundle: Path, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(
+    bundle: Path,
+    copy_bundle: Callable[[Path, Path], Path],
+    checkpoint: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The same network with scales, made for int8."""
-    folder = shutil.copytree(bundle, tmp_path_factory.mktemp("int8") / "int8")
+    folder = copy_bundle(bundle, tmp_path_factory.mktemp("int8") / "int8")
     file = folder / "model.safetensors"
+    file.unlink()
     file.write_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, noise_scales(checkpoint)))
     config = json.loads((folder / "config.json").read_text())
     config["histo"] |= {"precision": "int8"}

@@ -93,8 +93,8 @@ def test_a_killed_run_continues_to_the_same_bits(whole: TrainResult, data: TileD
     out = tmp_path / "run"
     code = f"""
 import os, signal, sys
-sys.path.insert(0, {str(HERE)!r})
-from conftest import make_data
+sys.path[:0] = {[str(HERE), str(HERE.parent)]}
+from drawn_tiles import coloured_data
 from pathlib import Path
 import torch
 from histo_export.training import module, run
@@ -107,7 +107,7 @@ def deadly(self, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, batch, batch_idx)
 module.TileTraining.training_step = deadly
-data = make_data()
+data = coloured_data()
 spec = ModelSpec(pool=2, classes=data.classes, crop=32, tile_size=36, mpp=0.5, dropout=0.1)
 run.train(data, spec, CONFIG, Path({str(out)!r}), progress=False)
 """
@@ -342,14 +342,14 @@ def test_two_processes_train_together(data: TileData, spec: ModelSpec, tmp_path)
     script = tmp_path / "two.py"
     script.write_text(f"""
 import sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path[:0] = {[str(HERE), str(HERE.parent)]}
 from pathlib import Path
 import torch
-from conftest import make_data
+from drawn_tiles import coloured_data
 from histo_export.spec import ModelSpec
 from histo_export.training.run import TrainConfig, is_main_process, train
 torch.set_num_threads(1)
-data = make_data()
+data = coloured_data()
 spec = ModelSpec(pool=1, classes=data.classes, crop=32, tile_size=36)
 config = TrainConfig(recipe="report", epochs=2, batch_size=8, device="cpu", devices=2, strategy="ddp")
 result = train(data, spec, config, Path({str(tmp_path / "run")!r}), progress=is_main_process())
