@@ -17,9 +17,9 @@ from torch import nn
 
 from histo_export import cli
 from histo_export.data.demo import CLASSES
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 

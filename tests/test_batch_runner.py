@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pytest
 
 from histo_export._core import BatchRunner, BatchRunnerStats, Engine, Model, TileResult
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.model.torchscript import torchscript_bytes
 from histo_export.runtimes.torchscript import TorchScriptRuntime
-from histo_export.training.checkpoint import Checkpoint
 
 Tiles = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]

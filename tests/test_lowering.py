@@ -10,10 +10,10 @@ from torch.nn.functional import adaptive_avg_pool2d, linear
 from torchvision.transforms.functional import center_crop
 
 from histo_export.export import torch_program
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import Head, Stem, fold_head, head_pool, lower, pooling_matrix
 from histo_export.model.net import normalise
 from histo_export.spec import CHANNELS, ModelSpec
-from histo_export.training.checkpoint import Checkpoint
 
 MakeCheckpoint = Callable[..., Checkpoint]
 

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from histo_export import parity
 from histo_export.errors import HistoError
 from histo_export.export import run
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.net import TileNet
 from histo_export.parity import BATCHES, TILES, TOLERANCE, Golden, check_file, compare, make_golden
 from histo_export.runtimes import CHECKED_BY, RUNTIMES, Variant, runtime_class
 from histo_export.spec import STAGES
-from histo_export.training.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -52,10 +52,10 @@ from histo_export.model.arithmetic import (
     quantise_weights,
     rounded,
 )
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.native_file import native_bytes, read_native, read_quantised
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 F32 = np.float32
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from histo_export.data import TileData
     from histo_export.export.bundle import LowPrecision, OnnxCheck
     from histo_export.export.run import Checks
+    from histo_export.model.checkpoint import Checkpoint
     from histo_export.model.layers import LayerInfo
     from histo_export.parity import FileParity
     from histo_export.predict.run import Outcome
     from histo_export.predict.run import Progress as TileProgress
     from histo_export.spec import ModelSpec, Precision
-    from histo_export.training.checkpoint import Checkpoint
-    from histo_export.training.run import TrainResult
+    from histo_export.training.result import TrainResult
 
 DEMO: tuple[str, int, int, float] = ("report", 3, 16, 3e-4)
 """Recipe, epochs, batch size and peak rate that train on the demo tiles within about a minute on two cores.
@@ -203,7 +203,7 @@ def _export(
     with log.status("starting torch") if not quiet else nullcontext():
         from histo_export.export.low_precision import MAX_DROP
         from histo_export.export.run import export_bundle
-        from histo_export.training.checkpoint import read_checkpoint
+        from histo_export.model.checkpoint import read_checkpoint
 
     if checkpoint is None:
         spec, tiles = _open(data or "demo", pool or 1, classes, split, crop, mpp, dropout, seed)
@@ -685,7 +685,7 @@ def inspect(
 
         spec, block = spec_of(source), open_bundle(source).config.histo
     else:
-        from histo_export.training.checkpoint import read_checkpoint
+        from histo_export.model.checkpoint import read_checkpoint
 
         spec = read_checkpoint(source).spec
     table = layer_table(spec)

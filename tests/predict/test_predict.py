@@ -20,6 +20,7 @@ from histo_export import Engine, HistoError, UsageError
 from histo_export.bench.subjects import noise_scales
 from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
@@ -30,7 +31,6 @@ from histo_export.predict.slide import open_slide
 from histo_export.predict.whole_slide import SlideSettings, make_grid
 from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint
 
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)

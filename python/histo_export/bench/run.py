@@ -12,7 +12,8 @@ from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import open_subjects, untrained_subjects
-from histo_export.machine import this_machine, versions
+from histo_export.machine import package_versions, this_machine, versions
+from histo_export.runtimes import PACKAGES
 
 
 def run_bench(
@@ -60,7 +61,7 @@ def run_bench(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         machine=machine,
-        versions=versions(),
+        versions=versions() | package_versions(PACKAGES),
         rounds=settings.rounds,
         seconds=settings.seconds,
         seed=settings.seed,

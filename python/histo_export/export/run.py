@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +19,14 @@ from histo_export.export.low_precision import (
     raise_if_lossy,
     raise_if_onnx_differs,
 )
+from histo_export.machine import package_versions
 from histo_export.model.arithmetic import Scales
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import InputKind, head_pool, lower
 from histo_export.model.native_file import native_bytes, read_quantised
 from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import CHECKED_BY, runtime_class
 from histo_export.spec import STAGES, ModelSpec, Precision
-from histo_export.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileData
@@ -39,7 +39,7 @@ NOMINAL_MPP = 0.5
 def versions() -> dict[str, str]:
     """Of everything that shapes an exported file."""
     packages = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
-    return {"histo-export": histo_export.__version__} | {name: importlib.metadata.version(name) for name in packages}
+    return {"histo-export": histo_export.__version__} | package_versions(packages)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from filelock import FileLock
 import histo_export
 from histo_export.errors import HistoError
 from histo_export.files import atomic_file, cache_folder
+from histo_export.machine import why_no_cuda
 from histo_export.runtimes.base import Names, Runtime, Tiles
 from histo_export.runtimes.torch_base import torch_isa
 from histo_export.spec import Precision
@@ -55,8 +56,8 @@ class LibtorchRuntime(Runtime):
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
         super().__init__(file, threads=threads, device=device, precision=precision)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise HistoError("--device cuda", "libtorch sees no GPU here", "Use --device cpu, or see histo doctor")
+        if device == "cuda" and (reason := why_no_cuda()):
+            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         extension = load_extension()
         try:
             self.runtime: Any = extension.TorchRuntime(file, threads, device)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from histo_export.errors import HistoError
+from histo_export.machine import why_no_cuda
 from histo_export.runtimes.base import Runtime, Tiles, to_float
 from histo_export.spec import STAGES, Precision
 
@@ -29,8 +30,8 @@ class TorchRuntime(Runtime):
     """
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise HistoError("--device cuda", "PyTorch sees no GPU here", "Use --device cpu, or see histo doctor")
+        if device == "cuda" and (reason := why_no_cuda()):
+            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         super().__init__(file, threads=threads, device=device, precision=precision)
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits of mantissa; this runtime says fp32
