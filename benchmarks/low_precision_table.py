@@ -48,7 +48,7 @@ from histo_export.bench.rows import Row
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
 from histo_export.bench.worker_handle import Worker
-from histo_export.data import open_data
+from histo_export.data import TileData, open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
@@ -256,17 +256,8 @@ def declared(tile: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uin
     return tile if tile.shape[0] == spec.tile_size else center_crop(tile, spec.tile_size)
 
 
-def accuracy(
-    bundle: Path,
-    data: str,
-    split: str | None,
-    runtimes: Sequence[str],
-    to: Path,
-    threads: int,
-    rounds: int,
-    seconds: float,
-) -> None:
-    """Table and picture; the first of `runtimes` is what the others are compared with."""
+def bundle_tiles(bundle: Path, data: str, split: str | None) -> tuple[TileData, npt.NDArray[np.uint8]]:
+    """The data that a bundle was trained on, and those of its training tiles that int8 is calibrated on."""
     block = open_bundle(bundle).config.histo
     spec = ModelSpec.from_dict(block.spec)
     fractions = tuple(float(part) if "." in part else int(part) for part in split.split(",")) if split else None
@@ -274,29 +265,41 @@ def accuracy(
     tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=fractions, seed=seed)  # type: ignore[arg-type]
     if block.training.get("data", {}).get("fingerprint") not in (None, tiles.fingerprint):
         raise UsageError(f"--data {data}", "is not what the bundle was trained on", "Give the same tiles and --split")
-    calibration = choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
-    with with_tools_model(bundle, calibration) as subject:
-        logits: dict[str, npt.NDArray[np.float32]] = {}
-        left_out: dict[str, str] = {}
-        for runtime in runtimes:
-            try:
-                variant = Variant.parse(runtime)
-                if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
-                    raise HistoError(runtime, reason, "It is left out")
-                logits[runtime] = test_logits(runtime, subject, tiles.test, threads)
-            except HistoError as error:
-                left_out[runtime] = str(error)
-            gc.collect()  # ends the threads of this one
-        timed = tuple(logits)
+    return tiles, choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
+
+
+def logits_of_all(
+    runtimes: Sequence[str], subject: Subject, tiles: TileSet, threads: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Runtime → logits of the test tiles; and runtime → why it is left out."""
+    logits: dict[str, npt.NDArray[np.float32]] = {}
+    left_out: dict[str, str] = {}
+    for runtime in runtimes:
         try:
-            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
+            variant = Variant.parse(runtime)
+            if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
+                raise HistoError(runtime, reason, "It is left out")
+            logits[runtime] = test_logits(runtime, subject, tiles, threads)
+        except HistoError as error:
+            left_out[runtime] = str(error)
+        gc.collect()  # ends the threads of this one
+    return logits, left_out
+
+
+def accuracy(bundle: Path, data: str, split: str | None, runtimes: Sequence[str], to: Path, how: Settings) -> None:
+    """Table and picture; the first of `runtimes` is what the others are compared with."""
+    tiles, calibration = bundle_tiles(bundle, data, split)
+    with with_tools_model(bundle, calibration) as subject:
+        logits, left_out = logits_of_all(runtimes, subject, tiles.test, how.threads[0])
+        try:
+            rows, _ = measure([subject], replace(how, runtimes=variants(*logits)), show)
         except HistoError as error:  # ONNX Runtime's tool may choose ranges that make another model of it
             if not str(error).startswith(TOOL):
                 raise
             agree = (logits[TOOL].argmax(1) == logits[runtimes[0]].argmax(1)).mean()
             left_out[TOOL] = f"{error} On the test tiles its top class was that of {runtimes[0]} for {agree:.2%}."
-            timed = tuple(runtime for runtime in timed if runtime != TOOL)
-            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
+            timed = variants(*(runtime for runtime in logits if runtime != TOOL))
+            rows, _ = measure([subject], replace(how, runtimes=timed), show)
     log.print("\r\033[K", end="")
     reference = logits[runtimes[0]]
     columns = [
@@ -310,10 +313,10 @@ def accuracy(
     table = Table(*columns, title=f"{bundle.name}: {len(reference):,} test tiles", title_justify="left")
     points = []
     for row in rows:
-        found = logits[row.runtime]
-        right = int((found.argmax(1) == tiles.test.labels).sum())
-        low, high = bootstrap_interval(right, len(found))
-        share = right / len(found)
+        own = logits[row.runtime]
+        right = int((own.argmax(1) == tiles.test.labels).sum())
+        low, high = bootstrap_interval(right, len(own))
+        share = right / len(own)
         time = summarise(row.rounds)
         rates = tuple(row.batch / seconds for seconds in (time.median, time.high, time.low))
         points.append(Point(row, (share, low, high), rates))
@@ -321,8 +324,8 @@ def accuracy(
             row.runtime,
             row.executed,
             f"{share:.1%} [{low:.1%}, {high:.1%}]",
-            f"{(found.argmax(1) == reference.argmax(1)).mean():.2%}",
-            f"{np.abs(found - reference).max():.2g}",
+            f"{(own.argmax(1) == reference.argmax(1)).mean():.2%}",
+            f"{np.abs(own - reference).max():.2g}",
             "{:.0f} [{:.0f}, {:.0f}]".format(*rates),
         )
     out.print(table)
@@ -330,7 +333,7 @@ def accuracy(
         out.print(f"{runtime} is left out: {reason}")
     to.mkdir(parents=True, exist_ok=True)
     picture = to / "accuracy-speed.png"
-    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {threads} threads")
+    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {how.threads[0]} threads")
     out.print(f"{picture}")
 
 
@@ -412,8 +415,8 @@ def main() -> None:
         checks(subject, args.threads)
         return
     if judged:
-        runtimes = args.runtimes.split(",")
-        accuracy(Path(rest[0]), args.data, args.split, runtimes, args.out, args.threads, args.rounds, args.time)
+        how = Settings((), (BATCH,), (args.threads,), args.rounds, args.time)
+        accuracy(Path(rest[0]), args.data, args.split, args.runtimes.split(","), args.out, how)
         return
     if "speed" in args.parts:
         speed(classes, args.threads, pools, args.rounds, args.time)

@@ -74,8 +74,7 @@ class Bench:
         module = TileTraining(
             net,
             self.spec,
-            config,
-            1,
+            replace(config, epochs=1, workers=0),
             train_tiles=self.train,
             val_tiles=self.val,
             golden=np.zeros((1, 8, 8, 3), np.uint8),

@@ -1,4 +1,4 @@
-"""One run of `histo bench`, from what was asked for to a report."""
+"""One run of `histo bench`, from its settings to a report."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,13 +176,11 @@ class _Run:
         return TileTraining(
             net,
             spec,
-            config,
-            self.epochs,
+            replace(config, epochs=self.epochs, workers=self.workers),
             train_tiles=TorchTiles(data.train, spec.crop, augmentation, config.seed),
             val_tiles=TorchTiles(data.val, spec.crop),
             golden=golden_tiles(data.test, spec.tile_size),
             provenance={**config.identity(self.epochs), "data": data_facts(data), "versions": training_versions()},
-            workers=self.workers,
         )
 
     def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
