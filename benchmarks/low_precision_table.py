@@ -79,7 +79,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Class:
-    """A precision: the lead that each batch should have, and the peers it is over."""
+    """A precision: batch → the lead that it should have, and the peers over which it is measured."""
 
     goals: Mapping[int, float]
     peers: tuple[str, ...]
@@ -100,7 +100,7 @@ COMPARED = (
     *("openvino-int8", "openvino-streams-int8", "onnxruntime", "onnxruntime-int8", TOOL),
     *("torch-channels-last", "torch-channels-last-bf16", "torch-compile", "torch-compile-bf16"),
 )
-"""By `accuracy`, all with the first."""
+"""What `accuracy` compares, all with the first one."""
 
 
 def ours(precision: Precision) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
 
 @contextlib.contextmanager
 def untrained(threads: int, pool: int) -> Iterator[Subject]:
-    """A network in every file that a runtime here opens."""
+    """An untrained network in every file that the runtimes of this benchmark open."""
     with tempfile.TemporaryDirectory() as home:
         subject = engine_table.make(Path(home), Part("", {}, threads, [pool]), pool, int8=True)
         golden = Golden.read(subject.folder / GOLDEN)
@@ -170,7 +170,7 @@ def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], roun
 
 
 def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
-    """What the engine allocates, and the peak of a process that has run nothing but these tiles."""
+    """What the engine allocates, and the peak of a process that has run these tiles only."""
     columns = ["precision", "profile", "batch", "weights MB", "workspace MB", "process MB", "of these before"]
     table = Table(*columns, title=f"Memory, {threads} threads, pool {pool}", title_justify="left")
     with untrained(threads, pool) as subject:
@@ -228,7 +228,7 @@ def checks(subject: Subject, threads: int) -> None:
 
 @contextlib.contextmanager
 def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
-    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is left as it is."""
+    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is not changed."""
     (subject,) = open_subjects([bundle], ["int8"])
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
@@ -241,7 +241,7 @@ def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
 
 
 def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) -> npt.NDArray[np.float32]:
-    """`(n, classes)` of the whole split."""
+    """float32 logits `(n, classes)` of all tiles of the split."""
     opened = open_variant(Variant.parse(runtime), subject, threads)
     parts = []
     for start in range(0, len(tiles), BATCH):
@@ -252,7 +252,7 @@ def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) ->
 
 
 def declared(tile: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint8]:
-    """The tile at the size that the files are declared for."""
+    """The tile, cropped to the size that the files are declared for."""
     return tile if tile.shape[0] == spec.tile_size else center_crop(tile, spec.tile_size)
 
 

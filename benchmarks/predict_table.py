@@ -100,7 +100,7 @@ def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> di
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every result; run.json tells times and is none."""
+    """All result files; run.json holds times and does not count."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
