@@ -24,7 +24,7 @@ from histo_export.bench.measure import DEFAULT_RUNTIMES, precision_of, require_d
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker import Worker
 from histo_export.errors import HistoError
-from histo_export.parity import TOLERANCE, Golden
+from histo_export.parity import FP32_TOLERANCE, Golden
 from histo_export.runtimes import RUNTIMES
 
 QUICK_POOLS, QUICK_BATCHES = "2", "8"
@@ -151,7 +151,7 @@ class Timed:
 
     def check(self, logits: np.ndarray) -> None:
         """The logits of the golden tiles, in their order and as often as they come."""
-        assert self.golden.relative_error(logits) <= TOLERANCE[self.file.name]
+        assert self.golden.relative_error(logits) <= FP32_TOLERANCE
 
     def check_executed(self) -> None:
         """Asked after a real run: the precision and the device are those that the group's name says."""

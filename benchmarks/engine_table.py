@@ -33,7 +33,7 @@ from histo_export import _core
 from histo_export.bench.measure import Progress, Row, Settings, measure
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker import COMMAND
-from histo_export.export.bundle import INT8_ONNX
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.machine import this_machine, versions
 from histo_export.runtimes import RUNTIMES
 from histo_export.runtimes.native import median_layer_times

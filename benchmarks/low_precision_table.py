@@ -45,11 +45,13 @@ from histo_export.bench.measure import ROUNDINGS, Row, Settings, measure
 from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
 from histo_export.bench.subjects import Subject, open_subjects
 from histo_export.bench.worker import Worker
+from histo_export.bundle_files import GOLDEN, INT8_ONNX
 from histo_export.data import open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.bundle import open_bundle
+from histo_export.export.formats import FORMATS
 from histo_export.export.quantise import TILES, choose_tiles
 from histo_export.machine import this_machine, versions
 from histo_export.model.arithmetic import Simulation
@@ -217,7 +219,7 @@ def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
         folder.mkdir()
-        for name in (*FORMATS.values(), INT8_ONNX, GOLDEN):
+        for name in (*(entry.file for entry in FORMATS.values() if entry.file), INT8_ONNX, GOLDEN):
             if (bundle / name).is_file():
                 (folder / name).symlink_to((bundle / name).resolve())
         quantise_with_onnxruntime(subject.file("model.onnx"), folder / RUNTIMES[TOOL].file, tiles)

@@ -73,8 +73,8 @@ def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle with every format. Tests that break one work on a copy."""
-    from histo_export.export.run import export_bundle
+    from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, formats=ALL_FORMATS, threads=2)
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
     return out

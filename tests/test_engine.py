@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from histo_export._core import Engine, Model, default_isa, preprocess, self_test, usable_cpus, usable_isas
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
-from histo_export.parity import TOLERANCE
+from histo_export.parity import FP32_TOLERANCE
 from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
 from histo_export.training.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from histo_export.training.checkpoint import Checkpoint
 Tiles = npt.NDArray[np.uint8]
 MakeCheckpoint = Callable[..., Checkpoint]
 
-ALLOWED = TOLERANCE["model.safetensors"]
+ALLOWED = FP32_TOLERANCE
 PROFILES = ("throughput", "latency")
 
 

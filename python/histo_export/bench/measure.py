@@ -44,9 +44,10 @@ from pydantic import BaseModel, ConfigDict
 
 from histo_export.bench.subjects import Subject
 from histo_export.bench.worker import COMMAND, Worker
+from histo_export.bundle_files import GOLDEN
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import GOLDEN
-from histo_export.parity import TOLERANCE, Golden
+from histo_export.export.formats import format_of
+from histo_export.parity import Golden
 from histo_export.runtimes import RUNTIMES
 from histo_export.spec import Precision
 from histo_export.statistics import MIN_ROUNDS, round_medians
@@ -341,7 +342,7 @@ class _Contestant:
         self.file = subject.file(RUNTIMES[runtime].file)
         self.precision = RUNTIMES[runtime].precision
         low = self.precision != "fp32"
-        self.allowed = ROUNDINGS * subject.rounding(self.precision) if low else TOLERANCE[self.file.name]
+        self.allowed = ROUNDINGS * subject.rounding(self.precision) if low else format_of(self.file.name).tolerance
         self.worker = Worker(label, command)
         self.facts: dict[str, Any] = {}
 

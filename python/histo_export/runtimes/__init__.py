@@ -114,14 +114,6 @@ RUNTIMES: Mapping[str, Entry] = {
     "openvino-streams-int8": Entry("openvino", "OpenVinoStreamsInt8Runtime", "model-int8.onnx", "int8"),
 }
 
-CHECKED_BY: Mapping[str, tuple[str, ...]] = {
-    "model.onnx": ("onnxruntime",),
-    "torchscript_model.pt": ("torchscript", "libtorch"),
-    "model.safetensors": ("native", "torch"),
-    "model.pt2": ("torch-export",),
-}
-"""File of a bundle → the runtimes that `histo export` and `histo verify` check it with."""
-
 
 def in_precision(runtime_id: str, precision: Precision) -> str:
     """The id of the same runtime in another precision; UsageError where it has no such form."""
