@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 
 from histo_export import _core
-from histo_export.bench.measure import DEFAULT_RUNTIMES, precision_of, require_device
+from histo_export.bench.contestants import precision_of, require_device
 from histo_export.bench.subjects import Subject, untrained_subjects
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.errors import HistoError
 from histo_export.parity import FP32_TOLERANCE, Golden
-from histo_export.runtimes import RUNTIMES
+from histo_export.runtimes import Variant, all_variants, default_variants
+
+RUNTIMES = tuple(variant.runtime for variant in all_variants() if variant.precision == "fp32")
 
 QUICK_POOLS, QUICK_BATCHES = "2", "8"
 """Where timing is disabled: the suite is a test then, and one size of each kind tests the code."""
@@ -91,7 +93,8 @@ def _choice(config: pytest.Config) -> Choice:
 
     device = option("device")
     named = option("runtimes")
-    runtimes = tuple(dict.fromkeys(named.split(","))) if named else DEFAULT_RUNTIMES[device]
+    names = named.split(",") if named else [str(variant) for variant in default_variants(device)]
+    runtimes = tuple(dict.fromkeys(names))
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
         raise pytest.UsageError(f"--runtimes {unknown[0]}: is not known; use some of {', '.join(RUNTIMES)}")
     return Choice(
@@ -131,7 +134,7 @@ def choice(request: pytest.FixtureRequest) -> Choice:
 @pytest.fixture(scope="session")
 def subjects(choice: Choice, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Subject]:
     """Untrained networks by pool, all with one trunk."""
-    files = {RUNTIMES[runtime].file for runtime in choice.runtimes}
+    files = {Variant(runtime).file for runtime in choice.runtimes}
     made = untrained_subjects(choice.pools, tmp_path_factory.mktemp("models"), files)
     return {subject.spec.pool: subject for subject in made}
 
@@ -144,10 +147,11 @@ class Timed:
 
     def __init__(self, worker: Worker, runtime: str, subject: Subject, choice: Choice) -> None:
         self.worker, self.runtime, self.choice = worker, runtime, choice
-        self.file = subject.file(RUNTIMES[runtime].file)
+        variant = Variant(runtime)
+        self.file = subject.file(variant.file)
         self.golden_file = subject.folder / "golden.safetensors"
         self.golden = Golden.read(self.golden_file)
-        self.facts = worker.open(runtime, self.file, self.golden_file, choice.threads, choice.device)
+        self.facts = worker.open(variant, self.file, self.golden_file, threads=choice.threads, device=choice.device)
 
     def check(self, logits: np.ndarray) -> None:
         """The logits of the golden tiles, in their order and as often as they come."""

@@ -41,10 +41,13 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
-from histo_export.bench.measure import ROUNDINGS, Row, Settings, measure
+from histo_export.bench.contestants import ROUNDINGS
+from histo_export.bench.measure import measure
 from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
+from histo_export.bench.rows import Row
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.bundle_files import GOLDEN, INT8_ONNX
 from histo_export.data import open_data
 from histo_export.data.tiles import TileSet
@@ -57,7 +60,16 @@ from histo_export.machine import this_machine, versions
 from histo_export.model.arithmetic import Simulation
 from histo_export.model.native_file import read_native
 from histo_export.parity import Golden
-from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
+from histo_export.runtimes import (
+    Runtime,
+    Tiles,
+    Variant,
+    all_variants,
+    open_runtime,
+    runtime_class,
+    to_float,
+    variants,
+)
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
 from histo_export.statistics import bootstrap_interval, summarise
 
@@ -94,7 +106,11 @@ COMPARED = (
 
 
 def ours(precision: Precision) -> tuple[str, ...]:
-    return tuple(f"{name}-{precision}" for name in engine_table.OURS)
+    return tuple(str(Variant(name, precision)) for name in engine_table.OURS)
+
+
+def open_variant(variant: Variant, subject: Subject, threads: int) -> Runtime:
+    return open_runtime(variant.runtime, subject.file(variant.file), threads=threads, precision=variant.precision)
 
 
 def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
@@ -122,7 +138,7 @@ def untrained(threads: int, pool: int) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory() as home:
         subject = engine_table.make(Path(home), Part("", {}, threads, [pool]), pool, int8=True)
         golden = Golden.read(subject.folder / GOLDEN)
-        quantise_with_onnxruntime(subject.file("model.onnx"), subject.folder / RUNTIMES[TOOL].file, golden.tiles)
+        quantise_with_onnxruntime(subject.file("model.onnx"), subject.folder / Variant.parse(TOOL).file, golden.tiles)
         yield subject
 
 
@@ -134,7 +150,7 @@ def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], roun
     every = Table("pool", "runtime", "executed", "kernels for", *(f"batch {batch}" for batch in batches))
     for pool in pools:
         with untrained(threads, pool) as subject:
-            settings = Settings(runtimes, batches, (threads,), rounds, seconds, may_lack=True)
+            settings = Settings(variants(*runtimes), batches, (threads,), rounds, seconds, may_lack=True)
             rows, left_out = measure([subject], settings, show)
         for runtime, reason in left_out.items():
             log.print(f"\r{runtime} is left out: {reason}\033[K")
@@ -166,9 +182,9 @@ def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
                 engine = _core.Engine(file, threads=threads, precision=precision, profile=profile)
                 engine.warmup(batch)
                 info = engine.info()
-                name = f"{'native' if profile == 'throughput' else 'native-latency'}-{precision}".removesuffix("-fp32")
-                with Worker(name) as worker:
-                    worker.open(name, file, golden, threads, "cpu")
+                variant = Variant("native" if profile == "throughput" else "native-latency", precision)
+                with Worker(str(variant)) as worker:
+                    worker.open(variant, file, golden, threads=threads, device="cpu")
                     worker.call(batch)
                     found = worker.memory()
                 sizes = (info["weight_bytes"] / 1e6, info["workspace_bytes"] / 1e6, found["peak"], found["before"])
@@ -202,11 +218,11 @@ def checks(subject: Subject, threads: int) -> None:
     table = Table(*columns, title=f"{subject.label}: RMS errors, of the logits' spread", title_justify="left")
     for precision in CLASSES:
         own = subject.rounding(precision)
-        for runtime, entry in RUNTIMES.items():
-            if entry.precision == precision and (subject.folder / entry.file).exists():
-                opened = open_runtime(runtime, subject.file(entry.file), threads)
-                found = golden.spread_error(opened.run(golden.tiles))
-                table.add_row(precision, f"{own:.1e}", runtime, opened.executed, f"{found / own:.2f}")
+        for variant in all_variants():
+            if variant.precision == precision and (subject.folder / variant.file).exists():
+                opened = open_variant(variant, subject, threads)
+                error = golden.spread_error(opened.run(golden.tiles))
+                table.add_row(precision, f"{own:.1e}", str(variant), opened.executed, f"{error / own:.2f}")
         table.add_row(precision, f"{own:.1e}", "fp32, least of all wrong layers", least, f"{wrong[least] / own:.2f}")
     out.print(table)
     out.print(f"Allowed: {ROUNDINGS:g}")
@@ -219,16 +235,16 @@ def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
         folder.mkdir()
-        for name in (*(entry.file for entry in FORMATS.values() if entry.file), INT8_ONNX, GOLDEN):
+        for name in (*(row.file for row in FORMATS.values() if row.file), INT8_ONNX, GOLDEN):
             if (bundle / name).is_file():
                 (folder / name).symlink_to((bundle / name).resolve())
-        quantise_with_onnxruntime(subject.file("model.onnx"), folder / RUNTIMES[TOOL].file, tiles)
+        quantise_with_onnxruntime(subject.file("model.onnx"), folder / Variant.parse(TOOL).file, tiles)
         yield Subject(subject.label, folder, subject.spec)
 
 
 def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) -> npt.NDArray[np.float32]:
     """`(n, classes)` of the whole split."""
-    opened = open_runtime(runtime, subject.file(RUNTIMES[runtime].file), threads)
+    opened = open_variant(Variant.parse(runtime), subject, threads)
     parts = []
     for start in range(0, len(tiles), BATCH):
         numbers = range(start, min(start + BATCH, len(tiles)))
@@ -266,7 +282,8 @@ def accuracy(
         left_out: dict[str, str] = {}
         for runtime in runtimes:
             try:
-                if reason := runtime_class(runtime).unavailable("cpu"):
+                variant = Variant.parse(runtime)
+                if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
                     raise HistoError(runtime, reason, "It is left out")
                 logits[runtime] = test_logits(runtime, subject, tiles.test, threads)
             except HistoError as error:
@@ -274,14 +291,14 @@ def accuracy(
             gc.collect()  # ends the threads of this one
         timed = tuple(logits)
         try:
-            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
+            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
         except HistoError as error:  # ONNX Runtime's tool may choose ranges that make another model of it
             if not str(error).startswith(TOOL):
                 raise
             agree = (logits[TOOL].argmax(1) == logits[runtimes[0]].argmax(1)).mean()
             left_out[TOOL] = f"{error} On the test tiles its top class was that of {runtimes[0]} for {agree:.2%}."
             timed = tuple(runtime for runtime in timed if runtime != TOOL)
-            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
+            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
     log.print("\r\033[K", end="")
     reference = logits[runtimes[0]]
     columns = [
@@ -333,10 +350,10 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    engines = dict.fromkeys(point.row.runtime.removesuffix(f"-{point.row.precision}") for point in points)
+    engines = dict.fromkeys(Variant.parse(point.row.runtime).runtime for point in points)
     colours = {engine: COLOURS[i % len(COLOURS)] for i, engine in enumerate(engines)}
     for point in points:
-        engine = point.row.runtime.removesuffix(f"-{point.row.precision}")
+        engine = Variant.parse(point.row.runtime).runtime
         (x, x_low, x_high), (y, y_low, y_high) = point.rate, point.accuracy
         axes.errorbar(
             x,

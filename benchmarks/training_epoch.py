@@ -36,8 +36,8 @@ from histo_export.spec import ModelSpec
 from histo_export.training.module import EVAL_BATCH, EpochSampler, EpochTiles, TileTraining
 from histo_export.training.precision import low_precision
 from histo_export.training.progress import quiet_lightning
-from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
-from histo_export.training.run import choose_device, make_trainer
+from histo_export.training.recipes import AUGMENTATION, TrainConfig, rate_factor, recipe_named
+from histo_export.training.trainer import choose_device, make_trainer
 
 
 class Noise:
@@ -58,7 +58,7 @@ class Bench:
         self.spec = ModelSpec(pool=args.pool, classes=classes, crop=args.crop, tile_size=args.crop + 22)
         self.config = TrainConfig(recipe=args.recipe, batch_size=args.batch, device=args.device, autocast="fp32")
         self.device = choose_device(args.device)
-        augmentation = Augmentation(args.crop) if recipe_named(args.recipe).augmentation else None
+        augmentation = Augmentation(args.crop, **AUGMENTATION) if recipe_named(args.recipe).augmentation else None
         self.train = TorchTiles(self._tiles(args.tiles), args.crop, augmentation, self.config.seed)
         self.val = TorchTiles(self._tiles(max(8, args.tiles // 4)), args.crop)
         torch.manual_seed(0)

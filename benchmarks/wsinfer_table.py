@@ -35,12 +35,12 @@ from rich.table import Table
 
 import histo_export
 from histo_export import _core
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.machine import this_machine, versions
 from histo_export.predict import Classifier
 from histo_export.predict.loop import run_tiles
-from histo_export.predict.run import open_model
 from histo_export.predict.slide import open_slide
+from histo_export.predict.work import check_model, open_model
 from histo_export.statistics import compare
 
 PEER = Path(__file__).with_name("wsinfer_peer.py")
@@ -89,7 +89,8 @@ class Row:
 
 def serve(job: Mapping[str, Any]) -> None:
     """One row of ours."""
-    _, spec, runtime = open_model(Path(job["bundle"]), job["runtime"], job["threads"], "cpu")
+    bundle, spec, variant = check_model(Path(job["bundle"]), job["runtime"], None)
+    runtime = open_model(bundle, variant, job["threads"], "cpu")
     slide = open_slide(Path(job["slide"]))
     probabilities = np.empty((len(job["corners"]), len(spec.classes)), np.float32)
     for _ in sys.stdin:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,11 @@ import torch
 from torch import nn
 
 from histo_export import cli
+from histo_export.data.demo import CLASSES
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
-CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 
 
@@ -53,6 +57,29 @@ def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
+def releases_gil() -> Callable[[Callable[[], object]], bool]:
+    """Tells whether other Python threads run while a function of at least 20 ms does its work outside Python.
+
+    With the GIL held, this thread would wake up once or twice. Several tries, because it may also be kept waiting by
+    a busy machine.
+    """
+
+    def check(work: Callable[[], object]) -> bool:
+        for _ in range(20):
+            worker = threading.Thread(target=work)
+            worker.start()
+            wakes = 0
+            while worker.is_alive():
+                time.sleep(0.001)
+                wakes += 1
+            if wakes > 10:
+                return True
+        return False
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Checkpoint]:
     return _make_checkpoint
 
@@ -71,10 +98,48 @@ def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle with every format. Tests that break one work on a copy."""
+def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A bundle with every format, which no test may change: those that damage one take `copy_bundle`."""
+    from histo_export.export.bundle import open_bundle
     from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
     export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
-    return out
+    yield out
+    open_bundle(out)  # compares every file with its sha256
+
+
+LINKED_BYTES = 1_000_000
+
+
+def _copy_or_link(source: str, target: str) -> str:
+    if Path(source).stat().st_size > LINKED_BYTES:
+        os.link(source, target)
+        return target
+    return shutil.copy2(source, target)
+
+
+@pytest.fixture(scope="session")
+def copy_bundle() -> Callable[[Path, Path], Path]:
+    """Copies a bundle of 425 MB to a new folder at once: large files are hard links; see `own_file`."""
+    return lambda bundle, target: Path(shutil.copytree(bundle, target, copy_function=_copy_or_link))
+
+
+@pytest.fixture(scope="session")
+def own_file() -> Callable[[Path], Path]:
+    """Replaces a hard link by a copy of the file, which a test may then change, and returns its path."""
+
+    def own(path: Path) -> Path:
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.copy2(path, partial)
+        return partial.replace(path)
+
+    return own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_fsync() -> Iterator[None]:
+    """Checkpoints of 170 MB would be forced to the disk, which no test needs: nothing here survives a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield

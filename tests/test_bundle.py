@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -21,8 +21,8 @@ from histo_export.export.bundle import FORMAT_1_CHECKED_BY, open_bundle, staging
 
 
 @pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+def copy(copy_bundle: Callable[[Path, Path], Path], bundle: Path, tmp_path: Path) -> Path:
+    return copy_bundle(bundle, tmp_path / "copy")
 
 
 def test_config_is_valid_for_wsinfer(bundle: Path) -> None:
@@ -84,15 +84,15 @@ def test_a_bundle_of_another_format_is_refused(copy: Path, version: object) -> N
         open_bundle(copy)
 
 
-def test_truncated_file_is_named(copy: Path) -> None:
-    file = copy / "model.onnx"
+def test_truncated_file_is_named(copy: Path, own_file: Callable[[Path], Path]) -> None:
+    file = own_file(copy / "model.onnx")
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(HistoError, match=r"model\.onnx: has .* bytes"):
         open_bundle(copy)
 
 
-def test_changed_byte_is_found(copy: Path) -> None:
-    with (copy / "torchscript_model.pt").open("r+b") as file:
+def test_changed_byte_is_found(copy: Path, own_file: Callable[[Path], Path]) -> None:
+    with own_file(copy / "torchscript_model.pt").open("r+b") as file:
         file.seek(50_000)
         byte = file.read(1)[0]
         file.seek(50_000)

@@ -11,10 +11,10 @@ from torchvision.transforms.functional import center_crop
 
 from histo_export.export.onnx_graph import OPERATORS, onnx_bytes
 from histo_export.export.pt2 import exported_program
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import Head, Stem, fold_head, head_pool, lower, pooling_matrix
 from histo_export.model.net import normalise
 from histo_export.spec import CHANNELS, ModelSpec
-from histo_export.training.checkpoint import Checkpoint
 
 MakeCheckpoint = Callable[..., Checkpoint]
 

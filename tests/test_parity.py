@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from histo_export.errors import HistoError
 from histo_export.export.formats import FORMATS, Writer, format_of
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model import lowering
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.net import TileNet
 from histo_export.parity import BATCHES, FP32_TOLERANCE, TILES, Golden, check_file, compare, make_golden
-from histo_export.runtimes import RUNTIMES, runtime_class
+from histo_export.runtimes import RUNTIMES, Variant, runtime_class
 from histo_export.spec import STAGES
-from histo_export.training.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Pat
 def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> None:
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torchscript", "native", "torch"):
-        name = RUNTIMES[runtime_id].file
+        name = Variant(runtime_id).file
         (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
         with pytest.raises(HistoError, match=f"{name}: could not be run by {runtime_id}"):
             check_file(tmp_path / name, runtime_id, golden_path, Golden.read(golden_path), 2)
@@ -186,7 +187,7 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
         pytest.skip("this machine has a GPU")
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torch", "native"):
-        file = bundle / RUNTIMES[runtime_id].file
+        file = bundle / Variant(runtime_id).file
         with pytest.raises(HistoError, match="--device cuda"):
             check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
 
@@ -210,13 +211,15 @@ def test_a_format_is_complete(name: str) -> None:
         expected = list(inspect.signature(getattr(Writer, function)).parameters)[1:]  # without self
         assert list(inspect.signature(getattr(entry.writer, function)).parameters) == expected
     assert bool(entry.checked_by) == (entry.file is not None)
-    assert {RUNTIMES[runtime_id].file for runtime_id in entry.checked_by} <= {entry.file}
+    assert {Variant(runtime_id).file for runtime_id in entry.checked_by} <= {entry.file}
     assert set(entry.needs) <= set(FORMATS)
 
 
-def test_every_runtime_can_be_found() -> None:
-    for runtime_id in RUNTIMES:
-        try:
-            assert runtime_class(runtime_id).name
-        except HistoError as error:
-            assert "pip install" in str(error)  # noqa: PT017 (an extra that may be missing)
+@pytest.mark.parametrize("runtime_id", RUNTIMES)
+def test_every_runtime_can_be_found(runtime_id: str) -> None:
+    """And its class has the precisions that the registry promises without importing it."""
+    if RUNTIMES[runtime_id].package == "openvino" and importlib.util.find_spec("openvino") is None:
+        with pytest.raises(HistoError, match=r"pip install 'histo-export\[openvino\]'"):
+            runtime_class(runtime_id)
+    else:
+        assert set(runtime_class(runtime_id).names) == set(RUNTIMES[runtime_id].files)

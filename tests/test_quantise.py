@@ -17,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
+from drawn_tiles import TintedNoise, labels_of, tile_set
 from histo_export.bundle_files import INT8_ONNX
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
@@ -53,34 +54,19 @@ from histo_export.model.arithmetic import (
     quantise_weights,
     rounded,
 )
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.native_file import native_bytes, read_native, read_quantised
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 F32 = np.float32
 
 
-class Drawn:
-    """Blurred noise of a tint of its own for each tile; a class, as sources of tiles must be picklable."""
-
-    def __init__(self, seed: int, side: int) -> None:
-        self.seed, self.side = seed, side
-
-    def __call__(self, i: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, i])
-        coarse = rng.normal(0, 60, (-(-self.side // 5), -(-self.side // 5), 3)).repeat(5, 0).repeat(5, 1)
-        tile = coarse[: self.side, : self.side] + rng.uniform(60, 200, 3)
-        return tile.clip(0, 255).astype(np.uint8)
-
-
-def tile_set(spec: ModelSpec, per_class: int, seed: int) -> TileSet:
-    labels = np.repeat(np.arange(len(spec.classes), dtype=np.int64), per_class)
-    return TileSet(spec.classes, labels, [f"tile {i}" for i in range(len(labels))], Drawn(seed, spec.tile_size))
-
-
 def tile_data(spec: ModelSpec) -> TileData:
-    train, val, test = (tile_set(spec, per_class, seed) for seed, per_class in enumerate((4, 3, 2)))
+    train, val, test = (
+        tile_set(spec.classes, labels_of(spec.classes, per_class), TintedNoise(seed, spec.tile_size))
+        for seed, per_class in enumerate((4, 3, 2))
+    )
     described = {"mpp": None, "synthetic": True, "fingerprint": "f" * 64, "description": "drawn"}
     return TileData("drawn", spec.classes, train, val, test, tile_size=spec.tile_size, **described)
 
@@ -89,7 +75,9 @@ def tile_data(spec: ModelSpec) -> TileData:
 def small(make_checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
     """Pool 2 on a 2×2 map, tiles of an odd difference to the crop, and a bias with which every class has its tiles."""
     made = make_checkpoint(pool=2, crop=64, tile_size=75)
-    logits = Simulation(lower(made.net(), made.spec))(torch.from_numpy(np.stack([Drawn(1, 75)(i) for i in range(18)])))
+    logits = Simulation(lower(made.net(), made.spec))(
+        torch.from_numpy(np.stack([TintedNoise(1, 75)(i) for i in range(18)]))
+    )
     state = made.state_dict | {"fc.bias": made.state_dict["fc.bias"] - logits.mean(0)}
     return dataclasses.replace(made, state_dict=state)
 
@@ -217,7 +205,7 @@ def test_a_block_in_int8_is_what_the_definition_says(lowered: LoweredNet, all_sc
 
 def test_without_a_low_precision_it_is_the_lowered_network(small: Checkpoint, lowered: LoweredNet) -> None:
     for side in (64, 67, 75):  # crops that start at 0, at 2 (of 1.5) and at 6 (of 5.5)
-        tiles = torch.from_numpy(np.stack([Drawn(5, side)(i) for i in range(3)]))
+        tiles = torch.from_numpy(np.stack([TintedNoise(5, side)(i) for i in range(3)]))
         expected = lowered(tiles.permute(0, 3, 1, 2).float() / 255)
         torch.testing.assert_close(Simulation(lowered)(tiles), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
@@ -533,7 +521,7 @@ def _onnx_input(tiles: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def _tiles(spec: ModelSpec) -> torch.Tensor:
-    return torch.from_numpy(np.stack([Drawn(9, spec.tile_size)(i) for i in range(6)]))
+    return torch.from_numpy(np.stack([TintedNoise(9, spec.tile_size)(i) for i in range(6)]))
 
 
 def test_onnx_runtime_computes_the_quantised_model(
@@ -653,7 +641,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch, small: Checkpoint, lowered: LoweredN
     tiles = torch.from_numpy(np.stack([data.val.tile(i) for i in range(len(data.val))]))
     labels = Simulation(lowered)(tiles).argmax(1).numpy()
     assert len(np.unique(labels)) > 1
-    return dataclasses.replace(data, val=TileSet(data.classes, labels, data.val.names, Drawn(1, 75)))
+    return dataclasses.replace(data, val=TileSet(data.classes, labels, data.val.names, TintedNoise(1, 75)))
 
 
 def test_a_lossy_bundle_is_not_written(coarse: TileData, small: Checkpoint, tmp_path: Path) -> None:
@@ -698,7 +686,7 @@ Histo = Callable[..., tuple[int, str, str]]
 def folder(tmp_path: Path, small: Checkpoint) -> Path:
     """Images that the small checkpoint's classes could be trained on."""
     for number, split in enumerate(("train", "val", "test")):
-        draw = Drawn(number, 75)
+        draw = TintedNoise(number, 75)
         for label, name in enumerate(small.spec.classes):
             (tmp_path / "tiles" / split / name).mkdir(parents=True)
             for i in range(2):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,15 @@ def test_the_model_is_the_bundles_and_takes_no_second_place_on_the_disk(bundle: 
 
 
 @pytest.mark.parametrize("file", ["config.pbtxt", "labels.txt", "1/model.onnx"])
-def test_a_changed_file_of_the_repository_is_found(bundle: Path, tmp_path: Path, file: str) -> None:
-    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    with (copy / "triton" / "bundle" / file).open("r+b") as stream:
+def test_a_changed_file_of_the_repository_is_found(
+    bundle: Path,
+    copy_bundle: Callable[[Path, Path], Path],
+    own_file: Callable[[Path], Path],
+    tmp_path: Path,
+    file: str,
+) -> None:
+    copy = copy_bundle(bundle, tmp_path / "copy")
+    with own_file(copy / "triton" / "bundle" / file).open("r+b") as stream:
         stream.write(b"#")
     with pytest.raises(HistoError, match=f"triton/bundle/{file}: differs from its sha256"):
         open_bundle(copy)

@@ -5,7 +5,7 @@
 // copied or given up without it: what the callbacks need is owned by objects that Python destroys, and the
 // std::functions hold plain pointers.
 
-#include "batch_runner.h"
+#include "histo/batch_runner.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -29,9 +29,11 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "arrays.h"
-#include "histo/batch_runner.h"
 #include "histo/error.h"
+#include "histo/names.h"
+#include "register.h"
 
 namespace bindings {
 namespace {
@@ -242,12 +244,9 @@ std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py:
     }
     return static_cast<std::size_t>(value);
   };
-  if (on_error != "stop" && on_error != "report") {
-    raise(PyExc_ValueError, "on_error is '" + on_error + "'; choose from stop, report");
-  }
   runner->options = {.batch = positive("batch", batch),
                      .queued = positive("queued", queued),
-                     .on_error = on_error == "stop" ? histo::OnError::stop : histo::OnError::report};
+                     .on_error = histo::from_name<histo::OnError>("on_error", on_error)};
   if (py::isinstance<histo::Engine>(runtime)) {
     const auto& engine = runtime.cast<const histo::Engine&>();
     if (classes && positive("classes", *classes) != engine.classes()) {
@@ -623,7 +622,7 @@ Returns:
 
 }  // namespace
 
-void bind_batch_runner(py::module_& m) {
+void register_batch_runner(py::module_& m) {
   py::class_<BatchRunnerStats>(
       m, "BatchRunnerStats",
       "Where the loop stands, or what it did.\n\nThe stages overlap, so their times may "

@@ -15,19 +15,19 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/packing.h"
 #include "error_code.h"
 #include "histo/build_config.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
 #include "histo/preprocess.h"
-#include "model_file.h"
 #include "model/network.h"
-#include "cpu/packing.h"
+#include "model_file.h"
 
 namespace {
 
 using histo::Algorithm;
-using histo::Convolution;
+using histo::AlgorithmPolicy;
 using histo::Engine;
 using histo::EngineOptions;
 using histo::Error;
@@ -215,9 +215,9 @@ TEST_CASE("engine: every stage is what the definition says, for every instructio
     for (const Isa isa : histo::usable_isas()) {
       CAPTURE(histo::name(isa));
       // Convolutions run direct or as F(4 x 4); the latency profile adds F(2 x 2).
-      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, Algorithm::fastest},
-                                               std::pair{Profile::latency, Algorithm::fastest},
-                                               std::pair{Profile::throughput, Algorithm::direct}}) {
+      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, AlgorithmPolicy::fastest},
+                                               std::pair{Profile::latency, AlgorithmPolicy::fastest},
+                                               std::pair{Profile::throughput, AlgorithmPolicy::direct}}) {
         const Engine engine(model, {.threads = 2, .isa = isa, .profile = profile, .algorithm = algorithm});
         const auto stages = engine.stages(tile, shape);
         REQUIRE(stages.size() == expected.size());
@@ -268,7 +268,7 @@ TEST_CASE("engine: floats in [0, 1] give the bits of the bytes that they came fr
 
 TEST_CASE("engine: NaN and infinity in a tile stay in its row") {
   const TileShape shape{.batch = 5, .height = 64, .width = 64};
-  for (const Algorithm algorithm : {Algorithm::fastest, Algorithm::direct}) {
+  for (const AlgorithmPolicy algorithm : {AlgorithmPolicy::fastest, AlgorithmPolicy::direct}) {
     const Engine engine(make_model(2, 64), {.threads = 2, .algorithm = algorithm});
     check_that_nan_stays_in_its_row(engine, random_tiles(shape, 6), shape, 2000);
   }
@@ -330,7 +330,7 @@ TEST_CASE("engine: it says what it does") {
   CHECK(engine.info().threads == 3);
   CHECK(engine.info().crop == 128);
   CHECK(engine.info().profile == Profile::latency);
-  CHECK(engine.info().algorithm == Algorithm::fastest);
+  CHECK(engine.info().algorithm == AlgorithmPolicy::fastest);
   CHECK(engine.info().weight_bytes > 80'000'000);
   CHECK(engine.info().workspace_bytes == 0);
 
@@ -546,9 +546,9 @@ TEST_CASE("engine: low precisions compute the network, each as exactly as it can
     CAPTURE(histo::name(precision));
     const auto expected = precision == Precision::int8 ? int8_stages(model, tile, shape, 33) : exact;
     for (const Isa isa : isas_for(precision)) {
-      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, Algorithm::fastest},
-                                               std::pair{Profile::latency, Algorithm::fastest},
-                                               std::pair{Profile::throughput, Algorithm::direct}}) {
+      for (const auto& [profile, algorithm] : {std::pair{Profile::throughput, AlgorithmPolicy::fastest},
+                                               std::pair{Profile::latency, AlgorithmPolicy::fastest},
+                                               std::pair{Profile::throughput, AlgorithmPolicy::direct}}) {
         const Engine engine(
             model,
             {.threads = 2, .precision = precision, .isa = isa, .profile = profile, .algorithm = algorithm});
@@ -610,9 +610,9 @@ TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
   const Bytes tiles = random_tiles(all, 5);
   for (const Isa isa : isas_for(Precision::int8)) {
     EngineOptions options{
-        .threads = 2, .precision = Precision::int8, .isa = isa, .algorithm = Algorithm::direct};
+        .threads = 2, .precision = Precision::int8, .isa = isa, .algorithm = AlgorithmPolicy::direct};
     const auto expected = run(Engine(quantised_model(), options), tiles, all);
-    options.algorithm = Algorithm::fastest;
+    options.algorithm = AlgorithmPolicy::fastest;
     for (const Profile profile : {Profile::throughput, Profile::latency}) {
       options.profile = profile;
       const Engine engine(quantised_model(), options);
@@ -622,7 +622,7 @@ TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
       CHECK(std::ranges::equal(alone, std::span(expected).first(6)));
       const auto times = engine.layer_times(Bytes(38 * 34 * 3), one);
       CHECK((isa == Isa::amx) == std::ranges::none_of(times, [](const histo::LayerTime& layer) {
-              return layer.convolution == Convolution::winograd4;
+              return layer.algorithm == Algorithm::winograd4;
             }));
     }
   }

@@ -206,7 +206,8 @@ TEST_CASE("the example of the header") {
   CHECK(head.channels() == 1);
   CHECK(head.classes() == 2);
   CHECK(head.threads() == 1);
-  CHECK(head.isa() == histo::default_isa());
+  const Isa preferred = histo::default_isa();
+  CHECK(head.isa() == (preferred == Isa::amx ? Isa::avx512 : preferred));  // AMX has no float32
 }
 
 TEST_CASE("threads 0 asks for the usable CPUs") {

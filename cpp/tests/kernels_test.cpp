@@ -14,15 +14,15 @@
 #include <vector>
 
 #include "cpu/aligned_buffer.h"
+#include "cpu/packing.h"
 #include "histo/isa.h"
 #include "model/network.h"
-#include "cpu/packing.h"
 
 namespace {
 
+using histo::Algorithm;
 using histo::AlignedBuffer;
 using histo::ConvLayer;
-using histo::Convolution;
 using histo::Isa;
 using histo::kernels::Range;
 using histo::kernels::Table;
@@ -60,7 +60,7 @@ struct Image {
 };
 
 struct Case {
-  Convolution algorithm;
+  Algorithm algorithm;
   std::size_t images, height, width, inputs, outputs, kernel, stride;
   bool residual, relu;
 };
@@ -156,7 +156,7 @@ Image run(const Table& kernel, Problem& p, std::size_t cut) {
                                           .width = output.width,
                                           .relu = c.relu};
   const float* const input = p.input.at(0, 0, 0) - c.kernel / 2 * (p.input.row() + p.input.channels);
-  if (c.algorithm == Convolution::direct) {
+  if (c.algorithm == Algorithm::direct) {
     const histo::kernels::Conv conv{.input = input,
                                     .input_strides = p.input.strides(c.stride),
                                     .window_rows = c.kernel,
@@ -170,7 +170,7 @@ Image run(const Table& kernel, Problem& p, std::size_t cut) {
     }
     return output;
   }
-  const std::size_t m = c.algorithm == Convolution::winograd4 ? 4 : 2;
+  const std::size_t m = c.algorithm == Algorithm::winograd4 ? 4 : 2;
   const auto& winograd = m == 4 ? kernel.winograd4 : kernel.winograd2;
   const histo::kernels::Winograd w{.input = input,
                                    .input_strides = p.input.strides(),
@@ -219,11 +219,11 @@ void check(const Case& c) {
 
 TEST_CASE("convolutions: those of the network, on maps of odd sizes") {
   for (const std::size_t side : {1, 2, 4, 5, 9}) {
-    check({Convolution::direct, 2, side, side + 1, 64, 64, 3, 1, true, true});
-    check({Convolution::direct, 2, side, side, 64, 128, 3, 2, false, true});
-    check({Convolution::direct, 3, side + 2, side, 64, 128, 1, 2, false, false});
-    check({Convolution::direct, 1, side + 6, side, 3, 64, 7, 2, false, true});
-    for (const Convolution winograd : {Convolution::winograd2, Convolution::winograd4}) {
+    check({Algorithm::direct, 2, side, side + 1, 64, 64, 3, 1, true, true});
+    check({Algorithm::direct, 2, side, side, 64, 128, 3, 2, false, true});
+    check({Algorithm::direct, 3, side + 2, side, 64, 128, 1, 2, false, false});
+    check({Algorithm::direct, 1, side + 6, side, 3, 64, 7, 2, false, true});
+    for (const Algorithm winograd : {Algorithm::winograd2, Algorithm::winograd4}) {
       check({winograd, 2, side, side + 1, 64, 64, 3, 1, true, true});
       check({winograd, 1, side + 3, side, 128, 64, 3, 1, false, false});
     }
@@ -231,9 +231,9 @@ TEST_CASE("convolutions: those of the network, on maps of odd sizes") {
 }
 
 TEST_CASE("direct convolutions whose weights and pixels are taken in pieces") {
-  check({Convolution::direct, 2, 10, 11, 128, 64, 3, 1, true, true});   // 220 pixels
-  check({Convolution::direct, 1, 3, 4, 352, 64, 3, 1, true, true});     // rows of 1056 floats
-  check({Convolution::direct, 1, 5, 3, 1056, 64, 1, 2, false, false});  // a window of one pixel
+  check({Algorithm::direct, 2, 10, 11, 128, 64, 3, 1, true, true});   // 220 pixels
+  check({Algorithm::direct, 1, 3, 4, 352, 64, 3, 1, true, true});     // rows of 1056 floats
+  check({Algorithm::direct, 1, 5, 3, 1056, 64, 1, 2, false, false});  // a window of one pixel
 }
 
 TEST_CASE("maximum pooling, NaN included") {
@@ -265,7 +265,7 @@ TEST_CASE("maximum pooling, NaN included") {
 }
 
 TEST_CASE("a NaN goes through ReLU and residual, and reaches no other image") {
-  for (const Convolution algorithm : {Convolution::direct, Convolution::winograd2, Convolution::winograd4}) {
+  for (const Algorithm algorithm : {Algorithm::direct, Algorithm::winograd2, Algorithm::winograd4}) {
     Problem problem({algorithm, 2, 4, 4, 64, 64, 3, 1, true, true});
     problem.input.at(1, 2, 2)[9] = std::numeric_limits<float>::quiet_NaN();
     for (const Isa isa : histo::usable_isas()) {

@@ -1,6 +1,7 @@
 // histo-run: classifies image files with a model.safetensors. Uses nothing but the public headers.
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
@@ -25,6 +26,7 @@
 #include "histo/error.h"
 #include "histo/isa.h"
 #include "histo/model.h"
+#include "histo/names.h"
 #include "histo/self_test.h"
 
 namespace {
@@ -68,6 +70,16 @@ class Failure : public std::runtime_error {
 [[noreturn]] void usage_error(const std::string& message) { throw Failure(2, message); }
 
 [[noreturn]] void failure(const std::string& message) { throw Failure(1, message); }
+
+// An Error of the library in the style of this program: "What is wrong. What to do."
+std::string sentences(const histo::Error& error) {
+  std::string text(error.message());
+  if (std::string remedy(error.remedy()); !remedy.empty()) {
+    remedy.front() = static_cast<char>(std::toupper(static_cast<unsigned char>(remedy.front())));
+    text += ". " + remedy;
+  }
+  return text;
+}
 
 // --- the command line ------------------------------------------------------------------------------------
 
@@ -119,27 +131,14 @@ Extent extent_argument(const std::string& value) {
               " pixels. Write it like --raw 150x150");
 }
 
-histo::Precision precision_argument(const std::string& value) {
-  std::string names;
-  for (const histo::Precision precision :
-       {histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3, histo::Precision::int8}) {
-    if (histo::name(precision) == value) {
-      return precision;
-    }
-    names += (names.empty() ? "" : ", ") + std::string(histo::name(precision));
+// Calls `choose`, and turns the Error of a choice that is unknown or not possible here into wrong usage.
+template <typename Choose>
+auto choice(const Choose& choose) {
+  try {
+    return choose();
+  } catch (const histo::Error& error) {
+    usage_error(sentences(error));
   }
-  usage_error("--precision " + value + ": is none that there is. Choose from " + names);
-}
-
-histo::Isa isa_argument(const std::string& value) {
-  std::string names;
-  for (const histo::Isa isa : histo::usable_isas()) {
-    if (histo::name(isa) == value) {
-      return isa;
-    }
-    names += (names.empty() ? "" : ", ") + std::string(histo::name(isa));
-  }
-  usage_error("--isa " + value + ": is no instruction set that this machine can run. Choose from " + names);
 }
 
 // nullopt where the answer has been printed already.
@@ -187,9 +186,10 @@ std::optional<Arguments> parse(std::vector<std::string> words) {
     } else if (word == "--threads") {
       arguments.engine.threads = static_cast<unsigned>(number_argument(word, value(), 1024));
     } else if (word == "--isa") {
-      arguments.engine.isa = isa_argument(value());
+      arguments.engine.isa =
+          choice([&] { return histo::require_usable(histo::from_name<histo::Isa>(word, value())); });
     } else if (word == "--precision") {
-      arguments.engine.precision = precision_argument(value());
+      arguments.engine.precision = choice([&] { return histo::from_name<histo::Precision>(word, value()); });
     } else {
       usage_error(word + ": there is no such option. See histo-run --help");
     }
@@ -468,6 +468,8 @@ int main(int argc, char** argv) {
   } catch (const Failure& failure) {
     exit_code = failure.exit_code();
     message = failure.what();
+  } catch (const histo::Error& error) {
+    message = sentences(error);
   } catch (const std::bad_alloc&) {
     message = "there is not enough memory. Try a smaller --batch";
   } catch (const std::exception& error) {

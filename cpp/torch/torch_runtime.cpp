@@ -24,10 +24,6 @@
 namespace histo {
 namespace {
 
-// The children of the exported network, in the order of the computation; python/histo_export/spec.py has them
-// too.
-constexpr std::array stage_names = {"stem", "layer1", "layer2", "layer3", "layer4", "head"};
-
 // The profiling executor records shapes in the first run and compiles in the second; the third runs the
 // result.
 constexpr int warmup_runs = 3;
@@ -134,8 +130,8 @@ struct TorchRuntime::State {
       const std::int64_t side = stem.attr("crop").toInt();
       const at::Tensor weight =
           stages.attr("head").toModule().attr("linear").toModule().attr("weight").toTensor();
-      for (const char* name : stage_names) {
-        static_cast<void>(stages.attr(name).toModule().get_method("forward"));
+      for (const std::string_view name : stage_names) {  // each is a child of the exported network
+        static_cast<void>(stages.attr(std::string(name)).toModule().get_method("forward"));
       }
       if (side < 1 || weight.dim() != 2 || weight.size(0) < 1 || weight.scalar_type() != at::kFloat) {
         throw Error(ErrorCode::invalid_file, file.string() + " has a crop or a head of an impossible shape");
@@ -250,7 +246,8 @@ std::vector<Stage> TorchRuntime::stages(std::span<const std::uint8_t> tiles, Til
   return state_->infer([&] {
     std::vector<Stage> outputs;
     at::Tensor x = state_->input(tiles, shape);
-    for (const char* name : stage_names) {
+    for (const std::string_view stage : stage_names) {
+      const std::string name(stage);
       x = state_->stages.attr(name).toModule().get_method("forward")({x}).toTensor();
       const at::Tensor host = x.to(at::kCPU).contiguous();
       const float* data = host.const_data_ptr<float>();

@@ -11,14 +11,9 @@
 
 #include "histo/api.h"
 #include "histo/engine.h"
+#include "histo/names.h"
 
 namespace histo {
-
-/// What happens when one tile cannot be had (the source throws) or its batch cannot be run.
-enum class OnError : bool {
-  stop,    ///< what came before is delivered, no more tiles are pulled, and run() throws
-  report,  ///< the tile is delivered as a TileResult with an error, and the loop goes on
-};
 
 struct BatchRunnerOptions {
   std::size_t batch = 32;  ///< tiles per call of the runtime; the last batch may be smaller

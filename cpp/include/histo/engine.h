@@ -8,55 +8,14 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "histo/api.h"
 #include "histo/isa.h"
 #include "histo/model.h"
+#include "histo/names.h"
 
 namespace histo {
-
-/// Arithmetic of the convolutions, and what their maps are stored as. The head multiplies in float32 always.
-enum class Precision : int {
-  fp32 = 0,    ///< float32 throughout
-  bf16 = 1,    ///< maps and weights bf16, sums float32
-  bf16x3 = 2,  ///< each number in two bf16 parts, three products: operands of 16 bits, near float32
-  int8 = 3,    ///< maps u8, weights s8, sums int32, by the scales in the model file; other layers bf16
-};
-
-/// "fp32", "bf16", "bf16x3" or "int8".
-[[nodiscard]] HISTO_API std::string_view name(Precision precision) noexcept;
-
-/// What the choice of algorithms is made for. It is made once, never by the batch at hand, so that a tile's
-/// logits do not depend on its batch.
-enum class Profile : int {
-  throughput = 0,  ///< fewest operations: for batches of 8 and more
-  latency = 1,     ///< fewer bytes of weights in the deep layers: for single tiles
-};
-
-/// "throughput" or "latency".
-[[nodiscard]] HISTO_API std::string_view name(Profile profile) noexcept;
-
-/// Which algorithms an Engine may use for its convolutions.
-enum class Algorithm : int {
-  fastest =
-      0,       ///< Winograd's where it applies: 4 times fewer multiplications, about twice the rounding error
-  direct = 1,  ///< the definition alone
-};
-
-/// "fastest" or "direct".
-[[nodiscard]] HISTO_API std::string_view name(Algorithm algorithm) noexcept;
-
-/// The algorithm that a layer runs.
-enum class Convolution : int {
-  direct = 0,
-  winograd2 = 1,  ///< Winograd's F(2 x 2, 3 x 3)
-  winograd4 = 2,  ///< Winograd's F(4 x 4, 3 x 3)
-};
-
-/// "direct", "winograd2" or "winograd4".
-[[nodiscard]] HISTO_API std::string_view name(Convolution convolution) noexcept;
 
 /// What an Engine is made with; the defaults suit most.
 ///
@@ -68,7 +27,7 @@ struct EngineOptions {
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
   std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
   Profile profile = Profile::throughput;
-  Algorithm algorithm = Algorithm::fastest;
+  AlgorithmPolicy algorithm = AlgorithmPolicy::fastest;
 };
 
 /// What an Engine really does.
@@ -76,7 +35,7 @@ struct EngineInfo {
   Isa isa;  ///< of the kernels that run, which may be lower than the one asked for: fp32 has none for AMX
   Precision precision;
   Profile profile;
-  Algorithm algorithm;
+  AlgorithmPolicy algorithm;
   unsigned threads;
   std::size_t crop;
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
@@ -100,7 +59,7 @@ struct Stage {
 /// A convolution of the network, or the head, in the order of the computation.
 struct LayerTime {
   std::string name;                        ///< stem, layer1.0.conv1, ... or head
-  Convolution convolution;                 ///< direct for the head, too
+  Algorithm algorithm;                     ///< direct for the head, too
   Precision precision;                     ///< of this layer
   std::size_t channels, height, width;     ///< of the output
   std::size_t multiply_adds;               ///< per tile, by the definition

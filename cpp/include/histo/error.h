@@ -2,45 +2,61 @@
 /// The one exception type that this library throws.
 #pragma once
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "histo/api.h"
+#include "histo/names.h"
 
 namespace histo {
 
-/// What went wrong. The numbers are stable: new codes are appended, none is reused.
-enum class ErrorCode : int {
-  invalid_argument = 1,  ///< an argument is null, zero or outside its range
-  size_mismatch = 2,     ///< a buffer does not hold as many elements as the shape says
-  size_overflow = 3,     ///< a shape's number of elements does not fit in std::size_t
-  io = 4,                ///< a file cannot be opened or read
-  invalid_file = 5,      ///< a file is not what it says it is: damaged, of another format, or lying
-  unsupported = 6,       ///< valid, but not possible here: an instruction set, a precision, a size
-  out_of_memory = 7,     ///< an allocation failed
-  cancelled = 8,         ///< the caller asked for an end
-  failed = 9,            ///< a callback or a foreign runtime failed; the message is its own
-};
-
-/// Thrown by every function of this library that documents an error; `what()` names the argument, what is
-/// wrong with it and what was expected.
+/// Thrown by every function of this library that documents an error.
 ///
-/// Example:
+/// `what()` is the whole sentence: what is wrong, with the argument or the file, then "; " and what to do
+/// about it. message() and remedy() are its two parts.
+///
 /// \code
 /// try {
 ///   histo::FusedHead head(0, 512, 6, weight, bias);
 /// } catch (const histo::Error& error) {
 ///   assert(error.code() == histo::ErrorCode::invalid_argument);
+///   std::cerr << error.message() << ". What to do: " << error.remedy() << '\n';
 /// }
 /// \endcode
 class HISTO_API Error : public std::runtime_error {
  public:
-  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  /// \param message  what is wrong, without a full stop
+  /// \param remedy   what to do about it, beginning with a small letter; empty where the library cannot know,
+  ///                 as after the failure of a callback
+  Error(ErrorCode code, std::string_view message, std::string_view remedy = {})
+      : std::runtime_error(sentence(message, remedy)), code_(code), message_size_(message.size()) {}
 
   [[nodiscard]] ErrorCode code() const noexcept { return code_; }
 
+  /// What is wrong. Lives as long as this object; so does remedy().
+  [[nodiscard]] std::string_view message() const noexcept { return {what(), message_size_}; }
+
+  /// What to do about it; may be empty.
+  [[nodiscard]] std::string_view remedy() const noexcept {
+    const std::string_view all = what();
+    return all.substr(all.size() > message_size_ ? message_size_ + separator.size() : message_size_);
+  }
+
  private:
+  static constexpr std::string_view separator = "; ";
+
+  static std::string sentence(std::string_view message, std::string_view remedy) {
+    std::string text(message);
+    if (!remedy.empty()) {
+      text.append(separator).append(remedy);
+    }
+    return text;
+  }
+
   ErrorCode code_;
+  std::size_t message_size_;  // both parts point into what(), so that copying an Error cannot throw
 };
 
 }  // namespace histo

@@ -10,17 +10,12 @@
 
 #include "histo/api.h"
 #include "histo/isa.h"
+#include "histo/names.h"
 
 namespace histo {
 
 /// Whether FusedHead::run() ends in a softmax over the classes.
 enum class Softmax : bool { no = false, yes = true };
-
-/// Order of a feature map's axes in memory.
-enum class Layout : int {
-  nchw = 0,  ///< row-major `(batch, channels, height, width)`
-  nhwc = 1,  ///< row-major `(batch, height, width, channels)`, "channels last"
-};
 
 /// The upper half of a float32: 8 bits of exponent, 7 of mantissa.
 struct Bfloat16 {

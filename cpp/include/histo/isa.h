@@ -2,23 +2,12 @@
 /// The instruction set that kernels are written in, and the choice among those that this machine has.
 #pragma once
 
-#include <string_view>
 #include <vector>
 
 #include "histo/api.h"
+#include "histo/names.h"
 
 namespace histo {
-
-/// Instruction sets with kernels of their own, from the lowest to the highest.
-enum class Isa : int {
-  portable = 0,  ///< what the library was compiled for: x86-64-v2, or the compiler's default elsewhere
-  avx2 = 1,      ///< AVX2 and FMA
-  avx512 = 2,    ///< AVX-512 F, BW, DQ and VL; VNNI and BF16 where the CPU has them
-  amx = 3,       ///< the matrix unit, bf16 and int8; float32 runs as avx512
-};
-
-/// "portable", "avx2", "avx512" or "amx".
-[[nodiscard]] HISTO_API std::string_view name(Isa isa) noexcept;
 
 /// The instruction sets that this machine can run and this library was built for, lowest first; Isa::portable
 /// is always there.

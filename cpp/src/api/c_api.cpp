@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <initializer_list>
 #include <new>
 #include <optional>
 #include <span>
@@ -21,6 +20,7 @@
 #include "histo/histo.h"
 #include "histo/isa.h"
 #include "histo/model.h"
+#include "histo/names.h"
 #include "histo/self_test.h"
 
 struct histo_model {
@@ -53,6 +53,8 @@ static_assert(status_of(ErrorCode::cancelled) == HISTO_CANCELLED);
 static_assert(status_of(ErrorCode::failed) == HISTO_FAILED);
 static_assert(static_cast<int>(histo::Layout::nchw) == HISTO_NCHW);
 static_assert(static_cast<int>(histo::Layout::nhwc) == HISTO_NHWC);
+static_assert(histo::name_table<ErrorCode>.size() == 9 && histo::name_table<histo::Layout>.size() == 2,
+              "histo.h lists every one");
 
 // Fixed, because the message must also fit where memory has run out.
 thread_local char last_error[1025] = "";
@@ -146,25 +148,14 @@ void write_result(Result* result, const Result& values) {
   result->struct_size = size;
 }
 
-// The one of `values` that has this name; null means the first.
+// The value that has this name; null means `otherwise`.
 template <typename Value>
-Value named(const char* what, const char* name, std::initializer_list<Value> values) {
-  std::string names;
-  for (const Value value : values) {
-    if (name == nullptr || histo::name(value) == name) {
-      return value;
-    }
-    names += (names.empty() ? "" : ", ") + std::string(histo::name(value));
-  }
-  throw Error(ErrorCode::invalid_argument,
-              std::string(what) + " is \"" + name + "\"; it must be one of " + names);
+Value named(const char* what, const char* name, Value otherwise) {
+  return name == nullptr ? otherwise : histo::from_name<Value>(what, name);
 }
 
 std::optional<histo::Isa> isa_of(const char* name) {
-  if (name == nullptr) {
-    return std::nullopt;
-  }
-  return named("isa", name, {histo::Isa::portable, histo::Isa::avx2, histo::Isa::avx512, histo::Isa::amx});
+  return name == nullptr ? std::nullopt : std::optional(histo::from_name<histo::Isa>("isa", name));
 }
 
 template <typename Tile>
@@ -272,17 +263,14 @@ histo_status histo_engine_create(const histo_model* model, const histo_engine_op
   return make_handle(engine, "engine", [model, options] {
     require(model, "model");
     const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_engine_options, algorithm));
-    return histo::Engine(
-        model->model,
-        {.threads = given.threads,
-         .precision = named("precision", given.precision,
-                            {histo::Precision::fp32, histo::Precision::bf16, histo::Precision::bf16x3,
-                             histo::Precision::int8}),
-         .isa = isa_of(given.isa),
-         .crop = given.crop,
-         .profile = named("profile", given.profile, {histo::Profile::throughput, histo::Profile::latency}),
-         .algorithm =
-             named("algorithm", given.algorithm, {histo::Algorithm::fastest, histo::Algorithm::direct})});
+    histo::EngineOptions engine_options;
+    engine_options.threads = given.threads;
+    engine_options.precision = named("precision", given.precision, engine_options.precision);
+    engine_options.isa = isa_of(given.isa);
+    engine_options.crop = given.crop;
+    engine_options.profile = named("profile", given.profile, engine_options.profile);
+    engine_options.algorithm = named("algorithm", given.algorithm, engine_options.algorithm);
+    return histo::Engine(model->model, engine_options);
   });
 }
 

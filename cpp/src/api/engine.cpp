@@ -12,16 +12,16 @@
 #include <numeric>
 #include <utility>
 
-#include "cpu/aligned_buffer.h"
 #include "checks.h"
+#include "cpu/aligned_buffer.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/normaliser.h"
+#include "cpu/packing.h"
+#include "cpu/thread_pool.h"
 #include "histo/build_config.h"
 #include "histo/fused_head.h"
-#include "cpu/kernels/kernels.h"
 #include "model/network.h"
-#include "cpu/normaliser.h"
 #include "plan/plan.h"
-#include "cpu/thread_pool.h"
-#include "cpu/packing.h"
 
 namespace histo {
 namespace {
@@ -30,8 +30,6 @@ using kernels::Cell;
 using kernels::CellFormat;
 using kernels::Range;
 using kernels::Strides;
-
-constexpr std::array stage_names = {"stem", "layer1", "layer2", "layer3", "layer4", "head"};
 
 // Output pixels that a task of a direct convolution computes: enough of them to pay for reading the weights.
 constexpr std::size_t most_pixels = 192;
@@ -69,7 +67,7 @@ std::size_t piece_size(std::size_t total, std::size_t most, std::size_t threads,
   return ceil_div(total, pieces);
 }
 
-std::size_t winograd_tile(Convolution algorithm) { return algorithm == Convolution::winograd4 ? 4 : 2; }
+std::size_t winograd_tile(Algorithm algorithm) { return algorithm == Algorithm::winograd4 ? 4 : 2; }
 
 template <typename Unit, typename Epilogue>
 using ConvKernel = void (*)(const kernels::ConvOf<Unit, Epilogue>&, Range, Range);
@@ -101,15 +99,15 @@ Cell cell_of(Precision precision) {
 // A convolution whose weights are to be packed for `block` output channels at a time.
 struct Packing {
   const ConvLayer& layer;
-  Convolution algorithm;
+  Algorithm algorithm;
   Precision precision;
   std::size_t block;
 
   [[nodiscard]] std::size_t blocks() const { return ceil_div(layer.outputs, block); }
   [[nodiscard]] std::size_t block_units() const {
-    return precision == Precision::fp32       ? packed_block_size(layer, algorithm, block)
-           : algorithm == Convolution::direct ? packed_dot_size(layer, cell_of(precision), block)
-                                              : packed_dot_winograd_size(layer, algorithm, block);
+    return precision == Precision::fp32     ? packed_block_size(layer, algorithm, block)
+           : algorithm == Algorithm::direct ? packed_dot_size(layer, cell_of(precision), block)
+                                            : packed_dot_winograd_size(layer, algorithm, block);
   }
   [[nodiscard]] PackedLayer allocate() const {
     PackedLayer packed{.weight = AlignedBuffer(blocks() * block_units()),
@@ -128,7 +126,7 @@ struct Packing {
     float* const out = to.weight.data() + index * block_units();
     if (precision == Precision::fp32) {
       pack_weight(layer, algorithm, block, index, out);
-    } else if (algorithm == Convolution::direct) {
+    } else if (algorithm == Algorithm::direct) {
       pack_dot_weight(layer, cell_of(precision), block, index, units(out));
     } else {
       pack_dot_winograd(layer, algorithm, block, index, units(out));
@@ -150,8 +148,8 @@ FusedHead make_head(const Model& model, Isa isa) {
 // The highest instruction set up to `highest` that has kernels for `precision`.
 Isa executed_isa(Precision precision, Isa highest) {
   if (precision < Precision::fp32 || precision > Precision::int8) {
-    throw Error(ErrorCode::unsupported,
-                "this precision is not one of this library's; use fp32, bf16, bf16x3 or int8");
+    throw Error(ErrorCode::unsupported, "the precision is not a value of histo::Precision",
+                "use " + name_list<Precision>());
   }
   if (precision == Precision::fp32) {
     return std::min(highest, Isa::avx512);
@@ -222,7 +220,7 @@ struct Prepared {
       throw Error(ErrorCode::unsupported,
                   "the model has no scales for int8; export it with --precision int8, or use fp32 or bf16");
     }
-    std::vector<Packing> packings{{network.stem, Convolution::direct, stem_precision(),
+    std::vector<Packing> packings{{network.stem, Algorithm::direct, stem_precision(),
                                    dots.stem ? dots.stem->conv_block : kernel.conv_block}};
     for (const Step& step : plan.steps) {
       packings.push_back({*step.layer, step.algorithm, step.precision,
@@ -334,52 +332,6 @@ struct WinogradTasks {
 };
 
 }  // namespace
-
-std::string_view name(Precision precision) noexcept {
-  switch (precision) {
-    case Precision::fp32:
-      return "fp32";
-    case Precision::bf16:
-      return "bf16";
-    case Precision::bf16x3:
-      return "bf16x3";
-    case Precision::int8:
-      return "int8";
-  }
-  return "unknown";
-}
-
-std::string_view name(Profile profile) noexcept {
-  switch (profile) {
-    case Profile::throughput:
-      return "throughput";
-    case Profile::latency:
-      return "latency";
-  }
-  return "unknown";
-}
-
-std::string_view name(Algorithm algorithm) noexcept {
-  switch (algorithm) {
-    case Algorithm::fastest:
-      return "fastest";
-    case Algorithm::direct:
-      return "direct";
-  }
-  return "unknown";
-}
-
-std::string_view name(Convolution convolution) noexcept {
-  switch (convolution) {
-    case Convolution::direct:
-      return "direct";
-    case Convolution::winograd2:
-      return "winograd2";
-    case Convolution::winograd4:
-      return "winograd4";
-  }
-  return "unknown";
-}
 
 struct Engine::State {
   // The threads come first: they pack the weights.
@@ -504,7 +456,7 @@ void Engine::State::reserve(std::size_t count) {
   // The cut into tasks, and with it the scratch, depends on the number of images, but not steadily.
   for (std::size_t n = 1; n <= wanted; ++n) {
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
-      if (plan.steps[i].algorithm != Convolution::direct &&
+      if (plan.steps[i].algorithm != Algorithm::direct &&
           (i >= plan.shallow_steps || n <= plan.shallow_images)) {
         const WinogradTasks tasks = winograd_tasks(plan.steps[i], n);
         private_floats = std::max(private_floats, tasks.private_floats());
@@ -722,12 +674,12 @@ void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t c
                                      .width = output.width,
                                      .relu = step.relu};
     const kernels::Table& kernel = shared->kernel;
-    if (step.algorithm == Convolution::direct) {
+    if (step.algorithm == Algorithm::direct) {
       run_direct<float>(step, packed, epilogue, layer.kernel * layer.inputs, kernel.conv, first, count);
     } else {
       run_winograd<float>(step, packed, epilogue,
-                          step.algorithm == Convolution::winograd4 ? kernel.winograd4 : kernel.winograd2,
-                          first, count);
+                          step.algorithm == Algorithm::winograd4 ? kernel.winograd4 : kernel.winograd2, first,
+                          count);
     }
     return;
   }
@@ -744,7 +696,7 @@ void Engine::State::run_step(std::size_t index, std::size_t first, std::size_t c
                                       .width = output.width,
                                       .relu = step.relu};
   const kernels::DotTable& kernel = *shared->dots.layers;
-  if (step.algorithm == Convolution::direct) {
+  if (step.algorithm == Algorithm::direct) {
     run_direct<std::uint32_t>(step, packed, epilogue, dot_run(layer, cell_of(step.precision)),
                               step.precision == Precision::int8 ? kernel.conv_int8 : kernel.conv_bf16, first,
                               count);
@@ -892,8 +844,8 @@ void Engine::warmup(std::size_t batch) const {
 
 std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape shape) const {
   std::vector<Stage> stages;
-  for (const char* stage : stage_names) {
-    stages.push_back({.name = stage, .shape = {0, 0, 0, 0}, .data = {}});
+  for (const std::string_view stage : stage_names) {
+    stages.push_back({.name = std::string(stage), .shape = {0, 0, 0, 0}, .data = {}});
   }
   check_tiles(tiles, shape, state_->shared->options.crop);
   Stage& head = stages.back();
@@ -906,16 +858,16 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
 std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, TileShape shape) const {
   const Prepared& shared = *state_->shared;
   std::vector<LayerTime> times;
-  const auto add = [&times](const ConvLayer& layer, Convolution algorithm, Precision precision,
+  const auto add = [&times](const ConvLayer& layer, Algorithm algorithm, Precision precision,
                             std::size_t height, std::size_t width) {
     const std::size_t all = layer.outputs * height * width * layer.inputs * layer.kernel * layer.kernel;
     std::size_t executed = all;
-    if (algorithm != Convolution::direct) {
+    if (algorithm != Algorithm::direct) {
       const std::size_t m = winograd_tile(algorithm);
       executed = ceil_div(height, m) * ceil_div(width, m) * (m + 2) * (m + 2) * layer.inputs * layer.outputs;
     }
     times.push_back({.name = layer.name,
-                     .convolution = algorithm,
+                     .algorithm = algorithm,
                      .precision = precision,
                      .channels = layer.outputs,
                      .height = height,
@@ -923,7 +875,7 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
                      .multiply_adds = all,
                      .executed_multiply_adds = executed});
   };
-  add(shared.network.stem, Convolution::direct, shared.stem_precision(), shared.plan.stem_side,
+  add(shared.network.stem, Algorithm::direct, shared.stem_precision(), shared.plan.stem_side,
       shared.plan.stem_side);
   for (const Step& step : shared.plan.steps) {
     const Map& map = shared.plan.maps[step.output];
@@ -932,7 +884,7 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
   const Map& features = shared.plan.maps[shared.plan.features];
   const std::size_t head = classes() * features.height * features.width * features.channels;
   times.push_back({.name = "head",
-                   .convolution = Convolution::direct,
+                   .algorithm = Algorithm::direct,
                    .precision = Precision::fp32,
                    .channels = classes(),
                    .height = 1,

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "model/file_bytes.h"
 #include "histo/error.h"
+#include "model/file_bytes.h"
 #include "model/safetensors.h"
 
 namespace histo {

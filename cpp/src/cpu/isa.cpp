@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <span>
 #include <string>
 
 #include "histo/build_config.h"
@@ -14,14 +15,6 @@
 
 namespace histo {
 namespace {
-
-std::string names(const std::vector<Isa>& isas) {
-  std::string list;
-  for (const Isa isa : isas) {
-    list += (list.empty() ? "" : ", ") + std::string(name(isa));
-  }
-  return list;
-}
 
 #ifdef HISTO_X86_KERNELS
 // Linux saves the matrix unit's 8 KiB of registers only for processes that have asked.
@@ -38,20 +31,6 @@ bool amx_is_granted() {
 #endif
 
 }  // namespace
-
-std::string_view name(Isa isa) noexcept {
-  switch (isa) {
-    case Isa::portable:
-      return "portable";
-    case Isa::avx2:
-      return "avx2";
-    case Isa::avx512:
-      return "avx512";
-    case Isa::amx:
-      return "amx";
-  }
-  return "unknown";
-}
 
 std::vector<Isa> usable_isas() {
   std::vector<Isa> isas{Isa::portable};
@@ -73,8 +52,8 @@ std::vector<Isa> usable_isas() {
 Isa require_usable(Isa isa) {
   const std::vector<Isa> usable = usable_isas();
   if (std::ranges::find(usable, isa) == usable.end()) {
-    throw Error(ErrorCode::unsupported, "instruction set " + std::string(name(isa)) +
-                                            " is not usable here; usable: " + names(usable));
+    throw Error(ErrorCode::unsupported, "instruction set " + std::string(name(isa)) + " is not usable here",
+                "usable: " + name_list(std::span<const Isa>(usable)));
   }
   return isa;
 }
@@ -84,13 +63,7 @@ Isa default_isa() {
   if (forced == nullptr || *forced == '\0') {
     return usable_isas().back();
   }
-  const std::vector<Isa> all{Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
-  const auto found = std::ranges::find(all, std::string_view(forced), [](Isa isa) { return name(isa); });
-  if (found == all.end()) {
-    throw Error(ErrorCode::invalid_argument,
-                "HISTO_ISA is \"" + std::string(forced) + "\"; it must be one of " + names(all));
-  }
-  return require_usable(*found);
+  return require_usable(from_name<Isa>("HISTO_ISA", forced));
 }
 
 }  // namespace histo

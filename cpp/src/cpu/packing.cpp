@@ -68,13 +68,13 @@ float from_bf16(std::uint16_t x) { return std::bit_cast<float>(std::uint32_t{x} 
 // A weight of int8. Of two nearest whole numbers the even one, as the processor's rounding is set.
 float to_whole(float x) { return std::clamp(std::nearbyint(x), -127.0F, 127.0F); }
 
-std::size_t weights_per_pair(const ConvLayer& layer, Convolution algorithm) {
+std::size_t weights_per_pair(const ConvLayer& layer, Algorithm algorithm) {
   switch (algorithm) {
-    case Convolution::winograd4:
+    case Algorithm::winograd4:
       return 36;
-    case Convolution::winograd2:
+    case Algorithm::winograd2:
       return 16;
-    case Convolution::direct:
+    case Algorithm::direct:
       break;
   }
   return layer.kernel * layer.kernel;
@@ -82,11 +82,11 @@ std::size_t weights_per_pair(const ConvLayer& layer, Convolution algorithm) {
 
 }  // namespace
 
-std::size_t packed_block_size(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
+std::size_t packed_block_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block) {
   return weights_per_pair(layer, algorithm) * layer.inputs * block;
 }
 
-void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+void pack_weight(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
                  float* out) {
   const std::size_t area = layer.kernel * layer.kernel;
   const std::size_t step = layer.inputs * block;  // from one cell of the kernel, or point, to the next
@@ -97,15 +97,15 @@ void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t bloc
       const float* const w = layer.weight.data() + ((index * block + k) * layer.inputs + c) * area;
       float* const to = out + c * block + k;
       switch (algorithm) {
-        case Convolution::direct:
+        case Algorithm::direct:
           for (std::size_t cell = 0; cell < area; ++cell) {
             to[cell * step] = w[cell];
           }
           break;
-        case Convolution::winograd2:
+        case Algorithm::winograd2:
           transform(g2, w, to, step);
           break;
-        case Convolution::winograd4:
+        case Algorithm::winograd4:
           transform(g4, w, to, step);
           break;
       }
@@ -157,13 +157,13 @@ void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t blo
   }
 }
 
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, Convolution algorithm, std::size_t block) {
+std::size_t packed_dot_winograd_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block) {
   return packed_block_size(layer, algorithm, block) / 2;
 }
 
-void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+void pack_dot_winograd(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
                        std::uint32_t* out) {
-  const std::size_t points = algorithm == Convolution::winograd4 ? 36 : 16;
+  const std::size_t points = algorithm == Algorithm::winograd4 ? 36 : 16;
   const std::size_t channels = std::min(block, layer.outputs - index * block);
   const std::size_t step = layer.inputs / 2 * block;  // from one point to the next
   std::array<float, 9> w{};
@@ -172,7 +172,7 @@ void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_
     for (std::size_t k = 0; k < channels; ++k) {
       const std::size_t output = index * block + k;
       std::ranges::copy(layer.weight.subspan((output * layer.inputs + c) * 9, 9), w.begin());
-      if (algorithm == Convolution::winograd4) {
+      if (algorithm == Algorithm::winograd4) {
         for (float& value : w) {
           value = to_whole(value / layer.scales->weight[output]);
         }
@@ -182,7 +182,7 @@ void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_
       }
       for (std::size_t point = 0; point < points; ++point) {
         const std::uint16_t bits =
-            algorithm == Convolution::winograd4
+            algorithm == Algorithm::winograd4
                 ? static_cast<std::uint16_t>(static_cast<std::int16_t>(transformed[point]))
                 : to_bf16(transformed[point]);
         out[point * step + c / 2 * block + k] |= std::uint32_t{bits} << c % 2 * 16;

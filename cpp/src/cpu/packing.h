@@ -4,18 +4,18 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "histo/engine.h"
 #include "cpu/kernels/kernels.h"
+#include "histo/engine.h"
 #include "model/network.h"
 
 namespace histo {
 
 // Floats that pack_weight() writes per block of `kernels.conv_block` output channels.
-std::size_t packed_block_size(const ConvLayer& layer, Convolution algorithm, std::size_t block);
+std::size_t packed_block_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block);
 
 // Packs the output channels [index * block, (index + 1) * block) of `layer` to `out`, for kernels::Conv or
 // kernels::Winograd; `out` is zero before, and stays so for channels that the layer does not have.
-void pack_weight(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+void pack_weight(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
                  float* out);
 
 // The same for kernels::DotConv, of a layer whose input map has the format `cell`: units of a row of its
@@ -27,8 +27,8 @@ std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell);
 std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block);
 void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
                      std::uint32_t* out);
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, Convolution algorithm, std::size_t block);
-void pack_dot_winograd(const ConvLayer& layer, Convolution algorithm, std::size_t block, std::size_t index,
+std::size_t packed_dot_winograd_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block);
+void pack_dot_winograd(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
                        std::uint32_t* out);
 bool fits_winograd(const ConvLayer& layer);
 

@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "model/file_bytes.h"
 #include "histo/error.h"
+#include "model/file_bytes.h"
 #include "model/model_format.h"
 #include "model/safetensors.h"
 

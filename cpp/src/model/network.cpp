@@ -14,7 +14,6 @@ Network resnet34() {
                      .bias = {},
                      .scales = {}};
   };
-  constexpr std::array<std::size_t, 4> block_counts = {3, 4, 6, 3};
   Network network{.stem = conv("stem.conv", 3, 64, 7, 2), .layers = {}};
   std::size_t inputs = 64, outputs = 64;
   for (std::size_t l = 0; l < block_counts.size(); ++l, outputs *= 2) {

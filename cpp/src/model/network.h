@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "histo/model.h"
+#include "histo/names.h"
 
 namespace histo {
 
@@ -36,7 +37,7 @@ struct BasicBlock {
 
 struct Network {
   ConvLayer stem;  // followed by ReLU and a 3 x 3 maximum with stride 2
-  std::array<std::vector<BasicBlock>, 4> layers;
+  std::array<std::vector<BasicBlock>, block_counts.size()> layers;
 
   // Calls function(ConvLayer&) for every convolution, in the order of the computation.
   template <typename Function>

@@ -49,27 +49,26 @@ kernels::CellFormat format_for(const ConvLayer& layer, Precision precision) {
 
 // The fewest multiplications are not the fastest where few images share one pass over the weights, which grow
 // from 9 to 16 or 36 numbers per pair of channels; in int8 these are of twice the bytes, too.
-Convolution choose(const ConvLayer& layer, std::size_t stage, Precision precision,
-                   const PlanOptions& options) {
+Algorithm choose(const ConvLayer& layer, std::size_t stage, Precision precision, const PlanOptions& options) {
   const bool latency = options.profile == Profile::latency;
-  if (layer.kernel != 3 || layer.stride != 1 || options.algorithm == Algorithm::direct) {
-    return Convolution::direct;
+  if (layer.kernel != 3 || layer.stride != 1 || options.algorithm == AlgorithmPolicy::direct) {
+    return Algorithm::direct;
   }
   switch (precision) {
     case Precision::fp32:
-      return !latency || stage <= 2 ? Convolution::winograd4
-             : stage == 3           ? Convolution::winograd2
-                                    : Convolution::direct;
+      return !latency || stage <= 2 ? Algorithm::winograd4
+             : stage == 3           ? Algorithm::winograd2
+                                    : Algorithm::direct;
     case Precision::bf16:  // F(4 x 4) would magnify its rounding tenfold
-      return options.winograd_bf16 && (!latency || stage <= 3) ? Convolution::winograd2 : Convolution::direct;
+      return options.winograd_bf16 && (!latency || stage <= 3) ? Algorithm::winograd2 : Algorithm::direct;
     case Precision::int8:
       return options.winograd_int8 && stage <= (latency ? 1 : 3) && fits_winograd(layer)
-                 ? Convolution::winograd4
-                 : Convolution::direct;
+                 ? Algorithm::winograd4
+                 : Algorithm::direct;
     case Precision::bf16x3:
       break;
   }
-  return Convolution::direct;
+  return Algorithm::direct;
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 #include <optional>
 #include <vector>
 
-#include "histo/engine.h"
 #include "cpu/kernels/kernels.h"
+#include "histo/engine.h"
 #include "model/network.h"
 
 namespace histo {
@@ -30,7 +30,7 @@ struct Map {
 
 struct Step {
   const ConvLayer* layer;
-  Convolution algorithm;
+  Algorithm algorithm;
   Precision precision;
   std::size_t input, output;  // indices into Plan::maps
   std::optional<std::size_t> residual;
@@ -60,7 +60,7 @@ struct PlanOptions {
   std::size_t crop;
   Precision precision;  // in int8 the layers without scales run in bf16
   Profile profile;
-  Algorithm algorithm;
+  AlgorithmPolicy algorithm;
   bool winograd_bf16, winograd_int8;  // whether there are kernels for it
 };
 

@@ -22,7 +22,7 @@ from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from histo_export.model.arithmetic import Scales
-    from histo_export.training.checkpoint import Checkpoint
+    from histo_export.model.checkpoint import Checkpoint
 
 TILES = 8
 HEAD_SCALE = 100
@@ -183,8 +183,8 @@ def untrained_checkpoint(spec: ModelSpec, trunk: Checkpoint | None = None) -> Ch
     """
     import torch
 
+    from histo_export.model.checkpoint import Checkpoint
     from histo_export.model.net import TileNet
-    from histo_export.training.checkpoint import Checkpoint
 
     torch.manual_seed(0)
     net = TileNet.of(spec)

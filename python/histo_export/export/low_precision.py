@@ -134,7 +134,7 @@ def check_int8_onnx(
     folder: Path, lowered: LoweredNet, scales: Mapping[str, Scales], golden: Golden, threads: int
 ) -> OnnxCheck:
     """Runs `model-int8.onnx` on the golden tiles and compares it with the same arithmetic in torch."""
-    runtime = open_runtime("onnxruntime", folder / INT8_ONNX, threads)
+    runtime = open_runtime("onnxruntime", folder / INT8_ONNX, threads=threads)
     logits = torch.from_numpy(runtime.run(golden.tiles))
     expected = Simulation(lowered, "fp32", scales)(torch.from_numpy(golden.tiles))
     real = slice(0, golden.real)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +21,13 @@ from histo_export.export.low_precision import (
     raise_if_onnx_differs,
 )
 from histo_export.export.triton import model_name
+from histo_export.machine import package_versions
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import InputKind, head_pool, lower
 from histo_export.model.native_file import read_quantised
 from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import runtime_class
 from histo_export.spec import STAGES, ModelSpec, Precision
-from histo_export.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileData
@@ -40,7 +40,7 @@ NOMINAL_MPP = 0.5
 def versions() -> dict[str, str]:
     """The versions of all packages that shape an exported file."""
     packages = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
-    return {"histo-export": histo_export.__version__} | {name: importlib.metadata.version(name) for name in packages}
+    return {"histo-export": histo_export.__version__} | package_versions(packages)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def check_files(
         entry = format_of(file)
         for runtime_id in entry.checked_by:
             runtime = runtime_class(runtime_id)
-            report(f"checking {file} in {runtime.name} against the checkpoint")
+            report(f"checking {file} in {runtime.names['fp32']} against the checkpoint")
             if reason := runtime.unavailable(device):
                 checks.unchecked[runtime_id] = reason
                 continue

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
+from histo_export._core import BLOCK_COUNTS
 from histo_export.spec import CHANNELS, STAGES, ModelSpec
 
 
@@ -22,7 +23,7 @@ class TileNet(ResNet):
     """
 
     def __init__(self, pool: int, num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
+        super().__init__(BasicBlock, list(BLOCK_COUNTS), num_classes=num_classes)
         self.avgpool = nn.AdaptiveAvgPool2d(pool)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(CHANNELS * pool * pool, num_classes)

@@ -44,7 +44,6 @@ from histo_export.predict.work import (
     slide_settings,
     write_done,
 )
-from histo_export.runtimes import RUNTIMES
 from histo_export.spec import ModelSpec
 
 RUN, FAILED = "run.json", "failed.csv"
@@ -123,8 +122,8 @@ def predict(
         HistoError: the bundle can't be opened, or `out` can't be written.
     """
     began = time.time()
-    opened, spec, runtime = check_model(bundle, settings.runtime, settings.precision)
-    settings = replace(settings, runtime=runtime, precision=RUNTIMES[runtime].precision)
+    opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
+    settings = replace(settings, runtime=str(variant), precision=variant.precision)
     inputs, failures = find_inputs(paths, spec.tile_size)
     if any(isinstance(item, SlideInput) for item in inputs):
         try:

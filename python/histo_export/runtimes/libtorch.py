@@ -18,7 +18,7 @@ import subprocess
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,10 @@ from filelock import FileLock
 import histo_export
 from histo_export.errors import HistoError
 from histo_export.files import atomic_file, cache_folder
-from histo_export.runtimes import Runtime, Tiles
+from histo_export.machine import why_no_cuda
+from histo_export.runtimes.base import Names, Runtime, Tiles
+from histo_export.runtimes.torch_base import torch_isa
+from histo_export.spec import Precision
 
 MODULE = "_histo_torch"
 UNITS = ("cpp/torch/torch_runtime.cpp", "cpp/bindings/torch.cpp")
@@ -38,7 +41,7 @@ INPUTS = (
     "cpp/bindings/arrays.h",
     "cpp/bindings/errors.h",
     "cpp/torch/include/histo/torch_runtime.h",
-    *(f"cpp/include/histo/{name}.h" for name in ("api", "engine", "error", "isa", "model")),
+    *(f"cpp/include/histo/{name}.h" for name in ("api", "engine", "error", "isa", "model", "names")),
     "cpp/src/checks.h",
 )
 """All that the compiler reads of ours; CMakeLists.txt puts the same files into the wheel."""
@@ -49,11 +52,12 @@ THING = "The libtorch runtime"
 class LibtorchRuntime(Runtime):
     """A frozen TorchScript module run by libtorch, without the GIL."""
 
-    name = "libtorch (C++)"
+    names: ClassVar[Names] = {"fp32": "libtorch (C++)"}
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise HistoError("--device cuda", "libtorch sees no GPU here", "Use --device cpu, or see histo doctor")
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        super().__init__(file, threads=threads, device=device, precision=precision)
+        if device == "cuda" and (reason := why_no_cuda()):
+            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         extension = load_extension()
         try:
             self.runtime: Any = extension.TorchRuntime(file, threads, device)
@@ -61,7 +65,7 @@ class LibtorchRuntime(Runtime):
             raise HistoError(file, f"could not be loaded by libtorch ({error})", "Export again") from error
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         try:
             compiled_library()
         except HistoError as error:
@@ -71,6 +75,10 @@ class LibtorchRuntime(Runtime):
     @property
     def executed(self) -> str:
         return str(self.runtime.executed)
+
+    @property
+    def isa(self) -> str:
+        return torch_isa()
 
     def warmup(self, batch: int, side: int) -> None:
         self.runtime.warmup(batch, side)  # several runs: libtorch's executor compiles in the first ones

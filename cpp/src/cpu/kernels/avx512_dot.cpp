@@ -87,7 +87,7 @@ struct Words {
 // the usual matrix, 4, -6, -6, 24, 24 and 1, are made up for at the end: what comes out is 576 times the sum.
 // Sums of 32 bits may overflow on the way, but wrap around, so 576 times the sum is known modulo 2^32; nine
 // times the inverse of nine is one there, and what remains is 64 times the sum. So a sum of less than 2^25 in
-// size comes out right: Convolution::winograd4 is only planned where the weights cannot give a larger one.
+// size comes out right: Algorithm::winograd4 is only planned where the weights cannot give a larger one.
 struct F4Whole {
   static constexpr std::size_t output = 4;
   static constexpr std::size_t input = 6;
