@@ -24,7 +24,7 @@ from histo_export.bench.contestants import precision_of, require_device
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker_handle import Worker
 from histo_export.errors import HistoError
-from histo_export.parity import TOLERANCE, Golden
+from histo_export.parity import FP32_TOLERANCE, Golden
 from histo_export.runtimes import Variant, all_variants, default_variants
 
 RUNTIMES = tuple(variant.runtime for variant in all_variants() if variant.precision == "fp32")
@@ -155,7 +155,7 @@ class Timed:
 
     def check(self, logits: np.ndarray) -> None:
         """Checks logits `(n, classes)` of the golden tiles in order, the first tile following the last one."""
-        assert self.golden.relative_error(logits) <= TOLERANCE[self.file.name]
+        assert self.golden.relative_error(logits) <= FP32_TOLERANCE
 
     def check_executed(self) -> None:
         """Checks, after a real run, that precision and device are those in the group's name."""

@@ -36,7 +36,7 @@ from histo_export.bench.rows import Row
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, untrained_subjects
 from histo_export.bench.worker_handle import COMMAND
-from histo_export.export.bundle import INT8_ONNX
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.machine import this_machine, versions
 from histo_export.runtimes import variants
 from histo_export.runtimes.native import median_layer_times

@@ -48,11 +48,13 @@ from histo_export.bench.rows import Row
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
 from histo_export.bench.worker_handle import Worker
+from histo_export.bundle_files import GOLDEN, INT8_ONNX
 from histo_export.data import TileData, open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.bundle import open_bundle
+from histo_export.export.formats import FORMATS
 from histo_export.export.quantise import TILES, choose_tiles
 from histo_export.machine import this_machine, versions
 from histo_export.model.arithmetic import Simulation
@@ -233,7 +235,7 @@ def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
         folder.mkdir()
-        for name in (*FORMATS.values(), INT8_ONNX, GOLDEN):
+        for name in (*(row.file for row in FORMATS.values() if row.file), INT8_ONNX, GOLDEN):
             if (bundle / name).is_file():
                 (folder / name).symlink_to((bundle / name).resolve())
         quantise_with_onnxruntime(subject.file("model.onnx"), folder / Variant.parse(TOOL).file, tiles)

@@ -101,10 +101,10 @@ def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bundle with every format, which no test may change: those that damage one take `copy_bundle`."""
     from histo_export.export.bundle import open_bundle
-    from histo_export.export.run import export_bundle
+    from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, formats=ALL_FORMATS, threads=2)
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
     yield out
     open_bundle(out)  # compares every file with its sha256
 

@@ -22,14 +22,14 @@ from histo_export._core import Engine, Model, default_isa, preprocess, self_test
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
-from histo_export.parity import TOLERANCE
+from histo_export.parity import FP32_TOLERANCE
 from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
 
 Tiles = npt.NDArray[np.uint8]
 MakeCheckpoint = Callable[..., Checkpoint]
 
-ALLOWED = TOLERANCE["model.safetensors"]
+ALLOWED = FP32_TOLERANCE
 PROFILES = ("throughput", "latency")
 
 

@@ -22,9 +22,14 @@ def _ended_process() -> int:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_atomic(path, "old")
-    with pytest.raises(ValueError, match="stop"), atomic_file(path) as partial:
-        partial.write_text("half")
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with atomic_file(path) as partial:
+            partial.write_text("half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     write_atomic(path, "new")

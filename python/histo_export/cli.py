@@ -202,7 +202,7 @@ def _export(
     result = tiles = None
     with log.status("starting torch") if not quiet else nullcontext():
         from histo_export.export.low_precision import MAX_DROP
-        from histo_export.export.run import export_bundle
+        from histo_export.export.run import ExportSettings, export_bundle
         from histo_export.model.checkpoint import read_checkpoint
 
     if checkpoint is None:
@@ -223,19 +223,17 @@ def _export(
         out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
 
     with log.status("exporting") if not quiet else nullcontext() as status:
-        checks = export_bundle(
-            loaded,
-            out,
-            formats=chosen_formats,
+        settings = ExportSettings(
+            chosen_formats,
             kind=input_kind,  # type: ignore[arg-type]  # checked above
             precision=precision,  # type: ignore[arg-type]  # checked above
-            data=tiles,
             max_drop=MAX_DROP if max_drop is None else max_drop,
             accept_drop=accept_drop,
             force=force,
             threads=_threads(),
-            report=status.update if status else lambda step: None,
         )
+        report = status.update if status else lambda step: None
+        checks = export_bundle(loaded, out, settings, data=tiles, report=report)
     following = _next_steps(out, chosen_formats)
     if as_json:
         _print_json(
@@ -822,9 +820,9 @@ def _root(
 
 
 def _formats(text: str) -> list[str]:
-    from histo_export.export.bundle import FORMATS, TRITON
+    from histo_export.export.formats import FORMATS
 
-    known = (*FORMATS, TRITON)
+    known = tuple(FORMATS)
     names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         _one_of("--formats", name, known)

@@ -38,15 +38,10 @@ TIMING_S = 0.5
 STAGE_TILES = 2
 """Stages are compared on one real tile and one of noise."""
 
-TOLERANCE: Mapping[str, float] = {
-    "model.onnx": 5e-5,
-    "torchscript_model.pt": 5e-5,
-    "model.safetensors": 5e-5,
-    "model.pt2": 5e-5,
-}
-"""Allowed |Δ| of a tile's logits, in units of that tile's largest reference logit (of at least 1).
+FP32_TOLERANCE = 5e-5
+"""Allowed |Δ| of a tile's logits in fp32, in units of that tile's largest reference logit (of at least 1).
 
-All files compute in fp32. A forward pass of ResNet34 in fp32 differs from float64 by 1e-6 to 3e-6 of that magnitude;
+A forward pass of ResNet34 in fp32 differs from float64 by 1e-6 to 3e-6 of that magnitude;
 TF32 or bf16 arithmetic, a wrong crop or a missing layer differ by 1e-3 and more. The unit is the tile's own, because
 noise can drive logits to thousands and would otherwise excuse anything on a real tile.
 """
@@ -74,7 +69,7 @@ class Golden:
         return self.tiles[[0, self.real]]
 
     def relative_error(self, logits: npt.NDArray[np.float32]) -> float:
-        """The largest |Δlogit| in the unit of `TOLERANCE`.
+        """The largest |Δlogit| in the unit of `FP32_TOLERANCE`.
 
         Args:
             logits: float32 `(n, classes)` of the tiles in order, starting again with the first tile after the last;
@@ -150,7 +145,7 @@ class FileParity:
         runtime_id: key of `runtimes.RUNTIMES`.
         runtime, executed: what ran it, and on which device in which precision.
         max_abs, mean_abs: |Δlogit| over the real tiles, all batches.
-        max_relative: over all tiles and batches, |Δlogit| in the unit of `TOLERANCE`.
+        max_relative: over all tiles and batches, |Δlogit| in the unit of `FP32_TOLERANCE`.
         agreement: share of all tiles, over all batches, whose top class is the reference's.
         tolerance: `max_relative` allowed here.
         ms_per_tile: median milliseconds per tile, by batch.
@@ -181,6 +176,7 @@ def check_file(
     golden: Golden,
     threads: int,
     device: str = "cpu",
+    tolerance: float = FP32_TOLERANCE,
     timing_s: float | None = None,
 ) -> FileParity:
     """Runs `file` in a fresh process at all of `BATCHES`, compares it with the reference, and times it.
@@ -191,6 +187,7 @@ def check_file(
         golden_path, golden: `golden.safetensors`, and what it holds.
         threads: of the runtime.
         device: "cpu" or "cuda".
+        tolerance: of the file's format, see `FP32_TOLERANCE`.
         timing_s: seconds of timed calls at each of `TIMED_BATCHES`, at least; None for `TIMING_S`.
 
     Raises:
@@ -214,14 +211,17 @@ def check_file(
         with safe_open(result_path, framework="np") as result:
             metadata = json.loads(result.metadata()["result"])
             outputs = {key: result.get_tensor(key) for key in result.keys()}  # noqa: SIM118 (not a dict)
-    return compare(file.name, golden, outputs, metadata)
+    return compare(file.name, golden, outputs, metadata, tolerance)
 
 
 def compare(
-    file: str, golden: Golden, outputs: Mapping[str, npt.NDArray[np.float32]], metadata: Mapping[str, Any]
+    file: str,
+    golden: Golden,
+    outputs: Mapping[str, npt.NDArray[np.float32]],
+    metadata: Mapping[str, Any],
+    tolerance: float = FP32_TOLERANCE,
 ) -> FileParity:
     """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage."""
-    tolerance = TOLERANCE[file]
     logits = np.stack([outputs[f"batch.{n}"] for n in BATCHES]).astype(np.float64)
     difference = np.abs(logits - golden.logits)
     scale = np.maximum(1.0, np.abs(golden.logits).max(axis=1))

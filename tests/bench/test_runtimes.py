@@ -17,7 +17,7 @@ from histo_export.bench.subjects import CLASSES, Subject, open_subjects, untrain
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.arithmetic import Simulation
 from histo_export.model.native_file import read_native
-from histo_export.parity import TOLERANCE, Golden
+from histo_export.parity import FP32_TOLERANCE, Golden
 from histo_export.runtimes import Runtime, Variant, all_variants, open_runtime, runtime_class, variants
 from histo_export.runtimes.layers import by_layer
 from histo_export.spec import STAGES, ModelSpec, Precision
@@ -36,7 +36,7 @@ def opened(runtime: str, bundle: Path, device: str = "cpu") -> Runtime:
 def test_logits_and_stages_are_the_reference(bundle: Path, runtime: str) -> None:
     golden = Golden.read(bundle / "golden.safetensors")
     run = opened(runtime, bundle)
-    allowed = TOLERANCE[Variant(runtime).file]
+    allowed = FP32_TOLERANCE
     for size in (1, 3):
         logits = np.concatenate([run.run(golden.tiles[i : i + size]) for i in range(0, len(golden.tiles), size)])
         assert logits.dtype == np.float32

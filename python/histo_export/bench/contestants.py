@@ -10,9 +10,10 @@ from typing import Any
 from histo_export.bench.rows import Row
 from histo_export.bench.subjects import Subject
 from histo_export.bench.worker_handle import COMMAND, Worker
+from histo_export.bundle_files import GOLDEN
 from histo_export.errors import HistoError
-from histo_export.export.bundle import GOLDEN
-from histo_export.parity import TOLERANCE, Golden
+from histo_export.export.formats import format_of
+from histo_export.parity import Golden
 from histo_export.runtimes import Variant
 
 ROUNDINGS = 3.0
@@ -55,7 +56,7 @@ class Contestant:
         self.golden = Golden.read(self.golden_file)
         self.file = subject.file(variant.file)
         if variant.precision == "fp32":
-            self.tolerance = TOLERANCE[self.file.name]
+            self.tolerance = format_of(self.file.name).tolerance
         else:
             self.tolerance = ROUNDINGS * subject.rounding(variant.precision)
         self.label = f"{variant}, {subject.label}"

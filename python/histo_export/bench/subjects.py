@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from histo_export.bundle_files import GOLDEN, INT8_ONNX, NATIVE, ONNX
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.bundle import open_bundle
+from histo_export.export.formats import FORMATS
 from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
@@ -48,14 +50,14 @@ class Subject:
         """The path of a file of the folder; HistoError where there is no such file."""
         path = self.folder / name
         if not path.is_file():
-            flag = next((flag for flag, file in FORMATS.items() if file == name), None)
+            flag = next((flag for flag, entry in FORMATS.items() if entry.file == name), None)
             option = f"--formats …,{flag}" if flag else "--precision int8 and --formats …,onnx"
             raise HistoError(self.folder, f"holds no {name}", f"Export again with {option}")
         return path
 
     def rounding(self, precision: Precision) -> float:
         """The `Golden.spread_error` of `precision` in this model by its definition, `model.arithmetic`."""
-        return _rounding(self.file("model.safetensors"), self.folder / GOLDEN, precision)
+        return _rounding(self.file(NATIVE), self.folder / GOLDEN, precision)
 
 
 @functools.cache
@@ -126,15 +128,13 @@ def untrained_subjects(
         int8: with scales (`noise_scales`), which `model.safetensors` gets and `model-int8.onnx` is made with.
         crop, tile_size: side in pixels.
     """
-    from histo_export.export.run import model_files
+    from histo_export.export.formats import Source, write_formats
     from histo_export.parity import Golden, make_golden
 
     wanted = set(files)
     if INT8_ONNX in wanted:
-        from histo_export.export.qdq import qdq_bytes  # imports onnx
-
-        wanted.add(FORMATS["onnx"])
-    formats = [flag for flag, file in FORMATS.items() if file in wanted]
+        wanted.add(ONNX)
+    formats = [flag for flag, entry in FORMATS.items() if entry.file in wanted]
     subjects: list[Subject] = []
     first: Checkpoint | None = None
     scales: Mapping[str, Scales] | None = None
@@ -149,10 +149,7 @@ def untrained_subjects(
         (home / GOLDEN).write_bytes(few.to_bytes())
         if int8 and scales is None:  # the networks differ in their heads alone
             scales = noise_scales(checkpoint)
-        for name, content in model_files(checkpoint, formats, scales=scales):
-            (home / name).write_bytes(content)
-            if INT8_ONNX in wanted and name == FORMATS["onnx"] and scales is not None:
-                (home / INT8_ONNX).write_bytes(qdq_bytes(content, scales))
+        write_formats(home, formats, Source(checkpoint, scales=scales))
         subjects.append(Subject(f"pool {pool}", home, spec))
     return subjects
 

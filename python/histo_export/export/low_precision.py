@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.errors import HistoError
-from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, OnnxCheck
+from histo_export.export.bundle import LowPrecision, Measured, OnnxCheck
 from histo_export.model.arithmetic import Scales, Simulation, logit_error
 from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden

@@ -22,8 +22,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from histo_export.bundle_files import CONFIG
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import CONFIG, Bundle
+from histo_export.export.bundle import Bundle
 from histo_export.files import atomic_folder, write_atomic
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds

@@ -60,14 +60,6 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
     "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": "model.pt2"}, "torch"),
 }
 
-CHECKED_BY: Mapping[str, tuple[str, ...]] = {
-    "model.onnx": ("onnxruntime",),
-    "torchscript_model.pt": ("torchscript", "libtorch"),
-    "model.safetensors": ("native", "torch"),
-    "model.pt2": ("torch-export",),
-}
-"""File of a bundle → the runtimes that `histo export` and `histo verify` check it with, in fp32."""
-
 PACKAGES: Sequence[str] = sorted({entry.package for entry in RUNTIMES.values()} - {"histo-export"})
 """The packages of other people that compute in some runtime."""
 
