@@ -125,7 +125,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all; HistoError where it can't be written."""
+    """Writes a PNG atomically; HistoError where it can't be written."""
     try:
         with atomic_file(path) as partial:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.

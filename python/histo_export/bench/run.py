@@ -33,7 +33,7 @@ def run_bench(
         settings: how to measure.
         command: recorded in the report.
         old: a report to compare with; that it is of this machine is checked before anything is measured.
-        progress: told what is done and how long it will take.
+        progress: called with what is done and how long the rest will take.
 
     Raises:
         HistoError: see `measure`; or `old` can't be compared.

@@ -90,7 +90,7 @@ def models(report: Report) -> list[Section]:
     note = (
         f"The furthest pair of each runtime, as a ratio of times with its {LEVEL:.0%} interval. The verdict is taken "
         f"at {LEVEL:.0%} for all {len(report.pairs)} pairs of the report at once; visible is the smallest difference "
-        f"that this run would have found with a chance of {POWER:.0%}."
+        f"that this run would have found with a probability of {POWER:.0%}."
     )
     columns = [*_settings(report), "<runtime", "<furthest pair", "ratio [95 %]", "<verdict", "visible", "differing"]
     return [Section("Does the model make a difference?", columns, lines, note, brief=True)]
@@ -198,7 +198,7 @@ def accuracy(report: Report) -> list[Section]:
         return []
     lines = []
     table = next((table for table in report.tables if table.conditions.precision == "fp32"), None)
-    if table is None:  # the bundle tells the accuracy of fp32, and of the others on another split
+    if table is None:  # a bundle has the accuracy of fp32 alone on this split
         return []
     for subject in known:
         assert subject.accuracy is not None

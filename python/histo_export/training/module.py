@@ -183,7 +183,7 @@ class TileTraining(pl.LightningModule):
             # The curves show the plain cross entropy, so that training and validation are the same quantity.
             plain = functional.cross_entropy(logits, labels) if self.recipe.label_smoothing else loss
             self._add(plain, logits, labels)
-        # Reading a loss waits for the GPU, so there only now and then; the epoch's end is always looked at.
+        # Reading a loss waits for the GPU, so it is read there every 50 steps only, and always at the epoch's end.
         if (self.device.type == "cpu" or batch_idx % 50 == 0) and self.trainer.world_size == 1:
             self._refuse_nan(self.running[0], f"step {batch_idx + 1}")
         return loss

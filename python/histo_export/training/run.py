@@ -76,7 +76,7 @@ def train(
         progress: True draws on stderr, False is silent, or a console of the caller's.
 
     Returns:
-        On every process where there are several.
+        What the run came to, on every process where several train.
 
     Raises:
         UsageError: options that contradict each other, the device or the run to resume.
@@ -142,7 +142,7 @@ class _Run:
         return min(8, len(os.sched_getaffinity(0))) if self.device.type == "cuda" else 0
 
     def fit(self) -> pl.Trainer:
-        """Trains and writes the files of each epoch; returns the trainer, whose processes may still be there."""
+        """Trains and writes the files of each epoch; returns the trainer, which may still hold a group of processes."""
         torch.manual_seed(derived_seed(self.config.seed))
         net = TileNet.of(self.spec)
         if self.recorded:
@@ -184,7 +184,7 @@ class _Run:
         )
 
     def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
-        """See `choose_precision`; a resumed run keeps what it had."""
+        """See `choose_precision`; a resumed run keeps its precision."""
         if self.recorded:
             precision: dict[str, Any] = self.recorded["precision"]
             if self.config.autocast not in ("auto", precision["executed"]):
