@@ -34,7 +34,7 @@ SHARD = 4096
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What may change a result, `runtime` and everything below; the rest only its speed.
+    """How to predict. All but `batch` and `threads`, which change the speed only, may change a result.
 
     Attributes:
         runtime: the id of a `Variant`, e.g. "native" or "native-int8".
