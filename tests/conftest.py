@@ -104,7 +104,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2, timing_s=0.01))
     yield out
     open_bundle(out)  # compares every file with its sha256
 
