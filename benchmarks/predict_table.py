@@ -123,7 +123,7 @@ def slide_part(bundle: Path, slide: Path, home: Path) -> None:
 
 
 def memory_part(bundle: Path, home: Path) -> None:
-    spec = json.loads((bundle / "config.json").read_text())
+    spec = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     side = spec["patch_size_pixels"]
     rng = np.random.default_rng(0)
     source = home / "distinct"

@@ -188,7 +188,7 @@ def resampled(args: argparse.Namespace, classifier: Classifier, tiles: Tiles, ho
 
 def main() -> None:
     if sys.argv[1:2] == ["serve"]:
-        serve(json.loads(Path(sys.argv[2]).read_text()))
+        serve(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)

@@ -191,7 +191,7 @@ def _compile(library: Path, command: list[str]) -> None:
         with FileLock(library.with_name("lock")):  # the system releases it if this process is killed
             if library.exists():
                 return
-            with atomic_file(library) as partial, log.open("w") as output:
+            with atomic_file(library) as partial, log.open("w", encoding="utf-8") as output:
                 output.write(shlex.join([*command, "-o", str(partial)]) + "\n")
                 output.flush()
                 subprocess.run(
@@ -209,7 +209,7 @@ def _compile(library: Path, command: list[str]) -> None:
         raise HistoError(
             error.filename or library, f"could not be written ({error.strerror})", "Choose another folder: HISTO_CACHE"
         ) from error
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {status}")
     raise HistoError(
         THING,
