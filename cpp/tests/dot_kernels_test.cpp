@@ -16,12 +16,11 @@
 #include <utility>
 #include <vector>
 
-#include "emulated_dots.h"
-#include "histo/build_config.h"
-#include "histo/isa.h"
 #include "cpu/kernels/kernels.h"
-#include "model/network.h"
 #include "cpu/packing.h"
+#include "emulated_dots.h"
+#include "histo/cpu.h"
+#include "model/network.h"
 
 namespace {
 

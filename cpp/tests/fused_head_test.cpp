@@ -20,9 +20,10 @@
 #include <unistd.h>
 #endif
 
-#include "plan/adaptive_bins.h"
 #include "error_code.h"
+#include "executed_isa.h"
 #include "histo/error.h"
+#include "plan/adaptive_bins.h"
 
 namespace {
 
@@ -206,8 +207,7 @@ TEST_CASE("the example of the header") {
   CHECK(head.channels() == 1);
   CHECK(head.classes() == 2);
   CHECK(head.threads() == 1);
-  const Isa preferred = histo::default_isa();
-  CHECK(head.isa() == (preferred == Isa::amx ? Isa::avx512 : preferred));  // AMX has no float32
+  CHECK(head.isa() == executed_isa(histo::Precision::fp32, histo::default_isa()));
 }
 
 TEST_CASE("threads 0 asks for the usable CPUs") {
@@ -558,6 +558,14 @@ TEST_CASE("a bad constructor argument is refused") {
   CHECK(code_of([&] { FusedHead(2, 4, 6, weight, weight); }) == ErrorCode::size_mismatch);
   CHECK(code_of([&] { FusedHead(huge, 4, 6, weight, bias); }) == ErrorCode::size_overflow);
   CHECK(code_of([&] { FusedHead(2, huge / 2, 6, weight, bias); }) == ErrorCode::size_overflow);
+}
+
+TEST_CASE("a head runs what float32 runs, whatever instruction set is preferred") {
+  const std::vector<float> one(1);
+  for (const Isa isa : histo::usable_isas()) {
+    CAPTURE(histo::name(isa));
+    CHECK(FusedHead(1, 1, 1, one, one, {.isa = isa}).isa() == executed_isa(histo::Precision::fp32, isa));
+  }
 }
 
 TEST_CASE("an instruction set that is not there is refused") {

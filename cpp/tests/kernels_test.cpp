@@ -15,7 +15,7 @@
 
 #include "cpu/aligned_buffer.h"
 #include "cpu/packing.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "model/network.h"
 
 namespace {

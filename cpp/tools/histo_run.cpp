@@ -22,9 +22,9 @@
 #include <vector>
 
 #include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/engine.h"
 #include "histo/error.h"
-#include "histo/isa.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"

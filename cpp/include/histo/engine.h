@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "histo/api.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/model.h"
 #include "histo/names.h"
 

@@ -9,7 +9,7 @@
 #include <span>
 
 #include "histo/api.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/names.h"
 
 namespace histo {

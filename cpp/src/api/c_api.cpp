@@ -14,11 +14,11 @@
 
 #include "histo/batch_runner.h"
 #include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/engine.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
 #include "histo/histo.h"
-#include "histo/isa.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"

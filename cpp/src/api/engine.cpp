@@ -14,11 +14,12 @@
 
 #include "checks.h"
 #include "cpu/aligned_buffer.h"
+#include "cpu/isa_selection.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/normaliser.h"
 #include "cpu/packing.h"
 #include "cpu/thread_pool.h"
-#include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/fused_head.h"
 #include "model/network.h"
 #include "plan/plan.h"
@@ -145,36 +146,14 @@ FusedHead make_head(const Model& model, Isa isa) {
           {.threads = 1, .isa = isa}};
 }
 
-// The highest instruction set up to `highest` that has kernels for `precision`.
-Isa executed_isa(Precision precision, Isa highest) {
-  if (precision < Precision::fp32 || precision > Precision::int8) {
+EngineOptions resolved(const Model& model, EngineOptions options) {
+  const ModelSpec& spec = model.spec();
+  if (name(options.precision) == "unknown") {
     throw Error(ErrorCode::unsupported, "the precision is not a value of histo::Precision",
                 "use " + name_list<Precision>());
   }
-  if (precision == Precision::fp32) {
-    return std::min(highest, Isa::avx512);
-  }
-  if (highest == Isa::amx) {
-    return highest;
-  }
-  const CpuInfo cpu = cpu_info();
-  const bool int8 = precision == Precision::int8;
-  // The kernels for BF16 are compiled together with those for VNNI, which no CPU with BF16 lacks.
-  if (highest == Isa::avx512 && cpu.avx512_vnni && (int8 || cpu.avx512_bf16)) {
-    return highest;
-  }
-  const std::string missing = highest < Isa::avx512 && usable_isas().back() >= Isa::avx512
-                                  ? "instruction set " + std::string(name(highest)) + " was asked for"
-                                  : "this CPU has neither";
-  throw Error(ErrorCode::unsupported, "precision " + std::string(name(precision)) + " needs AVX-512 with " +
-                                          (int8 ? "VNNI" : "BF16") + ", or AMX, and " + missing +
-                                          "; use fp32");
-}
-
-EngineOptions resolved(const Model& model, EngineOptions options) {
-  const ModelSpec& spec = model.spec();
   options.threads = options.threads == 0 ? usable_cpus() : options.threads;
-  options.isa = executed_isa(options.precision, require_usable(options.isa ? *options.isa : default_isa()));
+  options.isa = require_record(options.precision, options.isa ? *options.isa : default_isa()).isa;
   options.crop = options.crop == 0 ? spec.crop : options.crop;
   if (spec.head_pool != spec.pool && map_size(options.crop) != map_size(spec.crop)) {
     throw Error(ErrorCode::unsupported, "crop " + std::to_string(options.crop) +

@@ -11,12 +11,13 @@
 #include <type_traits>
 #include <vector>
 
-#include "plan/adaptive_bins.h"
 #include "checks.h"
-#include "plan/head_plan.h"
-#include "histo/build_config.h"
+#include "cpu/isa_selection.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/thread_pool.h"
+#include "histo/cpu.h"
+#include "plan/adaptive_bins.h"
+#include "plan/head_plan.h"
 
 namespace histo {
 namespace {
@@ -330,8 +331,7 @@ FusedHead::FusedHead(std::size_t pool, std::size_t channels, std::size_t classes
       "weight", weight,
       checked_size("weight", {{"classes", classes}, {"channels", channels}, {"pool", pool}, {"pool", pool}}));
   check_buffer("bias", bias, classes);
-  // The kernels for AVX-512 are the highest that there are.
-  const Isa isa = std::min(require_usable(options.isa ? *options.isa : default_isa()), Isa::avx512);
+  const Isa isa = require_record(Precision::fp32, options.isa ? *options.isa : default_isa()).isa;
   state_ = std::shared_ptr<State>(
       new State{.pool = pool,
                 .channels = channels,

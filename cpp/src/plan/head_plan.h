@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cpu/aligned_buffer.h"
-#include "histo/fused_head.h"
 #include "cpu/kernels/kernels.h"
+#include "histo/fused_head.h"
 
 namespace histo {
 

@@ -16,7 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "histo/isa.h"
+#include "histo/cpu.h"
 
 namespace histo::kernels {
 
