@@ -6,13 +6,14 @@ import ast
 import inspect
 from pathlib import Path
 from types import ModuleType, WrapperDescriptorType
+from typing import get_args
 
 import pytest
 
 import histo_export
-from histo_export import _core
+from histo_export import _core, spec
 
-# name -> signature: parameters with defaults for a function, "property" for a property
+# name -> signature: parameters with defaults for a function, else "class", "property" or "constant"
 Surface = dict[str, str]
 
 SPECIAL = {"__init__", "__call__", "__iter__", "__next__", "__enter__", "__exit__"}
@@ -38,6 +39,8 @@ def stub_surface(path: Path) -> Surface:
             elif isinstance(node, ast.FunctionDef):
                 is_property = any(ast.unparse(d) == "property" for d in node.decorator_list)
                 surface[prefix + node.name] = "property" if is_property else parameters(node)
+            elif isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_"):
+                surface[prefix + ast.unparse(node.target)] = "constant"
 
     visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
     return surface
@@ -54,6 +57,8 @@ def module_surface(owner: ModuleType | type, prefix: str = "") -> Surface:
             surface |= module_surface(value, f"{prefix}{name}.")
         elif isinstance(value, property):
             surface[prefix + name] = "property"
+        elif isinstance(value, tuple):
+            surface[prefix + name] = "constant"
         else:
             # pybind11 writes the signature into the docstring's first line.
             value = value.__func__ if isinstance(value, staticmethod) else value
@@ -71,7 +76,7 @@ def test_stub_and_module_agree() -> None:
 def documented() -> list[tuple[str, object]]:
     owners = [("_core", _core), *((name, owner) for name, owner in vars(_core).items() if inspect.isclass(owner))]
     public = {f"{name}.{key}": value for name, owner in owners for key, value in vars(owner).items() if key[0] != "_"}
-    return [*owners, *public.items()]
+    return [*owners, *((name, value) for name, value in public.items() if not isinstance(value, tuple))]
 
 
 @pytest.mark.parametrize(("name", "thing"), documented(), ids=[name for name, _ in documented()])
@@ -79,6 +84,33 @@ def test_every_public_name_is_documented(name: str, thing: object) -> None:
     lines = (inspect.getdoc(thing) or "").splitlines()
     signature = not isinstance(thing, property | ModuleType) and not inspect.isclass(thing)
     assert len(lines) > (1 if signature else 0), f"{name} has no docstring"
+
+
+def test_the_names_are_documented_by_the_module() -> None:
+    constants = [name for name, value in vars(_core).items() if isinstance(value, tuple)]
+    assert len(constants) == 8
+    for name in constants:
+        assert f"``{name}``" in str(_core.__doc__)
+
+
+def test_python_and_the_core_have_the_same_names() -> None:
+    assert spec.PRECISIONS == get_args(spec.Precision) == _core.PRECISIONS
+    assert spec.STAGES == _core.STAGES
+
+
+def test_an_error_of_the_core_has_its_remedy_apart() -> None:
+    with pytest.raises(ValueError, match="unknown") as caught:
+        _core.Engine("model.safetensors", precision="fp64")
+    assert vars(caught.value) == {
+        "message": 'precision "fp64" is unknown',
+        "remedy": "choose from fp32, bf16x3, bf16, int8",
+    }
+    assert str(caught.value) == 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'
+
+
+@pytest.mark.parametrize("key", ["isa", "precision", "profile", "algorithm", "threads", "crop"])
+def test_what_info_returns_is_documented(key: str) -> None:
+    assert key in str(_core.Engine.info.__doc__)
 
 
 def test_the_core_has_the_version_of_the_package() -> None:

@@ -5,7 +5,7 @@
 // copied or given up without it: what the callbacks need is owned by objects that Python destroys, and the
 // std::functions hold plain pointers.
 
-#include "batch_runner.h"
+#include "histo/batch_runner.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -29,10 +29,11 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "arrays.h"
-#include "histo/batch_runner.h"
 #include "histo/error.h"
 #include "histo/names.h"
+#include "register.h"
 
 namespace bindings {
 namespace {
@@ -621,7 +622,7 @@ Returns:
 
 }  // namespace
 
-void bind_batch_runner(py::module_& m) {
+void register_batch_runner(py::module_& m) {
   py::class_<BatchRunnerStats>(
       m, "BatchRunnerStats",
       "Where the loop stands, or what it did.\n\nThe stages overlap, so their times may "

@@ -1,4 +1,4 @@
-// The exceptions that histo::Error becomes in Python.
+// How a histo::Error becomes an exception of Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -30,12 +30,17 @@ inline PyObject* exception_for(histo::ErrorCode code) {
   return PyExc_RuntimeError;
 }
 
+// The exception's text is the whole sentence; its attributes `message` and `remedy` are the two parts.
 inline void translate_errors() {
   py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       std::rethrow_exception(error);
     } catch (const histo::Error& e) {
-      py::set_error(exception_for(e.code()), e.what());
+      PyObject* const type = exception_for(e.code());
+      const py::object exception = py::handle(type)(e.what());
+      exception.attr("message") = e.message();
+      exception.attr("remedy") = e.remedy();
+      PyErr_SetObject(type, exception.ptr());
     }
   });
 }

@@ -16,6 +16,15 @@ _Layout: TypeAlias = Literal["nchw", "nhwc"]
 _Source: TypeAlias = _Tiles | Iterable[_Tiles | Exception] | Callable[[], _Tiles | Exception | None]
 _Progress: TypeAlias = Callable[[BatchRunnerStats], bool | None]
 
+ISAS: tuple[str, ...]
+PRECISIONS: tuple[str, ...]
+PROFILES: tuple[str, ...]
+ALGORITHM_POLICIES: tuple[str, ...]
+LAYER_ALGORITHMS: tuple[str, ...]
+LAYOUTS: tuple[str, ...]
+STAGES: tuple[str, ...]
+BLOCK_COUNTS: tuple[int, ...]
+
 class _HasRun(Protocol):
     def run(self, tiles: _Tiles, /) -> _Float32Array: ...
 

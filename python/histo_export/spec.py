@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from histo_export import _core
 from histo_export.errors import UsageError
 
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+STAGES = _core.STAGES
 """Where a diverging export is looked for, in the order of the computation. The head's output is the logits."""
 
 CHANNELS = 512
@@ -18,8 +19,8 @@ MAX_SIDE = 65536
 """Of pools, crops and tiles; the native engine's reader has the same limit."""
 
 Precision = Literal["fp32", "bf16x3", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16x3", "bf16", "int8")
-"""Of the native engine's arithmetic, from the most exact to the fastest; `export.arithmetic` defines them."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Of the native engine's arithmetic (`_core.PRECISIONS`), most accurate first; defined in `model.arithmetic`."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

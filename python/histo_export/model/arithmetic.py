@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from histo_export._core import BLOCK_COUNTS
 from histo_export.model.lowering import LoweredNet
 from histo_export.spec import Precision
 
 Float = Literal["fp32", "bf16", "bf16x3"]
 
-BLOCKS = tuple(f"layer{n + 1}.{i}" for n, count in enumerate((3, 4, 6, 3)) for i in range(count))
+BLOCKS = tuple(f"layer{n + 1}.{i}" for n, count in enumerate(BLOCK_COUNTS) for i in range(count))
 SHORTCUTS = ("layer2.0", "layer3.0", "layer4.0")
 """The blocks whose shortcut is a convolution."""
 

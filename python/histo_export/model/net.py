@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet34_Weights
 from torchvision.models.resnet import BasicBlock
 
+from histo_export._core import BLOCK_COUNTS
 from histo_export.errors import HistoError, UsageError
 from histo_export.spec import CHANNELS, STAGES, ModelSpec
 
@@ -30,7 +31,7 @@ class TileNet(ResNet):
     """
 
     def __init__(self, pool: int, num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
+        super().__init__(BasicBlock, list(BLOCK_COUNTS), num_classes=num_classes)
         self.avgpool = nn.AdaptiveAvgPool2d(pool)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(CHANNELS * pool * pool, num_classes)

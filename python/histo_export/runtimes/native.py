@@ -30,12 +30,12 @@ def open_engine(file: Path, *, threads: int, precision: Precision, profile: str)
     try:
         return Engine(file, threads=threads, precision=precision, profile=profile)
     except (ValueError, OSError) as error:
-        raise HistoError(file, f"could not be opened by the native engine ({error})", "Export again") from error
-    except RuntimeError as error:  # nothing is wrong with the file; the reason ends with what to use instead
-        cause, _, use = str(error).removeprefix(f"{file}: ").rpartition("; ")
-        raise HistoError(
-            "The native engine", cause or use, use.capitalize() if cause else "See histo doctor"
-        ) from error
+        cause = str(getattr(error, "message", error)).removeprefix(f"{file}: ")
+        raise HistoError(file, f"could not be opened by the native engine ({cause})", "Export again") from error
+    except RuntimeError as error:  # nothing is wrong with the file
+        cause = getattr(error, "message", str(error))
+        remedy = getattr(error, "remedy", "") or "see histo doctor"
+        raise HistoError("The native engine", cause, remedy[0].upper() + remedy[1:]) from error
 
 
 class NativeRuntime(Runtime):

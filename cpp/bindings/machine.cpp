@@ -1,0 +1,100 @@
+// The names of all closed sets, how this binary was built and what this machine can do, for Python.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstddef>
+#include <ranges>
+#include <string_view>
+#include <vector>
+
+#include "histo/build_config.h"
+#include "histo/cpu.h"
+#include "histo/names.h"
+#include "register.h"
+
+namespace bindings {
+namespace {
+
+namespace py = pybind11;
+
+template <typename Range>
+py::tuple tuple_of(const Range& values) {
+  return py::tuple(py::cast(std::vector(std::ranges::begin(values), std::ranges::end(values))));
+}
+
+template <histo::ClosedSet Value>
+py::tuple names_of() {
+  return tuple_of(std::views::transform(histo::name_table<Value>, &histo::Named<Value>::name));
+}
+
+py::dict build_config() {
+  const histo::BuildConfig config = histo::build_config();
+  py::dict result;
+  result["version"] = config.version;
+  result["compiler"] = config.compiler;
+  result["cxx_standard"] = config.cxx_standard;
+  result["build_type"] = config.build_type;
+  result["baseline"] = config.baseline;
+  return result;
+}
+
+py::dict cpu_info() {
+  const histo::CpuInfo cpu = histo::cpu_info();
+  py::dict result;
+  result["avx2"] = cpu.avx2;
+  result["fma"] = cpu.fma;
+  result["avx512f"] = cpu.avx512f;
+  result["avx512bw"] = cpu.avx512bw;
+  result["avx512vl"] = cpu.avx512vl;
+  result["avx512dq"] = cpu.avx512dq;
+  result["avx512_bf16"] = cpu.avx512_bf16;
+  result["avx512_vnni"] = cpu.avx512_vnni;
+  result["amx_tile"] = cpu.amx_tile;
+  result["amx_bf16"] = cpu.amx_bf16;
+  result["amx_int8"] = cpu.amx_int8;
+  return result;
+}
+
+py::list usable_isas() {
+  py::list names;
+  for (const histo::Isa isa : histo::usable_isas()) {
+    names.append(name(isa));
+  }
+  return names;
+}
+
+void register_names(py::module_& m) {
+  m.attr("ISAS") = names_of<histo::Isa>();
+  m.attr("PRECISIONS") = names_of<histo::Precision>();
+  m.attr("PROFILES") = names_of<histo::Profile>();
+  m.attr("ALGORITHM_POLICIES") = names_of<histo::AlgorithmPolicy>();
+  m.attr("LAYER_ALGORITHMS") = names_of<histo::Algorithm>();
+  m.attr("LAYOUTS") = names_of<histo::Layout>();
+  m.attr("STAGES") = tuple_of(histo::stage_names);
+  m.attr("BLOCK_COUNTS") = tuple_of(histo::block_counts);
+}
+
+}  // namespace
+
+void register_machine(py::module_& m) {
+  register_names(m);
+  m.def("usable_isas", &usable_isas,
+        "The instruction sets that this machine can run, lowest first: see ISAS.");
+  m.def(
+      "default_isa", [] { return name(histo::default_isa()); },
+      "The highest usable instruction set, or the one that $HISTO_ISA names; ValueError where that is "
+      "unknown, "
+      "RuntimeError where it is not usable on this machine.");
+  m.def("build_config", &build_config,
+        "How the core was compiled: version, compiler, cxx_standard, build_type and baseline (the oldest "
+        "CPU that runs it).");
+  m.def("cpu_info", &cpu_info,
+        "Whether each instruction set extension may be used here, by name: the CPU has it and the operating "
+        "system saves its registers.");
+  m.def("usable_cpus", &histo::usable_cpus,
+        "Threads worth starting: the CPUs that affinity and the cgroup's quota leave to this process, at "
+        "least 1.");
+}
+
+}  // namespace bindings
