@@ -130,7 +130,7 @@ void fuzz_header(std::string_view header) {
       for (const histo::json::Member& member : *root.object()) {
         const histo::json::Value* const offsets = member.value.find("data_offsets");
         if (offsets != nullptr && offsets->array() != nullptr && offsets->array()->size() == 2) {
-          data = std::max(data, (*offsets->array())[1].whole().value_or(0));
+          data = std::max(data, (*offsets->array())[1].unsigned_integer().value_or(0));
         }
       }
     }

@@ -1,13 +1,13 @@
 /* The C interface from a C99 program: histo_c_api_test MODEL, where MODEL is a valid model.safetensors. */
 
+#include "histo/c_api.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "histo/histo.h"
 
 static int failures = 0;
 
@@ -20,11 +20,17 @@ static int failures = 0;
     }                                                                                              \
   } while (0)
 
-/* The call must fail with this status and say something about `word`. */
-#define CHECK_FAILS(call, status, word)                \
-  do {                                                 \
-    CHECK((call) == (status));                         \
-    CHECK(strstr(histo_last_error(), (word)) != NULL); \
+static int ends_with(const char* text, const char* end) {
+  return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0;
+}
+
+/* The call must fail with this status and a message with `word`, of which the remedy is the end. */
+#define CHECK_FAILS(call, status, word)                           \
+  do {                                                            \
+    CHECK((call) == (status));                                    \
+    CHECK(strstr(histo_last_error(), (word)) != NULL);            \
+    CHECK(ends_with(histo_last_error(), histo_last_remedy()));    \
+    CHECK((status) == HISTO_FAILED || *histo_last_remedy() != 0); \
   } while (0)
 
 static void* allocate(size_t size) {
@@ -294,6 +300,7 @@ static void test_engine_options(const histo_model* model) {
   options.isa = NULL;
   options.precision = "fp64";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "fp64");
+  CHECK(strcmp(histo_last_remedy(), "choose from fp32, bf16x3, bf16, int8") == 0);
   options.precision = "int8"; /* the file has no scales, or the machine no VNNI */
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "int8");
   options.precision = "bf16";
@@ -545,6 +552,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   CHECK(strcmp(histo_last_error(), "") == 0);
+  CHECK(strcmp(histo_last_remedy(), "") == 0);
   test_model(argv[1]);
   test_garbage_file(argv[1]);
   test_long_messages_are_cut();

@@ -26,14 +26,16 @@ class AlignedBuffer {
   explicit AlignedBuffer(std::size_t size) : size_(size) {
     constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
     if (size > (std::numeric_limits<std::size_t>::max() - huge_page) / sizeof(float)) {
-      throw Error(ErrorCode::size_overflow, "a map has more elements than fit in memory; use smaller tiles");
+      throw Error(ErrorCode::size_overflow, "a map has more elements than fit in memory",
+                  "use smaller tiles");
     }
     const std::size_t page = size * sizeof(float) >= huge_page ? huge_page : small_page;
     const std::size_t bytes = (size * sizeof(float) + page - 1) / page * page;
     data_.reset(static_cast<float*>(std::aligned_alloc(page, bytes)));
     if (data_ == nullptr && bytes != 0) {
-      throw Error(ErrorCode::out_of_memory, "there is no memory for " + std::to_string(bytes >> 20U) +
-                                                " MiB of weights or maps; use smaller tiles or batches");
+      throw Error(ErrorCode::out_of_memory,
+                  "there is no memory for " + std::to_string(bytes >> 20U) + " MiB of weights or maps",
+                  "use smaller tiles or batches");
     }
 #ifdef __linux__
     if (page == huge_page) {

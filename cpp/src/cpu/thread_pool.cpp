@@ -52,9 +52,8 @@ std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint
 
 ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
   if (threads == 0 || threads > most_threads) {
-    throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads) +
-                                                 "; it must be between 1 and " +
-                                                 std::to_string(most_threads));
+    throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads),
+                "it must be between 1 and " + std::to_string(most_threads));
   }
   try {
     workers_.reserve(threads - 1);
@@ -63,9 +62,10 @@ ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
     }
   } catch (const std::system_error& error) {
     end_workers();  // or joining those that run would take for ever
-    throw Error(ErrorCode::unsupported, "only " + std::to_string(workers_.size() + 1) + " of " +
-                                            std::to_string(threads) + " threads can be had (" + error.what() +
-                                            "); ask for fewer, or raise the limit (ulimit -u, pids.max)");
+    throw Error(ErrorCode::unsupported,
+                "only " + std::to_string(workers_.size() + 1) + " of " + std::to_string(threads) +
+                    " threads can be started (" + error.what() + ")",
+                "ask for fewer, or raise the limit (ulimit -u, pids.max)");
   } catch (...) {
     end_workers();
     throw;
