@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,3 +80,37 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
     export_bundle(checkpoint, out, formats=ALL_FORMATS, threads=2)
     return out
+
+
+@pytest.fixture(scope="session")
+def other_threads_advance() -> Callable[[Callable[[], object]], bool]:
+    """Whether Python runs other threads while `work` is in C++.
+
+    `work` is repeated, in a thread, until this thread has had five turns in a row during one call. That is impossible
+    where the call holds the GIL: this thread then gets a turn before and after it only. Nothing depends on how fast
+    the machine is, if one call takes 10 ms or more; the minute is for a failure.
+    """
+
+    def advance(work: Callable[[], object]) -> bool:
+        calls = 0
+        enough = threading.Event()
+
+        def repeat() -> None:
+            nonlocal calls
+            while not enough.is_set():
+                calls += 1
+                work()
+
+        worker = threading.Thread(target=repeat)
+        worker.start()
+        call = turns = 0
+        end = time.monotonic() + 60
+        while turns < 5 and worker.is_alive() and time.monotonic() < end:
+            turns = turns + 1 if call == calls > 0 else 0
+            call = calls
+            time.sleep(0.001)
+        enough.set()
+        worker.join()
+        return turns == 5
+
+    return advance

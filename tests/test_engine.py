@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +26,7 @@ from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
 from histo_export.training.checkpoint import Checkpoint
 
+Advance = Callable[[Callable[[], object]], bool]
 Tiles = npt.NDArray[np.uint8]
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -239,22 +238,9 @@ def test_not_a_number_stays_in_its_row(engine: Engine) -> None:
 # --- threads ------------------------------------------------------------------------------------------------
 
 
-def test_other_python_threads_advance(engine: Engine) -> None:
+def test_other_python_threads_advance(engine: Engine, other_threads_advance: Advance) -> None:
     tiles = random_tiles(200, 64, 64)
-    started = threading.Event()
-
-    def infer() -> None:
-        started.set()
-        engine.run(tiles)
-
-    worker = threading.Thread(target=infer)
-    worker.start()
-    started.wait()
-    turns = 0
-    while worker.is_alive():
-        time.sleep(0.001)
-        turns += 1
-    assert turns > 10, "the GIL was held while the engine worked"
+    assert other_threads_advance(lambda: engine.run(tiles)), "the GIL was held while the engine worked"
 
 
 def test_many_threads_share_one_model_and_one_engine(model: Model, engine: Engine) -> None:
