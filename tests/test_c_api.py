@@ -91,6 +91,7 @@ def histo() -> ctypes.CDLL:
         *(c_void_p, c_size_t, c_size_t, SOURCE, SINK, PROGRESS, c_void_p),
         *(POINTER(BatchOptions), POINTER(Stats)),
     ]
+    library.histo_precision_support.argtypes = [c_char_p, c_char_p, POINTER(c_char_p)]
     library.histo_head_create.argtypes = [
         *(c_size_t, c_size_t, c_size_t, POINTER(c_float), c_size_t, POINTER(c_float), c_size_t),
         *(POINTER(HeadOptions), POINTER(c_void_p)),
@@ -304,6 +305,18 @@ def test_each_thread_has_its_own_last_error(histo: ctypes.CDLL, tmp_path: Path) 
     assert messages[0] == ""
     assert "/theirs" in messages[1]
     assert "/mine" in last_error(histo)
+
+
+def test_precision_support_is_that_of_the_python_module(histo: ctypes.CDLL) -> None:
+    for isa in _core.usable_isas():
+        for precision, support in _core.precision_support(isa).items():
+            executed = c_char_p()
+            status = histo.histo_precision_support(precision.encode(), isa.encode(), byref(executed))
+            if support.isa is None:
+                assert (status, executed.value) == (UNSUPPORTED, None)
+                assert last_error(histo) == f"{support.reason}; use fp32"
+            else:
+                assert (status, executed.value) == (0, support.isa.encode())
 
 
 def test_the_remedy_is_also_there_apart(histo: ctypes.CDLL, model: c_void_p) -> None:

@@ -596,7 +596,7 @@ TEST_CASE("batch runner: the stages overlap") {
 }
 
 TEST_CASE("batch runner: the seconds of a slow stage are counted in that stage") {
-  constexpr int count = 20, pause = 4;  // tiles, milliseconds
+  static constexpr int count = 20, pause = 4;  // tiles, milliseconds
   constexpr double slept = 1e-3 * count * pause;
   const auto slow = [](std::size_t stage) {
     const auto sleep = [stage](std::size_t own) {

@@ -75,6 +75,16 @@ HISTO_API const char* histo_version(void) HISTO_NOEXCEPT;
 /// How many threads it makes sense to start here: see histo::usable_cpus().
 HISTO_API unsigned histo_usable_cpus(void) HISTO_NOEXCEPT;
 
+/// Whether this machine can run a precision: HISTO_OK, or HISTO_UNSUPPORTED with the reason in
+/// histo_last_error().
+/// \param precision  "fp32", "bf16x3", "bf16" or "int8"
+/// \param isa        the highest instruction set to use, as in histo_engine_options; may be null
+/// \param executed   receives the name of the instruction set whose kernels run, which may be lower than
+/// `isa`: AMX
+///                   has no float32. May be null
+HISTO_API histo_status histo_precision_support(const char* precision, const char* isa,
+                                               const char** executed) HISTO_NOEXCEPT;
+
 /* --- model -----------------------------------------------------------------------------------------------
  */
 

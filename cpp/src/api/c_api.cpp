@@ -271,6 +271,23 @@ unsigned histo_usable_cpus() noexcept {
   return cpus;
 }
 
+histo_status histo_precision_support(const char* precision, const char* isa, const char** executed) noexcept {
+  return guarded([&] {
+    require(precision, "precision");
+    const auto wanted = histo::from_name<histo::Precision>("precision", precision);
+    for (const histo::PrecisionSupport& support : histo::precision_support(isa_of(isa))) {
+      if (support.precision == wanted) {
+        if (!support.isa) {
+          throw Error(ErrorCode::unsupported, support.reason, "use fp32");
+        }
+        if (executed != nullptr) {
+          *executed = histo::name(*support.isa).data();
+        }
+      }
+    }
+  });
+}
+
 histo_status histo_model_open(const char* path, histo_model** model) noexcept {
   return make_handle(model, "model", [path] {
     require(path, "path");

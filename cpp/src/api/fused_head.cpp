@@ -208,7 +208,7 @@ template <typename Feature>
 void FusedHead::State::check(std::span<const Feature> features, const FeatureShape& shape,
                              std::span<float> out) const {
   if (shape.layout != Layout::nchw && shape.layout != Layout::nhwc) {
-    throw Error(ErrorCode::invalid_argument, "layout is neither nchw nor nhwc");
+    throw Error(ErrorCode::invalid_argument, "layout is neither nchw nor nhwc", "give one of them");
   }
   check_buffer("features", features,
                checked_size("features", {{"batch", shape.batch},
