@@ -156,10 +156,10 @@ EngineOptions resolved(const Model& model, EngineOptions options) {
   options.isa = require_record(options.precision, options.isa ? *options.isa : default_isa()).isa;
   options.crop = options.crop == 0 ? spec.crop : options.crop;
   if (spec.head_pool != spec.pool && map_size(options.crop) != map_size(spec.crop)) {
-    throw Error(ErrorCode::unsupported, "crop " + std::to_string(options.crop) +
-                                            " gives another feature map than crop " +
-                                            std::to_string(spec.crop) +
-                                            ", for which the head of this model was folded; export for it");
+    throw Error(ErrorCode::unsupported,
+                "crop " + std::to_string(options.crop) + " gives another feature map than crop " +
+                    std::to_string(spec.crop) + ", for which the head of this model was folded",
+                "export for it");
   }
   return options;
 }
@@ -196,8 +196,8 @@ struct Prepared {
         normaliser(model.spec(), options.crop) {
     if (options.precision == Precision::int8 &&
         std::ranges::find(plan.steps, Precision::int8, &Step::precision) == plan.steps.end()) {
-      throw Error(ErrorCode::unsupported,
-                  "the model has no scales for int8; export it with --precision int8, or use fp32 or bf16");
+      throw Error(ErrorCode::unsupported, "the model has no scales for int8",
+                  "export it with --precision int8, or use fp32 or bf16");
     }
     std::vector<Packing> packings{{network.stem, Algorithm::direct, stem_precision(),
                                    dots.stem ? dots.stem->conv_block : kernel.conv_block}};
