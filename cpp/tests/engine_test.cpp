@@ -15,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/packing.h"
 #include "error_code.h"
 #include "executed_isa.h"
 #include "histo/cpu.h"
@@ -24,6 +23,7 @@
 #include "histo/preprocess.h"
 #include "model/network.h"
 #include "model_file.h"
+#include "plan/plan.h"
 
 namespace {
 

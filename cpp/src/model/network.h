@@ -27,6 +27,10 @@ struct ConvLayer {
   std::span<const float> weight;  // (outputs, inputs, kernel, kernel)
   std::span<const float> bias;    // (outputs)
   std::optional<Scales> scales = std::nullopt;
+
+  // Weight `i` of an output channel in int8, where the layer has scales: the nearest integer, of two the even
+  // one.
+  [[nodiscard]] float integer_weight(std::size_t output, std::size_t i) const;
 };
 
 // relu(conv2(relu(conv1(x))) + shortcut(x)); without a shortcut layer, shortcut(x) is x.

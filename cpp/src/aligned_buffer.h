@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -16,9 +17,9 @@
 
 namespace histo {
 
-// Floats that begin on a page and are zero: whole vectors never straddle cache lines, and the borders of maps
-// are zero from the start. Large buffers ask for huge pages, because a convolution walks through megabytes
-// with strides that would miss the TLB at every step.
+// Floats that begin on a page and are zero: vectors never straddle cache lines, and the borders of maps are
+// zero from the start. Large buffers ask for huge pages, because a convolution walks through megabytes with
+// strides that would miss the TLB at every step.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
@@ -39,7 +40,7 @@ class AlignedBuffer {
     }
 #ifdef __linux__
     if (page == huge_page) {
-      madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a wish: refusal costs speed only
+      madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
     }
 #endif
     if (bytes != 0) {
@@ -49,6 +50,13 @@ class AlignedBuffer {
 
   [[nodiscard]] float* data() noexcept { return data_.get(); }
   [[nodiscard]] const float* data() const noexcept { return data_.get(); }
+
+  // The same memory for what is not float32: units of 32 bits that hold two bf16, for example.
+  [[nodiscard]] std::uint32_t* units() noexcept { return reinterpret_cast<std::uint32_t*>(data_.get()); }
+  [[nodiscard]] const std::uint32_t* units() const noexcept {
+    return reinterpret_cast<const std::uint32_t*>(data_.get());
+  }
+
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
  private:
