@@ -74,9 +74,10 @@ sanitize-all: $(TOOLS)  ## all C++ tests with the address and undefined-behaviou
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
 
-lint: $(STAMP)  ## ruff, mypy, clang-format and codespell, changing nothing
+lint: $(STAMP)  ## ruff, import-linter, mypy, clang-format and codespell, changing nothing
 	ruff check
 	ruff format --check
+	lint-imports --no-cache
 	mypy
 	clang-format --dry-run -Werror $(CPP)
 	codespell *.md *.toml Makefile CMakeLists.txt benchmarks cpp docs python tests

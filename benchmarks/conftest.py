@@ -20,18 +20,20 @@ import numpy as np
 import pytest
 
 from histo_export import _core
-from histo_export.bench.measure import DEFAULT_RUNTIMES, precision_of, require_device
+from histo_export.bench.contestants import precision_of, require_device
 from histo_export.bench.subjects import Subject, untrained_subjects
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.errors import HistoError
-from histo_export.parity import TOLERANCE, Golden
-from histo_export.runtimes import RUNTIMES
+from histo_export.parity import FP32_TOLERANCE, Golden
+from histo_export.runtimes import Variant, all_variants, default_variants
+
+RUNTIMES = tuple(variant.runtime for variant in all_variants() if variant.precision == "fp32")
 
 QUICK_POOLS, QUICK_BATCHES = "2", "8"
-"""Where timing is disabled: the suite is a test then, and one size of each kind tests the code."""
+"""Used where timing is disabled: the suite is a test then, for which one pool and one batch are enough."""
 
 MIN_ROUNDS = 3
-"""Instead of pytest-benchmark's 5, where nobody says otherwise: a batch of 32 takes a second in a slow runtime."""
+"""The default instead of pytest-benchmark's 5, because a batch of 32 takes a second in a slow runtime."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Choice:
     threads: int
     device: str
     precision: str
-    named: bool  # --runtimes was given, so that one which can't be had is a failure
+    named: bool  # --runtimes was given, so that an unavailable one is a failure
     timing: bool
 
     @property
@@ -60,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--threads", type=int, default=_core.usable_cpus(), help="of each runtime; default: all usable CPUs"
     )
-    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="never replaced by another")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="if it is unavailable, tests fail")
     group.addoption("--precision", choices=("fp32",), default="fp32", help="that must have been executed")
 
 
@@ -86,14 +88,15 @@ def _choice(config: pytest.Config) -> Choice:
     def numbers(name: str, default: str) -> tuple[int, ...]:
         text = option(name) or default
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in text.split(",")):
-            raise pytest.UsageError(f"--{name} {text}: is not a list of whole numbers of 1 or more")
+            raise pytest.UsageError(f"--{name} {text}: is not a list of integers of 1 or more")
         return tuple(dict.fromkeys(map(int, text.split(","))))
 
     device = option("device")
     named = option("runtimes")
-    runtimes = tuple(dict.fromkeys(named.split(","))) if named else DEFAULT_RUNTIMES[device]
+    names = named.split(",") if named else [str(variant) for variant in default_variants(device)]
+    runtimes = tuple(dict.fromkeys(names))
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
-        raise pytest.UsageError(f"--runtimes {unknown[0]}: is not known; use some of {', '.join(RUNTIMES)}")
+        raise pytest.UsageError(f"--runtimes {unknown[0]}: is unknown; use some of {', '.join(RUNTIMES)}")
     return Choice(
         pools=numbers("pools", QUICK_POOLS if quick else "1,2,4,8"),
         batches=numbers("batches", QUICK_BATCHES if quick else "1,8,32"),
@@ -131,7 +134,7 @@ def choice(request: pytest.FixtureRequest) -> Choice:
 @pytest.fixture(scope="session")
 def subjects(choice: Choice, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Subject]:
     """Untrained networks by pool, all with one trunk."""
-    files = {RUNTIMES[runtime].file for runtime in choice.runtimes}
+    files = {Variant(runtime).file for runtime in choice.runtimes}
     made = untrained_subjects(choice.pools, tmp_path_factory.mktemp("models"), files)
     return {subject.spec.pool: subject for subject in made}
 
@@ -144,24 +147,25 @@ class Timed:
 
     def __init__(self, worker: Worker, runtime: str, subject: Subject, choice: Choice) -> None:
         self.worker, self.runtime, self.choice = worker, runtime, choice
-        self.file = subject.file(RUNTIMES[runtime].file)
+        variant = Variant(runtime)
+        self.file = subject.file(variant.file)
         self.golden_file = subject.folder / "golden.safetensors"
         self.golden = Golden.read(self.golden_file)
-        self.facts = worker.open(runtime, self.file, self.golden_file, choice.threads, choice.device)
+        self.facts = worker.open(variant, self.file, self.golden_file, threads=choice.threads, device=choice.device)
 
     def check(self, logits: np.ndarray) -> None:
-        """The logits of the golden tiles, in their order and as often as they come."""
-        assert self.golden.relative_error(logits) <= TOLERANCE[self.file.name]
+        """Checks logits `(n, classes)` of the golden tiles in order, the first tile following the last one."""
+        assert self.golden.relative_error(logits) <= FP32_TOLERANCE
 
     def check_executed(self) -> None:
-        """Asked after a real run: the precision and the device are those that the group's name says."""
+        """Checks, after a real run, that precision and device are those in the group's name."""
         assert precision_of(self.worker.executed()["executed"]) == self.choice.precision
         require_device(self.worker.label, self.choice.device, self.worker.devices())
 
 
 @pytest.fixture(scope="session")
 def open_timed(choice: Choice) -> Callable[[ExitStack, str, Subject], Timed]:
-    """Opens a model in a process that ends with the stack; skips the test where the runtime is not to be had."""
+    """Opens a model in a process that ends with the stack; skips the test where the runtime is unavailable."""
 
     def open_worker(stack: ExitStack, runtime: str, subject: Subject) -> Timed:
         worker = stack.enter_context(Worker(f"{runtime}, {subject.label}"))
@@ -189,7 +193,7 @@ def run_benchmark(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Benchmarks a function that returns the seconds it took, as the worker measured them.
 
     Args of the function returned: `call`; `group`, the table that the result stands in; `rounds`, where
-    `--benchmark-min-rounds` and `--benchmark-max-time` shall not choose; `info`, kept in the JSON.
+    `--benchmark-min-rounds` and `--benchmark-max-time` do not apply; `info`, kept in the JSON.
     """
     now = 0.0
 

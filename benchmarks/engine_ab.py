@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 1e-4
-"""Of the difference between logits, relative to the largest of them."""
+"""Largest difference between the logits of the two builds, relative to the largest logit."""
 
 
 def serve(module: str, job: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def main() -> None:
         return
     # Only here: a process can't hold two builds of the module.
     from histo_export import _core
-    from histo_export.bench.worker import Worker
+    from histo_export.bench.worker_handle import Worker
     from histo_export.statistics import compare
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -30,12 +30,15 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
-from histo_export.bench.measure import Progress, Row, Settings, measure
+from histo_export.bench.measure import measure
+from histo_export.bench.progress import Progress
+from histo_export.bench.rows import Row
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, untrained_subjects
-from histo_export.bench.worker import COMMAND
-from histo_export.export.bundle import INT8_ONNX
+from histo_export.bench.worker_handle import COMMAND
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.machine import this_machine, versions
-from histo_export.runtimes import RUNTIMES
+from histo_export.runtimes import variants
 from histo_export.runtimes.native import median_layer_times
 from histo_export.spec import Precision
 from histo_export.statistics import compare
@@ -77,7 +80,7 @@ def show(progress: Progress) -> None:
 
 
 def make(folder: Path, part: Part, pool: int, int8: bool = False) -> Subject:
-    files = {RUNTIMES[runtime].file for runtime in (*OURS, *PEERS)} | ({INT8_ONNX} if int8 else set())
+    files = {variant.file for variant in variants(*OURS, *PEERS)} | ({INT8_ONNX} if int8 else set())
     (subject,) = untrained_subjects([pool], folder, files, int8=int8, crop=part.crop, tile_size=part.tile_size)
     return subject
 
@@ -91,7 +94,7 @@ def lead_table(part: Part, rounds: int, seconds: float) -> None:
     for pool in part.pools:
         with tempfile.TemporaryDirectory() as home:
             subject = make(Path(home) / "models", part, pool)
-            settings = Settings((*OURS, *part.peers), batches, (part.threads,), rounds, seconds, may_lack=True)
+            settings = Settings(variants(*OURS, *part.peers), batches, (part.threads,), rounds, seconds, may_lack=True)
             rows, left_out = measure([subject], settings, show, command)
         for runtime, reason in left_out.items():
             log.print(f"\r{runtime} is left out: {reason}\033[K")
@@ -114,12 +117,12 @@ def lead_table(part: Part, rounds: int, seconds: float) -> None:
 
 
 def of_batch(ours: Sequence[str], batch: int) -> Sequence[str]:
-    """Of our runtimes, latency first, those that a user would take for this batch."""
+    """Those of our runtimes (latency first) that a user would choose for this batch."""
     return ours[:1] if batch == 1 else ours[1:] if batch >= 32 else ours
 
 
 def lead(ours: Sequence[Row], peers: Sequence[Row], goal: float) -> list[str]:
-    """Fastest of ours, of the peers, time of theirs over ours, and the goal; `<` marks a miss."""
+    """Cells: our fastest runtime, the fastest peer, its time over ours, and the goal; `<` marks a missed goal."""
     mine, other = fastest(ours), fastest(peers)
     ratio = compare(other.medians.tolist(), mine.medians.tolist())
     shown = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{' <' if ratio.ratio < goal else ''}"
@@ -220,7 +223,7 @@ def top_of(layer: Mapping[str, Any], tops: Mapping[str, float]) -> float:
 
 
 def threads_table(threads: int, pool: int, rounds: int) -> None:
-    """All threads over one, in turn in one process, batch 64."""
+    """The speed of all threads over that of one thread, in turn in one process, at batch 64."""
     times: dict[int, list[float]] = {1: [], threads: []}
     with tempfile.TemporaryDirectory() as home:
         part = Part("", {}, threads, [pool])

@@ -41,24 +41,37 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
-from histo_export.bench.measure import ROUNDINGS, Row, Settings, measure
+from histo_export.bench.contestants import ROUNDINGS
+from histo_export.bench.measure import measure
 from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
+from histo_export.bench.rows import Row
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
-from histo_export.bench.worker import Worker
-from histo_export.data import open_data
+from histo_export.bench.worker_handle import Worker
+from histo_export.bundle_files import GOLDEN, INT8_ONNX
+from histo_export.data import TileData, open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMATS, GOLDEN, INT8_ONNX, open_bundle
+from histo_export.export.bundle import open_bundle
+from histo_export.export.formats import FORMATS
 from histo_export.export.quantise import TILES, choose_tiles
 from histo_export.machine import this_machine, versions
 from histo_export.model.arithmetic import Simulation
 from histo_export.model.native_file import read_native
 from histo_export.parity import Golden
-from histo_export.runtimes import RUNTIMES, Tiles, open_runtime, runtime_class, to_float
+from histo_export.runtimes import (
+    Runtime,
+    Tiles,
+    Variant,
+    all_variants,
+    open_runtime,
+    runtime_class,
+    to_float,
+    variants,
+)
 from histo_export.spec import PRECISIONS, ModelSpec, Precision
-from histo_export.statistics import summarise
-from histo_export.training.evaluation import bootstrap_interval
+from histo_export.statistics import bootstrap_interval, summarise
 
 out = Console(width=170, highlight=False)
 
@@ -68,7 +81,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Class:
-    """A precision: the lead that each batch should have, and the peers it is over."""
+    """A precision: batch → the lead that it should have, and the peers over which it is measured."""
 
     goals: Mapping[int, float]
     peers: tuple[str, ...]
@@ -89,11 +102,15 @@ COMPARED = (
     *("openvino-int8", "openvino-streams-int8", "onnxruntime", "onnxruntime-int8", TOOL),
     *("torch-channels-last", "torch-channels-last-bf16", "torch-compile", "torch-compile-bf16"),
 )
-"""By `accuracy`, all with the first."""
+"""What `accuracy` compares, all with the first one."""
 
 
 def ours(precision: Precision) -> tuple[str, ...]:
-    return tuple(f"{name}-{precision}" for name in engine_table.OURS)
+    return tuple(str(Variant(name, precision)) for name in engine_table.OURS)
+
+
+def open_variant(variant: Variant, subject: Subject, threads: int) -> Runtime:
+    return open_runtime(variant.runtime, subject.file(variant.file), threads=threads, precision=variant.precision)
 
 
 def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
@@ -117,11 +134,11 @@ def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
 
 @contextlib.contextmanager
 def untrained(threads: int, pool: int) -> Iterator[Subject]:
-    """A network in every file that a runtime here opens."""
+    """An untrained network in every file that the runtimes of this benchmark open."""
     with tempfile.TemporaryDirectory() as home:
         subject = engine_table.make(Path(home), Part("", {}, threads, [pool]), pool, int8=True)
         golden = Golden.read(subject.folder / GOLDEN)
-        quantise_with_onnxruntime(subject.file("model.onnx"), subject.folder / RUNTIMES[TOOL].file, golden.tiles)
+        quantise_with_onnxruntime(subject.file("model.onnx"), subject.folder / Variant.parse(TOOL).file, golden.tiles)
         yield subject
 
 
@@ -133,7 +150,7 @@ def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], roun
     every = Table("pool", "runtime", "executed", "kernels for", *(f"batch {batch}" for batch in batches))
     for pool in pools:
         with untrained(threads, pool) as subject:
-            settings = Settings(runtimes, batches, (threads,), rounds, seconds, may_lack=True)
+            settings = Settings(variants(*runtimes), batches, (threads,), rounds, seconds, may_lack=True)
             rows, left_out = measure([subject], settings, show)
         for runtime, reason in left_out.items():
             log.print(f"\r{runtime} is left out: {reason}\033[K")
@@ -155,7 +172,7 @@ def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], roun
 
 
 def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
-    """What the engine allocates, and the peak of a process that has run nothing but these tiles."""
+    """What the engine allocates, and the peak of a process that has run these tiles only."""
     columns = ["precision", "profile", "batch", "weights MB", "workspace MB", "process MB", "of these before"]
     table = Table(*columns, title=f"Memory, {threads} threads, pool {pool}", title_justify="left")
     with untrained(threads, pool) as subject:
@@ -165,9 +182,9 @@ def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
                 engine = _core.Engine(file, threads=threads, precision=precision, profile=profile)
                 engine.warmup(batch)
                 info = engine.info()
-                name = f"{'native' if profile == 'throughput' else 'native-latency'}-{precision}".removesuffix("-fp32")
-                with Worker(name) as worker:
-                    worker.open(name, file, golden, threads, "cpu")
+                variant = Variant("native" if profile == "throughput" else "native-latency", precision)
+                with Worker(str(variant)) as worker:
+                    worker.open(variant, file, golden, threads=threads, device="cpu")
                     worker.call(batch)
                     found = worker.memory()
                 sizes = (info["weight_bytes"] / 1e6, info["workspace_bytes"] / 1e6, found["peak"], found["before"])
@@ -201,11 +218,11 @@ def checks(subject: Subject, threads: int) -> None:
     table = Table(*columns, title=f"{subject.label}: RMS errors, of the logits' spread", title_justify="left")
     for precision in CLASSES:
         own = subject.rounding(precision)
-        for runtime, entry in RUNTIMES.items():
-            if entry.precision == precision and (subject.folder / entry.file).exists():
-                opened = open_runtime(runtime, subject.file(entry.file), threads)
-                found = golden.spread_error(opened.run(golden.tiles))
-                table.add_row(precision, f"{own:.1e}", runtime, opened.executed, f"{found / own:.2f}")
+        for variant in all_variants():
+            if variant.precision == precision and (subject.folder / variant.file).exists():
+                opened = open_variant(variant, subject, threads)
+                error = golden.spread_error(opened.run(golden.tiles))
+                table.add_row(precision, f"{own:.1e}", str(variant), opened.executed, f"{error / own:.2f}")
         table.add_row(precision, f"{own:.1e}", "fp32, least of all wrong layers", least, f"{wrong[least] / own:.2f}")
     out.print(table)
     out.print(f"Allowed: {ROUNDINGS:g}")
@@ -213,21 +230,21 @@ def checks(subject: Subject, threads: int) -> None:
 
 @contextlib.contextmanager
 def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
-    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is left as it is."""
+    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is not changed."""
     (subject,) = open_subjects([bundle], ["int8"])
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
         folder.mkdir()
-        for name in (*FORMATS.values(), INT8_ONNX, GOLDEN):
+        for name in (*(row.file for row in FORMATS.values() if row.file), INT8_ONNX, GOLDEN):
             if (bundle / name).is_file():
                 (folder / name).symlink_to((bundle / name).resolve())
-        quantise_with_onnxruntime(subject.file("model.onnx"), folder / RUNTIMES[TOOL].file, tiles)
+        quantise_with_onnxruntime(subject.file("model.onnx"), folder / Variant.parse(TOOL).file, tiles)
         yield Subject(subject.label, folder, subject.spec)
 
 
 def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) -> npt.NDArray[np.float32]:
-    """`(n, classes)` of the whole split."""
-    opened = open_runtime(runtime, subject.file(RUNTIMES[runtime].file), threads)
+    """float32 logits `(n, classes)` of all tiles of the split."""
+    opened = open_variant(Variant.parse(runtime), subject, threads)
     parts = []
     for start in range(0, len(tiles), BATCH):
         numbers = range(start, min(start + BATCH, len(tiles)))
@@ -237,21 +254,12 @@ def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) ->
 
 
 def declared(tile: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint8]:
-    """The tile at the size that the files are declared for."""
+    """The tile, cropped to the size that the files are declared for."""
     return tile if tile.shape[0] == spec.tile_size else center_crop(tile, spec.tile_size)
 
 
-def accuracy(
-    bundle: Path,
-    data: str,
-    split: str | None,
-    runtimes: Sequence[str],
-    to: Path,
-    threads: int,
-    rounds: int,
-    seconds: float,
-) -> None:
-    """Table and picture; the first of `runtimes` is what the others are compared with."""
+def bundle_tiles(bundle: Path, data: str, split: str | None) -> tuple[TileData, npt.NDArray[np.uint8]]:
+    """The data that a bundle was trained on, and those of its training tiles that int8 is calibrated on."""
     block = open_bundle(bundle).config.histo
     spec = ModelSpec.from_dict(block.spec)
     fractions = tuple(float(part) if "." in part else int(part) for part in split.split(",")) if split else None
@@ -259,28 +267,41 @@ def accuracy(
     tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=fractions, seed=seed)  # type: ignore[arg-type]
     if block.training.get("data", {}).get("fingerprint") not in (None, tiles.fingerprint):
         raise UsageError(f"--data {data}", "is not what the bundle was trained on", "Give the same tiles and --split")
-    calibration = choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
-    with with_tools_model(bundle, calibration) as subject:
-        logits: dict[str, npt.NDArray[np.float32]] = {}
-        left_out: dict[str, str] = {}
-        for runtime in runtimes:
-            try:
-                if reason := runtime_class(runtime).unavailable("cpu"):
-                    raise HistoError(runtime, reason, "It is left out")
-                logits[runtime] = test_logits(runtime, subject, tiles.test, threads)
-            except HistoError as error:
-                left_out[runtime] = str(error)
-            gc.collect()  # ends the threads of this one
-        timed = tuple(logits)
+    return tiles, choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
+
+
+def logits_of_all(
+    runtimes: Sequence[str], subject: Subject, tiles: TileSet, threads: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Runtime → logits of the test tiles; and runtime → why it is left out."""
+    logits: dict[str, npt.NDArray[np.float32]] = {}
+    left_out: dict[str, str] = {}
+    for runtime in runtimes:
         try:
-            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
+            variant = Variant.parse(runtime)
+            if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
+                raise HistoError(runtime, reason, "It is left out")
+            logits[runtime] = test_logits(runtime, subject, tiles, threads)
+        except HistoError as error:
+            left_out[runtime] = str(error)
+        gc.collect()  # ends the threads of this one
+    return logits, left_out
+
+
+def accuracy(bundle: Path, data: str, split: str | None, runtimes: Sequence[str], to: Path, how: Settings) -> None:
+    """Table and picture; the first of `runtimes` is what the others are compared with."""
+    tiles, calibration = bundle_tiles(bundle, data, split)
+    with with_tools_model(bundle, calibration) as subject:
+        logits, left_out = logits_of_all(runtimes, subject, tiles.test, how.threads[0])
+        try:
+            rows, _ = measure([subject], replace(how, runtimes=variants(*logits)), show)
         except HistoError as error:  # ONNX Runtime's tool may choose ranges that make another model of it
             if not str(error).startswith(TOOL):
                 raise
             agree = (logits[TOOL].argmax(1) == logits[runtimes[0]].argmax(1)).mean()
             left_out[TOOL] = f"{error} On the test tiles its top class was that of {runtimes[0]} for {agree:.2%}."
-            timed = tuple(runtime for runtime in timed if runtime != TOOL)
-            rows, _ = measure([subject], Settings(timed, (BATCH,), (threads,), rounds, seconds), show)
+            timed = variants(*(runtime for runtime in logits if runtime != TOOL))
+            rows, _ = measure([subject], replace(how, runtimes=timed), show)
     log.print("\r\033[K", end="")
     reference = logits[runtimes[0]]
     columns = [
@@ -294,10 +315,10 @@ def accuracy(
     table = Table(*columns, title=f"{bundle.name}: {len(reference):,} test tiles", title_justify="left")
     points = []
     for row in rows:
-        found = logits[row.runtime]
-        right = int((found.argmax(1) == tiles.test.labels).sum())
-        low, high = bootstrap_interval(right, len(found))
-        share = right / len(found)
+        own = logits[row.runtime]
+        right = int((own.argmax(1) == tiles.test.labels).sum())
+        low, high = bootstrap_interval(right, len(own))
+        share = right / len(own)
         time = summarise(row.rounds)
         rates = tuple(row.batch / seconds for seconds in (time.median, time.high, time.low))
         points.append(Point(row, (share, low, high), rates))
@@ -305,8 +326,8 @@ def accuracy(
             row.runtime,
             row.executed,
             f"{share:.1%} [{low:.1%}, {high:.1%}]",
-            f"{(found.argmax(1) == reference.argmax(1)).mean():.2%}",
-            f"{np.abs(found - reference).max():.2g}",
+            f"{(own.argmax(1) == reference.argmax(1)).mean():.2%}",
+            f"{np.abs(own - reference).max():.2g}",
             "{:.0f} [{:.0f}, {:.0f}]".format(*rates),
         )
     out.print(table)
@@ -314,7 +335,7 @@ def accuracy(
         out.print(f"{runtime} is left out: {reason}")
     to.mkdir(parents=True, exist_ok=True)
     picture = to / "accuracy-speed.png"
-    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {threads} threads")
+    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {how.threads[0]} threads")
     out.print(f"{picture}")
 
 
@@ -332,10 +353,10 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    engines = dict.fromkeys(point.row.runtime.removesuffix(f"-{point.row.precision}") for point in points)
+    engines = dict.fromkeys(Variant.parse(point.row.runtime).runtime for point in points)
     colours = {engine: COLOURS[i % len(COLOURS)] for i, engine in enumerate(engines)}
     for point in points:
-        engine = point.row.runtime.removesuffix(f"-{point.row.precision}")
+        engine = Variant.parse(point.row.runtime).runtime
         (x, x_low, x_high), (y, y_low, y_high) = point.rate, point.accuracy
         axes.errorbar(
             x,
@@ -396,8 +417,8 @@ def main() -> None:
         checks(subject, args.threads)
         return
     if judged:
-        runtimes = args.runtimes.split(",")
-        accuracy(Path(rest[0]), args.data, args.split, runtimes, args.out, args.threads, args.rounds, args.time)
+        how = Settings((), (BATCH,), (args.threads,), args.rounds, args.time)
+        accuracy(Path(rest[0]), args.data, args.split, args.runtimes.split(","), args.out, how)
         return
     if "speed" in args.parts:
         speed(classes, args.threads, pools, args.rounds, args.time)

@@ -36,12 +36,12 @@ from histo_export.spec import ModelSpec
 from histo_export.training.module import EVAL_BATCH, EpochSampler, EpochTiles, TileTraining
 from histo_export.training.precision import low_precision
 from histo_export.training.progress import quiet_lightning
-from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
-from histo_export.training.run import choose_device, make_trainer
+from histo_export.training.recipes import AUGMENTATION, TrainConfig, rate_factor, recipe_named
+from histo_export.training.trainer import choose_device, make_trainer
 
 
 class Noise:
-    """Tile `i`: what is on it does not change the time."""
+    """Makes tile `i` of noise: the time does not depend on the pixels."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -51,14 +51,14 @@ class Noise:
 
 
 class Bench:
-    """The data and the start that all contestants share."""
+    """The data and the initial weights that all contestants share."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         classes = tuple("abcdef")
         self.spec = ModelSpec(pool=args.pool, classes=classes, crop=args.crop, tile_size=args.crop + 22)
         self.config = TrainConfig(recipe=args.recipe, batch_size=args.batch, device=args.device, autocast="fp32")
         self.device = choose_device(args.device)
-        augmentation = Augmentation(args.crop) if recipe_named(args.recipe).augmentation else None
+        augmentation = Augmentation(args.crop, **AUGMENTATION) if recipe_named(args.recipe).augmentation else None
         self.train = TorchTiles(self._tiles(args.tiles), args.crop, augmentation, self.config.seed)
         self.val = TorchTiles(self._tiles(max(8, args.tiles // 4)), args.crop)
         torch.manual_seed(0)
@@ -74,8 +74,7 @@ class Bench:
         module = TileTraining(
             net,
             self.spec,
-            config,
-            1,
+            replace(config, epochs=1, workers=0),
             train_tiles=self.train,
             val_tiles=self.val,
             golden=np.zeros((1, 8, 8, 3), np.uint8),
@@ -129,7 +128,7 @@ class Bench:
 
 
 def main() -> int:
-    """Prints the table; 1 where the two loops do not end alike."""
+    """Prints the table; returns 1 where the two loops end with different weights or losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=2)
     parser.add_argument("--tiles", type=int, default=256)

@@ -1,4 +1,4 @@
-"""May `histo bench` be believed? Three experiments on it, for a quiet machine; each exits with 1 where it may not.
+"""Is `histo bench` right? Three experiments for a quiet machine; each exits with 1 where it is not.
 
 python benchmarks/trust.py planted    # a planted 3 % slowdown is found and a planted 0 % is not, in five runs of five
 python benchmarks/trust.py alone      # A/A: a runtime is as fast among all the others as alone
@@ -18,25 +18,30 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from histo_export import _core
 from histo_export.bench import worker
-from histo_export.bench.measure import DEFAULT_RUNTIMES, Progress, Row, Settings, measure
+from histo_export.bench.measure import measure
+from histo_export.bench.progress import Progress
+from histo_export.bench.rows import Row
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, untrained_subjects
-from histo_export.runtimes import RUNTIMES, Runtime, Tiles
+from histo_export.bench.worker_handle import Worker
+from histo_export.runtimes import Runtime, Tiles, Variant, all_variants, default_variants, variants
 from histo_export.statistics import compare
 
 SLOWED = "slowed"
-"""The folder whose model the planting worker slows."""
+"""Name of the folder whose model the worker slows down."""
 
 log = Console(stderr=True, highlight=False)
 
 
-def model(folder: Path, runtimes: Sequence[str], pool: int = 2) -> Subject:
-    (subject,) = untrained_subjects([pool], folder, {RUNTIMES[runtime].file for runtime in runtimes}, log.print)
+def model(folder: Path, runtimes: Sequence[Variant], pool: int = 2) -> Subject:
+    (subject,) = untrained_subjects([pool], folder, {runtime.file for runtime in runtimes}, log.print)
     return subject
 
 
@@ -50,8 +55,8 @@ def serve_slowed(fraction: float) -> None:
 
     original = runtimes.open_runtime
 
-    def open_slowed(runtime_id: str, file: Path, threads: int, device: str = "cpu") -> Runtime:
-        opened = original(runtime_id, file, threads, device)
+    def open_slowed(runtime: str, file: Path, **options: Any) -> Runtime:
+        opened = original(runtime, file, **options)
         if file.parent.name == SLOWED:
             run = opened.run
 
@@ -74,13 +79,13 @@ def planted(args: argparse.Namespace) -> bool:
     """Three copies of one model: as it is, as it is, and slowed. The first pair must not differ, the other must."""
     right = 0
     with tempfile.TemporaryDirectory() as home:
-        plain = model(Path(home) / "models", [args.runtime])
+        plain = model(Path(home) / "models", variants(args.runtime))
         copies = [plain]
         for name in ("same", SLOWED):
             folder = Path(home) / name
             shutil.copytree(plain.folder, folder)
             copies.append(replace(plain, label=name, folder=folder))
-        settings = Settings((args.runtime,), (args.batch,), (args.threads,), args.rounds, args.time)
+        settings = Settings(variants(args.runtime), (args.batch,), (args.threads,), args.rounds, args.time)
         command = [sys.executable, __file__, "serve", str(args.slower)]
         for run in range(args.runs):
             rows, _ = measure(copies, replace(settings, seed=run), show, command)
@@ -101,9 +106,9 @@ def planted(args: argparse.Namespace) -> bool:
 
 def alone(args: argparse.Namespace) -> bool:
     """Blocks of all runtimes interleaved and of each by itself, in new processes each time; compared block by block."""
-    runtimes = tuple(args.runtimes.split(",")) if args.runtimes else DEFAULT_RUNTIMES["cpu"]
-    among: dict[str, list[float]] = {runtime: [] for runtime in runtimes}
-    by_itself: dict[str, list[float]] = {runtime: [] for runtime in runtimes}
+    runtimes = variants(*args.runtimes.split(",")) if args.runtimes else default_variants("cpu")
+    among: dict[str, list[float]] = {str(runtime): [] for runtime in runtimes}
+    by_itself: dict[str, list[float]] = {str(runtime): [] for runtime in runtimes}
 
     def median(row: Row) -> float:
         return float(np.median(row.medians))
@@ -121,7 +126,7 @@ def alone(args: argparse.Namespace) -> bool:
                         (among if together else by_itself)[row.runtime].append(median(row))
             log.print(f"\rblock {block + 1} of {args.blocks} done\033[K")
     good = True
-    for runtime in runtimes:
+    for runtime in by_itself:
         ratio = compare(among[runtime], by_itself[runtime], comparisons=len(runtimes))
         good &= ratio.verdict == "not distinguishable"
         print(
@@ -141,14 +146,15 @@ def peer(args: argparse.Namespace) -> bool:
         sys.exit("benchmark_app is not installed: pip install 'histo-export[openvino]'")
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as home:
-        subject = model(Path(home) / "models", ["openvino"])
+        subject = model(Path(home) / "models", variants("openvino"))
         side = subject.spec.tile_size
         file = subject.file("model.onnx")
         command = [program, "-m", str(file), "-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1"]
         command += ["-nthreads", str(args.threads), "-infer_precision", "f32", "-t", f"{args.time:.0f}"]
         command += ["-data_shape", f"tiles[{args.batch},3,{side},{side}]"]
-        with worker.Worker("openvino") as handle:
-            handle.open("openvino", file, subject.folder / "golden.safetensors", args.threads, "cpu")
+        with Worker("openvino") as handle:
+            golden = subject.folder / "golden.safetensors"
+            handle.open(Variant("openvino"), file, golden, threads=args.threads, device="cpu")
             handle.warm(args.batch)
             for turn in range(args.turns):
                 ours.append(statistics.median(handle.time(args.batch, args.time)) * 1e3)
@@ -180,7 +186,7 @@ def main() -> None:
     sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--rounds", type=int, default=40)
     sub.add_argument("--slower", type=float, default=0.03)
-    sub.add_argument("--runtime", default="onnxruntime", choices=RUNTIMES)
+    sub.add_argument("--runtime", default="onnxruntime", choices=[str(variant) for variant in all_variants()])
     sub = command(alone, 1, 2.0)
     sub.add_argument("--blocks", type=int, default=8)
     sub.add_argument("--runtimes", metavar="R,R,…")

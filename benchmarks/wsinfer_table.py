@@ -35,17 +35,17 @@ from rich.table import Table
 
 import histo_export
 from histo_export import _core
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.machine import this_machine, versions
 from histo_export.predict import Classifier
 from histo_export.predict.loop import run_tiles
-from histo_export.predict.run import open_model
 from histo_export.predict.slide import open_slide
+from histo_export.predict.work import check_model, open_model
 from histo_export.statistics import compare
 
 PEER = Path(__file__).with_name("wsinfer_peer.py")
 LIMIT = 1e-5
-"""Of |Δp| where both see the same pixels."""
+"""Largest |Δp| that is allowed where both see the same pixels."""
 
 out = Console(width=120, highlight=False)
 
@@ -59,7 +59,7 @@ class Tiles:
 
 
 class Row:
-    """A process that runs all tiles whenever it is told to."""
+    """A process that runs all tiles on request."""
 
     def __init__(
         self, name: str, command: Sequence[str], job: Mapping[str, Any], home: Path, environment: Mapping[str, str]
@@ -79,17 +79,18 @@ class Row:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """Of the last run, `(n, classes)`."""
-        found: npt.NDArray[np.float32] = np.load(self._probabilities)
-        return found
+        """Probabilities `(n, classes)` of the last run."""
+        probabilities: npt.NDArray[np.float32] = np.load(self._probabilities)
+        return probabilities
 
     def close(self) -> None:
         self._worker.close()
 
 
 def serve(job: Mapping[str, Any]) -> None:
-    """One row of ours."""
-    _, spec, runtime = open_model(Path(job["bundle"]), job["runtime"], job["threads"], "cpu")
+    """Serves one row of ours: runs all tiles for each line on stdin."""
+    bundle, spec, variant = check_model(Path(job["bundle"]), job["runtime"], None)
+    runtime = open_model(bundle, variant, job["threads"], "cpu")
     slide = open_slide(Path(job["slide"]))
     probabilities = np.empty((len(job["corners"]), len(spec.classes)), np.float32)
     for _ in sys.stdin:
@@ -187,7 +188,7 @@ def resampled(args: argparse.Namespace, classifier: Classifier, tiles: Tiles, ho
 
 def main() -> None:
     if sys.argv[1:2] == ["serve"]:
-        serve(json.loads(Path(sys.argv[2]).read_text()))
+        serve(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)

@@ -17,9 +17,9 @@ from torch import nn
 
 from histo_export import cli
 from histo_export.data.demo import CLASSES
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 
@@ -78,10 +78,10 @@ def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A bundle with every format, which no test may change: those that damage one take `copy_bundle`."""
     from histo_export.export.bundle import open_bundle
-    from histo_export.export.run import export_bundle
+    from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, formats=ALL_FORMATS, threads=2)
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2, timing_s=0.01))
     yield out
     open_bundle(out)  # compares every file with its sha256
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pytest
 
 from histo_export._core import BatchRunner, BatchRunnerStats, Engine, Model, TileResult
-from histo_export.export.torchscript import torchscript_bytes
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
+from histo_export.model.torchscript import torchscript_bytes
 from histo_export.runtimes.torchscript import TorchScriptRuntime
-from histo_export.training.checkpoint import Checkpoint
 
 Advance = Callable[[Callable[[], object]], bool]
 Tiles = npt.NDArray[np.uint8]
@@ -428,7 +428,7 @@ def native(checkpoint: Checkpoint) -> Engine:
 def torchscript(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> TorchScriptRuntime:
     path = tmp_path_factory.mktemp("torchscript") / "torchscript_model.pt"
     path.write_bytes(torchscript_bytes(lower(checkpoint.net(), checkpoint.spec)))
-    return TorchScriptRuntime(path, 1, "cpu")
+    return TorchScriptRuntime(path, threads=1)
 
 
 @pytest.fixture(params=["native", "torchscript", "function"])

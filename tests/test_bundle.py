@@ -15,8 +15,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from histo_export.bundle_files import CONFIG
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import CONFIG, FORMAT_1_CHECKED_BY, open_bundle, staging
+from histo_export.export.bundle import FORMAT_1_CHECKED_BY, open_bundle, staging
 
 
 @pytest.fixture

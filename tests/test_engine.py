@@ -30,18 +30,18 @@ from histo_export._core import (
     usable_isas,
     usable_precisions,
 )
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
-from histo_export.parity import TOLERANCE
+from histo_export.parity import FP32_TOLERANCE
 from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
-from histo_export.training.checkpoint import Checkpoint
 
 Advance = Callable[[Callable[[], object]], bool]
 Tiles = npt.NDArray[np.uint8]
 MakeCheckpoint = Callable[..., Checkpoint]
 
-ALLOWED = TOLERANCE["model.safetensors"]
+ALLOWED = FP32_TOLERANCE
 PROFILES = ("throughput", "latency")
 
 

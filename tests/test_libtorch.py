@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.export.torchscript import torchscript_bytes
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import InputKind, lower
+from histo_export.model.torchscript import torchscript_bytes
 from histo_export.runtimes import libtorch, to_float
 from histo_export.runtimes.libtorch import LibtorchRuntime
 from histo_export.runtimes.torchscript import TorchScriptRuntime
 from histo_export.spec import STAGES
-from histo_export.training.checkpoint import Checkpoint
 
 Advance = Callable[[Callable[[], object]], bool]
 REPOSITORY = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def relative(output: np.ndarray, reference: np.ndarray) -> float:
 def test_logits_and_stages_are_those_of_torchscript_in_python(
     models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind
 ) -> None:
-    ours, reference = (runtime(models[kind], 1, "cpu") for runtime in (LibtorchRuntime, TorchScriptRuntime))
+    ours, reference = (runtime(models[kind], threads=1) for runtime in (LibtorchRuntime, TorchScriptRuntime))
     for n in (1, 3, 6):  # twice each: libtorch's executor compiles in between
         for _ in range(2):
             assert relative(ours.run(tiles[:n]), reference.run(tiles[:n])) < 1e-6
@@ -80,7 +80,7 @@ def test_logits_and_stages_are_those_of_torchscript_in_python(
 @compiled
 @pytest.mark.parametrize("kind", ["float", "uint8"])
 def test_float_tiles_give_the_same_logits(models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind) -> None:
-    runtime = LibtorchRuntime(models[kind], 1, "cpu")
+    runtime = LibtorchRuntime(models[kind], threads=1)
     runtime.warmup(len(tiles), 64)
     runtime.warmup(1, 75)
     assert relative(runtime.runtime.run(to_float(tiles)), runtime.run(tiles)) < 1e-5
@@ -88,7 +88,7 @@ def test_float_tiles_give_the_same_logits(models: dict[InputKind, Path], tiles: 
 
 @compiled
 def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
-    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    runtime = LibtorchRuntime(models["float"], threads=1)
     assert np.array_equal(runtime.run(tiles[::-1, :, ::-1]), runtime.run(tiles[::-1, :, ::-1].copy()))
     padded = np.pad(tiles, ((0, 0), (10, 10), (20, 20), (0, 0)))
     assert np.array_equal(runtime.run(padded), runtime.run(tiles))
@@ -106,7 +106,7 @@ def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarr
     ],
 )
 def test_wrong_shapes(models: dict[InputKind, Path], shape: tuple[int, ...], message: str) -> None:
-    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    runtime = LibtorchRuntime(models["float"], threads=1)
     for call in (runtime.run, runtime.stages):
         with pytest.raises(ValueError, match=message):
             call(np.zeros(shape, np.uint8))
@@ -114,7 +114,7 @@ def test_wrong_shapes(models: dict[InputKind, Path], shape: tuple[int, ...], mes
 
 @compiled
 def test_wrong_types(models: dict[InputKind, Path]) -> None:
-    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    runtime = LibtorchRuntime(models["float"], threads=1)
     with pytest.raises(TypeError, match=r"dtype int64; uint8 .* or float32"):
         runtime.runtime.run(np.zeros((1, 75, 75, 3), np.int64))
     with pytest.raises(ValueError, match="C-contiguous"):  # nothing is copied unasked
@@ -129,22 +129,22 @@ def test_files_that_are_no_model(models: dict[InputKind, Path], tmp_path: Path) 
     for name, broken in {"empty": b"", "garbage": b"not a model" * 100, "truncated": content[:100_000]}.items():
         (tmp_path / name).write_bytes(broken)
         with pytest.raises(HistoError, match=f"{name}.*is not readable TorchScript") as caught:
-            LibtorchRuntime(tmp_path / name, 1, "cpu")
+            LibtorchRuntime(tmp_path / name, threads=1)
         assert "\n" not in str(caught.value)
     with pytest.raises(HistoError, match=r"missing.*cannot be opened"):
-        LibtorchRuntime(tmp_path / "missing", 1, "cpu")
+        LibtorchRuntime(tmp_path / "missing", threads=1)
     with pytest.raises(HistoError, match="is a folder"):
-        LibtorchRuntime(tmp_path, 1, "cpu")
+        LibtorchRuntime(tmp_path, threads=1)
 
 
 @compiled
 def test_torchscript_that_is_not_ours(tmp_path: Path) -> None:
-    from histo_export.export.torchscript import _deprecation_dealt_with
+    from histo_export.model.torchscript import _without_deprecation_warnings
 
-    with _deprecation_dealt_with():
+    with _without_deprecation_warnings():
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2).eval()), tmp_path / "linear.pt")
     with pytest.raises(HistoError, match="is not a network that histo export wrote"):
-        LibtorchRuntime(tmp_path / "linear.pt", 1, "cpu")
+        LibtorchRuntime(tmp_path / "linear.pt", threads=1)
 
 
 @compiled
@@ -155,8 +155,8 @@ def test_devices_that_are_absent(models: dict[InputKind, Path]) -> None:
     with pytest.raises(ValueError, match='"abacus"'):
         extension.TorchRuntime(models["float"], 1, "abacus")
     if not torch.cuda.is_available():
-        with pytest.raises(HistoError, match="--device cuda: libtorch sees no GPU"):
-            LibtorchRuntime(models["float"], 1, "cuda")
+        with pytest.raises(HistoError, match=r"--device cuda: torch .* finds no GPU"):
+            LibtorchRuntime(models["float"], threads=1, device="cuda")
 
 
 @compiled
@@ -165,7 +165,7 @@ def test_devices_that_are_absent(models: dict[InputKind, Path]) -> None:
 def test_the_gpu_agrees(models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    cpu, gpu = (LibtorchRuntime(models[kind], 1, device) for device in ("cpu", "cuda"))
+    cpu, gpu = (LibtorchRuntime(models[kind], threads=1, device=device) for device in ("cpu", "cuda"))
     for _ in range(3):
         assert relative(gpu.run(tiles), cpu.run(tiles)) < 2e-5
         assert relative(gpu.runtime.run(to_float(tiles)), cpu.run(tiles)) < 2e-5
@@ -178,7 +178,7 @@ def test_the_gpu_agrees(models: dict[InputKind, Path], tiles: np.ndarray, kind: 
 def test_other_python_threads_advance(
     models: dict[InputKind, Path], tiles: np.ndarray, other_threads_advance: Advance
 ) -> None:
-    runtime = LibtorchRuntime(models["float"], 1, "cpu")
+    runtime = LibtorchRuntime(models["float"], threads=1)
     many = np.repeat(tiles, 40, axis=0)
     assert other_threads_advance(lambda: runtime.run(many)), "the GIL was held while libtorch worked"
 
@@ -186,8 +186,8 @@ def test_other_python_threads_advance(
 @compiled
 def test_several_threads_may_call_at_once(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
     """From the first run on, while libtorch's executor still compiles."""
-    runtime = LibtorchRuntime(models["uint8"], 1, "cpu")
-    expected = TorchScriptRuntime(models["uint8"], 1, "cpu").run(tiles)
+    runtime = LibtorchRuntime(models["uint8"], threads=1)
+    expected = TorchScriptRuntime(models["uint8"], threads=1).run(tiles)
     differences: list[float] = []
 
     def infer() -> None:
@@ -213,7 +213,7 @@ def test_the_second_start_compiles_nothing(models: dict[InputKind, Path]) -> Non
         from histo_export.runtimes import libtorch
         libtorch._compile = None  # a call would fail
         assert libtorch.load_extension().__file__ == {str(library)!r}
-        libtorch.LibtorchRuntime(Path({str(models["float"])!r}), 1, "cpu")
+        libtorch.LibtorchRuntime(Path({str(models["float"])!r}), threads=1)
     """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -226,7 +226,7 @@ def test_threads_are_those_asked_for(models: dict[InputKind, Path], tiles: np.nd
     before = torch.get_num_threads()
     try:
         for threads in (2, 1):
-            LibtorchRuntime(models["float"], threads, "cpu").run(tiles[:1])
+            LibtorchRuntime(models["float"], threads=threads).run(tiles[:1])
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -350,4 +350,4 @@ def test_the_cmake_target(models: dict[InputKind, Path], tmp_path: Path) -> None
         )
         assert done.returncode == 0, done.stderr
         logits = np.array(done.stdout.split(), np.float32).reshape(2, -1)
-        assert relative(logits, TorchScriptRuntime(model, 1, "cpu").run(tiles)) < 1e-6, kind
+        assert relative(logits, TorchScriptRuntime(model, threads=1).run(tiles)) < 1e-6, kind

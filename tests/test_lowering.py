@@ -9,11 +9,12 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, linear
 from torchvision.transforms.functional import center_crop
 
-from histo_export.export import torch_program
+from histo_export.export.onnx_graph import OPERATORS, onnx_bytes
+from histo_export.export.torch_program import exported_program
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import Head, Stem, fold_head, head_pool, lower, pooling_matrix
 from histo_export.model.net import normalise
 from histo_export.spec import CHANNELS, ModelSpec
-from histo_export.training.checkpoint import Checkpoint
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -86,10 +87,10 @@ def test_onnx_is_static_named_and_free_of_this_machine(make_checkpoint: MakeChec
     import onnx
 
     checkpoint = make_checkpoint(pool=5, crop=64, tile_size=64)
-    program = torch_program.exported_program(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, "float")
-    content = torch_program.onnx_bytes(program, {"key": "value"})
+    program = exported_program(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, "float")
+    content = onnx_bytes(program, {"key": "value"})
     model = onnx.load_from_string(content)
-    assert {node.op_type for node in model.graph.node} <= torch_program.OPERATORS
+    assert {node.op_type for node in model.graph.node} <= OPERATORS
     values = {output for node in model.graph.node for output in node.output}
     assert {"stem", "layer1", "layer2", "layer3", "layer4", "logits"} <= values
     assert {p.key: p.value for p in model.metadata_props} == {"key": "value"}

@@ -11,7 +11,9 @@ import torchvision
 from safetensors.torch import save_file
 
 from histo_export.errors import HistoError, UsageError
-from histo_export.model.net import TileNet, layer_table, load_weights, normalise
+from histo_export.model.layers import layer_table
+from histo_export.model.net import TileNet, normalise
+from histo_export.model.weights import load_weights
 from histo_export.spec import IMAGENET_MEAN, ModelSpec, map_size
 
 SIX = tuple("abcdef")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from histo_export import parity
 from histo_export.errors import HistoError
-from histo_export.export import run
+from histo_export.export.formats import FORMATS, Writer, format_of
+from histo_export.export.run import ExportSettings, export_bundle
+from histo_export.model import lowering
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.net import TileNet
-from histo_export.parity import BATCHES, TILES, TOLERANCE, Golden, check_file, compare, make_golden
-from histo_export.runtimes import CHECKED_BY, RUNTIMES, runtime_class
+from histo_export.parity import BATCHES, FP32_TOLERANCE, TILES, Golden, check_file, compare, make_golden
+from histo_export.runtimes import RUNTIMES, Variant, runtime_class
 from histo_export.spec import STAGES
-from histo_export.training.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_compare_accepts_the_reference(golden: Golden) -> None:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_compare_finds_one_wrong_logit_at_one_batch(golden: Golden, batch: int) -> None:
     outputs = reference_outputs(golden)
-    outputs[f"batch.{batch}"][TILES - 1, 0] += 2 * TOLERANCE["model.onnx"] * max(1, np.abs(golden.logits[-1]).max())
+    outputs[f"batch.{batch}"][TILES - 1, 0] += 2 * FP32_TOLERANCE * max(1, np.abs(golden.logits[-1]).max())
     assert compare("model.onnx", golden, outputs, META).diverges == "head"
 
 
@@ -75,7 +78,7 @@ def test_huge_logits_of_noise_excuse_nothing_on_a_real_tile(golden: Golden) -> N
     wild = replace(golden, logits=golden.logits.copy())
     wild.logits[-1] *= 1e4
     outputs = reference_outputs(wild)
-    outputs["batch.1"][0, 0] += 2 * TOLERANCE["model.onnx"] * max(1, np.abs(golden.logits[0]).max())
+    outputs["batch.1"][0, 0] += 2 * FP32_TOLERANCE * max(1, np.abs(golden.logits[0]).max())
     assert not compare("model.onnx", wild, outputs, META).passed
 
 
@@ -131,11 +134,11 @@ def test_a_fault_in_a_file_makes_no_bundle(
         FAULTS["layer3"](lowered)
         return lowered
 
-    monkeypatch.setattr(run, "lower", faulty_lower)
+    monkeypatch.setattr(lowering, "lower", faulty_lower)
     with pytest.raises(
         HistoError, match=r"model\.safetensors in native \(C\+\+\): .*first diverging stage: layer3"
     ) as caught:
-        run.export_bundle(checkpoint, tmp_path / "bundle", formats=["native"], threads=2)
+        export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["native"], threads=2, timing_s=0.01))
     assert caught.value.exit_code == 1
     assert not list(tmp_path.iterdir())
 
@@ -145,10 +148,10 @@ def test_all_formats_agree_in_processes_of_their_own(bundle: Path) -> None:
 
     block = open_bundle(bundle).config.histo
     ran = {
-        name: (*results, *(id for id in CHECKED_BY[name] if id in block.unchecked))
+        name: {*results, *(id for id in format_of(name).checked_by if id in block.unchecked)}
         for name, results in block.parity.items()
     }
-    assert {name: sorted(ids) for name, ids in ran.items()} == {name: sorted(ids) for name, ids in CHECKED_BY.items()}
+    assert ran == {entry.file: set(entry.checked_by) for entry in FORMATS.values() if entry.file}
     assert set(block.unchecked) <= {"libtorch"}
     for result in (result for results in block.parity.values() for result in results.values()):
         assert result["max_relative"] <= result["tolerance"]
@@ -166,14 +169,15 @@ def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Pat
     changed = tmp_path / "model.safetensors"
     save_file(tensors, changed, metadata=metadata)
     golden_path = bundle / "golden.safetensors"
-    for runtime_id in CHECKED_BY["model.safetensors"]:
-        assert check_file(changed, runtime_id, golden_path, Golden.read(golden_path), 2).diverges == "layer2"
+    for runtime_id in FORMATS["native"].checked_by:
+        result = check_file(changed, runtime_id, golden_path, Golden.read(golden_path), 2, timing_s=0.01)
+        assert result.diverges == "layer2"
 
 
 def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> None:
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torchscript", "native", "torch"):
-        name = RUNTIMES[runtime_id].file
+        name = Variant(runtime_id).file
         (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
         with pytest.raises(HistoError, match=f"{name}: could not be run by {runtime_id}"):
             check_file(tmp_path / name, runtime_id, golden_path, Golden.read(golden_path), 2)
@@ -184,33 +188,39 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
         pytest.skip("this machine has a GPU")
     golden_path = bundle / "golden.safetensors"
     for runtime_id in ("onnxruntime", "torch", "native"):
-        file = bundle / RUNTIMES[runtime_id].file
+        file = bundle / Variant(runtime_id).file
         with pytest.raises(HistoError, match="--device cuda"):
-            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
+            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda", timing_s=0.01)
 
 
 def test_a_runtime_that_cannot_be_had_is_said_and_the_others_check(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    checks = run.export_bundle(checkpoint, tmp_path / "bundle", formats=["torchscript"], threads=2)
+    checks = export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["torchscript"], threads=2, timing_s=0.01))
     assert [result.runtime_id for result in checks.results] == ["torchscript"]
     assert "needs a C++20 compiler, and no-such-compiler is not on the PATH" in checks.unchecked["libtorch"]
     assert "Not checked in libtorch: needs a C++20 compiler" in (tmp_path / "bundle" / "README.md").read_text()
     assert json.loads((tmp_path / "bundle" / "config.json").read_text())["histo"]["unchecked"] == checks.unchecked
 
 
-def test_every_format_has_a_tolerance_and_a_runtime() -> None:
-    from histo_export.export.bundle import FORMATS
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_is_complete(name: str) -> None:
+    """Its module has every function of `Writer`, and a model file is checked by runtimes that open this very file."""
+    entry = FORMATS[name]
+    for function in ("write", "usage", "next_step"):
+        expected = list(inspect.signature(getattr(Writer, function)).parameters)[1:]  # without self
+        assert list(inspect.signature(getattr(entry.writer, function)).parameters) == expected
+    assert bool(entry.checked_by) == (entry.file is not None)
+    assert {Variant(runtime_id).file for runtime_id in entry.checked_by} <= {entry.file}
+    assert set(entry.needs) <= set(FORMATS)
 
-    assert set(parity.TOLERANCE) == set(CHECKED_BY) == set(FORMATS.values())
-    for name, runtime_ids in CHECKED_BY.items():
-        assert {RUNTIMES[runtime_id].file for runtime_id in runtime_ids} == {name}
 
-
-def test_every_runtime_can_be_found() -> None:
-    for runtime_id in RUNTIMES:
-        try:
-            assert runtime_class(runtime_id).name
-        except HistoError as error:
-            assert "pip install" in str(error)  # noqa: PT017 (an extra that may be missing)
+@pytest.mark.parametrize("runtime_id", RUNTIMES)
+def test_every_runtime_can_be_found(runtime_id: str) -> None:
+    """And its class has the precisions that the registry promises without importing it."""
+    if RUNTIMES[runtime_id].package == "openvino" and importlib.util.find_spec("openvino") is None:
+        with pytest.raises(HistoError, match=r"pip install 'histo-export\[openvino\]'"):
+            runtime_class(runtime_id)
+    else:
+        assert set(runtime_class(runtime_id).names) == set(RUNTIMES[runtime_id].files)

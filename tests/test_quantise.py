@@ -18,11 +18,13 @@ from onnx import numpy_helper
 from PIL import Image
 
 from drawn_tiles import TintedNoise, labels_of, tile_set
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import low_precision, run
 from histo_export.export import quantise as quantise_module
-from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, open_bundle
+from histo_export.export.bundle import LowPrecision, Measured, open_bundle
+from histo_export.export.formats import FORMATS, Source, write_formats
 from histo_export.export.qdq import qdq_bytes
 from histo_export.export.quantise import (
     BINS,
@@ -38,24 +40,24 @@ from histo_export.export.quantise import (
     keep_worst,
     largest_weight,
     least_squares_weight,
-    logit_error,
     quantise,
 )
-from histo_export.export.run import export_bundle, model_files
+from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model.arithmetic import (
     BLOCKS,
     MAPS,
     Scales,
     Simulation,
     StoredMap,
+    logit_error,
     quantise_activations,
     quantise_weights,
     rounded,
 )
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.native_file import native_bytes, read_native, read_quantised
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint, write_checkpoint
 
 F32 = np.float32
 
@@ -486,8 +488,10 @@ def test_the_engine_computes_what_the_simulation_does(
 
 
 @pytest.fixture(scope="module")
-def float_onnx(small: Checkpoint) -> bytes:
-    return dict(model_files(small, ["onnx"]))["model.onnx"]
+def float_onnx(small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("onnx")
+    write_formats(folder, ["onnx"], Source(small))
+    return (folder / "model.onnx").read_bytes()
 
 
 def test_the_onnx_file_holds_the_quantised_model(float_onnx: bytes, all_scales: dict[str, Scales]) -> None:
@@ -628,7 +632,8 @@ def coarse(monkeypatch: pytest.MonkeyPatch, small: Checkpoint, lowered: LoweredN
     """Data on which fp32 is always right, while int8 has a handful of levels."""
     fine = quantise_module.activation_scale
     monkeypatch.setattr(quantise_module, "activation_scale", lambda largest: 150 * fine(largest))
-    monkeypatch.setattr(run, "CHECKED_BY", {"model.safetensors": ("torch",)})  # the rest is other tests' matter
+    native = dataclasses.replace(FORMATS["native"], checked_by=("torch",))  # other tests check the other runtime
+    monkeypatch.setitem(FORMATS, "native", native)
     data = tile_data(small.spec)
     tiles = torch.from_numpy(np.stack([data.val.tile(i) for i in range(len(data.val))]))
     labels = Simulation(lowered)(tiles).argmax(1).numpy()
@@ -638,7 +643,8 @@ def coarse(monkeypatch: pytest.MonkeyPatch, small: Checkpoint, lowered: LoweredN
 
 def test_a_lossy_bundle_is_not_written(coarse: TileData, small: Checkpoint, tmp_path: Path) -> None:
     def export(**options: object) -> run.Checks:
-        return export_bundle(small, tmp_path / "b", formats=["native"], precision="int8", data=coarse, **options)  # type: ignore[arg-type]
+        settings = ExportSettings(["native"], precision="int8", **options)  # type: ignore[arg-type]
+        return export_bundle(small, tmp_path / "b", settings, data=coarse)
 
     with pytest.raises(HistoError, match=r"--precision int8: loses .* points of accuracy where 0\.5 are allowed"):
         export()
@@ -656,9 +662,9 @@ def test_a_lossy_bundle_is_not_written(coarse: TileData, small: Checkpoint, tmp_
 
 def test_low_precision_needs_data_and_the_native_file(small: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs the tiles that the model was trained on"):
-        export_bundle(small, tmp_path / "b", formats=["native"], precision="bf16")
+        export_bundle(small, tmp_path / "b", ExportSettings(["native"], precision="bf16"))
     with pytest.raises(UsageError, match="Add native to --formats"):
-        export_bundle(small, tmp_path / "b", formats=["onnx"], precision="bf16", data=tile_data(small.spec))
+        export_bundle(small, tmp_path / "b", ExportSettings(["onnx"], precision="bf16"), data=tile_data(small.spec))
     assert not list(tmp_path.iterdir())
 
 

@@ -31,17 +31,17 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.spec import PRECISIONS
 
 if TYPE_CHECKING:
-    from histo_export.bench.measure import Progress
+    from histo_export.bench.progress import Progress
     from histo_export.data import TileData
     from histo_export.export.bundle import LowPrecision, OnnxCheck
     from histo_export.export.run import Checks
-    from histo_export.model.net import LayerInfo
+    from histo_export.model.checkpoint import Checkpoint
+    from histo_export.model.layers import LayerInfo
     from histo_export.parity import FileParity
     from histo_export.predict.run import Outcome
     from histo_export.predict.run import Progress as TileProgress
     from histo_export.spec import ModelSpec, Precision
-    from histo_export.training.checkpoint import Checkpoint
-    from histo_export.training.run import TrainResult
+    from histo_export.training.result import TrainResult
 
 DEMO: tuple[str, int, int, float] = ("report", 3, 16, 3e-4)
 """Recipe, epochs, batch size and peak rate that train on the demo tiles within about a minute on two cores.
@@ -202,8 +202,8 @@ def _export(
     result = tiles = None
     with log.status("starting torch") if not quiet else nullcontext():
         from histo_export.export.low_precision import MAX_DROP
-        from histo_export.export.run import export_bundle
-        from histo_export.training.checkpoint import read_checkpoint
+        from histo_export.export.run import ExportSettings, export_bundle
+        from histo_export.model.checkpoint import read_checkpoint
 
     if checkpoint is None:
         spec, tiles = _open(data or "demo", pool or 1, classes, split, crop, mpp, dropout, seed)
@@ -223,19 +223,17 @@ def _export(
         out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
 
     with log.status("exporting") if not quiet else nullcontext() as status:
-        checks = export_bundle(
-            loaded,
-            out,
-            formats=chosen_formats,
+        settings = ExportSettings(
+            chosen_formats,
             kind=input_kind,  # type: ignore[arg-type]  # checked above
             precision=precision,  # type: ignore[arg-type]  # checked above
-            data=tiles,
             max_drop=MAX_DROP if max_drop is None else max_drop,
             accept_drop=accept_drop,
             force=force,
             threads=_threads(),
-            report=status.update if status else lambda step: None,
         )
+        report = status.update if status else lambda step: None
+        checks = export_bundle(loaded, out, settings, data=tiles, report=report)
     following = _next_steps(out, chosen_formats)
     if as_json:
         _print_json(
@@ -410,26 +408,29 @@ def bench(
     if bundles and pools:
         raise UsageError("--pools", "makes networks of its own, and bundles are named", "Leave one of them out")
     _one_of("--device", device, ("cpu", "cuda"))
-    from histo_export.bench.report import Report, check_destination, document, write_report
+    from histo_export.bench.document import document
+    from histo_export.bench.report import Report
+    from histo_export.bench.write import check_destination, write_report
 
     check_destination(out, force)
     old = Report.read(compare) if compare else None
-    from histo_export.bench.measure import Settings, default_runtimes
     from histo_export.bench.run import run_bench
-    from histo_export.runtimes import RUNTIMES, in_precision
+    from histo_export.bench.settings import Settings
+    from histo_export.runtimes import all_variants, default_variants, variants
 
     precisions = _precisions(precision or "fp32")
-    names = default_runtimes(device, precisions)
+    chosen = default_variants(device, precisions)
     if runtimes:
-        names = tuple(name.strip() for name in runtimes.split(","))
+        names = [name.strip() for name in runtimes.split(",")]
         for name in names:
-            _one_of("--runtimes", name, tuple(RUNTIMES))
+            _one_of("--runtimes", name, [str(variant) for variant in all_variants()])
+        chosen = variants(*names)
         if precision is not None:
-            names = tuple(in_precision(name, chosen) for chosen in precisions for name in names)
-    if not names:
+            chosen = tuple(variant.in_precision(wanted) for wanted in precisions for variant in chosen)
+    if not chosen:
         raise UsageError(f"--precision {precision}", f"has no runtime on {device}", "Use another, or --device cpu")
     settings = Settings(
-        runtimes=tuple(dict.fromkeys(names)),
+        runtimes=tuple(dict.fromkeys(chosen)),
         batches=_counts("--batches", batches),
         threads=_counts("--threads", threads or str(_threads())),
         rounds=rounds,
@@ -538,9 +539,9 @@ def predict(
     tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. After an
     interruption the same command does what is missing. What can't be used is listed at the end, and the exit code is 1.
     """
-    from histo_export.runtimes import RUNTIMES
+    from histo_export.runtimes import all_variants
 
-    _one_of("--runtime", runtime, tuple(RUNTIMES))
+    _one_of("--runtime", runtime, [str(variant) for variant in all_variants()])
     if precision is not None:
         _one_of("--precision", precision, PRECISIONS)
     _one_of("--device", device, ("cpu", "cuda"))
@@ -669,8 +670,8 @@ def inspect(
         raise UsageError(f"--precision {precision}", "is for the engine's plan", "Add --plan throughput")
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
+    from histo_export.model.layers import layer_table
     from histo_export.model.lowering import head_pool
-    from histo_export.model.net import layer_table
     from histo_export.spec import CHANNELS, ModelSpec
 
     block = None
@@ -682,7 +683,7 @@ def inspect(
 
         spec, block = spec_of(source), open_bundle(source).config.histo
     else:
-        from histo_export.training.checkpoint import read_checkpoint
+        from histo_export.model.checkpoint import read_checkpoint
 
         spec = read_checkpoint(source).spec
     table = layer_table(spec)
@@ -819,9 +820,9 @@ def _root(
 
 
 def _formats(text: str) -> list[str]:
-    from histo_export.export.bundle import FORMATS, TRITON
+    from histo_export.export.formats import FORMATS
 
-    known = (*FORMATS, TRITON)
+    known = tuple(FORMATS)
     names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         _one_of("--formats", name, known)

@@ -1,12 +1,11 @@
 """What `histo doctor` reports: versions, instruction sets, threads, and which providers and devices really run.
 
-Each ONNX Runtime provider is tried in a process of its own (`python -m histo_export.doctor PROVIDER`): listing one
-says nothing, and a broken GPU library can take its process down.
+Each ONNX Runtime provider is tried in a process of its own (`python -m histo_export.doctor PROVIDER`): being listed
+does not mean that it runs, and a broken GPU library can end its process.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import histo_export
+from histo_export.machine import cpu_name, package_versions, why_no_cuda
 
 PACKAGES = (
     "torch",
@@ -36,7 +36,7 @@ OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 
 def examine() -> dict[str, Any]:
-    """Everything as plain values; `problems` lists what is wrong, each with its cure."""
+    """All facts as plain values; `problems` lists what is wrong, each with what to do about it."""
     import onnxruntime
     import torch
     import torchvision  # noqa: F401 (loads its libraries, so that their OpenMP runtime shows)
@@ -44,13 +44,13 @@ def examine() -> dict[str, Any]:
     from histo_export import _core
     from histo_export.runtimes import libtorch
 
-    installed = {name: version for name in PACKAGES if (version := _version(name))}
     providers = {name: _try_provider(name) for name in onnxruntime.get_available_providers()}
     facts: dict[str, Any] = {
-        "versions": {"histo-export": histo_export.__version__, "python": platform.python_version()} | installed,
+        "versions": {"histo-export": histo_export.__version__, "python": platform.python_version()}
+        | package_versions(PACKAGES),
         "core": _core.build_config(),
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_name(),
             "isa": [name for name, usable in _core.cpu_info().items() if usable],
             "usable_cpus": _core.usable_cpus(),
         },
@@ -67,25 +67,10 @@ def examine() -> dict[str, Any]:
     return facts
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _openmp_runtimes() -> list[str]:
     """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
@@ -115,9 +100,8 @@ def _native_precisions() -> dict[str, str]:
 def _gpu() -> dict[str, Any]:
     import torch
 
-    if not torch.cuda.is_available():
-        build = torch.version.cuda
-        return {"usable": False, "why": "torch was built without CUDA" if build is None else "no usable NVIDIA driver"}
+    if reason := why_no_cuda():
+        return {"usable": False, "why": reason}
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"usable": True, "devices": names, "cuda": torch.version.cuda}
 
@@ -133,8 +117,8 @@ def _try_provider(name: str) -> str:
     )
     if done.returncode == 0:
         return "runs"
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return f"does not run: {last[:200]}"
+    last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return f"does not run: {last_line[:200]}"
 
 
 def _run_provider(name: str) -> None:
@@ -174,10 +158,10 @@ def _problems(facts: dict[str, Any]) -> list[str]:
         problems.append("ONNX Runtime does not run on this CPU: reinstall it")
     if why := facts["native_engine"].get("why"):
         problems.append(f"the native engine cannot start: {why}")
-    kinds = {name.split(".")[0].split("-")[0] for name in facts["openmp_runtimes"]}
-    if len(kinds) > 1:
+    openmp = {name.split(".")[0].split("-")[0] for name in facts["openmp_runtimes"]}
+    if len(openmp) > 1:
         problems.append(
-            f"several OpenMP runtimes are loaded ({', '.join(sorted(kinds))}): thread pools may oversubscribe the "
+            f"several OpenMP runtimes are loaded ({', '.join(sorted(openmp))}): thread pools may oversubscribe the "
             "CPUs; use one build of torch and NumPy"
         )
     if facts["threads"]["torch"] > facts["cpu"]["usable_cpus"]:

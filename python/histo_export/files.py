@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all, whatever ends the process."""
+"""Files and folders that appear complete or not at all, whatever ends the process; and the package's cache folder."""
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,16 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
+def cache_folder() -> Path:
+    """Where downloads and compiled code are kept: `$HISTO_CACHE`, or `~/.cache/histo-export`. It may not exist yet."""
+    return Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
 
-    A folder that is at `out` already stays until then. What a killed process has left is removed first.
+
+@contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`. It becomes `out` when the block ends without an error, and is removed otherwise.
+
+    An old folder at `out` stays until then. Hidden folders that killed processes left are removed first.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the folder can't be written.
     """
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial = _partial(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(out)
@@ -30,33 +36,53 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path`; what the block writes there takes its place when it ends well. OSError."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`. The file that the block writes there becomes `path` when the block ends without an
+    error, and is removed otherwise.
+
+    An old file at `path` stays until then. Hidden files that killed processes left are removed first.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    partial = _partial(path)
     try:
+        _remove_stale(path)
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes UTF-8; an old file stays until the new one is complete. OSError where that can't be done."""
-    with whole_file(path) as partial:
+def write_atomic(path: Path, text: str) -> None:
+    """Writes UTF-8 text; an old file at `path` stays until the new one is complete.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # paths may be any bytes
 
 
-def _remove_stale(out: Path) -> None:
-    """Removes the partial folders that killed processes left beside `out`, one that had our number included."""
-    for folder in out.parent.glob(f".{out.name}.partial-*"):
-        pid = folder.name.rpartition("-")[2]
+def _partial(path: Path) -> Path:
+    return path.parent / f".{path.name}.partial-{os.getpid()}"
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes what ended processes left beside `path`, and what another process with our number left."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        pid = stale.name.rpartition("-")[2]
         ended = pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists()
-        if ended or pid == str(os.getpid()):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not ended and pid != str(os.getpid()):
+            continue
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
 
 
 def _replace(new: Path, out: Path) -> None:
-    """Puts `new` in the place of `out`; an old folder is moved aside first and comes back if that fails."""
+    """Puts the folder `new` in the place of `out`; an old folder is moved aside first and comes back if that fails."""
     if not out.exists():
         new.rename(out)
         return

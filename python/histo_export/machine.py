@@ -1,11 +1,12 @@
-"""Which machine this is, as far as timings depend on it."""
+"""Which machine this is and what is installed on it, as far as timings and results depend on it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -14,10 +15,11 @@ import histo_export
 from histo_export import _core
 
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "torch")
+"""Those that compute when a model runs."""
 
 
 class Machine(BaseModel):
-    """Machines with equal fields are taken for the same one; nothing in here names its owner.
+    """Machines with equal fields are taken for the same one; no field names the owner.
 
     Attributes:
         cpu: model name.
@@ -25,9 +27,9 @@ class Machine(BaseModel):
         cpus: that this process may use, by affinity and cgroup.
         features: instruction sets that matter here.
         caches: e.g. "L2 1024K".
-        memory_gb: installed, rounded.
+        memory_gb: installed, in 10⁹ bytes, rounded.
         system: kernel's name and libc.
-        gpu: model name and memory; None where none was used.
+        gpu: model name, memory and CUDA version; None where no GPU was used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,17 +47,17 @@ class Machine(BaseModel):
         return f"{self.cpu}, {self.cpus} CPUs usable, {self.memory_gb} GB{gpu}"
 
     def differences(self, other: Machine) -> list[str]:
-        """What differs, for a person to read."""
+        """The fields that differ, for a person to read."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
         return [f"{name} {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs]
 
 
 def this_machine(device: str = "cpu") -> Machine:
-    """The machine that this process runs on."""
+    """The machine that this process runs on; `gpu` is filled in where `device` is "cuda"."""
     features = [name for name, usable in _core.cpu_info().items() if usable]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         architecture=platform.machine(),
         cpus=_core.usable_cpus(),
         features=features,
@@ -67,33 +69,49 @@ def this_machine(device: str = "cpu") -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that computes."""
-    found = {"python": platform.python_version(), "histo-export": histo_export.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    """Package → version of Python, of this package and of `PACKAGES`."""
+    own = {"python": platform.python_version(), "histo-export": histo_export.__version__}
+    return own | package_versions(PACKAGES)
 
 
-def _cpu_name() -> str:
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Package → version, in the order of `names`; those that are not installed are left out."""
+    versions = {}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def why_no_cuda() -> str | None:
+    """Why PyTorch, and with it libtorch, can use no GPU here; None where it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+    return f"torch {torch.__version__} ({built}) finds no GPU"
+
+
+def cpu_name() -> str:
+    """The CPU's model name, from the kernel where that knows it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or "unknown CPU"
 
 
-def _caches() -> Iterable[str]:
-    """Level and size of the caches of the first CPU, where the kernel tells."""
+def _caches() -> Iterator[str]:
+    """Level and size of each data cache of the first CPU, where the kernel knows them."""
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+            files = (folder / name for name in ("level", "type", "size"))
+            level, cache_type, size = (file.read_text(encoding="utf-8").strip() for file in files)
         except OSError:
             continue
-        if kind != "Instruction":
+        if cache_type != "Instruction":
             yield f"L{level} {size}"
 
 

@@ -1,8 +1,8 @@
 """Parity: each exported file in each of its runtimes, in a process of its own, against the checkpoint in float64.
 
 The reference travels with the bundle (`golden.safetensors`), so that the same check runs at export, later, and on
-another machine. `python -m histo_export.parity RUNTIME FILE GOLDEN RESULT THREADS DEVICE` is the worker that opens one
-file.
+another machine. `python -m histo_export.parity RUNTIME FILE GOLDEN RESULT THREADS DEVICE SECONDS` is the worker that
+opens one file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,20 @@ from histo_export.runtimes import Runtime, Tiles, open_runtime
 from histo_export.spec import STAGES
 
 if TYPE_CHECKING:
-    from histo_export.training.checkpoint import Checkpoint
+    from histo_export.model.checkpoint import Checkpoint
 
 BATCHES = (1, 2, 3, 7, 33)
 TILES = 33
 TIMED_BATCHES = (1, 32)
+TIMING_S = 0.5
+"""Seconds of timed calls at each of `TIMED_BATCHES`, at least."""
 STAGE_TILES = 2
 """Stages are compared on one real tile and one of noise."""
 
-TOLERANCE: Mapping[str, float] = {
-    "model.onnx": 5e-5,
-    "torchscript_model.pt": 5e-5,
-    "model.safetensors": 5e-5,
-    "model.pt2": 5e-5,
-}
-"""Allowed |Δ| of a tile's logits, in units of that tile's largest reference logit (of at least 1).
+FP32_TOLERANCE = 5e-5
+"""Allowed |Δ| of a tile's logits in fp32, in units of that tile's largest reference logit (of at least 1).
 
-All files compute in fp32. A forward pass of ResNet34 in fp32 differs from float64 by 1e-6 to 3e-6 of that magnitude;
+A forward pass of ResNet34 in fp32 differs from float64 by 1e-6 to 3e-6 of that magnitude;
 TF32 or bf16 arithmetic, a wrong crop or a missing layer differ by 1e-3 and more. The unit is the tile's own, because
 noise can drive logits to thousands and would otherwise excuse anything on a real tile.
 """
@@ -72,24 +69,25 @@ class Golden:
         return self.tiles[[0, self.real]]
 
     def relative_error(self, logits: npt.NDArray[np.float32]) -> float:
-        """The largest |Δlogit| in the unit of `TOLERANCE`.
+        """The largest |Δlogit| in the unit of `FP32_TOLERANCE`.
 
         Args:
-            logits: `(n, classes)` of the tiles in turn, after the last one the first again; n of any size.
+            logits: float32 `(n, classes)` of the tiles in order, starting again with the first tile after the last;
+                n of any size.
         """
         reference = np.take(self.logits, range(len(logits)), axis=0, mode="wrap")
         scale = np.maximum(1.0, np.abs(reference).max(axis=1))
         return float((np.abs(logits - reference).max(axis=1) / scale).max())
 
     def spread_error(self, logits: npt.NDArray[np.float32]) -> float:
-        """The RMS error of the real tiles' logits in units of their spread, see `quantise.logit_error`.
+        """The RMS error of the real tiles' logits in units of their spread, see `arithmetic.logit_error`.
 
-        For precisions whose error is that of rounding, of which the largest of a few says little; of real tiles, since
-        the ranges of int8 were found on such. `logits` as above.
+        This is for precisions whose error is rounding, where the largest error of a few tiles says little. Only real
+        tiles count, because the ranges of int8 were found on real tiles. `logits` as in `relative_error`.
         """
         import torch
 
-        from histo_export.export.quantise import logit_error
+        from histo_export.model.arithmetic import logit_error
 
         rows = np.arange(len(logits)) % len(self.logits)
         real = rows < self.real
@@ -115,7 +113,7 @@ class Golden:
 
 
 def make_golden(checkpoint: Checkpoint) -> Golden:
-    """Runs the unlowered network in float64 over the checkpoint's real tiles and over made ones."""
+    """Runs the unlowered network in float64 over the checkpoint's real tiles and over synthetic ones."""
     import torch
     from torchvision.transforms.functional import center_crop
 
@@ -140,14 +138,14 @@ def make_golden(checkpoint: Checkpoint) -> Golden:
 
 @dataclass(frozen=True)
 class FileParity:
-    """What the check of one file in one runtime found.
+    """The result of checking one file in one runtime.
 
     Attributes:
         file: name within the bundle.
         runtime_id: key of `runtimes.RUNTIMES`.
         runtime, executed: what ran it, and on which device in which precision.
         max_abs, mean_abs: |Δlogit| over the real tiles, all batches.
-        max_relative: over all tiles and batches, |Δlogit| in the unit of `TOLERANCE`.
+        max_relative: over all tiles and batches, |Δlogit| in the unit of `FP32_TOLERANCE`.
         agreement: share of all tiles, over all batches, whose top class is the reference's.
         tolerance: `max_relative` allowed here.
         ms_per_tile: median milliseconds per tile, by batch.
@@ -172,9 +170,25 @@ class FileParity:
 
 
 def check_file(
-    file: Path, runtime_id: str, golden_path: Path, golden: Golden, threads: int, device: str = "cpu"
+    file: Path,
+    runtime_id: str,
+    golden_path: Path,
+    golden: Golden,
+    threads: int,
+    device: str = "cpu",
+    tolerance: float = FP32_TOLERANCE,
+    timing_s: float = TIMING_S,
 ) -> FileParity:
-    """Runs `file` in a fresh process at all of `BATCHES` and compares it with the reference.
+    """Runs `file` in a fresh process at all of `BATCHES`, compares it with the reference, and times it.
+
+    Args:
+        file: a model file of a bundle.
+        runtime_id: a key of `runtimes.RUNTIMES`; it runs in fp32.
+        golden_path, golden: `golden.safetensors`, and what it holds.
+        threads: of the runtime.
+        device: "cpu" or "cuda".
+        tolerance: of the file's format, see `FP32_TOLERANCE`.
+        timing_s: seconds of timed calls at each of `TIMED_BATCHES`, at least.
 
     Raises:
         HistoError: the file can't be opened or its process died. A file that runs but differs is returned as such.
@@ -183,7 +197,7 @@ def check_file(
         result_path = Path(folder) / "result.safetensors"
         command = [sys.executable, "-m", "histo_export.parity", runtime_id, str(file), str(golden_path)]
         done = subprocess.run(
-            [*command, str(result_path), str(threads), device],
+            [*command, str(result_path), str(threads), device, str(timing_s)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -197,14 +211,17 @@ def check_file(
         with safe_open(result_path, framework="np") as result:
             metadata = json.loads(result.metadata()["result"])
             outputs = {key: result.get_tensor(key) for key in result.keys()}  # noqa: SIM118 (not a dict)
-    return compare(file.name, golden, outputs, metadata)
+    return compare(file.name, golden, outputs, metadata, tolerance)
 
 
 def compare(
-    file: str, golden: Golden, outputs: Mapping[str, npt.NDArray[np.float32]], metadata: Mapping[str, Any]
+    file: str,
+    golden: Golden,
+    outputs: Mapping[str, npt.NDArray[np.float32]],
+    metadata: Mapping[str, Any],
+    tolerance: float = FP32_TOLERANCE,
 ) -> FileParity:
     """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage."""
-    tolerance = TOLERANCE[file]
     logits = np.stack([outputs[f"batch.{n}"] for n in BATCHES]).astype(np.float64)
     difference = np.abs(logits - golden.logits)
     scale = np.maximum(1.0, np.abs(golden.logits).max(axis=1))
@@ -239,23 +256,25 @@ def _differs(output: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
     return not bool((np.abs(output - reference).max(axis=values) <= tolerance * scale).all())
 
 
-def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles) -> float:
-    """Median over at least three calls and half a second, after warm-up."""
+def _milliseconds_per_tile(runtime: Runtime, tiles: Tiles, seconds: float) -> float:
+    """Median over calls that together take `seconds`, at least three, after warm-up."""
     runtime.warmup(len(tiles), tiles.shape[1])
     times: list[float] = []
-    while len(times) < 3 or sum(times) < 0.5:
+    while len(times) < 3 or sum(times) < seconds:
         start = time.perf_counter()
         runtime.run(tiles)
         times.append(time.perf_counter() - start)
     return statistics.median(times) * 1e3 / len(tiles)
 
 
-def _worker(runtime_id: str, file: Path, golden_path: Path, result_path: Path, threads: int, device: str) -> None:
-    golden = Golden.read(golden_path)
-    runtime = open_runtime(runtime_id, file, threads, device)
+def _worker(arguments: Sequence[str]) -> None:
+    """Runs the file and writes logits, stages and times to the result file, see `compare`."""
+    runtime_id, file, golden_path, result_path, threads, device, seconds = arguments
+    golden = Golden.read(Path(golden_path))
+    runtime = open_runtime(runtime_id, Path(file), threads=int(threads), device=device)
     outputs: dict[str, npt.NDArray[np.float32]] = {}
     for size in BATCHES:
-        # Every call has exactly `size` tiles; the last one wraps round to the first tiles.
+        # Every call has exactly `size` tiles; the last one is filled up with the first tiles.
         starts = range(0, TILES, size)
         logits = [runtime.run(np.take(golden.tiles, range(i, i + size), axis=0, mode="wrap")) for i in starts]
         outputs[f"batch.{size}"] = np.concatenate(logits)[:TILES]
@@ -264,14 +283,13 @@ def _worker(runtime_id: str, file: Path, golden_path: Path, result_path: Path, t
         "runtime_id": runtime_id,
         "runtime": runtime.name,
         "executed": runtime.executed,
-        "ms_per_tile": {n: _milliseconds_per_tile(runtime, golden.tiles[:n]) for n in TIMED_BATCHES},
+        "ms_per_tile": {n: _milliseconds_per_tile(runtime, golden.tiles[:n], float(seconds)) for n in TIMED_BATCHES},
     }
     safetensors.numpy.save_file(outputs, result_path, metadata={"result": json.dumps(result)})
 
 
 if __name__ == "__main__":
     try:
-        runtime_id, file, golden, result, threads, device = sys.argv[1:]
-        _worker(runtime_id, Path(file), Path(golden), Path(result), int(threads), device)
+        _worker(sys.argv[1:])
     except HistoError as error:
         sys.exit(str(error))

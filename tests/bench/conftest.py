@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histo_export.bench.measure import Row, Settings, measure
+from histo_export.bench.measure import measure
 from histo_export.bench.report import Report, SubjectFacts
+from histo_export.bench.rows import Row
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import CLASSES, Subject
 from histo_export.machine import this_machine, versions
 from histo_export.parity import Golden
+from histo_export.runtimes import variants
 from histo_export.spec import ModelSpec
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -39,7 +42,7 @@ def subjects(tmp_path: Path) -> list[Subject]:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "golden.safetensors").write_bytes(golden.to_bytes())
-        for file in ("model.onnx", "model.safetensors"):
+        for file in ("model.onnx", "model.safetensors", "model-int8-onnxruntime.onnx"):
             (folder / file).touch()
         spec = ModelSpec(pool, CLASSES)
         found.append(Subject(f"pool {pool}", folder, spec, (0.8 + pool / 100, 0.75, 0.9)))
@@ -48,7 +51,7 @@ def subjects(tmp_path: Path) -> list[Subject]:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(("onnxruntime", "torch"), (1, 4), (1,), rounds=12, seconds=0.1)
+    return Settings(variants("onnxruntime", "torch"), (1, 4), (1,), rounds=12, seconds=0.1)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
     python fake_worker.py [--fault FAULT] [--slower FRACTION] [--executed TEXT] [--devices NAMES]
 
-A model in a folder whose name begins with "slow" takes `FRACTION` longer. Times have the noise of a machine:
-a drift that all workers share, because it is a function of the clock, and jitter of each call's own.
+A model in a folder whose name begins with "slow" takes `FRACTION` longer. Times have the noise of a machine: a drift
+from round to round that all workers share, and jitter of each call's own. Both depend on the runtime, the model and the
+number of the round alone, so that a test finds the same times whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import random
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ arguments = parser.parse_args()
 
 class FakeWorker:
     def __init__(self) -> None:
-        self.timed = 0
+        self.rounds: Counter[int] = Counter()  # by batch
 
-    def open(self, runtime: str, file: str, golden: str, threads: int, device: str) -> dict[str, Any]:
+    def open(self, runtime: str, precision: str, file: str, golden: str, threads: int, device: str) -> dict[str, Any]:
         if arguments.fault == "refuse":
             return {"error": ["fake", "is not installed", "Install it"]}
         if arguments.fault == "die":
@@ -45,8 +47,9 @@ class FakeWorker:
             time.sleep(600)
         self.golden = Golden.read(Path(golden))
         self.slow = Path(file).parent.name.startswith("slow")
-        self.random = random.Random(f"{runtime}{file}")
-        return {"result": {"name": f"Fake {runtime}", "import_s": 0.1, "load_s": 0.2}}
+        name = runtime if precision == "fp32" else f"{runtime} {precision}"
+        self.random = random.Random(f"{name} {Path(file).parent.name} {threads}")
+        return {"result": {"name": f"Fake {name}", "import_s": 0.1, "load_s": 0.2}}
 
     def executed(self) -> dict[str, Any]:
         return {"result": {"executed": arguments.executed, "isa": "avx2"}}
@@ -56,7 +59,7 @@ class FakeWorker:
 
     def logits(self, batch: int) -> dict[str, Any]:
         logits = self.golden.logits.copy()
-        if arguments.fault == "wrong" or (arguments.fault == "wrong later" and self.timed > 2):
+        if arguments.fault == "wrong" or (arguments.fault == "wrong later" and self.rounds.total() > 2):
             logits[0, 0] += 0.01
         if arguments.fault == "nan":
             logits[-1, -1] = float("nan")
@@ -66,8 +69,8 @@ class FakeWorker:
         return {"result": {"calls": 5, "seconds": 0.01, "call_s": 0.001, "stable": arguments.fault != "restless"}}
 
     def time(self, batch: int, seconds: float, calls: int, refill: int) -> dict[str, Any]:
-        self.timed += 1
-        drift = 1 + 0.2 * math.sin(time.monotonic())
+        self.rounds[batch] += 1
+        drift = 1 + 0.2 * math.sin(self.rounds[batch])
         base = 0.01 * batch * drift * (1 + arguments.slower * self.slow)
         return {"result": {"seconds": [base * math.exp(self.random.gauss(0, 0.01)) for _ in range(5)]}}
 

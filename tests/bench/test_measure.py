@@ -6,26 +6,23 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from histo_export.bench import measure as measure_module
-from histo_export.bench.measure import (
-    DEFAULT_RUNTIMES,
-    ROUNDINGS,
-    Progress,
-    Settings,
-    default_runtimes,
-    measure,
-    orders,
-    precision_of,
-    require_device,
-)
+from histo_export.bench import contestants
+from histo_export.bench.contestants import ROUNDINGS, precision_of, require_device
+from histo_export.bench.measure import measure, orders
+from histo_export.bench.progress import Progress
+from histo_export.bench.rows import Conditions
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject
-from histo_export.bench.worker import Worker
+from histo_export.bench.worker_handle import Worker
 from histo_export.errors import HistoError, UsageError
 from histo_export.parity import Golden
+from histo_export.runtimes import Variant, default_variants, variants
 
 Fake = Callable[..., list[str]]
 
@@ -49,7 +46,7 @@ def test_rows_are_complete(subjects: list[Subject], settings: Settings, fake: Fa
     )
     for row in rows:
         assert len(row.rounds) == settings.rounds
-        assert row.like == measure_module.Like("cpu", 1, row.batch, "fp32", 150, 128)
+        assert row.conditions == Conditions("cpu", 1, row.batch, "fp32", 150, 128)
         assert (row.name, row.isa, row.devices) == (f"Fake {row.runtime}", "avx2", ["cpu"])
         assert np.median(row.medians) == pytest.approx(0.01 * row.batch, rel=0.3)
         assert row.max_relative < 1e-6
@@ -74,10 +71,10 @@ def test_rounds_are_interleaved(
 
 
 def test_thread_counts_are_measured_one_after_the_other(subjects: list[Subject], fake: Fake) -> None:
-    settings = Settings(("onnxruntime",), (1,), (1, 2), rounds=7, seconds=0.1)
+    settings = Settings(variants("onnxruntime"), (1,), (1, 2), rounds=7, seconds=0.1)
     rows, _ = measure(subjects[:1], settings, command=fake())
     assert [row.threads for row in rows] == [1, 2]
-    assert rows[0].like != rows[1].like
+    assert rows[0].conditions != rows[1].conditions
 
 
 @pytest.mark.parametrize(
@@ -105,7 +102,7 @@ def test_on_a_gpu_what_ran_on_the_cpu_is_an_error(subjects: list[Subject], setti
     with pytest.raises(HistoError, match=r"onnxruntime, pool 1: --device cuda: but it ran on CUDA.*, CPU"):
         measure(subjects, on_gpu, command=fake(executed="CUDAExecutionProvider fp32", devices=found))
     rows, _ = measure(subjects, on_gpu, command=fake(executed="CUDAExecutionProvider fp32", devices="cuda"))
-    assert {row.like.device for row in rows} == {"cuda"}
+    assert {row.conditions.device for row in rows} == {"cuda"}
 
 
 @pytest.mark.parametrize(
@@ -133,17 +130,17 @@ def test_runtimes_that_nobody_asked_for_may_be_lacking(
 ) -> None:
     original = Worker.open
 
-    def lack(self: Worker, runtime: str, *rest: object) -> object:
-        if runtime == "torch":
+    def lack(self: Worker, variant: Variant, *paths: Path, **options: Any) -> object:
+        if variant == Variant("torch"):
             raise HistoError("PyTorch", "is not installed", "Install it")
-        return original(self, runtime, *rest)  # type: ignore[arg-type]
+        return original(self, variant, *paths, **options)
 
     monkeypatch.setattr(Worker, "open", lack)
     rows, left_out = measure(subjects, replace(settings, may_lack=True), command=fake())
     assert {row.runtime for row in rows} == {"onnxruntime"}
     assert left_out == {"torch": "PyTorch: is not installed. Install it."}
     with pytest.raises(HistoError, match="found no runtime that runs here"):
-        measure(subjects, replace(settings, runtimes=("torch",), may_lack=True), command=fake())
+        measure(subjects, replace(settings, runtimes=variants("torch"), may_lack=True), command=fake())
 
 
 def test_progress_tells_what_is_done_and_ends(subjects: list[Subject], settings: Settings, fake: Fake) -> None:
@@ -158,7 +155,7 @@ def test_progress_tells_what_is_done_and_ends(subjects: list[Subject], settings:
 def test_memory_that_runs_out_is_said(
     subjects: list[Subject], settings: Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_module, "SPARE_BYTES", 10**15)
+    monkeypatch.setattr(contestants, "SPARE_BYTES", 10**15)
     with pytest.raises(HistoError, match="nearly used up after starting onnxruntime, pool 1"):
         measure(subjects, settings, command=fake())
 
@@ -181,13 +178,17 @@ def test_the_precision_is_read_from_what_was_executed(executed: str, precision: 
 
 
 def test_defaults_are_the_forms_that_there_are_in_a_precision() -> None:
-    assert default_runtimes("cpu", ["fp32"]) == DEFAULT_RUNTIMES["cpu"]
-    assert default_runtimes("cpu", ["bf16x3"]) == ("native-bf16x3", "native-latency-bf16x3")
-    both = default_runtimes("cpu", ["bf16", "int8"])
-    assert {"openvino-bf16", "torch-channels-last-bf16", "torch-compile-bf16", "openvino-int8"} < set(both)
+    fp32 = ("native", "native-latency", "onnxruntime", "openvino", "libtorch", "torch")
+    assert default_variants("cpu") == variants(*fp32, "torch-channels-last", "torch-compile")
+    assert default_variants("cpu", ["bf16x3"]) == variants("native-bf16x3", "native-latency-bf16x3")
+    both = {str(variant) for variant in default_variants("cpu", ["bf16", "int8"])}
+    assert {"openvino-bf16", "torch-channels-last-bf16", "torch-compile-bf16", "openvino-int8"} < both
     assert "onnxruntime-int8" in both
     assert "onnxruntime-bf16" not in both
-    assert default_runtimes("cuda", ["int8"]) == ("onnxruntime-int8",)
+    assert default_variants("cuda", ["int8"]) == variants("onnxruntime-int8")
+    assert default_variants("cuda") == variants(
+        *("onnxruntime", "onnxruntime-tensorrt", "libtorch", "torch", "torch-compile", "torch-cuda-graph")
+    )
 
 
 def test_a_precision_that_was_not_asked_for_is_no_row(
@@ -196,8 +197,8 @@ def test_a_precision_that_was_not_asked_for_is_no_row(
     monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
     for runtime, executed in (("native", "cpu bf16"), ("native-int8", "cpu fp32"), ("openvino-bf16", "CPU bf16+fp32")):
         with pytest.raises(HistoError, match=f"was asked for .* and executed {executed.replace('+', '.')}"):
-            measure(subjects, replace(settings, runtimes=(runtime,)), command=fake(executed=executed))
-    default = replace(settings, runtimes=("torch", "openvino-bf16"), may_lack=True)
+            measure(subjects, replace(settings, runtimes=variants(runtime)), command=fake(executed=executed))
+    default = replace(settings, runtimes=variants("torch", "openvino-bf16"), may_lack=True)
     rows, left_out = measure(subjects, default, command=fake(executed="cpu fp32"))
     assert {row.runtime for row in rows} == {"torch"}
     assert "openvino-bf16, pool 1, batch 1: was asked for bf16 and executed cpu fp32" in left_out["openvino-bf16"]
@@ -210,7 +211,7 @@ def test_what_is_allowed_below_fp32_comes_from_the_model(
     wrong = golden.logits.astype(np.float32)
     wrong[0, 0] += 0.01  # as the fake worker does
     error = golden.spread_error(wrong)
-    low = replace(settings, runtimes=("native-int8",))
+    low = replace(settings, runtimes=variants("native-int8"))
     faulty = fake(executed="cpu int8", fault="wrong")
     monkeypatch.setattr(Subject, "rounding", lambda *_: 1.01 * error / ROUNDINGS)
     rows, _ = measure(subjects[:1], low, command=faulty)
@@ -238,6 +239,6 @@ def test_below_fp32_errors_are_those_of_real_tiles() -> None:
 
 def test_too_few_rounds_and_no_time_are_refused() -> None:
     with pytest.raises(UsageError, match="--rounds 3"):
-        Settings(("torch",), (1,), (1,), rounds=3)
+        Settings(variants("torch"), (1,), (1,), rounds=3)
     with pytest.raises(UsageError, match="--time 0"):
-        Settings(("torch",), (1,), (1,), seconds=0)
+        Settings(variants("torch"), (1,), (1,), seconds=0)

@@ -12,10 +12,13 @@ import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-from histo_export.bench.measure import Settings
-from histo_export.bench.report import Report, check_destination, document, schema, write_report
+from histo_export.bench.document import document
+from histo_export.bench.report import Report, schema
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject
+from histo_export.bench.write import check_destination, write_report
 from histo_export.errors import HistoError, UsageError
+from histo_export.runtimes import variants
 
 MakeReport = Callable[..., Report]
 
@@ -36,6 +39,38 @@ def test_the_json_fits_its_schema_and_comes_back(report: Report, tmp_path: Path)
     path.write_text(report.model_dump_json())
     Draft202012Validator(schema()).validate(json.loads(path.read_text()))
     assert Report.read(path) == report
+
+
+OLD = Path(__file__).with_name("report-0.1.0.json")
+"""A report of version 0.1.0, with runtimes in lower precisions, made with its fake worker."""
+
+
+def test_a_report_of_version_0_1_0_loads_and_means_the_same() -> None:
+    old = Report.read(OLD)
+    assert json.loads(old.model_dump_json()) == json.loads(OLD.read_text(encoding="utf-8"))
+    assert {(row.runtime, row.precision) for row in old.rows} >= {("native", "fp32"), ("native-int8", "int8")}
+    concluded = old.model_copy(deep=True)
+    concluded.conclude()
+    assert concluded == old
+    ran = {row[0]: row for row in texts(old, "What ran")}
+    assert ran["Fake native-int8"][3] == "histo-export 0.1.0"
+    assert ran["Fake onnxruntime-tool-int8"][3] == "onnxruntime 1.31.1"
+
+
+def test_a_report_of_version_0_1_0_is_compared_with(make_report: MakeReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are found again under the ids of then."""
+    monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
+    old = Report.read(OLD)
+    settings = Settings(variants("native-int8", "onnxruntime-tool-int8"), (1,), (1,), rounds=7, seconds=0.05)
+    new = make_report(settings, executed="cpu int8")
+    new.machine = old.machine
+    new.compare_with(old)
+    assert new.comparison is not None
+    assert {(change.runtime, change.subject) for change in new.comparison.changes} == {
+        (runtime, subject) for runtime in ("native-int8", "onnxruntime-tool-int8") for subject in ("pool 1", "pool 8")
+    }
+    missing = {line.split(",")[0] for line in new.comparison.missing}
+    assert missing == {"native", "onnxruntime", "native-latency-bf16x3"}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +106,9 @@ def test_a_slower_model_is_found_and_an_equal_one_is_not(make_report: MakeReport
 def mixed(make_report: MakeReport, monkeypatch: pytest.MonkeyPatch) -> Report:
     """fp32 and bf16, two batches, two numbers of threads."""
     monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)
-    settings = Settings(("onnxruntime", "torch"), (1, 4), (1, 2), rounds=7, seconds=0.1)
+    settings = Settings(variants("onnxruntime", "torch"), (1, 4), (1, 2), rounds=7, seconds=0.1)
     fp32 = make_report(settings)
-    low = Settings(("openvino-bf16", "native-bf16"), (1, 4), (1, 2), rounds=7, seconds=0.1)
+    low = Settings(variants("openvino-bf16", "native-bf16"), (1, 4), (1, 2), rounds=7, seconds=0.1)
     bf16 = make_report(low, executed="cpu bf16")
     fp32.rows += bf16.rows
     fp32.conclude()
@@ -82,15 +117,15 @@ def mixed(make_report: MakeReport, monkeypatch: pytest.MonkeyPatch) -> Report:
 
 def test_rows_of_unlike_settings_are_never_in_one_table(mixed: Report) -> None:
     assert len(mixed.tables) == 8  # two batches, two numbers of threads, two precisions
-    precision_of = {(row.runtime, row.like): row.precision for row in mixed.rows}
+    precision_of = {(row.runtime, row.conditions): row.precision for row in mixed.rows}
     for table in mixed.tables:
-        assert {precision_of[s.runtime, table.like] for s in table.standings} == {table.like.precision}
+        assert {precision_of[s.runtime, table.conditions] for s in table.ranked} == {table.conditions.precision}
     assert any("no rank among each other" in note for note in document(mixed).notes)
 
 
 def test_what_is_allowed_below_fp32_is_told(mixed: Report) -> None:
     rows = {row[0]: row for row in texts(mixed, "What ran")}
-    assert rows["Fake openvino-bf16"][6].endswith("(3.0e-02)")
+    assert rows["Fake openvino bf16"][6].endswith("(3.0e-02)")
     assert rows["Fake torch"][6] == ""
     (section,) = [section for section in document(mixed).sections if section.title == "What ran"]
     assert "3 times what the precision has by its definition" in section.note
@@ -108,7 +143,7 @@ def test_accuracy_as_the_bundle_tells_it_stands_beside_fp32_alone(mixed: Report,
 def test_the_fastest_stands_first_and_has_ratio_one(report: Report) -> None:
     for table in report.tables:
         for subject in ("pool 1", "pool 8"):
-            standings = [s for s in table.standings if s.subject == subject]
+            standings = [s for s in table.ranked if s.subject == subject]
             assert standings[0].slower.ratio == 1
             medians = [s.seconds.median for s in standings]
             assert medians == sorted(medians)

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from histo_export._core import precision_support
-from histo_export.bench.layers import head_share, layer_times
-from histo_export.bench.measure import ROUNDINGS, Settings, measure, precision_of
+from histo_export.bench.contestants import ROUNDINGS, precision_of
+from histo_export.bench.measure import measure
+from histo_export.bench.sections import head_share
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import CLASSES, Subject, open_subjects, untrained_subjects
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.arithmetic import Simulation
 from histo_export.model.native_file import read_native
-from histo_export.parity import TOLERANCE, Golden
-from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime, runtime_class
-from histo_export.spec import STAGES, ModelSpec
+from histo_export.parity import FP32_TOLERANCE, Golden
+from histo_export.runtimes import Runtime, Variant, all_variants, open_runtime, runtime_class, variants
+from histo_export.runtimes.layers import by_layer
+from histo_export.spec import STAGES, ModelSpec, Precision
 
 SLOW = pytest.mark.slow
 BENCHED = ["openvino", "openvino-streams", "torch-channels-last", pytest.param("torch-compile", marks=SLOW)]
@@ -28,14 +31,14 @@ BENCHED = ["openvino", "openvino-streams", "torch-channels-last", pytest.param("
 def opened(runtime: str, bundle: Path, device: str = "cpu") -> Runtime:
     if runtime.startswith("openvino"):
         pytest.importorskip("openvino")
-    return open_runtime(runtime, bundle / RUNTIMES[runtime].file, 2, device)
+    return open_runtime(runtime, bundle / Variant(runtime).file, threads=2, device=device)
 
 
 @pytest.mark.parametrize("runtime", BENCHED)
 def test_logits_and_stages_are_the_reference(bundle: Path, runtime: str) -> None:
     golden = Golden.read(bundle / "golden.safetensors")
     run = opened(runtime, bundle)
-    allowed = TOLERANCE[RUNTIMES[runtime].file]
+    allowed = FP32_TOLERANCE
     for size in (1, 3):
         logits = np.concatenate([run.run(golden.tiles[i : i + size]) for i in range(0, len(golden.tiles), size)])
         assert logits.dtype == np.float32
@@ -88,8 +91,7 @@ def test_gpu_runtimes_are_no_cpu_runtimes(bundle: Path, runtime: str) -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "torch-channels-last"])
 def test_layer_tables_name_every_layer_once(bundle: Path, runtime: str) -> None:
     tiles = Golden.read(bundle / "golden.safetensors").tiles[:2]
-    file = bundle / RUNTIMES[runtime].file
-    layers = layer_times(opened(runtime, bundle), file, tiles)
+    layers = opened(runtime, bundle).layers(tiles)
     assert layers is not None
     names = [layer for _, layer, _ in layers]
     assert len(set(names)) == len(names)
@@ -104,9 +106,9 @@ def test_layer_tables_name_every_layer_once(bundle: Path, runtime: str) -> None:
 # Below fp32.
 
 LOW = [
-    pytest.param(name, marks=SLOW) if name.startswith("torch-compile") else name
-    for name, entry in RUNTIMES.items()
-    if entry.precision != "fp32" and name != "onnxruntime-tool-int8"  # its file is made by a benchmark
+    pytest.param(str(variant), marks=SLOW if variant.runtime == "torch-compile" else ())
+    for variant in all_variants()
+    if variant.precision != "fp32" and variant.runtime != "onnxruntime-tool"  # its file is made by a benchmark
 ]
 CROP, SIDE = 64, 75
 
@@ -114,7 +116,7 @@ CROP, SIDE = 64, 75
 @pytest.fixture(scope="module")
 def low(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """An untrained network with scales."""
-    files = {RUNTIMES[runtime].file for runtime in RUNTIMES if RUNTIMES[runtime].precision != "fp32"}
+    files = {variant.file for variant in all_variants() if variant.precision != "fp32"}
     folder = tmp_path_factory.mktemp("low")
     (subject,) = untrained_subjects([2], folder, files, int8=True, crop=CROP, tile_size=SIDE)
     return subject
@@ -122,13 +124,14 @@ def low(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.fixture(scope="module")
 def open_low(low: Subject) -> Callable[[str], Runtime]:
-    def call(runtime: str) -> Runtime:
-        if runtime.startswith("openvino"):
+    def call(runtime_id: str) -> Runtime:
+        variant = Variant.parse(runtime_id)
+        if variant.entry.package == "openvino":
             pytest.importorskip("openvino")
-        if runtime.startswith("native") and (reason := precision_support()[RUNTIMES[runtime].precision].reason):
+        if variant.runtime == "native" and (reason := precision_support()[variant.precision].reason):
             pytest.skip(reason)
         try:
-            return open_runtime(runtime, low.file(RUNTIMES[runtime].file), 2)
+            return open_runtime(variant.runtime, low.file(variant.file), threads=2, precision=variant.precision)
         except HistoError as error:
             if "AVX-512 BF16 or AMX" not in str(error):  # OpenVINO in bf16
                 raise
@@ -144,33 +147,31 @@ def test_onnxruntimes_own_tool_makes_a_model_all_int8(
     from low_precision_table import TOOL, quantise_with_onnxruntime
 
     golden = Golden.read(low.folder / "golden.safetensors")
-    file = tmp_path / RUNTIMES[TOOL].file
+    file = tmp_path / Variant.parse(TOOL).file
     quantise_with_onnxruntime(low.file("model.onnx"), file, golden.tiles)
-    run = open_runtime(TOOL, file, 2)
+    run = open_runtime("onnxruntime-tool", file, threads=2, precision="int8")
     assert run.executed == "CPUExecutionProvider int8"
     error = golden.spread_error(run.run(golden.tiles))
     assert low.rounding("int8") / 2 < error <= ROUNDINGS * low.rounding("int8")
-    assert open_runtime("onnxruntime-int8", low.file("model-int8.onnx"), 2).executed.endswith("int8+fp32")
+    plain = open_runtime("onnxruntime", low.file("model-int8.onnx"), threads=2, precision="int8")
+    assert plain.executed.endswith("int8+fp32")
 
 
-def test_an_id_names_its_precision() -> None:
-    for name, entry in RUNTIMES.items():
-        assert (entry.precision == "fp32") == (not name.endswith(("-bf16x3", "-bf16", "-int8")))
-        for precision in ("fp32", "bf16x3", "bf16", "int8"):
-            if precision == entry.precision:
-                assert in_precision(name, precision) == name
-    assert in_precision("native-latency", "bf16x3") == "native-latency-bf16x3"
-    assert in_precision("openvino-streams-int8", "bf16") == "openvino-streams-bf16"
-    assert in_precision("torch-compile-bf16", "fp32") == "torch-compile"
-    with pytest.raises(UsageError, match=r"torchscript in int8: is not known\. These can: native, native-latency, "):
-        in_precision("torchscript", "int8")
-
-
-@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
-def test_the_table_knows_each_classs_precision(runtime: str) -> None:
-    if runtime.startswith("openvino"):
-        pytest.importorskip("openvino")
-    assert runtime_class(runtime).precision == RUNTIMES[runtime].precision
+def test_an_id_names_a_runtime_and_its_precision() -> None:
+    for variant in all_variants():
+        assert Variant.parse(str(variant)) == variant
+        assert (variant.precision == "fp32") == (not str(variant).endswith(("-bf16x3", "-bf16", "-int8")))
+        assert variant.in_precision(variant.precision) == variant
+    assert len({str(variant) for variant in all_variants()}) == len(all_variants())
+    assert str(Variant("native-latency", "bf16x3")) == "native-latency-bf16x3"
+    assert Variant.parse("onnxruntime-tool-int8") == Variant("onnxruntime-tool", "int8")
+    assert str(Variant.parse("openvino-streams-int8").in_precision("bf16")) == "openvino-streams-bf16"
+    assert str(Variant.parse("torch-compile-bf16").in_precision("fp32")) == "torch-compile"
+    with pytest.raises(UsageError, match=r"torchscript in int8: is unavailable\. These can: native, native-latency, "):
+        Variant("torchscript", "int8")
+    for text in ("native-fp32", "native-int4", "torchscript-int8", "onnxruntime-tool", ""):
+        with pytest.raises(UsageError, match=f"runtime {text}: is unknown. Use one of native, native-latency, "):
+            Variant.parse(text)
 
 
 @pytest.mark.parametrize("runtime", LOW)
@@ -178,17 +179,17 @@ def test_a_lower_precision_is_executed_and_errs_by_its_rounding(
     low: Subject, open_low: Callable[[str], Runtime], runtime: str
 ) -> None:
     golden = Golden.read(low.folder / "golden.safetensors")
-    entry = RUNTIMES[runtime]
+    precision = Variant.parse(runtime).precision
     run = open_low(runtime)
     before = run.executed  # asked before any run, it must tell the truth too
     logits = np.concatenate([run.run(golden.tiles[i : i + 3]) for i in range(0, len(golden.tiles), 3)])
     assert logits.dtype == np.float32
     assert before == run.executed
-    assert precision_of(run.executed) == entry.precision
-    allowed = ROUNDINGS * low.rounding(entry.precision)
+    assert precision_of(run.executed) == precision
+    allowed = ROUNDINGS * low.rounding(precision)
     assert golden.spread_error(logits) <= allowed
     # It does round: fp32 is nearer to float64 than half of what the precision errs by its definition.
-    assert golden.spread_error(logits) > low.rounding(entry.precision) / 2
+    assert golden.spread_error(logits) > low.rounding(precision) / 2
     stages = run.stages(golden.tiles[:2])
     assert list(stages) == list(STAGES)
     assert all(output.dtype == np.float32 for output in stages.values())
@@ -215,16 +216,17 @@ def test_a_precision_that_cannot_be_had_is_refused_in_the_engines_words(
 ) -> None:
     monkeypatch.setenv("HISTO_ISA", "portable")
     file = low.file("model.safetensors")
-    for precision, needed in (("int8", "VNNI"), ("bf16", "BF16"), ("bf16x3", "BF16")):
+    needs: dict[Precision, str] = {"int8": "VNNI", "bf16": "BF16", "bf16x3": "BF16"}
+    for precision, needed in needs.items():
         message = rf"precision {precision} needs AVX-512 with {needed}, or AMX, and .*\. Use fp32"
         with pytest.raises(HistoError, match=message):
-            open_runtime(f"native-{precision}", file, 1)
+            open_runtime("native", file, threads=1, precision=precision)
 
 
 def test_int8_without_scales_is_refused(bundle: Path) -> None:
     reason = precision_support()["int8"].reason or "the model has no scales for int8"
     with pytest.raises(HistoError, match=re.escape(reason)):
-        open_runtime("native-int8", bundle / "model.safetensors", 1)
+        open_runtime("native", bundle / "model.safetensors", threads=1, precision="int8")
     with pytest.raises(HistoError, match=r"has no scales for int8\. Export it with --precision int8"):
         Subject("b", bundle, ModelSpec(3, CLASSES)).rounding("int8")
 
@@ -234,7 +236,7 @@ def test_layer_tables_of_lower_precisions_name_the_layers(
     low: Subject, open_low: Callable[[str], Runtime], runtime: str
 ) -> None:
     tiles = Golden.read(low.folder / "golden.safetensors").tiles[:2]
-    layers = layer_times(open_low(runtime), low.file(RUNTIMES[runtime].file), tiles)
+    layers = open_low(runtime).layers(tiles)
     assert layers is not None
     net, _ = read_native(low.file("model.safetensors"))
     convolutions = {name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d)}
@@ -243,23 +245,21 @@ def test_layer_tables_of_lower_precisions_name_the_layers(
     assert {stage for stage, _, _ in layers} == set(STAGES)
 
 
-class KeepsTimes:
-    """A runtime that names its layers itself."""
-
-    def layer_times(self, tiles: np.ndarray) -> list[tuple[str, float]]:
-        return [("stem", 0.3), ("layer1.0.conv1", 0.6), ("head", 0.1)]
-
-
-def test_a_runtime_may_keep_its_own_times(tmp_path: Path) -> None:
-    layers = layer_times(KeepsTimes(), tmp_path, np.zeros((1, 8, 8, 3), np.uint8))
-    assert layers == [("stem", "stem", 0.3), ("layer1", "layer1.0.conv1", 0.6), ("head", "head", 0.1)]
+def test_times_of_one_layer_are_added_up_under_its_stage() -> None:
+    times = [("stem", 0.1), ("layer1.0.conv1", 0.6), ("stem", 0.2), ("head", 0.1)]
+    layers = by_layer(times)
+    assert [(stage, layer) for stage, layer, _ in layers] == [
+        ("stem", "stem"),
+        ("layer1", "layer1.0.conv1"),
+        ("head", "head"),
+    ]
+    assert [seconds for _, _, seconds in layers] == pytest.approx([0.3, 0.6, 0.1])
     assert head_share(layers) == pytest.approx(0.1)
 
 
 def test_runtimes_without_a_profile_have_no_table(bundle: Path) -> None:
     tiles = Golden.read(bundle / "golden.safetensors").tiles[:1]
-    file = bundle / "torchscript_model.pt"
-    assert layer_times(open_runtime("torchscript", file, 2), file, tiles) is None
+    assert open_runtime("torchscript", bundle / "torchscript_model.pt", threads=2).layers(tiles) is None
 
 
 def test_a_bundle_becomes_a_subject(bundle: Path, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_untrained_networks_differ_in_their_heads_alone_and_are_measured(tmp_pat
     assert one.head.linear.out_features == len(CLASSES)
     logits = Golden.read(tmp_path / "pool1" / "golden.safetensors").logits
     assert 0.1 < np.abs(logits).max() < 1000, "or the comparison with the reference would be vacuous"
-    settings = Settings(("native", "onnxruntime"), (1,), (1,), rounds=7, seconds=0.5)
+    settings = Settings(variants("native", "onnxruntime"), (1,), (1,), rounds=7, seconds=0.5)
     rows, _ = measure(subjects, settings)
     assert {row.precision for row in rows} == {"fp32"}
     assert all(row.idle_cpu < 0.1 for row in rows)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from histo_export.data import kather2016, open_data
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import cache_folder
 
 from .conftest import noise_tile
 
@@ -205,9 +206,9 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_cache_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HISTO_CACHE", str(tmp_path))
-    assert kather2016.default_cache() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("HISTO_CACHE")
-    assert kather2016.default_cache() == Path.home() / ".cache/histo-export"
+    assert cache_folder() == Path.home() / ".cache/histo-export"
 
 
 def test_two_at_once(server: Server, tmp_path: Path) -> None:

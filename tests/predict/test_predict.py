@@ -22,6 +22,7 @@ from histo_export._core import precision_support
 from histo_export.bench.subjects import noise_scales
 from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
@@ -32,7 +33,6 @@ from histo_export.predict.slide import open_slide
 from histo_export.predict.whole_slide import SlideSettings, make_grid
 from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import Checkpoint
 
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)
@@ -361,7 +361,7 @@ def test_a_slides_summary_tells_what_was_executed(bundle: Path, large_slide_file
 
 
 def test_a_precision_is_never_replaced(int8_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="torchscript in int8: is not known"):
+    with pytest.raises(UsageError, match="torchscript in int8: is unavailable"):
         histo_export.load(int8_bundle, runtime="torchscript")
     assert histo_export.load(int8_bundle, runtime="torchscript", precision="fp32").runtime.executed == "cpu fp32"
     with pytest.raises(HistoError, match=r"has no model-int8\.onnx, which onnxruntime-int8 runs"):
@@ -431,7 +431,7 @@ def test_arguments_of_the_interface(bundle: Path) -> None:
         classifier.predict(np.zeros((1, 75, 75, 3), np.float32))
     with pytest.raises(UsageError, match="smaller than the crop"):
         classifier.predict(np.zeros((1, 40, 40, 3), np.uint8))
-    with pytest.raises(UsageError, match="runtime fast: is not known"):
+    with pytest.raises(UsageError, match="runtime fast: is unknown"):
         histo_export.load(bundle, runtime="fast")
     with pytest.raises(UsageError, match="overlap"):
         SlideSettings(overlap=1.0)

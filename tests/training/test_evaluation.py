@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from histo_export.figures import save_confusion, save_curves
-from histo_export.training.evaluation import bootstrap_interval, report_of
+from histo_export.metrics import report_of
+from histo_export.statistics import bootstrap_interval
 
 CLASSES = ("a", "b", "c")
 

@@ -54,6 +54,6 @@ def test_impossible_settings_are_named(wrong: dict[str, object], named: str) -> 
 def test_reading_recipes_and_checkpoints_does_not_import_lightning() -> None:
     code = (
         "import sys, histo_export.training.recipes; assert 'torch' not in sys.modules;"
-        "import histo_export.training.checkpoint; assert not [m for m in sys.modules if 'lightning' in m]"
+        "import histo_export.model.checkpoint; assert not [m for m in sys.modules if 'lightning' in m]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,11 +16,13 @@ from torchvision.models import resnet34
 
 from histo_export.data import TileData
 from histo_export.errors import HistoError, UsageError
+from histo_export.model.checkpoint import read_checkpoint, write_checkpoint
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import read_checkpoint, write_checkpoint
+from histo_export.training import provenance, recipes
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import TrainConfig, rate_factor
-from histo_export.training.run import TrainResult, best_row, golden_tiles, train
+from histo_export.training.result import TrainResult, best_row
+from histo_export.training.run import golden_tiles, train
 
 HERE = Path(__file__).parent
 # fp32 by name: "auto" times the precisions, and which wins is the machine's business.
@@ -146,6 +148,26 @@ def test_another_run_is_not_resumed(
 ) -> None:
     with pytest.raises(UsageError, match=named):
         train(data, spec, replace(CONFIG, **change), whole.out, resume=True, progress=False)
+
+
+def test_a_run_with_other_augmentation_strengths_is_not_resumed(
+    whole: TrainResult, data: TileData, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "AUGMENTATION", dict(recipes.AUGMENTATION) | {"stain": 0.2})
+    with pytest.raises(UsageError, match=r"augmentation is \{.*'stain': 0.2\} now, but was \{.*'stain': 0.05\}"):
+        train(data, spec, CONFIG, whole.out, resume=True, progress=False)
+
+
+def test_a_run_of_version_0_1_0_is_resumed(
+    whole: TrainResult, data: TileData, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints do not record the strengths of the augmentation."""
+    checkpoint = read_checkpoint(whole.out / "last.ckpt")
+    old = {key: value for key, value in checkpoint.training.items() if key != "augmentation"}
+    monkeypatch.setattr(provenance, "read_checkpoint", lambda path: replace(checkpoint, training=old))
+    recorded = provenance.run_to_resume(data, spec, CONFIG, whole.out / "last.ckpt")
+    assert recorded == old
+    assert "augmentation" in checkpoint.training
 
 
 def test_other_tiles_or_another_network_are_not_resumed(

@@ -1,21 +1,23 @@
-"""The pictures of a report, as PNG: latency, throughput, and accuracy beside speed."""
+"""The pictures of a report, as PNG: latency, throughput, and accuracy against speed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
+from histo_export.bench.report import RankedRow, Report, Table
+from histo_export.bench.rows import Row
+from histo_export.figures import new_figure
+
 if TYPE_CHECKING:
-    from histo_export.bench.measure import Like, Row
-    from histo_export.bench.report import Report, Standing, Table
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513")
-"""Okabe and Ito's, which stay apart for colour-blind readers; markers repeat the difference for grey print."""
+"""Okabe and Ito's, which colour-blind readers can tell apart; markers repeat the difference for grey print."""
 MARKERS = "osD^vP*Xh"
 SHADES = (1.0, 0.75, 0.55, 0.4, 0.3)
 """Opacity of a runtime's bars, model by model."""
@@ -24,13 +26,13 @@ DPI = 180
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draws what the report can show; returns the files in the order in which they are best read."""
+    """Draws every picture that the report has data for; returns the files in the order in which they are best read."""
     plots = [_latency(report, folder / "latency.png")]
     if len({row.batch for row in report.rows}) > 1:
         plots.append(_throughput(report, folder / "throughput.png"))
     if len({row.threads for row in report.rows}) > 1:
         plots.append(_threads(report, folder / "threads.png"))
-    fp32 = next((table for table in report.tables if table.like.precision == "fp32"), None)
+    fp32 = next((table for table in report.tables if table.conditions.precision == "fp32"), None)
     if fp32 is not None and any(subject.accuracy for subject in report.subjects):
         plots.append(_accuracy(report, fp32, folder / "accuracy.png"))
     return plots
@@ -43,7 +45,7 @@ def _latency(report: Report, path: Path) -> Path:
     lines = -(-len(tables) // columns)
     names = _names(report)
     labels = [subject.label for subject in report.subjects]
-    figure = _figure(max(6.4, 3.9 * columns), lines * (1.3 + 0.16 * len(names) * (1 + len(labels))))
+    figure = new_figure(max(6.4, 3.9 * columns), lines * (1.3 + 0.16 * len(names) * (1 + len(labels))))
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     height = 0.84 / len(labels)
     for index, panel in enumerate(panels.flat):
@@ -53,14 +55,15 @@ def _latency(report: Report, path: Path) -> Path:
         table = tables[index]
         for place, (runtime, (_, colour, _)) in enumerate(names.items()):
             for number, label in enumerate(labels):
-                found = [s for s in table.standings if (s.runtime, s.subject) == (runtime, label)]
-                if found:
-                    _bar(panel, found[0], place - 0.42 + (number + 0.5) * height, height, colour, number)
-        panel.set_title(str(table.like), fontsize=9, loc="left")
+                matching = [s for s in table.ranked if (s.runtime, s.subject) == (runtime, label)]
+                if matching:
+                    y = place - 0.42 + (number + 0.5) * height
+                    _bar(panel, matching[0], y, height, colour, SHADES[min(number, len(SHADES) - 1)])
+        panel.set_title(str(table.conditions), fontsize=9, loc="left")
         panel.set_xlabel("ms per tile (shorter is better)", fontsize=9)
         panel.set_yticks(range(len(names)), [name for name, _, _ in names.values()], fontsize=9)
         panel.set_ylim(len(names) - 0.5, -0.5)
-        panel.set_xlim(0, 1.2 * max(s.ms_per_tile * s.seconds.high / s.seconds.median for s in table.standings))
+        panel.set_xlim(0, 1.2 * max(s.ms_per_tile * s.seconds.high / s.seconds.median for s in table.ranked))
         panel.grid(axis="x", linewidth=0.4, color="#dddddd")
         panel.set_axisbelow(True)
         panel.tick_params(axis="x", labelsize=8)
@@ -68,14 +71,13 @@ def _latency(report: Report, path: Path) -> Path:
     return _save(figure, path, "Latency", f"{models}Whiskers: 95 % interval of the median. {report.machine}")
 
 
-def _bar(panel: Any, standing: Standing, y: float, height: float, colour: str, number: int) -> None:
-    batch_ms = standing.ms_per_tile / standing.seconds.median
-    low, high = standing.seconds.low * batch_ms, standing.seconds.high * batch_ms
-    error = [[standing.ms_per_tile - low], [high - standing.ms_per_tile]]
-    opacity = SHADES[min(number, len(SHADES) - 1)]
-    panel.barh(y, standing.ms_per_tile, height * 0.92, color=colour, alpha=opacity, linewidth=0)
-    panel.errorbar(standing.ms_per_tile, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=1.5)
-    text = f"{standing.ms_per_tile:.1f}"
+def _bar(panel: Axes, row: RankedRow, y: float, height: float, colour: str, opacity: float) -> None:
+    batch_ms = row.ms_per_tile / row.seconds.median
+    low, high = row.seconds.low * batch_ms, row.seconds.high * batch_ms
+    error = [[row.ms_per_tile - low], [high - row.ms_per_tile]]
+    panel.barh(y, row.ms_per_tile, height * 0.92, color=colour, alpha=opacity, linewidth=0)
+    panel.errorbar(row.ms_per_tile, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=1.5)
+    text = f"{row.ms_per_tile:.1f}"
     panel.annotate(text, (high, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
 
 
@@ -97,14 +99,14 @@ def _threads(report: Report, path: Path) -> Path:
 
 
 def _lines(report: Report, rows: list[Row], over: str, label: str, title: str, path: Path) -> Path:
-    figure = _figure(6.8, 4.0)
+    figure = new_figure(6.8, 4.0)
     axes = figure.subplots()
-    seconds = {(s.runtime, s.subject, t.like): s.seconds for t in report.tables for s in t.standings}
+    seconds = {(s.runtime, s.subject, t.conditions): s.seconds for t in report.tables for s in t.ranked}
     for runtime, (name, colour, marker) in _names(report).items():
         mine = sorted((row for row in rows if row.runtime == runtime), key=lambda row: int(getattr(row, over)))
         if not mine:
             continue
-        of_row = [(row, seconds[runtime, row.subject, row.like]) for row in mine]
+        of_row = [(row, seconds[runtime, row.subject, row.conditions]) for row in mine]
         rate, low, high = np.array([[row.batch / t for t in (s.median, s.high, s.low)] for row, s in of_row]).T
         at = [getattr(row, over) for row in mine]
         errors = np.abs([rate - low, high - rate])
@@ -127,16 +129,15 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
 
     A model's accuracy is the same in every fp32 runtime, so its interval is drawn once, at the fastest.
     """
-    like: Like = table.like
-    figure = _figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     fastest: dict[str, float] = {}
     for runtime, (name, colour, marker) in _names(report).items():
         points = [
-            (standing.ms_per_tile, subject.accuracy[0], subject.label)
+            (ranked.ms_per_tile, subject.accuracy[0], subject.label)
             for subject in report.subjects
-            for standing in table.standings
-            if subject.accuracy and (standing.runtime, standing.subject) == (runtime, subject.label)
+            for ranked in table.ranked
+            if subject.accuracy and (ranked.runtime, ranked.subject) == (runtime, subject.label)
         ]
         if not points:  # a runtime of another precision
             continue
@@ -160,24 +161,21 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
     axes.grid(linewidth=0.3, color="#dddddd")
     axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=4)
     return _save(
-        figure, path, f"Accuracy and speed: {like}", f"Whiskers: 95 % interval of the accuracy. {report.machine}"
+        figure,
+        path,
+        f"Accuracy and speed: {table.conditions}",
+        f"Whiskers: 95 % interval of the accuracy. {report.machine}",
     )
 
 
 def _names(report: Report) -> dict[str, tuple[str, str, str]]:
-    """Runtime → its name, colour and marker, which are the same in every picture and no other's."""
+    """Runtime → its name, colour and marker, which are its own and the same in every picture."""
     runtimes = dict.fromkeys(row.runtime for row in report.rows)
     names = {row.runtime: row.name for row in report.rows}
     return {
         runtime: (names[runtime], COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)])
         for i, runtime in enumerate(runtimes)
     }
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _save(figure: Figure, path: Path, title: str, below: str) -> Path:

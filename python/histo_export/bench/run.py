@@ -1,4 +1,4 @@
-"""One run of `histo bench`, from what was asked for to a report."""
+"""One run of `histo bench`, from its settings to a report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from histo_export.bench.measure import OnProgress, Progress, Settings, measure
+from histo_export.bench.measure import measure
+from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
+from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import open_subjects, untrained_subjects
-from histo_export.machine import this_machine, versions
-from histo_export.runtimes import RUNTIMES
+from histo_export.machine import package_versions, this_machine, versions
+from histo_export.runtimes import PACKAGES
 
 
 def run_bench(
@@ -31,7 +33,7 @@ def run_bench(
         settings: how to measure.
         command: recorded in the report.
         old: a report to compare with; that it is of this machine is checked before anything is measured.
-        progress: told what is done and how long it will take.
+        progress: called with what is done and how long the rest will take.
 
     Raises:
         HistoError: see `measure`; or `old` can't be compared.
@@ -39,12 +41,12 @@ def run_bench(
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)
-    precisions = {RUNTIMES[runtime].precision for runtime in settings.runtimes}
+    precisions = {runtime.precision for runtime in settings.runtimes}
     with tempfile.TemporaryDirectory(prefix="histo-bench-") as folder:
         if bundles:
             subjects = open_subjects(bundles, precisions)
         else:
-            files = {RUNTIMES[runtime].file for runtime in settings.runtimes}
+            files = {runtime.file for runtime in settings.runtimes}
             if precisions != {"fp32"}:
                 files.add("model.safetensors")  # gives the error that a lower precision may have
             subjects = untrained_subjects(
@@ -59,7 +61,7 @@ def run_bench(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         machine=machine,
-        versions=versions(),
+        versions=versions() | package_versions(PACKAGES),
         rounds=settings.rounds,
         seconds=settings.seconds,
         seed=settings.seed,

@@ -11,7 +11,6 @@ and background (EMPTY) are left out. `classes` chooses any others.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -19,7 +18,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -28,6 +26,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -42,6 +41,7 @@ from histo_export.data.folder import open_folder
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, choose_classes
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import atomic_folder, cache_folder
 
 URL = "https://zenodo.org/record/53169/files"
 """Where the archive lies; `$HISTO_KATHER2016_URL` replaces it (a mirror, a test server)."""
@@ -63,11 +63,6 @@ MAX_MEMBERS = 20_000
 _CHUNK = 1 << 18
 
 
-def default_cache() -> Path:
-    """`$HISTO_CACHE`, or `~/.cache/histo-export`."""
-    return Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
-
-
 def open_kather2016(
     *,
     classes: Sequence[str] | None = None,
@@ -84,7 +79,7 @@ def open_kather2016(
         crop: side in pixels that tiles must have at least.
         split: default 425/100/100 per class.
         seed: of the split.
-        cache: folder; default `default_cache()`.
+        cache: folder; default `files.cache_folder()`.
         url: folder on a server that holds the archive, or the archive's own address.
 
     Raises:
@@ -97,7 +92,7 @@ def open_kather2016(
         where="kather2016",
         match=lambda c: c.strip("0123456789_").casefold(),
     )
-    root = fetch(cache or default_cache(), url=url)
+    root = fetch(cache or cache_folder(), url=url)
     folders = [f"{ALL_CLASSES.index(c) + 1:02d}_{c}" for c in chosen]
     missing = [f for f in folders if not (root / f).is_dir()]
     if missing:
@@ -130,7 +125,7 @@ def fetch(cache: Path, *, url: str | None = None) -> Path:
         if target.is_dir():
             return target
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f"{FOLDER}.lock"):
+        with FileLock(cache / f"{FOLDER}.lock"):  # the system releases it if this process is killed
             if target.is_dir():  # another process was faster
                 return target
             archive = cache / ARCHIVE
@@ -152,17 +147,6 @@ def _address(url: str | None) -> str:
     if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
         raise UsageError(base, "is not an http or https address", "Correct HISTO_KATHER2016_URL")
     return base if base.endswith(".zip") else f"{base.rstrip('/')}/{ARCHIVE}"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, which the system drops if we are killed."""
-    with path.open("w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _by_hand(archive: Path) -> str:
@@ -256,44 +240,43 @@ def _check_md5(archive: Path) -> None:
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpack a zip archive whose single top folder becomes `target`, which appears whole or not at all.
+    """Unpacks the folder `FOLDER` of a zip archive as `target`, which appears complete or not at all.
 
     Raises:
-        HistoError: not a zip file, or one with absolute paths, `..`, links, encrypted members, too many
+        HistoError: `archive` is not a zip file, or it has absolute paths, `..`, links, encrypted members, too many
             members or too many bytes. Nothing is written then.
+        OSError: `target` can't be written.
     """
-    scratch = None
     try:
         with zipfile.ZipFile(archive) as file:
-            members = [m for m in file.infolist() if not m.is_dir()]
-            for member in file.infolist():
-                if reason := _unsafe(member):
-                    raise HistoError(
-                        archive, f"is not safe to unpack: {member.filename!r} {reason}", _distrust(archive)
-                    )
-            total = sum(m.file_size for m in members)
-            if total > MAX_UNPACKED or len(members) > MAX_MEMBERS:
-                raise HistoError(
-                    archive,
-                    f"is not safe to unpack: {len(members):,} files of {total:,} bytes in all",
-                    _distrust(archive),
-                )
-            scratch = Path(tempfile.mkdtemp(prefix="unpack-", dir=target.parent))
-            for member in members:
-                path = scratch / member.filename
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # zipfile gives no more than the declared size, so the sum above bounds what is written.
-                with file.open(member) as source, path.open("xb") as out:
-                    shutil.copyfileobj(source, out)
-        inner = scratch / FOLDER
-        if not inner.is_dir():
-            raise HistoError(archive, f"holds no folder {FOLDER}", _distrust(archive))
-        inner.replace(target)
+            members = [member for member in file.infolist() if not member.is_dir()]
+            _refuse_unsafe(archive, file.infolist(), members)
+            inside = {member: PurePosixPath(member.filename).parts for member in members}
+            if not any(len(parts) > 1 and parts[0] == FOLDER for parts in inside.values()):
+                raise HistoError(archive, f"holds no folder {FOLDER}", _distrust(archive))
+            with atomic_folder(target) as partial:
+                for member, (top, *rest) in inside.items():
+                    if top != FOLDER:
+                        continue
+                    path = partial.joinpath(*rest)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # zipfile gives no more than the declared size, so the checked sum bounds what is written.
+                    with file.open(member) as source, path.open("xb") as out:
+                        shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeError) as error:
         raise HistoError(archive, f"is not a sound zip archive ({error})", _distrust(archive)) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_unsafe(archive: Path, entries: Sequence[zipfile.ZipInfo], members: Sequence[zipfile.ZipInfo]) -> None:
+    """HistoError for an entry that could be written outside of the target, or for too many members or bytes."""
+    for entry in entries:
+        if reason := _unsafe(entry):
+            raise HistoError(archive, f"is not safe to unpack: {entry.filename!r} {reason}", _distrust(archive))
+    total = sum(member.file_size for member in members)
+    if total > MAX_UNPACKED or len(members) > MAX_MEMBERS:
+        raise HistoError(
+            archive, f"is not safe to unpack: {len(members):,} files of {total:,} bytes in all", _distrust(archive)
+        )
 
 
 def _distrust(archive: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,27 +16,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from histo_export.bundle_files import CARD, CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError
-from histo_export.files import whole_folder
+from histo_export.export.formats import FORMATS
+from histo_export.files import atomic_folder
 from histo_export.spec import Precision
-
-FORMATS = {
-    "onnx": "model.onnx",
-    "torchscript": "torchscript_model.pt",
-    "native": "model.safetensors",
-    "pt2": "model.pt2",
-}
-"""What `--formats` names → the model file it makes."""
-
-TRITON = "triton"
-"""One more name for `--formats`: the folder of a Triton model repository around `model.onnx` (see `export.triton`)."""
-
-TRITON_FILE = re.compile(TRITON + r"/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
-
-INT8_ONNX = "model-int8.onnx"
-"""The int8 model for other runtimes; beside `model.onnx` where the bundle is int8 (see `export.qdq`)."""
-
-CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
 
 FORMAT_1_CHECKED_BY = {
     "model.onnx": "onnxruntime",
@@ -63,7 +46,7 @@ class LayerError(BaseModel):
         layer: its name in model.safetensors.
         precision: in which the bundle runs it.
         sqnr_db: 10·log10 of the power of its fp32 output over that of the error, when it alone is int8.
-        logit_error: of the network when only the map that it reads is int8 (see `quantise.logit_error`).
+        logit_error: of the network when only the map that it reads is int8 (see `arithmetic.logit_error`).
         multiply_adds: its share of the network's.
     """
 
@@ -83,7 +66,7 @@ class Calibration(BaseModel):
         tiles: that gave the ranges.
         held_out: other tiles of the split, on which all errors are measured.
         seed: that chose them.
-        errors: activation method and weight scales → `quantise.logit_error` with every map in int8.
+        errors: activation method and weight scales → `arithmetic.logit_error` with every map in int8.
         chosen: the key of `errors` that is kept.
         bf16_error: the same figure of bf16, which no int8 model of the same weights can be expected to beat.
         error: of the model that is shipped, with `kept` in bf16.
@@ -131,7 +114,7 @@ class OnnxCheck(BaseModel):
 
     Attributes:
         runtime: what ran the file.
-        error: `quantise.logit_error` over the real tiles.
+        error: `arithmetic.logit_error` over the real tiles.
         allowed: `error` at most.
         agreement: share of all golden tiles whose top class is the same.
     """
@@ -233,7 +216,8 @@ class Bundle:
     @property
     def models(self) -> list[str]:
         """The model files it holds, in the order of `FORMATS`."""
-        return [name for name in FORMATS.values() if name in self.config.histo.files]
+        files = (row.file for row in FORMATS.values())
+        return [file for file in files if file is not None and file in self.config.histo.files]
 
 
 def entry(content: bytes) -> FileEntry:
@@ -257,27 +241,30 @@ def open_bundle(path: Path) -> Bundle:
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise HistoError(
             path / CONFIG, f"is not a bundle's configuration ({where}: {first['msg']})", "Export again"
-        ) from (error)
-    known = {*FORMATS.values(), INT8_ONNX, GOLDEN, CARD}
+        ) from error
     for name, expected in config.histo.files.items():
         # Also keeps a hostile name, with other slashes or dots, from reaching the file system.
-        if name not in known and not TRITON_FILE.fullmatch(name):
+        if name not in (GOLDEN, CARD) and not any(row.makes(name) for row in FORMATS.values()):
             raise HistoError(path / CONFIG, f"lists a file that no bundle has, {name!r}", "Export again")
-        file = path / name
-        if not file.is_file():
-            raise HistoError(file, "is missing from the bundle", "Copy the bundle again, or export again")
-        if file.stat().st_size != expected.bytes:
-            raise HistoError(
-                file,
-                f"has {file.stat().st_size:,} bytes where the bundle says {expected.bytes:,}",
-                "Copy the bundle again, or export again",
-            )
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != expected.sha256:
-                raise HistoError(file, "differs from its sha256 in config.json", "Do not load it; copy or export again")
+        _check_file(path / name, expected)
     if GOLDEN not in config.histo.files:
         raise HistoError(path / CONFIG, f"lists no {GOLDEN}", "Export again")
     return Bundle(path, config)
+
+
+def _check_file(file: Path, expected: FileEntry) -> None:
+    """HistoError where the file is missing or differs from its entry in `config.json`."""
+    if not file.is_file():
+        raise HistoError(file, "is missing from the bundle", "Copy the bundle again, or export again")
+    if file.stat().st_size != expected.bytes:
+        raise HistoError(
+            file,
+            f"has {file.stat().st_size:,} bytes where the bundle says {expected.bytes:,}",
+            "Copy the bundle again, or export again",
+        )
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected.sha256:
+            raise HistoError(file, "differs from its sha256 in config.json", "Do not load it; copy or export again")
 
 
 @contextmanager
@@ -294,7 +281,7 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
     """
     check_destination(out, force)
     try:
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             yield folder
     except OSError as error:
         raise HistoError(

@@ -1,47 +1,27 @@
-"""The bundle's README: a model card that a stranger can use."""
+"""The bundle's README.md: a model card for people who did not make the model."""
 
 from __future__ import annotations
 
-from histo_export.export.bundle import INT8_ONNX, BundleConfig, LowPrecision
+from histo_export.bundle_files import INT8_ONNX
+from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
+from histo_export.export.formats import FORMATS
+from histo_export.model.lowering import describe_input
 from histo_export.spec import ModelSpec
-
-_RUN = {
-    "model.onnx": """```python
-import numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-logits = session.run(["logits"], {{"tiles": {onnx_example}}})[0]  # {shape}
-```""",
-    "torchscript_model.pt": """```python
-import torch
-model = torch.jit.load("torchscript_model.pt").eval()
-logits = model({torch_example})  # {shape}
-```""",
-}
 
 
 def model_card(config: BundleConfig, spec: ModelSpec) -> str:
     """Markdown: what the model is, what it was trained on, how exact the files are, how to run them."""
     block, training = config.histo, config.histo.training
     data = training.get("data", {})
-    side = spec.tile_size
-    as_bytes = block.input == "uint8"
-    names = {
-        "shape": f"uint8 (n, {side}, {side}, 3), RGB" if as_bytes else f"float32 (n, 3, {side}, {side}), RGB in [0, 1]",
-        "onnx_example": f"np.zeros((1, {side}, {side}, 3), np.uint8)"
-        if as_bytes
-        else f"np.zeros((1, 3, {side}, {side}), np.float32)",
-        "torch_example": f"torch.zeros(1, {side}, {side}, 3, dtype=torch.uint8)"
-        if as_bytes
-        else f"torch.zeros(1, 3, {side}, {side})",
-    }
+    shape, values = describe_input(block.input, spec.tile_size)
     lines = [f"# ResNet34 tile classifier, pool {spec.pool}", ""]
     if data.get("synthetic"):
         lines += ["**Trained on synthetic tiles, for demonstration. It knows nothing about tissue.**", ""]
     lines += [
         f"Classes: {', '.join(spec.classes)}.",
         "",
-        f"Input: {names['shape']}, tiles of {side} px; centre crop to {spec.crop} px and normalisation are inside the "
-        "files. Output: logits; apply softmax for probabilities.",
+        f"Input: {shape}, {values}, tiles of {spec.tile_size} px; centre crop to {spec.crop} px and normalisation are "
+        "inside the files. Output: logits; apply softmax for probabilities.",
         "",
         f"Spacing: {spec.mpp} µm/px."
         if spec.mpp
@@ -56,6 +36,20 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         *_accuracy_lines(training),
         "",
         *(_precision_lines(block.precision, block.low_precision) if block.low_precision else ()),
+        *_file_lines(block),
+        "",
+        "## Use",
+        "",
+    ]
+    for entry in FORMATS.values():
+        if any(map(entry.makes, block.files)):
+            lines += entry.writer.usage(spec, block.input, block.files)
+    return "\n".join(lines)
+
+
+def _file_lines(block: HistoBlock) -> list[str]:
+    """How exact each file is in each runtime."""
+    lines = [
         "## Files",
         "",
         "Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on real "
@@ -72,18 +66,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
             )
     for runtime_id, reason in block.unchecked.items():
         lines += ["", f"Not checked in {runtime_id}: {reason}"]
-    lines += ["", "## Use", ""]
-    for name, text in _RUN.items():
-        if name in block.files:
-            lines += [text.format(**names), ""]
-    if "torchscript_model.pt" in block.files:
-        if as_bytes:
-            lines += ["The graphs take bytes; QuPath and WSInfer feed floats and can't use this bundle.", ""]
-        else:
-            lines += ["QuPath and WSInfer: this folder is a model folder; config.json is WSInfer's.", ""]
-    if served := [name.split("/")[1] for name in block.files if name.endswith("/config.pbtxt")]:
-        lines += [f"Triton Inference Server: `tritonserver --model-repository triton` serves it as `{served[0]}`.", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _accuracy_lines(training: dict[str, object]) -> list[str]:

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.errors import HistoError
-from histo_export.export.bundle import INT8_ONNX, LowPrecision, Measured, OnnxCheck
-from histo_export.export.quantise import logit_error
-from histo_export.model.arithmetic import Scales, Simulation
+from histo_export.export.bundle import LowPrecision, Measured, OnnxCheck
+from histo_export.model.arithmetic import Scales, Simulation, logit_error
 from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden
 from histo_export.runtimes import Tiles, open_runtime
 from histo_export.spec import PRECISIONS, Precision
-from histo_export.training.evaluation import bootstrap_interval
+from histo_export.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileSet
@@ -134,7 +134,7 @@ def check_int8_onnx(
     folder: Path, lowered: LoweredNet, scales: Mapping[str, Scales], golden: Golden, threads: int
 ) -> OnnxCheck:
     """Runs `model-int8.onnx` on the golden tiles and compares it with the same arithmetic in torch."""
-    runtime = open_runtime("onnxruntime", folder / INT8_ONNX, threads)
+    runtime = open_runtime("onnxruntime", folder / INT8_ONNX, threads=threads)
     logits = torch.from_numpy(runtime.run(golden.tiles))
     expected = Simulation(lowered, "fp32", scales)(torch.from_numpy(golden.tiles))
     real = slice(0, golden.real)

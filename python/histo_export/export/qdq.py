@@ -19,10 +19,10 @@ from histo_export.model.arithmetic import MAPS, Scales, quantise_weights
 
 
 def qdq_bytes(model: bytes, scales: Mapping[str, Scales]) -> bytes:
-    """The file.
+    """The content of the file.
 
     Args:
-        model: the fp32 ONNX file of the same network, from `torch_program.onnx_bytes`.
+        model: the fp32 ONNX file of the same network, from `onnx_graph.onnx_bytes`.
         scales: by convolution.
     """
     proto = onnx.load_from_string(model)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from histo_export.errors import HistoError
 from histo_export.export.bundle import Calibration, LayerError
-from histo_export.model.arithmetic import BLOCKS, LIMIT, MAPS, Scales, Simulation, quantise_weights
+from histo_export.model.arithmetic import BLOCKS, LIMIT, MAPS, Scales, Simulation, logit_error, quantise_weights
 from histo_export.model.lowering import LoweredNet
 from histo_export.spec import ModelSpec
 
@@ -76,12 +76,6 @@ def choose_tiles(tiles: TileSet, spec: ModelSpec, count: int = TILES, seed: int 
     longest = max(len(own) for own in by_class)
     turns = [int(own[turn]) for turn in range(longest) for own in by_class if turn < len(own)]
     return torch.from_numpy(np.stack([center_crop(tiles.tile(i), spec.crop) for i in turns[:count]]))
-
-
-def logit_error(logits: Tensor, reference: Tensor) -> float:
-    """RMS of the differences over RMS of the reference, each tile's mean taken off both, since softmax ignores it."""
-    difference, spread = (x.double() - x.double().mean(1, keepdim=True) for x in (logits - reference, reference))
-    return float(difference.square().mean().sqrt() / spread.square().mean().sqrt().clamp(min=_TINY))
 
 
 def quantise(
@@ -302,7 +296,7 @@ _CONVS = tuple(conv for convs in MAPS.values() for conv in convs)
 
 def multiply_adds(spec: ModelSpec) -> dict[str, float]:
     """Convolution → its share of the network's multiply-adds, the stem and the head counted in the whole."""
-    from histo_export.model.net import layer_table
+    from histo_export.model.layers import layer_table
 
     table = {layer.name.replace("downsample.0", "shortcut"): layer.macs for layer in layer_table(spec)}
     return {name: table[name] / sum(table.values()) for name in _CONVS}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import histo_export
+from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import bundle
 from histo_export.export.card import model_card
+from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, Source, format_of, with_needs, write_formats
 from histo_export.export.low_precision import (
     MAX_DROP,
     check_int8_onnx,
@@ -20,35 +20,61 @@ from histo_export.export.low_precision import (
     raise_if_lossy,
     raise_if_onnx_differs,
 )
-from histo_export.model.arithmetic import Scales
+from histo_export.export.triton import model_name
+from histo_export.machine import package_versions
+from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import InputKind, head_pool, lower
-from histo_export.model.native_file import native_bytes, read_quantised
-from histo_export.parity import FileParity, Golden, check_file, make_golden
-from histo_export.runtimes import CHECKED_BY, runtime_class
+from histo_export.model.native_file import read_quantised
+from histo_export.parity import TIMING_S, FileParity, Golden, check_file, make_golden
+from histo_export.runtimes import runtime_class
 from histo_export.spec import STAGES, ModelSpec, Precision
-from histo_export.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileData
     from histo_export.export.quantise import Quantisation
 
 NOMINAL_MPP = 0.5
-"""WSInfer's configuration must name a spacing; where nobody knows it, this is written and the model card says so."""
+"""µm per pixel. WSInfer's configuration must state one; where it is unknown, this is written, and the card says so."""
 
 
 def versions() -> dict[str, str]:
-    """Of everything that shapes an exported file."""
+    """The versions of all packages that shape an exported file."""
     packages = ("torch", "torchvision", "onnx", "onnxscript", "safetensors")
-    return {"histo-export": histo_export.__version__} | {name: importlib.metadata.version(name) for name in packages}
+    return {"histo-export": histo_export.__version__} | package_versions(packages)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What a bundle is to hold.
+
+    Attributes:
+        formats: keys of `formats.FORMATS`; those that they need are added.
+        kind: what the graphs take.
+        precision: that the bundle is made for.
+        max_drop: points of accuracy that `precision` may lose on the validation split.
+        accept_drop: export even where it loses more.
+        force: replace an existing bundle.
+        threads: of the runtimes that check the files.
+        timing_s: seconds of timed calls in each check, see `parity.check_file`.
+    """
+
+    formats: Sequence[str] = DEFAULT_FORMATS
+    kind: InputKind = "float"
+    precision: Precision = "fp32"
+    max_drop: float = MAX_DROP
+    accept_drop: bool = False
+    force: bool = False
+    threads: int = 1
+    timing_s: float = TIMING_S
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What `check_files` did.
+    """What the checks of a bundle's files gave.
 
     Attributes:
-        results: of every file in every runtime that could be had.
-        unchecked: the runtimes that could not be had here → why.
+        results: of every file in every runtime that is available here.
+        unchecked: runtime → why it is unavailable here.
         low_precision: of a bundle below fp32, what that costs.
     """
 
@@ -60,15 +86,9 @@ class Checks:
 def export_bundle(
     checkpoint: Checkpoint,
     out: Path,
+    settings: ExportSettings,
     *,
-    formats: Sequence[str],
-    kind: InputKind = "float",
-    precision: Precision = "fp32",
     data: TileData | None = None,
-    max_drop: float = MAX_DROP,
-    accept_drop: bool = False,
-    force: bool = False,
-    threads: int = 1,
     report: Callable[[str], None] = lambda step: None,
 ) -> Checks:
     """Writes every file, checks each against the checkpoint, and only then lets the bundle appear.
@@ -79,69 +99,44 @@ def export_bundle(
     Args:
         checkpoint: what is exported.
         out: the bundle's folder.
-        formats: keys of `bundle.FORMATS`, and `bundle.TRITON`, which needs the ONNX file and adds it.
-        kind: what the graphs take.
-        precision: that the bundle is made for.
+        settings: what the bundle is to hold.
         data: what the checkpoint was trained on. Needed below fp32: its training split for the scales of int8, its
             validation split for the accuracy.
-        max_drop: points of accuracy that `precision` may lose on the validation split.
-        accept_drop: let it lose more.
-        force: replace an existing bundle.
-        threads: for the check and its timing.
         report: told of each step.
 
     Raises:
-        UsageError: `precision` is not fp32 and the data or the native file are not asked for.
+        UsageError: the precision is below fp32 without `data`, or without the native file.
         HistoError: a file differs from the checkpoint (the first diverging stage is named), or can't be written; or
-            `precision` loses too much.
+            the precision loses too much.
     """
-    spec = checkpoint.spec
-    wanted = {*formats, "onnx"} if bundle.TRITON in formats else set(formats)
-    models = [name for name in bundle.FORMATS if name in wanted]
+    formats = with_needs(settings.formats)
+    precision = settings.precision
     if precision != "fp32":
         if data is None:
             raise UsageError(f"--precision {precision}", "needs the tiles that the model was trained on", "Add --data")
-        if "native" not in models:
+        if "native" not in formats:
             raise UsageError(f"--precision {precision}", "is for the native engine's file", "Add native to --formats")
-    with bundle.staging(out, force) as folder:
-        files: dict[str, bundle.FileEntry] = {}
-
-        def write(name: str, content: bytes) -> None:
-            (folder / name).write_bytes(content)
-            files[name] = bundle.entry(content)
-
+    with bundle.staging(out, settings.force) as folder:
         report("computing the reference in float64")
-        golden = make_golden(checkpoint)
-        write(bundle.GOLDEN, golden.to_bytes())
+        (folder / GOLDEN).write_bytes(make_golden(checkpoint).to_bytes())
         quantisation = _quantisation(checkpoint, data, report) if data is not None and precision == "int8" else None
-        scales = quantisation.scales if quantisation else None
-        for name, content in model_files(checkpoint, models, kind, report, scales):
-            write(name, content)
-            if scales and name == bundle.FORMATS["onnx"]:
-                from histo_export.export.qdq import qdq_bytes
-
-                report(f"writing {bundle.INT8_ONNX}")
-                write(bundle.INT8_ONNX, qdq_bytes(content, scales))
-        checks = check_files(folder, [bundle.FORMATS[name] for name in models], threads, report=report)
+        source = Source(checkpoint, settings.kind, quantisation.scales if quantisation else None, name=model_name(out))
+        written = write_formats(folder, formats, source, report)
+        models = [file for name in formats if (file := FORMATS[name].file)]
+        checks = check_files(folder, models, settings.threads, report=report, timing_s=settings.timing_s)
         raise_if_diverged(checks.results)
         if data is not None and precision != "fp32":
             calibration = quantisation.calibration if quantisation else None
-            low = _low_precision(
-                folder, data, threads, report, max_drop=max_drop, drop_accepted=accept_drop, calibration=calibration
-            )
+            low = _low_precision(folder, data, settings, calibration, report)
             raise_if_lossy(precision, low)
             checks = replace(checks, low_precision=low)
-        if bundle.TRITON in formats:
-            from histo_export.export.triton import model_name, write_repository
-
-            for name in write_repository(folder, model_name(out), spec.classes):
-                files[name] = bundle.entry((folder / name).read_bytes())
-
-        config = _config(checkpoint, kind, precision, files, checks)
-        write(bundle.CARD, model_card(config, spec).encode())
-        config.histo.files = files
-        unused = {"histo": {"low_precision"}} if checks.low_precision is None else None  # older readers don't know it
-        (folder / bundle.CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n")
+        files = {name: bundle.entry((folder / name).read_bytes()) for name in (GOLDEN, *written)}
+        config = _config(checkpoint, settings, files, checks)
+        (folder / CARD).write_bytes(card := model_card(config, checkpoint.spec).encode())
+        config.histo.files = files | {CARD: bundle.entry(card)}
+        # Left out where it says nothing, because older versions refuse fields that they don't know.
+        unused = {"histo": {"low_precision"}} if checks.low_precision is None else None
+        (folder / CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n")
     return checks
 
 
@@ -153,104 +148,62 @@ def _quantisation(checkpoint: Checkpoint, data: TileData, report: Callable[[str]
 
 
 def _low_precision(
-    folder: Path, data: TileData, threads: int, report: Callable[[str], None], **facts: Any
+    folder: Path,
+    data: TileData,
+    settings: ExportSettings,
+    calibration: bundle.Calibration | None,
+    report: Callable[[str], None],
 ) -> bundle.LowPrecision:
-    """Measures the files in `folder`, read back from there; `facts` are the fields that need no measuring."""
-    file = folder / bundle.FORMATS["native"]
-    onnx = check_quantised(folder, threads, report)
+    """Measures the files in `folder`, read back from there."""
+    onnx = check_quantised(folder, settings.threads, report)
     if onnx is not None:
         raise_if_onnx_differs(onnx)
+    file = folder / NATIVE
     lowered, _, scales = read_quantised(file)
-    precisions, not_native = measure(file, lowered, scales, data.val, threads, report)
+    precisions, not_native = measure(file, lowered, scales, data.val, settings.threads, report)
     return bundle.LowPrecision(
         tiles=len(data.val),
         fingerprint=data.fingerprint,
         precisions=precisions,
+        max_drop=settings.max_drop,
+        drop_accepted=settings.accept_drop,
         not_native=not_native,
+        calibration=calibration,
         onnx=onnx,
-        **facts,
     )
 
 
 def check_quantised(
     folder: Path, threads: int, report: Callable[[str], None] = lambda step: None
 ) -> bundle.OnnxCheck | None:
-    """Compares `model-int8.onnx` with the quantised model in `model.safetensors`; None where the first is not there."""
-    if not (folder / bundle.INT8_ONNX).exists():
+    """Compares `model-int8.onnx` with the quantised model in `model.safetensors`; None where there is no such file."""
+    if not (folder / INT8_ONNX).exists():
         return None
-    report(f"checking {bundle.INT8_ONNX} in ONNX Runtime against the quantised model")
-    lowered, _, scales = read_quantised(folder / bundle.FORMATS["native"])
-    return check_int8_onnx(folder, lowered, scales, Golden.read(folder / bundle.GOLDEN), threads)
-
-
-def model_files(
-    checkpoint: Checkpoint,
-    formats: Sequence[str],
-    kind: InputKind = "float",
-    report: Callable[[str], None] = lambda step: None,
-    scales: Mapping[str, Scales] | None = None,
-) -> Iterator[tuple[str, bytes]]:
-    """Yields (file name, content) for each of `formats`; nothing is checked yet. The native file gets the scales."""
-    spec = checkpoint.spec
-    lowered = lower(checkpoint.net(), spec, kind)
-    program = None
-    for name in formats:
-        report(f"writing {bundle.FORMATS[name]}")
-        if name == "native":
-            content = native_bytes(lowered, spec, scales)
-        elif name == "torchscript":
-            from histo_export.export.torchscript import torchscript_bytes
-
-            content = torchscript_bytes(lowered)
-        else:
-            from histo_export.export import torch_program
-
-            program = program or torch_program.exported_program(lowered, spec, kind)
-            if name == "onnx":
-                content = torch_program.onnx_bytes(program, _graph_metadata(checkpoint, kind))
-            else:
-                content = torch_program.pt2_bytes(program)
-        yield bundle.FORMATS[name], content
-
-
-def _graph_metadata(checkpoint: Checkpoint, kind: InputKind) -> dict[str, str]:
-    """The ONNX file's metadata_props: what someone needs who has the file and nothing else."""
-    spec = checkpoint.spec
-    shape = "uint8 (n, {0}, {0}, 3) RGB" if kind == "uint8" else "float32 (n, 3, {0}, {0}) RGB in [0, 1]"
-    return {
-        "histo_export_version": histo_export.__version__,
-        "histo.spec": json.dumps(spec.to_dict()),
-        "histo.input": shape.format(spec.tile_size),
-        "histo.output": "float32 (n, classes) logits",
-        "class_names": json.dumps(spec.classes),
-        "training_data": str(checkpoint.training.get("data", {}).get("name", "unknown")),
-    }
+    report(f"checking {INT8_ONNX} in ONNX Runtime against the quantised model")
+    lowered, _, scales = read_quantised(folder / NATIVE)
+    return check_int8_onnx(folder, lowered, scales, Golden.read(folder / GOLDEN), threads)
 
 
 def _config(
-    checkpoint: Checkpoint,
-    kind: InputKind,
-    precision: Precision,
-    files: dict[str, bundle.FileEntry],
-    checks: Checks,
+    checkpoint: Checkpoint, settings: ExportSettings, files: dict[str, bundle.FileEntry], checks: Checks
 ) -> bundle.BundleConfig:
     spec = checkpoint.spec
     parity: dict[str, dict[str, dict[str, Any]]] = {}
     for result in checks.results:
-        found = asdict(result)
-        parity.setdefault(found.pop("file"), {})[found.pop("runtime_id")] = found
+        figures = asdict(result)
+        parity.setdefault(figures.pop("file"), {})[figures.pop("runtime_id")] = figures
     return bundle.BundleConfig(
         num_classes=len(spec.classes),
         patch_size_pixels=spec.tile_size,
         spacing_um_px=spec.mpp or NOMINAL_MPP,
         class_names=list(spec.classes),
-        transform=_transform(spec) if kind == "float" else [],  # WSInfer has no transform that gives bytes
+        transform=_transform(spec) if settings.kind == "float" else [],  # WSInfer has no transform that gives bytes
         histo=bundle.HistoBlock(
             format=2,
             spec=spec.to_dict(),
             head_pool=head_pool(spec.pool, spec.map_size),
-            input=kind,
-            precision=precision,
+            input=settings.kind,
+            precision=settings.precision,
             files=files,
             parity=parity,
             unchecked=checks.unchecked,
@@ -272,25 +225,28 @@ def _transform(spec: ModelSpec) -> list[dict[str, Any]]:
 
 def check_files(
     folder: Path,
-    names: Sequence[str],
+    files: Sequence[str],
     threads: int,
     device: str = "cpu",
     report: Callable[[str], None] = lambda step: None,
+    timing_s: float = TIMING_S,
 ) -> Checks:
-    """`parity.check_file` for each of `names` in each of its runtimes, one by one so that timings are undisturbed."""
-    golden_path = folder / bundle.GOLDEN
+    """`parity.check_file` for each of `files` in each of its runtimes, one by one so that timings are undisturbed."""
+    golden_path = folder / GOLDEN
     golden = Golden.read(golden_path)
     if set(golden.stages) != set(STAGES):
         raise HistoError(golden_path, "does not hold the reference of every stage", "Export again")
     checks = Checks([], {})
-    for name in names:
-        for runtime_id in CHECKED_BY[name]:
+    for file in files:
+        entry = format_of(file)
+        for runtime_id in entry.checked_by:
             runtime = runtime_class(runtime_id)
-            report(f"checking {name} in {runtime.name} against the checkpoint")
+            report(f"checking {file} in {runtime.names['fp32']} against the checkpoint")
             if reason := runtime.unavailable(device):
                 checks.unchecked[runtime_id] = reason
-            else:
-                checks.results.append(check_file(folder / name, runtime_id, golden_path, golden, threads, device))
+                continue
+            arguments = (folder / file, runtime_id, golden_path, golden, threads, device, entry.tolerance, timing_s)
+            checks.results.append(check_file(*arguments))
     return checks
 
 
@@ -313,4 +269,4 @@ def spec_of(path: Path) -> ModelSpec:
     try:
         return ModelSpec.from_dict(opened.config.histo.spec)
     except (TypeError, ValueError) as error:
-        raise HistoError(path / bundle.CONFIG, f"has an invalid spec ({error})", "Export again") from error
+        raise HistoError(path / CONFIG, f"has an invalid spec ({error})", "Export again") from error

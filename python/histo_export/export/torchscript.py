@@ -1,43 +1,45 @@
-"""TorchScript, the only format that QuPath and WSInfer load.
+"""`torchscript_model.pt`, the only format that QuPath and WSInfer load."""
 
-Deprecated upstream (torch warns since 2.11), so everything that touches `torch.jit` lives in this module and the
-warnings are silenced here and nowhere else.
-"""
+from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from histo_export.bundle_files import TORCHSCRIPT
+from histo_export.model.lowering import InputKind, describe_input
+from histo_export.model.torchscript import torchscript_bytes
+from histo_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from histo_export.export.formats import Source
+
+_RUN = """```python
 import torch
-
-from histo_export.errors import HistoError
-from histo_export.model.lowering import LoweredNet
-
-
-@contextmanager
-def _deprecation_dealt_with() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=FutureWarning)
-        yield
+model = torch.jit.load("{file}").eval()
+logits = model({tiles})  # {shape}
+```"""
 
 
-def torchscript_bytes(lowered: LoweredNet) -> bytes:
-    """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages."""
-    buffer = io.BytesIO()
-    with _deprecation_dealt_with():
-        torch.jit.save(torch.jit.script(lowered), buffer)
-    return buffer.getvalue()
+def write(folder: Path, source: Source) -> Sequence[str]:
+    """See `formats.Writer`."""
+    (folder / TORCHSCRIPT).write_bytes(torchscript_bytes(source.lowered))
+    return [TORCHSCRIPT]
 
 
-def load_torchscript(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
-    """Reads a TorchScript file. It holds a program: check its sha256 first (`bundle.open_bundle` does)."""
-    try:
-        with _deprecation_dealt_with():
-            module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)
-            module.eval()
-            return module
-    except (RuntimeError, ValueError, OSError) as error:
-        raise HistoError(path, f"is not readable TorchScript ({str(error).splitlines()[0]})", "Export again") from error
+def usage(spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[str]:
+    """See `formats.Writer`."""
+    side = spec.tile_size
+    shape = ", ".join(describe_input(kind, side))
+    if kind == "uint8":
+        tiles = f"torch.zeros(1, {side}, {side}, 3, dtype=torch.uint8)"
+        loaders = "The graphs take bytes; QuPath and WSInfer feed floats and can't use this bundle."
+    else:
+        tiles = f"torch.zeros(1, 3, {side}, {side})"
+        loaders = "QuPath and WSInfer: this folder is a model folder; config.json is WSInfer's."
+    return [_RUN.format(file=TORCHSCRIPT, tiles=tiles, shape=shape), "", loaders, ""]
+
+
+def next_step(out: Path) -> str | None:
+    """See `formats.Writer`."""
+    return None

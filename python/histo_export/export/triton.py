@@ -4,21 +4,30 @@
     triton/NAME/labels.txt      the classes, in the order of the logits
     triton/NAME/1/model.onnx    the bundle's model.onnx under a second name
 
-The second name is a hard link, so the bundle grows by two small files only; a copy that does not keep links has a plain
-file of the same bytes. A symbolic link would break as soon as `triton/` is mounted or copied alone.
+The second name is a hard link, so the bundle grows by two small files only; in a copy that does not keep links it is an
+ordinary file with the same content. A symbolic link would break as soon as `triton/` is mounted or copied alone.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
+from histo_export.bundle_files import ONNX
 from histo_export.errors import HistoError
-from histo_export.export.bundle import FORMATS, TRITON
+from histo_export.model.lowering import InputKind
+from histo_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from histo_export.export.formats import Source
+
+TRITON = "triton"
+"""The folder within the bundle."""
 
 MAX_BATCH = 64
 """Throughput no longer grows beyond 32 tiles a call (docs/benchmarks), and memory does."""
@@ -61,8 +70,24 @@ dynamic_batching {{
 
 
 def model_name(out: Path) -> str:
-    """What clients call the model: the name of the bundle's folder, with dashes for all that is not plain in a URL."""
+    """What clients call the model: the name of the bundle's folder, with a dash for what a URL would have to escape."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", out.absolute().name).strip("-") or "model"
+
+
+def write(folder: Path, source: Source) -> Sequence[str]:
+    """See `formats.Writer`."""
+    return write_repository(folder, source.name, source.spec.classes)
+
+
+def usage(spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[str]:
+    """See `formats.Writer`."""
+    (name,) = (file.split("/")[1] for file in files if file.endswith("/config.pbtxt"))
+    return [f"Triton Inference Server: `tritonserver --model-repository {TRITON}` serves it as `{name}`.", ""]
+
+
+def next_step(out: Path) -> str | None:
+    """See `formats.Writer`."""
+    return f"tritonserver --model-repository {out / TRITON}"
 
 
 def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[str]:
@@ -84,9 +109,9 @@ def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[st
             f"class {broken[0]!r}", "can't be a line of labels.txt", "Name the class's folder without line breaks"
         )
     home = bundle / TRITON / name
-    model = home / "1" / FORMATS["onnx"]
+    model = home / "1" / ONNX
     model.parent.mkdir(parents=True)
-    _link(bundle / FORMATS["onnx"], model)
+    _link(bundle / ONNX, model)
     (home / "config.pbtxt").write_text(_config(model, name), encoding="utf-8")
     (home / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
     return [path.relative_to(bundle).as_posix() for path in (home / "config.pbtxt", home / "labels.txt", model)]
@@ -105,11 +130,11 @@ def _config(model: Path, name: str) -> str:
     graph = onnx.load(model).graph
     (tiles,), (logits,) = graph.input, graph.output
 
-    def kind(value: onnx.ValueInfoProto) -> tuple[str, list[int]]:
+    def type_and_dims(value: onnx.ValueInfoProto) -> tuple[str, list[int]]:
         tensor = value.type.tensor_type
         return _TYPES[tensor.elem_type], [dim.dim_value for dim in tensor.shape.dim[1:]]
 
-    (input_type, input_dims), (output_type, output_dims) = kind(tiles), kind(logits)
+    (input_type, input_dims), (output_type, output_dims) = type_and_dims(tiles), type_and_dims(logits)
     return _CONFIG.format(
         name=name,
         max_batch=MAX_BATCH,

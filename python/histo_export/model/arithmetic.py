@@ -82,6 +82,14 @@ def rounded(x: Tensor, precision: Float) -> Tensor:
     return high if precision == "bf16" else high + to_bf16(x - high)
 
 
+def logit_error(logits: Tensor, reference: Tensor) -> float:
+    """RMS of the differences over RMS of the reference, each tile's mean taken off both, since softmax ignores it."""
+    difference, spread = (x.double() - x.double().mean(1, keepdim=True) for x in (logits - reference, reference))
+    return float(
+        difference.square().mean().sqrt() / spread.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    )
+
+
 class StoredMap(NamedTuple):
     """A map in memory.
 

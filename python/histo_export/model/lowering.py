@@ -21,7 +21,14 @@ if TYPE_CHECKING:  # imports torchvision, which those who run an exported file d
     from histo_export.model.net import TileNet
 
 InputKind = Literal["float", "uint8"]
-"""What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is bytes `(n, h, w, 3)`. RGB."""
+"""What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is uint8 `(n, h, w, 3)`. RGB."""
+
+
+def describe_input(kind: InputKind, side: int) -> tuple[str, str]:
+    """What a graph takes, in words: its type and shape, and its values. `side` of the tiles is in pixels."""
+    if kind == "uint8":
+        return f"uint8 (n, {side}, {side}, 3)", "RGB"
+    return f"float32 (n, 3, {side}, {side})", "RGB in [0, 1]"
 
 
 def pooling_matrix(pool: int, size: int) -> Tensor:
@@ -83,20 +90,20 @@ class Stem(nn.Module):
     def __init__(self, spec: ModelSpec, kind: InputKind) -> None:
         super().__init__()
         self.crop = spec.crop
-        self.bytes = kind == "uint8"
+        self.takes_uint8 = kind == "uint8"
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
         self.conv = _conv(3, 64, 7, 2)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        if self.bytes:
+        if self.takes_uint8:
             tiles = tiles.permute(0, 3, 1, 2)
         # torchvision's CenterCrop starts at round((side - crop) / 2), and Python rounds a half to the even number.
         top, left = (tiles.shape[2] - self.crop) // 2, (tiles.shape[3] - self.crop) // 2
         top += (tiles.shape[2] - self.crop) % 2 * (top % 2)
         left += (tiles.shape[3] - self.crop) % 2 * (left % 2)
         x = tiles[:, :, top : top + self.crop, left : left + self.crop]
-        if self.bytes:
+        if self.takes_uint8:
             x = x.to(torch.float32) / 255
         x = torch.relu(self.conv((x - self.mean) / self.std))
         return torch.max_pool2d(x, 3, 2, 1)

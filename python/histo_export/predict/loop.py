@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from histo_export._core import BatchRunner, Engine, TileResult
+from histo_export._core import BatchRunner, TileResult
 from histo_export.errors import HistoError
 from histo_export.runtimes import Runtime
 
@@ -118,8 +118,7 @@ def run_tiles(
         else:
             raise HistoError(runtime.name, f"failed ({result.error})", "Try another --runtime or a smaller --batch")
 
-    infer: Engine | Runtime = getattr(runtime, "engine", runtime)
-    runner = BatchRunner(infer, classes, batch=batch, on_error="report")
+    runner = BatchRunner(runtime.batch_target(), classes, batch=batch, on_error="report")
     start = time.perf_counter()
     with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
         tiles = source()

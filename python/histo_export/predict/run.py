@@ -22,9 +22,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from histo_export.bundle_files import CONFIG
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import CONFIG, Bundle
-from histo_export.files import whole_folder, write_whole
+from histo_export.export.bundle import Bundle
+from histo_export.files import atomic_folder, write_atomic
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import write_tile_set
@@ -43,7 +44,6 @@ from histo_export.predict.work import (
     slide_settings,
     write_done,
 )
-from histo_export.runtimes import RUNTIMES
 from histo_export.spec import ModelSpec
 
 RUN, FAILED = "run.json", "failed.csv"
@@ -122,8 +122,8 @@ def predict(
         HistoError: the bundle can't be opened, or `out` can't be written.
     """
     began = time.time()
-    opened, spec, runtime = check_model(bundle, settings.runtime, settings.precision)
-    settings = replace(settings, runtime=runtime, precision=RUNTIMES[runtime].precision)
+    opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
+    settings = replace(settings, runtime=str(variant), precision=variant.precision)
     inputs, failures = find_inputs(paths, spec.tile_size)
     if any(isinstance(item, SlideInput) for item in inputs):
         try:
@@ -267,7 +267,7 @@ class _Run:
         start = time.perf_counter()
         places = (Work(item, key, first).place(self.out) for first in range(0, len(item), SHARD))
         try:
-            with whole_folder(self.out / item.name) as folder:
+            with atomic_folder(self.out / item.name) as folder:
                 lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
                 result.tiles = len(item) - len(lost)
                 write_done(folder, key, result.tiles)
@@ -360,12 +360,12 @@ def _write_record(
         "failures": [asdict(failure) for failure in outcome.failures],
     }
     try:
-        write_whole(out / RUN, json.dumps(record, indent=2) + "\n")
+        write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")
         if outcome.failures:
             table = io.StringIO()
             rows = [("path", "reason"), *((failure.path, failure.reason) for failure in outcome.failures)]
             csv.writer(table, lineterminator="\n").writerows(rows)
-            write_whole(out / FAILED, table.getvalue())
+            write_atomic(out / FAILED, table.getvalue())
         else:
             (out / FAILED).unlink(missing_ok=True)
     except OSError as error:

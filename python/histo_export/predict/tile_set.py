@@ -213,7 +213,7 @@ def _judge(
 ) -> dict[str, Any]:
     """Accuracy and its pictures; `probabilities` are those of the tiles `indices`."""
     from histo_export.figures import save_confusion
-    from histo_export.training.evaluation import report_of  # torch, which nothing else here needs
+    from histo_export.metrics import report_of  # imports torch, which nothing else here needs
 
     labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
     # Their logarithms are logits of the same probabilities.

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle, open_bundle
-from histo_export.files import whole_file, whole_folder
+from histo_export.files import atomic_file, atomic_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.tile_set import predict_tiles
-from histo_export.runtimes import RUNTIMES, Runtime, in_precision, open_runtime
+from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
 
 DONE = "done.json"
@@ -34,10 +34,10 @@ SHARD = 4096
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """What may change a result, `runtime` and everything below; the rest only its speed.
+    """How to predict. All but `batch` and `threads`, which change the speed only, may change a result.
 
     Attributes:
-        runtime: of `RUNTIMES`.
+        runtime: the id of a `Variant`, e.g. "native" or "native-int8".
         precision: in which it is to run; None for that which the bundle is made for.
         device: "cpu" or "cuda".
         resize: resample tiles of other sizes.
@@ -122,27 +122,29 @@ def read_shard(path: Path) -> tuple[Any, Any, str]:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
 
 
-def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tuple[Bundle, ModelSpec, str]:
+def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tuple[Bundle, ModelSpec, Variant]:
     """A bundle, every file checked, that holds what `runtime` runs in `precision`.
 
     Returns:
-        The bundle; its spec; and the id of the runtime in that precision, or in the bundle's where it is None.
+        The bundle; its spec; and the runtime in that precision, or in the bundle's where it is None.
     """
     opened = open_bundle(bundle)
-    if runtime not in RUNTIMES:
-        raise UsageError(f"runtime {runtime}", "is not known", f"Use one of {', '.join(RUNTIMES)}")
-    if precision is None and RUNTIMES[runtime].precision == "fp32":  # one whose id names a precision is told already
+    variant = Variant.parse(runtime)
+    if precision is None and variant.precision == "fp32":  # an id that ends with a precision has chosen it already
         precision = opened.config.histo.precision
-    chosen = in_precision(runtime, precision) if precision else runtime
-    file = RUNTIMES[chosen].file
-    if file not in opened.config.histo.files:
-        raise HistoError(bundle, f"has no {file}, which {chosen} runs", "Export again, or use another --runtime")
-    return opened, ModelSpec.from_dict(opened.config.histo.spec), chosen
+    if precision is not None:
+        variant = variant.in_precision(precision)
+    if variant.file not in opened.config.histo.files:
+        raise HistoError(
+            bundle, f"has no {variant.file}, which {variant} runs", "Export again, or use another --runtime"
+        )
+    return opened, ModelSpec.from_dict(opened.config.histo.spec), variant
 
 
-def open_model(bundle: Bundle, runtime: str, threads: int, device: str) -> Runtime:
-    """The file of a bundle that `runtime` runs, opened."""
-    return open_runtime(runtime, bundle.path / RUNTIMES[runtime].file, threads, device)
+def open_model(bundle: Bundle, variant: Variant, threads: int, device: str) -> Runtime:
+    """The file of a bundle that `variant` runs, opened."""
+    file = bundle.path / variant.file
+    return open_runtime(variant.runtime, file, threads=threads, device=device, precision=variant.precision)
 
 
 def slide_settings(values: dict[str, Any]) -> Any:
@@ -158,7 +160,7 @@ class Worker:
 
     def __init__(self, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
         self.spec, self.out, self.settings = spec, out, settings
-        self.runtime = open_model(bundle, settings.runtime, settings.threads, settings.device)
+        self.runtime = open_model(bundle, Variant.parse(settings.runtime), settings.threads, settings.device)
 
     def __call__(self, work: Work, progress: Callable[[int, int], None] = lambda done, tiles: None) -> WorkDone:
         """Puts the unit's result in its place, or says why there is none.
@@ -185,7 +187,7 @@ class Worker:
 
         assert isinstance(work.item, SlideInput)
         chosen = slide_settings(self.settings.slide)
-        with whole_folder(work.place(self.out)) as folder:
+        with atomic_folder(work.place(self.out)) as folder:
             slide = open_slide(work.item.path)
             try:
                 prediction = predict_slide(slide, self.runtime, self.spec, chosen, **self._loop(progress))
@@ -206,7 +208,7 @@ class Worker:
         start = time.perf_counter()
         place = work.place(self.out)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(place) as partial, partial.open("wb") as file:
+        with atomic_file(place) as partial, partial.open("wb") as file:
             executed = np.array(self.runtime.executed)
             np.savez(file, probabilities=probabilities, reasons=np.array(reasons), executed=executed)
         seconds.write += time.perf_counter() - start

@@ -1,13 +1,12 @@
 """TorchScript in C++: `histo::TorchRuntime`, compiled at first use against the torch that is installed.
 
-It can't be part of the wheel: libtorch's C++ interface changes with every release, so a binary fits one only. The
-compiler is called directly and not through `torch.utils.cpp_extension`, which needs ninja at every start and writes to
-stdout and stderr; a compiled runtime starts with no tool but the compiler's `--version`.
+It can't be part of the wheel: libtorch's C++ interface changes with every release, so a binary fits one release only.
+The compiler is called directly and not through `torch.utils.cpp_extension`, which needs ninja at every start and writes
+to stdout and stderr; to start, a compiled runtime only asks the compiler for its `--version`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import importlib.machinery
@@ -19,15 +18,20 @@ import subprocess
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 
 import histo_export
 from histo_export.errors import HistoError
-from histo_export.runtimes import Runtime, Tiles
+from histo_export.files import atomic_file, cache_folder
+from histo_export.machine import why_no_cuda
+from histo_export.runtimes.base import Names, Runtime, Tiles
+from histo_export.runtimes.torch_base import torch_isa
+from histo_export.spec import Precision
 
 MODULE = "_histo_torch"
 UNITS = ("cpp/torch/torch_runtime.cpp", "cpp/bindings/torch.cpp")
@@ -48,11 +52,12 @@ THING = "The libtorch runtime"
 class LibtorchRuntime(Runtime):
     """A frozen TorchScript module run by libtorch, without the GIL."""
 
-    name = "libtorch (C++)"
+    names: ClassVar[Names] = {"fp32": "libtorch (C++)"}
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise HistoError("--device cuda", "libtorch sees no GPU here", "Use --device cpu, or see histo doctor")
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        super().__init__(file, threads=threads, device=device, precision=precision)
+        if device == "cuda" and (reason := why_no_cuda()):
+            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         extension = load_extension()
         try:
             self.runtime: Any = extension.TorchRuntime(file, threads, device)
@@ -60,7 +65,7 @@ class LibtorchRuntime(Runtime):
             raise HistoError(file, f"could not be loaded by libtorch ({error})", "Export again") from error
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         try:
             compiled_library()
         except HistoError as error:
@@ -70,6 +75,10 @@ class LibtorchRuntime(Runtime):
     @property
     def executed(self) -> str:
         return str(self.runtime.executed)
+
+    @property
+    def isa(self) -> str:
+        return torch_isa()
 
     def warmup(self, batch: int, side: int) -> None:
         self.runtime.warmup(batch, side)  # several runs: libtorch's executor compiles in the first ones
@@ -84,7 +93,7 @@ class LibtorchRuntime(Runtime):
 
 
 def describe() -> str:
-    """For histo doctor, compiling nothing: whether the runtime is there, would be compiled, or why it can't be."""
+    """For histo doctor: whether the runtime is compiled, can be compiled, or why not. Compiles nothing."""
     try:
         library, _ = _plan()
     except HistoError as error:
@@ -98,7 +107,7 @@ def compiled_library() -> Path:
     """The module's file, from the cache or compiled now.
 
     Raises:
-        HistoError: there is no compiler, or it failed; the message names the file that has its output.
+        HistoError: no compiler was found, or it failed; the message names the file with its output.
     """
     library, command = _plan()
     if not library.exists():
@@ -108,7 +117,7 @@ def compiled_library() -> Path:
 
 @functools.cache
 def load_extension() -> Any:
-    """The compiled module; HistoError as `compiled_library`, or where the module does not load."""
+    """The compiled module; HistoError as in `compiled_library`, or where the module can't be loaded."""
     library = compiled_library()
     loader = importlib.machinery.ExtensionFileLoader(MODULE, str(library))
     spec = importlib.util.spec_from_file_location(MODULE, library, loader=loader)
@@ -146,7 +155,7 @@ def _compiler() -> list[str]:
 
 
 def _plan() -> tuple[Path, list[str]]:
-    """Where the module belongs, by everything that it depends on, and the command that makes it (less `-o`)."""
+    """The path of the module, by a digest of all that it depends on, and the command that compiles it (less `-o`)."""
     compiler = _compiler()
     python_headers = Path(sysconfig.get_path("include"))
     if not (python_headers / "Python.h").is_file():
@@ -162,7 +171,7 @@ def _plan() -> tuple[Path, list[str]]:
     command += [f"-I{root / path}" for path in INCLUDES]
     command += [f"-isystem{path}" for path in (torch_root / "include", python_headers)]
     command += [str(root / unit) for unit in UNITS]
-    # Found there when it is compiled; when it is loaded they are in the process, for import torch comes first.
+    # For the compiler. When the module is loaded, `import torch` has loaded these libraries already.
     command += [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
     digest = hashlib.sha256()
@@ -171,42 +180,39 @@ def _plan() -> tuple[Path, list[str]]:
         digest.update(f"{part}\0".encode())
     for path in INPUTS:
         digest.update((root / path).read_bytes() + b"\0")
-    cache = Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
-    return cache / "libtorch" / digest.hexdigest()[:16] / f"{MODULE}{suffix}", command
+    return cache_folder() / "libtorch" / digest.hexdigest()[:16] / f"{MODULE}{suffix}", command
 
 
 def _compile(library: Path, command: list[str]) -> None:
-    """Compiles once however many processes ask, and puts the library in its place whole."""
+    """Compiles once however many processes ask; the library appears complete or not at all."""
     log = library.with_name("compile.log")
-    partial = library.with_name(f"{library.name}.partial")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
-        with library.with_name("lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back if this process is killed
+        with FileLock(library.with_name("lock")):  # the system releases it if this process is killed
             if library.exists():
                 return
-            with log.open("w") as output:
+            with atomic_file(library) as partial, log.open("w", encoding="utf-8") as output:
                 output.write(shlex.join([*command, "-o", str(partial)]) + "\n")
                 output.flush()
-                done = subprocess.run(
+                subprocess.run(
                     [*command, "-o", str(partial)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=os.environ | {"LC_ALL": "C"},
-                    check=False,
+                    check=True,
                 )
-            if done.returncode == 0:
-                partial.replace(library)
                 return
+    except subprocess.CalledProcessError as error:
+        status = error.returncode
     except OSError as error:
         raise HistoError(
             error.filename or library, f"could not be written ({error.strerror})", "Choose another folder: HISTO_CACHE"
         ) from error
-    lines = log.read_text(errors="replace").splitlines()
-    reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {done.returncode}")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {status}")
     raise HistoError(
         THING,
-        f"could not be compiled by {command[0]} ({reason.strip()[:200]}); all that it said is in {log}",
+        f"could not be compiled by {command[0]} ({reason.strip()[:200]}); its output is in {log}",
         "It needs a compiler that knows C++20, such as GCC 12 or Clang 16; name another in CXX",
     )

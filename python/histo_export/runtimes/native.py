@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from histo_export._core import Engine
 from histo_export.errors import HistoError
-from histo_export.runtimes import Runtime, Tiles
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles
+from histo_export.runtimes.layers import by_layer
 from histo_export.spec import Precision
 
 
@@ -26,7 +27,7 @@ def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict
 
 
 def open_engine(file: Path, *, threads: int, precision: Precision, profile: str) -> Engine:
-    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be had."""
+    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be opened."""
     try:
         return Engine(file, threads=threads, precision=precision, profile=profile)
     except (ValueError, OSError) as error:
@@ -39,18 +40,27 @@ def open_engine(file: Path, *, threads: int, precision: Precision, profile: str)
 
 
 class NativeRuntime(Runtime):
-    """`histo::Engine` on a memory-mapped `model.safetensors`, without the GIL."""
+    """`histo::Engine` on a memory-mapped `model.safetensors`, without the GIL, planned for large batches.
 
-    name = "native (C++)"
+    int8 needs the scales that `histo export --precision int8` writes into the file.
+    """
+
+    names: ClassVar[Names] = {
+        "fp32": "native (C++)",
+        "bf16x3": "native bf16x3 (C++)",
+        "bf16": "native bf16 (C++)",
+        "int8": "native int8 (C++)",
+    }
     profile: ClassVar[str] = "throughput"
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if reason := self.unavailable(device):
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        if reason := self.unavailable(device, precision):
             raise HistoError(f"--device {device}", reason, "Use --device cpu")
-        self.engine = open_engine(file, threads=threads, precision=self.precision, profile=self.profile)
+        super().__init__(file, threads=threads, device=device, precision=precision)
+        self.engine = open_engine(file, threads=threads, precision=precision, profile=self.profile)
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         return None if device == "cpu" else "the native engine runs on the CPU only"
 
     @property
@@ -60,8 +70,10 @@ class NativeRuntime(Runtime):
 
     @property
     def isa(self) -> str:
-        """The instruction set of the kernels."""
         return str(self.engine.info()["isa"])
+
+    def batch_target(self) -> Engine:
+        return self.engine
 
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         return self.engine.run(np.ascontiguousarray(tiles))
@@ -69,47 +81,19 @@ class NativeRuntime(Runtime):
     def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         return self.engine.stages(np.ascontiguousarray(tiles))
 
-    def layer_times(self, tiles: Tiles) -> list[tuple[str, float]]:
-        """Layer and seconds, in the order of the computation: medians of nine runs."""
-        return [
-            (layer["name"], layer["seconds"]) for layer in median_layer_times(self.engine, np.ascontiguousarray(tiles))
-        ]
+    def layers(self, tiles: Tiles) -> list[LayerTime]:
+        """Medians of nine runs, which the engine times itself."""
+        layers = median_layer_times(self.engine, np.ascontiguousarray(tiles))
+        return by_layer((layer["name"], layer["seconds"]) for layer in layers)
 
 
 class NativeLatencyRuntime(NativeRuntime):
     """The same, planned for single tiles."""
 
-    name = "native, latency profile (C++)"
+    names: ClassVar[Names] = {
+        "fp32": "native, latency profile (C++)",
+        "bf16x3": "native bf16x3, latency profile (C++)",
+        "bf16": "native bf16, latency profile (C++)",
+        "int8": "native int8, latency profile (C++)",
+    }
     profile = "latency"
-
-
-class NativeBf16x3Runtime(NativeRuntime):
-    name = "native bf16x3 (C++)"
-    precision = "bf16x3"
-
-
-class NativeLatencyBf16x3Runtime(NativeLatencyRuntime):
-    name = "native bf16x3, latency profile (C++)"
-    precision = "bf16x3"
-
-
-class NativeBf16Runtime(NativeRuntime):
-    name = "native bf16 (C++)"
-    precision = "bf16"
-
-
-class NativeLatencyBf16Runtime(NativeLatencyRuntime):
-    name = "native bf16, latency profile (C++)"
-    precision = "bf16"
-
-
-class NativeInt8Runtime(NativeRuntime):
-    """Needs the scales that `histo export --precision int8` writes into the file."""
-
-    name = "native int8 (C++)"
-    precision = "int8"
-
-
-class NativeLatencyInt8Runtime(NativeLatencyRuntime):
-    name = "native int8, latency profile (C++)"
-    precision = "int8"

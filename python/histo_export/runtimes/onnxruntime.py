@@ -15,33 +15,48 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 from histo_export.errors import HistoError
-from histo_export.runtimes import Runtime, Tiles, to_float
-from histo_export.spec import STAGES
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, to_float
+from histo_export.runtimes.layers import of_onnx_kernels
+from histo_export.spec import STAGES, Precision
 
 PROVIDERS: Mapping[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),  # TF32 keeps 10 bits of mantissa; this runtime says fp32
 }
 
+KERNEL = "_kernel_time"
+"""Ends the name of an event that is a kernel's."""
 
 INT8_OPERATORS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "ConvInteger"})
 FP32_OPERATORS = frozenset({"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-"""Those with multiply-adds, as ONNX Runtime's profile names what it made of a graph."""
+"""Operators with multiply-adds, as ONNX Runtime's profile names what it made of a graph."""
 
 
 class OnnxRuntime(Runtime):
-    """One session, spinning off: idle threads of a session would slow whatever runs next in the process."""
+    """One session, without spinning: idle threads of a session would slow whatever runs next in the process.
 
-    name = "ONNX Runtime"
+    In int8 it runs a QDQ file. Convolutions whose output is not quantised stay in fp32 there, so `executed` is read
+    from a profile over one tile. The profiled session is the one that is used, because a second one would count in the
+    peak of memory.
+    """
+
+    names: ClassVar[Names] = {"fp32": "ONNX Runtime", "int8": "ONNX Runtime int8"}
     providers: ClassVar[Mapping[str, tuple[str, dict[str, str]]]] = PROVIDERS
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        self.file, self.threads, self.device = file, threads, device
-        try:
-            self.session = self._session(file)
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
-            raise HistoError(file, f"is not a model that ONNX Runtime runs ({error})", "Export again") from error
-        self.bytes = self.session.get_inputs()[0].type == "tensor(uint8)"
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        super().__init__(file, threads=threads, device=device, precision=precision)
+        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
+            profile = None if precision == "fp32" else Path(folder) / "onnxruntime"
+            try:
+                self.session = self._session(file, profile)
+            except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
+                raise HistoError(file, f"is not a model that ONNX Runtime runs ({error})", "Export again") from error
+            tiles = self.session.get_inputs()[0]
+            self.takes_bytes = tiles.type == "tensor(uint8)"
+            self._arithmetic = "fp32"
+            if profile is not None:
+                self.warmup(1, tiles.shape[1] if self.takes_bytes else tiles.shape[2])
+                self._arithmetic = "+".join(_kinds_of_arithmetic(_events(self.session)))
 
     def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
         provider, provider_options = self.providers[self.device]
@@ -67,10 +82,14 @@ class OnnxRuntime(Runtime):
 
     @property
     def executed(self) -> str:
-        return f"{self.session.get_providers()[0]} fp32"
+        return f"{self.session.get_providers()[0]} {self._arithmetic}"
+
+    def devices(self, tiles: Tiles) -> list[str]:
+        """The providers of all kernels: a session that has a GPU's provider may still place nodes on the CPU."""
+        return sorted({event["args"]["provider"] for event in self._kernels(tiles)})
 
     def _input(self, tiles: Tiles) -> dict[str, npt.NDArray[np.generic]]:
-        return {"tiles": tiles if self.bytes else to_float(tiles)}
+        return {"tiles": tiles if self.takes_bytes else to_float(tiles)}
 
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.session.run(["logits"], self._input(tiles))[0]
@@ -85,80 +104,61 @@ class OnnxRuntime(Runtime):
         outputs = self._session(model.SerializeToString()).run(names, self._input(tiles))
         return dict(zip(STAGES, outputs, strict=True))
 
-    def kernels(self, tiles: Tiles) -> list[tuple[str, str, float]]:
-        """Name, provider and seconds of each kernel of one run, from a second session that keeps a profile.
+    def layers(self, tiles: Tiles) -> list[LayerTime]:
+        kernels = self._kernels(tiles)
+        return of_onnx_kernels(
+            self.file, ((event["name"].removesuffix(KERNEL), event["dur"] / 1e6) for event in kernels)
+        )
 
-        A session that has a GPU's provider may still place nodes on the CPU; only the profile tells.
-        """
+    def _kernels(self, tiles: Tiles) -> list[dict[str, Any]]:
+        """The events of the kernels of one run, from a second session that keeps a profile."""
         with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
             session = self._session(self.file, profile=Path(folder) / "onnxruntime")
             runs = 3  # the first ones allocate
             for _ in range(runs):
                 session.run(["logits"], self._input(tiles))
-            events = json.loads(Path(session.end_profiling()).read_text())
-        ending = "_kernel_time"
-        kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(ending)]
-        last = kernels[-(len(kernels) // runs) :]
-        return [(e["name"].removesuffix(ending), e["args"]["provider"], e["dur"] / 1e6) for e in last]
+            events = _events(session)
+        kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
+        return kernels[-(len(kernels) // runs) :]
 
 
-class OnnxInt8Runtime(OnnxRuntime):
-    """A QDQ file. Convolutions whose output is not quantised stay in fp32, so `executed` is read from a profile.
-
-    It is that of the session itself, over one tile while it is opened: a second session would be in the memory's peak.
-    """
-
-    name = "ONNX Runtime int8"
-    precision = "int8"
-
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
-            self._first: Path | None = Path(folder) / "onnxruntime"
-            super().__init__(file, threads, device)
-            self._first = None
-            shape = self.session.get_inputs()[0].shape
-            self.warmup(1, shape[1] if self.bytes else shape[2])
-            self._kinds = _kinds_of_arithmetic(json.loads(Path(self.session.end_profiling()).read_text()))
-
-    def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
-        return super()._session(model, self._first or profile)
-
-    @property
-    def executed(self) -> str:
-        return f"{self.session.get_providers()[0]} {'+'.join(self._kinds)}"
-
-
-class OnnxToolInt8Runtime(OnnxInt8Runtime):
+class OnnxToolRuntime(OnnxRuntime):
     """The same from the file that ONNX Runtime's own tool made, which quantises every output for its kernels."""
 
-    name = "ONNX Runtime int8, its own tool"
-
-
-def _kinds_of_arithmetic(events: list[dict[str, Any]]) -> list[str]:
-    """ "int8" and "fp32", as far as convolutions and products of matrices ran in them."""
-    names = [str(event["args"].get("op_name", "")) for event in events if event.get("cat") == "Node"]
-    whole = any(name in INT8_OPERATORS for name in names)
-    real = any(name in FP32_OPERATORS for name in names)
-    return ["int8"] * whole + ["fp32"] * real
+    names: ClassVar[Names] = {"int8": "ONNX Runtime int8, its own tool"}
 
 
 class TensorRtRuntime(OnnxRuntime):
     """ONNX Runtime's TensorRT provider; it builds its engine at the first run of each batch size."""
 
-    name = "ONNX Runtime, TensorRT"
+    names: ClassVar[Names] = {"fp32": "ONNX Runtime, TensorRT"}
     providers: ClassVar[Mapping[str, tuple[str, dict[str, str]]]] = {
         "cuda": ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"})
     }
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         if device != "cuda":
             return "TensorRT runs on NVIDIA GPUs only"
         if "TensorrtExecutionProvider" not in ort.get_available_providers():
             return "this build of ONNX Runtime has no TensorRT provider"
         return None
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if reason := self.unavailable(device):
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        if reason := self.unavailable(device, precision):
             raise HistoError(f"--device {device}", reason, "Use another runtime, or see histo doctor")
-        super().__init__(file, threads, device)
+        super().__init__(file, threads=threads, device=device, precision=precision)
+
+
+def _events(session: ort.InferenceSession) -> list[dict[str, Any]]:
+    """Ends a session's profile and reads it."""
+    events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return events
+
+
+def _kinds_of_arithmetic(events: list[dict[str, Any]]) -> list[str]:
+    """ "int8" and "fp32", as far as convolutions and products of matrices ran in them."""
+    names = [str(event["args"].get("op_name", "")) for event in events if event.get("cat") == "Node"]
+    int8 = any(name in INT8_OPERATORS for name in names)
+    fp32 = any(name in FP32_OPERATORS for name in names)
+    return ["int8"] * int8 + ["fp32"] * fp32

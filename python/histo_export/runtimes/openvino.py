@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from histo_export.errors import HistoError
-from histo_export.runtimes import Runtime, Tiles, to_float
-from histo_export.spec import STAGES
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, to_float
+from histo_export.runtimes.layers import of_onnx_kernels
+from histo_export.spec import STAGES, Precision
 
 try:
     import openvino as ov
@@ -26,28 +27,29 @@ ARITHMETIC = ("Convolution", "FullyConnected", "MatMul")
 
 
 class OpenVinoRuntime(Runtime):
-    """One compiled model with one stream, which is what latency asks for, and fp32 pinned.
+    """One compiled model with one stream, which is what latency asks for, and the precision pinned.
 
     Without the hint OpenVINO computes in bf16 wherever the CPU can, and says so nowhere; therefore `executed` is read
-    from the layers of the compiled graph and not from the hint.
+    from the layers of the compiled graph and not from the hint. What `model-int8.onnx` does not quantise runs in bf16
+    where the CPU can.
     """
 
-    name = "OpenVINO"
+    names: ClassVar[Names] = {"fp32": "OpenVINO", "bf16": "OpenVINO bf16", "int8": "OpenVINO int8"}
     one_stream: ClassVar[bool] = True
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         if device != "cpu":
             return "OpenVINO does not run on NVIDIA GPUs"
-        if cls.precision == "bf16" and not _computes_bf16(ov.Core()):
+        if precision == "bf16" and not _computes_bf16(ov.Core()):
             return "OpenVINO computes in bf16 on CPUs with AVX-512 BF16 or AMX only, and this one has neither"
         return None
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if reason := self.unavailable(device):
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        super().__init__(file, threads=threads, device=device, precision=precision)
+        if reason := self.unavailable(device, precision):
             use = "Use another precision" if device == "cpu" else "Use --device cpu"
             raise HistoError(f"{self.name}, --device {device}", reason, use)
-        self.threads = threads
         self.core = ov.Core()
         try:
             self.model = self.core.read_model(file)
@@ -56,7 +58,7 @@ class OpenVinoRuntime(Runtime):
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise HistoError(file, f"is not a model that OpenVINO runs ({reason})", "Export again") from error
         self.request = self.compiled.create_infer_request()
-        self.bytes = self.model.input(0).get_element_type() == ov.Type.u8
+        self.takes_bytes = self.model.input(0).get_element_type() == ov.Type.u8
 
     def _compile(self, model: ov.Model, profile: bool = False) -> ov.CompiledModel:
         options = {
@@ -76,9 +78,9 @@ class OpenVinoRuntime(Runtime):
 
     @property
     def executed(self) -> str:
-        kinds = {_info(node, "runtimePrecision") for node in self._arithmetic()}
-        known = [ours for theirs, ours in PRECISIONS.items() if theirs in kinds]
-        precisions = [*dict.fromkeys(known), *sorted(kinds - PRECISIONS.keys())]
+        executed = {_info(node, "runtimePrecision") for node in self._arithmetic()}
+        known = [ours for theirs, ours in PRECISIONS.items() if theirs in executed]
+        precisions = [*dict.fromkeys(known), *sorted(executed - PRECISIONS.keys())]
         return f"{self.compiled.get_property('EXECUTION_DEVICES')[0]} {'+'.join(precisions)}"
 
     @property
@@ -92,7 +94,7 @@ class OpenVinoRuntime(Runtime):
         return [node for node in nodes if _info(node, "layerType") in ARITHMETIC]
 
     def _input(self, tiles: Tiles) -> npt.NDArray[np.generic]:
-        return np.ascontiguousarray(tiles) if self.bytes else to_float(tiles)
+        return np.ascontiguousarray(tiles) if self.takes_bytes else to_float(tiles)
 
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.request.infer([self._input(tiles)], share_inputs=True)[0]
@@ -106,25 +108,29 @@ class OpenVinoRuntime(Runtime):
         names = (*STAGES[:-1], "logits")
         return {stage: outputs[name].copy() for stage, name in zip(STAGES, names, strict=True)}
 
-    def kernels(self, tiles: Tiles) -> list[tuple[str, str, float]]:
-        """Name, implementation and seconds of each kernel of one run, from a second compilation that keeps time."""
+    def layers(self, tiles: Tiles) -> list[LayerTime]:
+        """From a second compilation, which keeps time."""
         request = self._compile(self.model, profile=True).create_infer_request()
         batch = [self._input(tiles)]
         request.infer(batch)  # kernels are chosen and weights packed at the first run of a shape
         request.infer(batch)
-        done = ov.ProfilingInfo.Status.EXECUTED
-        kernels = [info for info in request.get_profiling_info() if info.status == done]
-        return [(info.node_name, info.exec_type, info.real_time.total_seconds()) for info in kernels]
+        executed = ov.ProfilingInfo.Status.EXECUTED
+        kernels = [info for info in request.get_profiling_info() if info.status == executed]
+        return of_onnx_kernels(self.file, ((info.node_name, info.real_time.total_seconds()) for info in kernels))
 
 
 class OpenVinoStreamsRuntime(OpenVinoRuntime):
     """A stream for each thread, among which a batch is divided: what OpenVINO recommends for throughput."""
 
-    name = "OpenVINO, a stream per thread"
+    names: ClassVar[Names] = {
+        "fp32": "OpenVINO, a stream per thread",
+        "bf16": "OpenVINO bf16, a stream per thread",
+        "int8": "OpenVINO int8, a stream per thread",
+    }
     one_stream = False
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        super().__init__(file, threads, device)
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        super().__init__(file, threads=threads, device=device, precision=precision)
         self.queue = ov.AsyncInferQueue(self.compiled, threads)
         self.parts: dict[int, npt.NDArray[np.float32]] = {}
         self.queue.set_callback(self._keep)
@@ -139,28 +145,6 @@ class OpenVinoStreamsRuntime(OpenVinoRuntime):
             self.queue.start_async([part], i, share_inputs=True)
         self.queue.wait_all()
         return np.concatenate([self.parts.pop(i) for i in range(len(parts))])
-
-
-class OpenVinoBf16Runtime(OpenVinoRuntime):
-    name = "OpenVINO bf16"
-    precision = "bf16"
-
-
-class OpenVinoStreamsBf16Runtime(OpenVinoStreamsRuntime):
-    name = "OpenVINO bf16, a stream per thread"
-    precision = "bf16"
-
-
-class OpenVinoInt8Runtime(OpenVinoRuntime):
-    """`model-int8.onnx`; what is not quantised there runs in bf16 where the CPU can."""
-
-    name = "OpenVINO int8"
-    precision = "int8"
-
-
-class OpenVinoStreamsInt8Runtime(OpenVinoStreamsRuntime):
-    name = "OpenVINO int8, a stream per thread"
-    precision = "int8"
 
 
 def _computes_bf16(core: ov.Core) -> bool:

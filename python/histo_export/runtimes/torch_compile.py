@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from histo_export.runtimes.torch_eager import Autocast, TorchRuntime
+from histo_export.runtimes.base import Names, Tiles
+from histo_export.runtimes.torch_eager import EagerRuntime
 
 
-class TorchCompileRuntime(TorchRuntime):
+class TorchCompileRuntime(EagerRuntime):
     """Inductor with frozen weights, which lets it fold and repack them.
 
     Each batch size is compiled for itself when it first comes (`dynamic=False`): kernels for any size would be slower
@@ -18,7 +19,7 @@ class TorchCompileRuntime(TorchRuntime):
     The stages are run without compilation.
     """
 
-    name = "torch.compile"
+    names: ClassVar[Names] = {"fp32": "torch.compile", "bf16": "torch.compile, bf16 autocast"}
 
     def load(self, file: Path) -> Any:
         module = super().load(file)
@@ -28,6 +29,8 @@ class TorchCompileRuntime(TorchRuntime):
         torch._dynamo.config.recompile_limit = 64  # sizes, not the default 8: a batch sweep has more
         return torch.compile(module, dynamic=False, options=options)
 
+    def _eager_module(self) -> Any:
+        return self.module._orig_mod
 
-class TorchCompileBf16Runtime(Autocast, TorchCompileRuntime):
-    name = "torch.compile, bf16 autocast"
+    def layers(self, tiles: Tiles) -> None:
+        """None: hooks do not reach into compiled code."""

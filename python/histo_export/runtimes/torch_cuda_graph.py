@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.runtimes import Tiles
-from histo_export.runtimes.torch_eager import TorchRuntime
+from histo_export.runtimes.base import Names, Tiles
+from histo_export.runtimes.torch_eager import EagerRuntime
+from histo_export.spec import Precision
 
 WARMUP = 3
 """Runs before the recording, in which cuDNN and the allocator settle; PyTorch's notes on CUDA graphs use as many."""
 
 
-class CudaGraphRuntime(TorchRuntime):
+class CudaGraphRuntime(EagerRuntime):
     """One graph per batch size, with an input and an output that stay at their addresses."""
 
-    name = "PyTorch CUDA graph"
+    names: ClassVar[Names] = {"fp32": "PyTorch CUDA graph"}
 
     @classmethod
-    def unavailable(cls, device: str) -> str | None:
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         return None if device == "cuda" else "CUDA graphs need a CUDA device"
 
-    def __init__(self, file: Path, threads: int, device: str) -> None:
-        if reason := self.unavailable(device):
+    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
+        if reason := self.unavailable(device, precision):
             raise HistoError(f"--device {device}", reason, "Use --device cuda or another runtime")
-        super().__init__(file, threads, device)
+        super().__init__(file, threads=threads, device=device, precision=precision)
         self.graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
 
     def _record(self, example: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
@@ -51,3 +53,6 @@ class CudaGraphRuntime(TorchRuntime):
         placed.copy_(batch)
         graph.replay()
         return logits
+
+    def layers(self, tiles: Tiles) -> None:
+        """None: a replayed graph runs no Python, and so no hooks."""

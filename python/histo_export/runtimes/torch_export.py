@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from histo_export.errors import HistoError
-from histo_export.runtimes.torch_eager import TorchRuntime
+from histo_export.runtimes.base import Names
+from histo_export.runtimes.torch_base import TorchRuntime
 
 
 class TorchExportRuntime(TorchRuntime):
     """`torch.export.load`, unflattened so that the stages stay reachable."""
 
-    name = "torch.export"
+    names: ClassVar[Names] = {"fp32": "torch.export"}
 
     def load(self, file: Path) -> Any:
         try:
@@ -22,5 +23,5 @@ class TorchExportRuntime(TorchRuntime):
         except (RuntimeError, ValueError, OSError, KeyError) as error:
             raise HistoError(file, f"is not a readable .pt2 ({str(error).splitlines()[0]})", "Export again") from error
         placeholder = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
-        self.bytes = placeholder.meta["val"].dtype == torch.uint8
+        self.takes_bytes = placeholder.meta["val"].dtype == torch.uint8
         return torch.export.unflatten(program).to(self.device)

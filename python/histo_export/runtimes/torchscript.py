@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from histo_export.export.torchscript import load_torchscript
-from histo_export.runtimes.torch_eager import TorchRuntime
+from histo_export.model.torchscript import load_torchscript
+from histo_export.runtimes.base import Names
+from histo_export.runtimes.torch_base import TorchRuntime
 
 
 class TorchScriptRuntime(TorchRuntime):
     """`torch.jit.load`, not frozen, so that the stages stay reachable."""
 
-    name = "TorchScript"
+    names: ClassVar[Names] = {"fp32": "TorchScript"}
 
     def load(self, file: Path) -> Any:
         module: Any = load_torchscript(file, self.device)
-        self.bytes = bool(module.stem.bytes)
+        self.takes_bytes = bool(module.stem.bytes)
         return module

@@ -1,7 +1,7 @@
 """The training step, the order of the tiles and what a checkpoint holds, as one LightningModule.
 
 Everything random is a function of (seed, epoch) or (seed, epoch, tile), never of what ran before, so that a
-run that was killed and continued from its last whole epoch ends with the same bits.
+run that was killed and continued from its last complete epoch ends with the same bits.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from histo_export.errors import HistoError
+from histo_export.model.checkpoint import KEY, Checkpoint
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import KEY, Checkpoint
 from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
 
 if TYPE_CHECKING:
     from histo_export.data.transforms import TorchTiles
 
 EVAL_BATCH = 64
-"""Tiles a step without gradients, a quarter of the memory of a training step of 32."""
+"""Tiles of a validation step. Without gradients they need a quarter of the memory of a training step of 32 tiles."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -43,10 +43,10 @@ def derived_seed(*parts: int) -> int:
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, tile) pairs: an epoch's shuffled order, which depends on the seed and the epoch alone.
 
-    The epoch travels with the index because worker processes, which may live as long as the run, cannot
-    otherwise learn it. With several processes each takes every `world`-th tile; short shares are filled from
-    the front of the order, so that all take equally many steps. A last batch that would hold a single tile is
-    left out (another tile every epoch): batch norm cannot train on one value per channel.
+    The epoch is part of the key, because loader processes live as long as the run and have copies of the data set that
+    no call of `set_epoch` in this process reaches. With several processes each takes every `world`-th tile; short
+    shares are filled from the front of the order, so that all take equally many steps. A last batch that would hold a
+    single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
     """
 
     def __init__(self, tiles: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0) -> None:
@@ -69,7 +69,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class EpochTiles(Dataset[tuple[Tensor, int]]):
-    """Tiles under the keys of `EpochSampler`."""
+    """Tiles under the keys of `EpochSampler`: the epoch is set for each tile, in the process that loads it."""
 
     def __init__(self, tiles: TorchTiles) -> None:
         self.tiles = tiles
@@ -86,11 +86,10 @@ class TileTraining(pl.LightningModule):
     Args:
         net: changed in place.
         spec: the model that `net` is.
-        config: the run; `epochs` is the resolved number.
+        config: the run, its `epochs` and `workers` resolved.
         train_tiles, val_tiles: datasets of uint8 `(3, crop, crop)` tensors and labels.
         golden: see `Checkpoint.golden`.
         provenance: what the checkpoint's `training` entry holds besides the results.
-        workers: loader processes.
     """
 
     def __init__(
@@ -98,17 +97,17 @@ class TileTraining(pl.LightningModule):
         net: TileNet,
         spec: ModelSpec,
         config: TrainConfig,
-        epochs: int,
         *,
         train_tiles: TorchTiles,
         val_tiles: TorchTiles,
         golden: npt.NDArray[np.uint8],
         provenance: dict[str, Any],
-        workers: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
-        self.spec, self.config, self.epochs, self.workers = spec, config, epochs, workers
+        assert config.epochs is not None
+        assert config.workers is not None
+        self.spec, self.config, self.epochs, self.workers = spec, config, config.epochs, config.workers
         self.recipe = recipe_named(config.recipe)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
@@ -147,7 +146,7 @@ class TileTraining(pl.LightningModule):
             self.config.batch_size,
             sampler=self._order(),
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.workers > 0,  # the epoch comes to them with each tile's key
             pin_memory=self.device.type == "cuda",
         )
 
@@ -184,7 +183,7 @@ class TileTraining(pl.LightningModule):
             # The curves show the plain cross entropy, so that training and validation are the same quantity.
             plain = functional.cross_entropy(logits, labels) if self.recipe.label_smoothing else loss
             self._add(plain, logits, labels)
-        # Reading a loss waits for the GPU, so there only now and then; the epoch's end is always looked at.
+        # Reading a loss waits for the GPU, so it is read there every 50 steps only, and always at the epoch's end.
         if (self.device.type == "cpu" or batch_idx % 50 == 0) and self.trainer.world_size == 1:
             self._refuse_nan(self.running[0], f"step {batch_idx + 1}")
         return loss
@@ -241,7 +240,7 @@ class TileTraining(pl.LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # channels-last is how this run computes, not part of what it learnt
+        # channels-last is how this run computes and not part of what it has learnt
         weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
         row = self.history[-1]
         training = {

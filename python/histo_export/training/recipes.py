@@ -1,12 +1,12 @@
-"""What a training run is told: the recipes, the learning rate over the run, and `TrainConfig`.
+"""The settings of a training run: the recipes, the learning rate over the run, and `TrainConfig`.
 
-Plain values only; imports neither torch nor Lightning, so the command line can read it at no cost.
+Plain values only; imports neither torch nor Lightning, so that the command line can read it quickly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -37,8 +37,17 @@ class Recipe:
     weight_decay: float = 0.0
 
 
+AUGMENTATION: Mapping[str, float] = {
+    "brightness": 0.1,
+    "contrast": 0.1,
+    "saturation": 0.1,
+    "hue": 0.0,
+    "stain": 0.05,
+}
+"""Strengths of `data.transforms.Augmentation` in the recipes that augment."""
+
 RECIPES: dict[str, Recipe] = {
-    # The report: Adam, no augmentation, half a cosine from the rate to zero over the whole run.
+    # The report: Adam, no augmentation, half a cosine from the rate to zero over all epochs.
     "report": Recipe(epochs=20),
     # A few thousand tiles are memorised within a few epochs, so most of the gain is expected from
     # augmentation: tissue has no up and no left (flips and turns are free extra tiles) and stain varies
@@ -53,7 +62,7 @@ def recipe_named(name: str) -> Recipe:
     try:
         return RECIPES[name]
     except KeyError:
-        raise UsageError(f"recipe {name!r}", "is not known", f"Use one of {', '.join(RECIPES)}") from None
+        raise UsageError(f"recipe {name!r}", "is unknown", f"Use one of {', '.join(RECIPES)}") from None
 
 
 def rate_factor(steps: int, warmup: float) -> Callable[[int], float]:
@@ -86,9 +95,10 @@ class TrainConfig:
         batch_size: tiles a step and device; several devices together see `batch_size · devices · nodes`.
         lr: peak learning rate of Adam.
         seed: of the initial weights, the order of the tiles, augmentation and dropout.
-        device: "auto" (CUDA where there is a GPU, else CPU), "cpu" or "cuda"; never replaced silently.
+        device: "auto" (CUDA where there is a GPU, else CPU), "cpu" or "cuda"; if a named one is unavailable, the run
+            fails.
         autocast: "auto" times fp32 against the device's low precision and keeps the faster one.
-        weights: "none", "imagenet" or a file, see `model.load_weights`.
+        weights: "none", "imagenet" or a file, see `model.weights.load_weights`.
         workers: processes that load tiles; None is 0 on the CPU, where the network already uses every core
             and decoding is a few per cent of a step, and min(8, CPUs) on CUDA, where it would starve the GPU.
         channels_last: NHWC memory format for network and input.
@@ -128,7 +138,7 @@ class TrainConfig:
             ("autocast", ("auto", "fp32", "bf16", "fp16")),
         ):
             if getattr(self, name) not in known:
-                raise UsageError(f"--{name} {getattr(self, name)}", "is not known", f"Use one of {', '.join(known)}")
+                raise UsageError(f"--{name} {getattr(self, name)}", "is unknown", f"Use one of {', '.join(known)}")
 
     @property
     def processes(self) -> int:
@@ -137,9 +147,11 @@ class TrainConfig:
 
     def identity(self, epochs: int) -> dict[str, Any]:
         """What must not change between a run and its resumption, as plain values."""
+        recipe = recipe_named(self.recipe)
         return {
             "recipe": self.recipe,
-            "settings": asdict(recipe_named(self.recipe)),
+            "settings": asdict(recipe),
+            "augmentation": dict(AUGMENTATION) if recipe.augmentation else None,
             "epochs": epochs,
             "batch_size": self.batch_size,
             "lr": self.lr,

@@ -2,9 +2,9 @@
 
 What it leaves in its folder:
 
-- `best.ckpt`   the epoch of highest validation accuracy (of several the one of lower loss, then the earlier),
+- `best.ckpt`   the epoch of highest validation accuracy (of equals that of the lower loss, then the earlier one),
                 with the test figures; what `histo export --checkpoint` takes. No optimiser state.
-- `last.ckpt`   the last whole epoch with everything that `resume` needs.
+- `last.ckpt`   the last complete epoch with everything that `resume` needs.
 - `metrics.csv` one row an epoch; `events.out.tfevents.*` the same for TensorBoard.
 - `report.json` see `TrainResult.to_dict`.
 - `curves.png`, `confusion.png`.
@@ -12,14 +12,9 @@ What it leaves in its folder:
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,92 +22,30 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-import torchvision
-from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import default_collate
 
-import histo_export
-from histo_export.errors import HistoError, UsageError
-from histo_export.files import write_whole
-from histo_export.model.net import TileNet, load_weights
+from histo_export.errors import UsageError
+from histo_export.metrics import report_of
+from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
+from histo_export.model.net import TileNet
+from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
-from histo_export.training.checkpoint import (
-    GOLDEN_TILES,
-    add_training_facts,
-    read_checkpoint,
-    write_checkpoint,
-)
-from histo_export.training.evaluation import TestReport, predict, report_of
+from histo_export.training.evaluation import predict
+from histo_export.training.folder import RunFolder
 from histo_export.training.module import TileTraining, derived_seed
-from histo_export.training.precision import LIGHTNING, choose_precision
+from histo_export.training.precision import choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
-from histo_export.training.recipes import TrainConfig, recipe_named
+from histo_export.training.provenance import changed, data_facts, device_name, run_to_resume, training_versions
+from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
+from histo_export.training.result import TrainResult
+from histo_export.training.trainer import EpochFiles, choose_device, make_trainer
 
 if TYPE_CHECKING:
     from histo_export.data import TileData, TileSet
 
-__all__ = ["TrainConfig", "TrainResult", "is_main_process", "train"]
-
-BEST, LAST, METRICS, REPORT = "best.ckpt", "last.ckpt", "metrics.csv", "report.json"
-FIGURES = ("curves.png", "confusion.png")
-EVENTS = "events.out.tfevents.*"
-COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
-
-    Attributes:
-        out: the folder.
-        checkpoint: `best.ckpt` in it.
-        best_epoch: the epoch (from 1) that it holds.
-        val_accuracy: of that epoch.
-        test: on the test split, in fp32.
-        epochs: length of the run.
-        seconds_per_epoch: wall time, training and validation, writing files not included.
-        device: what it ran on, in words.
-        precision: see `precision.choose_precision`.
-        history: a row an epoch, as in metrics.csv: plain cross entropy in nats, `lr` of the last step.
-        training: the checkpoint's provenance.
-    """
-
-    out: Path
-    checkpoint: Path
-    best_epoch: int
-    val_accuracy: float
-    test: TestReport
-    epochs: int
-    seconds_per_epoch: list[float]
-    device: str
-    precision: dict[str, Any]
-    history: list[dict[str, Any]]
-    training: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of report.json.
-
-        `checkpoint` (file name), `best_epoch`, `val_accuracy`, `epochs`, `seconds_per_epoch`, `device`,
-        `precision`, `history`; `test`: the fields of `TestReport` and `macro_f1`; `training`: provenance
-        (`recipe`, `settings`, `epochs`, `batch_size`, `lr`, `seed`, `weights`, `weights_report`,
-        `channels_last`, `processes`, `data`, `versions`, and of the best epoch `epoch`, `val_accuracy`,
-        `val_loss`).
-        """
-        training = {k: v for k, v in self.training.items() if k not in ("history", "test", "precision", "device")}
-        return {
-            "checkpoint": self.checkpoint.name,
-            "best_epoch": self.best_epoch,
-            "val_accuracy": self.val_accuracy,
-            "test": self.test.to_dict(),
-            "epochs": self.epochs,
-            "seconds_per_epoch": self.seconds_per_epoch,
-            "device": self.device,
-            "precision": self.precision,
-            "history": self.history,
-            "training": training,
-        }
+__all__ = ["TrainConfig", "TrainResult", "golden_tiles", "is_main_process", "train"]
 
 
 def is_main_process() -> bool:
@@ -143,14 +76,33 @@ def train(
         progress: True draws on stderr, False is silent, or a console of the caller's.
 
     Returns:
-        On every process where there are several.
+        What the run came to, on every process where several train.
 
     Raises:
         UsageError: options that contradict each other, the device or the run to resume.
         HistoError: a loss that is not finite, unreadable weights, files that cannot be written.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last whole epoch are kept.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last complete epoch are kept.
     """
     console = progress if isinstance(progress, Console) else Console(stderr=True, quiet=not progress)
+    _check_agreement(data, spec, config)
+    device = choose_device(config.device)
+    folder = RunFolder(out)
+    recorded = run_to_resume(data, spec, config, folder.last) if resume else None
+    if is_main_process() and not resume and not force:
+        folder.refuse_another_run()
+    epochs = recorded["epochs"] if recorded else config.epochs or recipe_named(config.recipe).epochs
+    run = _Run(data, spec, config, epochs, device, folder, console, recorded)
+    with quiet_lightning(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        trainer = run.fit()
+        result = run.test() if is_main_process() else None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            result = trainer.strategy.broadcast(result)
+        assert result is not None
+        return result
+
+
+def _check_agreement(data: TileData, spec: ModelSpec, config: TrainConfig) -> None:
+    """Raises UsageError where the arguments of `train` contradict each other."""
     if tuple(data.classes) != tuple(spec.classes):
         raise UsageError(
             f"classes {list(spec.classes)}",
@@ -167,149 +119,125 @@ def train(
         raise UsageError(
             "--batch-size 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more"
         )
-    device = choose_device(config.device)
-    main = is_main_process()
-    recorded = _recorded_run(data, spec, config, out) if resume else None
-    epochs = recorded["epochs"] if recorded else config.epochs or recipe_named(config.recipe).epochs
-    if main and not resume and not force:
-        _refuse_another_run(out)
 
-    cuda = [device] if device.type == "cuda" else []
-    with quiet_lightning(), torch.random.fork_rng(cuda):
-        torch.manual_seed(derived_seed(config.seed))
-        net = TileNet.of(spec)
-        weights_report = load_weights(net, config.weights).summary() if not recorded else recorded["weights_report"]
-        module, workers = _module(data, spec, config, epochs, net, device)
-        module.provenance |= {"weights_report": weights_report}
-        if recorded:
-            precision = recorded["precision"]
-            if config.autocast not in ("auto", precision["executed"]):
-                raise _changed("autocast", precision["executed"], config.autocast)
+
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `train`, resolved; `recorded` is the provenance of the run to resume, None where it is new."""
+
+    data: TileData
+    spec: ModelSpec
+    config: TrainConfig
+    epochs: int
+    device: torch.device
+    folder: RunFolder
+    console: Console
+    recorded: Mapping[str, Any] | None
+
+    @property
+    def workers(self) -> int:
+        """Processes that load tiles."""
+        if self.config.workers is not None:
+            return self.config.workers
+        return min(8, len(os.sched_getaffinity(0))) if self.device.type == "cuda" else 0
+
+    def fit(self) -> pl.Trainer:
+        """Trains and writes the files of each epoch; returns the trainer, which may still hold a group of processes."""
+        torch.manual_seed(derived_seed(self.config.seed))
+        net = TileNet.of(self.spec)
+        if self.recorded:
+            weights_report = self.recorded["weights_report"]
         else:
-            sample = [module.train_tiles[i] for i in range(min(config.batch_size, len(data.train)))]
-            precision = choose_precision(net, spec, config, device, tuple(default_collate(sample)))
-        module.provenance |= {"precision": precision, "device": _device_name(device)}
-        if main and not resume:  # only now: what could be wrong with the request is known
-            _make_room(out)
-        if main:
-            _announce(console, data, config, epochs, module.provenance, recorded)
-
-        bar = TrainingProgress(console)
-        trainer = make_trainer(config, epochs, device, precision["executed"], [bar, Keeper(out, bar)], out)
+            weights_report = load_weights(net, self.config.weights).summary()
+        module = self._module(net)
+        module.provenance |= {"weights_report": weights_report}
+        precision = self._precision(net, module)
+        module.provenance |= {"precision": precision, "device": device_name(self.device)}
+        if is_main_process():
+            if not self.recorded:  # only now: what could be wrong with the request is known
+                self.folder.make_empty()
+            self._announce(module.provenance)
+        bar = TrainingProgress(self.console)
+        callbacks = [bar, EpochFiles(self.folder, bar)]
+        trainer = make_trainer(
+            self.config, self.epochs, self.device, precision["executed"], callbacks, self.folder.path
+        )
         try:
-            trainer.fit(module, ckpt_path=out / LAST if recorded else None, weights_only=True)
+            trainer.fit(module, ckpt_path=self.folder.last if self.recorded else None, weights_only=True)
         except SystemExit as stop:  # Lightning makes one of Ctrl-C and of SIGTERM
             raise KeyboardInterrupt("training was interrupted") from stop
+        return trainer
 
-        result = _test(data, spec, config, epochs, out, device, workers, console) if main else None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            result = trainer.strategy.broadcast(result)
-        assert result is not None
-        return result
+    def _module(self, net: TileNet) -> TileTraining:
+        from histo_export.data.transforms import Augmentation, TorchTiles
 
-
-def make_trainer(
-    config: TrainConfig,
-    epochs: int,
-    device: torch.device,
-    precision: str,
-    callbacks: list[pl.Callback],
-    out: Path,
-) -> pl.Trainer:
-    """Lightning's Trainer without what we do ourselves: logs, bars, sharding, which checkpoints are kept."""
-    return pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy=config.strategy,
-        precision=LIGHTNING[precision],  # type: ignore[arg-type]
-        max_epochs=epochs,
-        callbacks=callbacks,
-        plugins=[WholeFiles()],
-        logger=False,
-        enable_checkpointing=any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler shards
-        default_root_dir=out,
-    )
-
-
-def choose_device(asked: str) -> torch.device:
-    """ "auto" is CUDA where torch finds a GPU; UsageError where "cuda" is asked for and absent."""
-    if asked == "cuda" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
-        raise UsageError(
-            "--device cuda",
-            f"torch {torch.__version__} ({built}) finds no GPU",
-            "Check nvidia-smi, or use --device cpu",
+        data, spec, config = self.data, self.spec, self.config
+        augmentation = Augmentation(spec.crop, **AUGMENTATION) if recipe_named(config.recipe).augmentation else None
+        return TileTraining(
+            net,
+            spec,
+            replace(config, epochs=self.epochs, workers=self.workers),
+            train_tiles=TorchTiles(data.train, spec.crop, augmentation, config.seed),
+            val_tiles=TorchTiles(data.val, spec.crop),
+            golden=golden_tiles(data.test, spec.tile_size),
+            provenance={**config.identity(self.epochs), "data": data_facts(data), "versions": training_versions()},
         )
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
+    def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
+        """See `choose_precision`; a resumed run keeps its precision."""
+        if self.recorded:
+            precision: dict[str, Any] = self.recorded["precision"]
+            if self.config.autocast not in ("auto", precision["executed"]):
+                raise changed("autocast", precision["executed"], self.config.autocast)
+            return precision
+        sample = [module.train_tiles[i] for i in range(min(self.config.batch_size, len(self.data.train)))]
+        return choose_precision(net, self.spec, self.config, self.device, tuple(default_collate(sample)))
 
-class WholeFiles(CheckpointIO):
-    """Lightning's checkpoints, written atomically and read without running code."""
+    def _announce(self, facts: Mapping[str, Any]) -> None:
+        synthetic = ", synthetic" if self.data.synthetic else ""
+        lines = [
+            f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), recipe {self.config.recipe}, "
+            f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}, {facts['device']}, "
+            f"{facts['precision']['executed']} ({facts['precision']['reason']})"
+        ]
+        if self.config.weights != "none":
+            lines.append(facts["weights_report"])
+        if self.recorded:
+            lines.append(f"continuing after epoch {self.recorded['epoch']}")
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        write_checkpoint(Path(path), checkpoint)
+    def test(self) -> TrainResult:
+        """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
+        from histo_export.data.transforms import TorchTiles
+        from histo_export.figures import save_confusion, save_curves
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-class Keeper(pl.callbacks.Checkpoint):
-    """After each epoch: best.ckpt (if it is), then last.ckpt, then the tables.
-
-    The order matters: a kill in between repeats the epoch, which writes the same best.ckpt again.
-    """
-
-    def __init__(self, out: Path, bar: TrainingProgress) -> None:
-        self.out, self.bar = out, bar
-        self.events: Any = None
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TileTraining)
-        history = pl_module.history
-        best = best_row(history) is history[-1]
-        if best:
-            trainer.save_checkpoint(self.out / BEST, weights_only=True)
-        trainer.save_checkpoint(self.out / LAST, weights_only=False)
-        if not trainer.is_global_zero:
-            return
-        _write_text(self.out / METRICS, _csv(history))
-        self._log(history[-1])
-        self.bar.epoch_done(history[-1], pl_module.epochs, best)
-
-    def _log(self, row: Mapping[str, Any]) -> None:
-        try:
-            if self.events is None:
-                from torch.utils.tensorboard import SummaryWriter  # imports slowly
-
-                self.events = SummaryWriter(str(self.out), purge_step=row["epoch"])
-            for key in COLUMNS[1:]:
-                self.events.add_scalar(key.replace("_", "/", 1), row[key], row["epoch"])
-            self.events.flush()
-        except OSError as error:
-            raise HistoError(
-                self.out,
-                f"could not be written to ({error.strerror})",
-                "Free some space, or choose another --out",
-            ) from error
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.events is not None:
-            self.events.close()
-            self.events = None
-
-
-def best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Highest validation accuracy; of equals the lower validation loss, then the earlier epoch."""
-    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+        data, spec, folder = self.data, self.spec, self.folder
+        best, last = read_checkpoint(folder.best), read_checkpoint(folder.last)
+        with self.console.status(f"testing on {len(data.test):,} tiles"):
+            logits = predict(best.net(), spec, TorchTiles(data.test, spec.crop), self.device, workers=self.workers)
+        test = report_of(spec.classes, logits, data.test.labels, self.config.seed)
+        add_training_facts(folder.best, {"test": test.to_dict()})
+        history = last.training["history"]
+        result = TrainResult(
+            out=folder.path,
+            checkpoint=folder.best,
+            best_epoch=best.training["epoch"],
+            val_accuracy=best.training["val_accuracy"],
+            test=test,
+            epochs=self.epochs,
+            seconds_per_epoch=[row["seconds"] for row in history],
+            device=best.training["device"],
+            precision=best.training["precision"],
+            history=history,
+            training=best.training,
+        )
+        folder.write_report(result.to_dict())
+        synthetic = " (synthetic tiles)" if data.synthetic else ""
+        subtitle = f"{data.name}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
+        save_curves(folder.curves, history, title=subtitle)
+        save_confusion(folder.confusion, test, title=subtitle)
+        return result
 
 
 def golden_tiles(tiles: TileSet, size: int, count: int = GOLDEN_TILES) -> npt.NDArray[np.uint8]:
@@ -324,200 +252,3 @@ def golden_tiles(tiles: TileSet, size: int, count: int = GOLDEN_TILES) -> npt.ND
         for index in own[np.linspace(0, len(own) - 1, min(number, len(own))).round().astype(int)]
     ]
     return np.stack([center_crop(tiles.tile(i), size) for i in chosen])
-
-
-def _module(
-    data: TileData, spec: ModelSpec, config: TrainConfig, epochs: int, net: TileNet, device: torch.device
-) -> tuple[TileTraining, int]:
-    from histo_export.data.transforms import Augmentation, TorchTiles
-
-    workers = config.workers
-    if workers is None:
-        workers = min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
-    augmentation = Augmentation(spec.crop) if recipe_named(config.recipe).augmentation else None
-    module = TileTraining(
-        net,
-        spec,
-        config,
-        epochs,
-        train_tiles=TorchTiles(data.train, spec.crop, augmentation, config.seed),
-        val_tiles=TorchTiles(data.val, spec.crop),
-        golden=golden_tiles(data.test, spec.tile_size),
-        provenance={**config.identity(epochs), "data": _data_facts(data), "versions": _versions()},
-        workers=workers,
-    )
-    return module, workers
-
-
-def _data_facts(data: TileData) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "description": data.description,
-        "synthetic": data.synthetic,
-        "fingerprint": data.fingerprint,
-        "tiles": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-        "tile_size": data.tile_size,
-        "mpp": data.mpp,
-        "notes": list(data.notes),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "histo-export": histo_export.__version__,
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "pytorch-lightning": version("pytorch-lightning"),
-        "python": platform.python_version(),
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"cpu: {name}, {torch.get_num_threads()} threads"
-
-
-def _recorded_run(data: TileData, spec: ModelSpec, config: TrainConfig, out: Path) -> dict[str, Any]:
-    """The provenance of `out/last.ckpt`; UsageError unless this run is the same."""
-    last = out / LAST
-    if not last.is_file():
-        raise UsageError(last, "does not exist, so there is no run to resume", "Train without --resume")
-    checkpoint = read_checkpoint(last)
-    recorded = checkpoint.training
-    try:
-        before = {**checkpoint.spec.to_dict(), "data": recorded["data"]["fingerprint"]}
-        now = {**spec.to_dict(), "data": data.fingerprint}
-        for key, value in config.identity(config.epochs or recorded["epochs"]).items():
-            before[key], now[key] = recorded[key], value
-    except (KeyError, TypeError) as error:
-        raise HistoError(last, f"lacks the record of its run ({error})", "Train again without --resume") from error
-    for key, value in now.items():
-        if before[key] != value:
-            raise _changed(key, before[key], value)
-    return recorded
-
-
-def _changed(key: str, before: object, now: object) -> UsageError:
-    return UsageError(
-        "--resume",
-        f"{key} is {now} now, but was {before} in the run to resume",
-        f"Use the same {key}, or start anew",
-    )
-
-
-def _files_of_a_run(out: Path) -> list[Path]:
-    names = [BEST, LAST, METRICS, REPORT, *FIGURES]
-    return [out / name for name in names if (out / name).exists()] + sorted(out.glob(EVENTS))
-
-
-def _refuse_another_run(out: Path) -> None:
-    found = _files_of_a_run(out)
-    if found:
-        raise UsageError(
-            out,
-            f"already holds a training run ({found[0].name})",
-            "Continue it with --resume, replace it with --force, or choose another --out",
-        )
-
-
-def _make_room(out: Path) -> None:
-    """Makes the folder, and removes a run that is there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in _files_of_a_run(out):
-            path.unlink()
-        probe = out / ".histo-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise HistoError(out, f"cannot be written to ({error.strerror})", "Choose another --out") from error
-
-
-def _announce(
-    console: Console,
-    data: TileData,
-    config: TrainConfig,
-    epochs: int,
-    facts: Mapping[str, Any],
-    recorded: Mapping[str, Any] | None,
-) -> None:
-    precision = facts["precision"]
-    synthetic = ", synthetic" if data.synthetic else ""
-    console.print(
-        f"training on {data.name} ({len(data.train):,} tiles{synthetic}), recipe {config.recipe}, "
-        f"{epochs} epoch{'' if epochs == 1 else 's'}, {facts['device']}, "
-        f"{precision['executed']} ({precision['reason']})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if config.weights != "none":
-        console.print(facts["weights_report"], highlight=False, soft_wrap=True)
-    if recorded:
-        console.print(f"continuing after epoch {recorded['epoch']}", highlight=False, soft_wrap=True)
-
-
-def _test(
-    data: TileData,
-    spec: ModelSpec,
-    config: TrainConfig,
-    epochs: int,
-    out: Path,
-    device: torch.device,
-    workers: int,
-    console: Console,
-) -> TrainResult:
-    """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
-    from histo_export.data.transforms import TorchTiles
-    from histo_export.figures import save_confusion, save_curves
-
-    best, last = read_checkpoint(out / BEST), read_checkpoint(out / LAST)
-    with console.status(f"testing on {len(data.test):,} tiles"):
-        logits = predict(best.net(), spec, TorchTiles(data.test, spec.crop), device, workers=workers)
-    test = report_of(spec.classes, logits, data.test.labels, config.seed)
-    add_training_facts(out / BEST, {"test": test.to_dict()})
-    history = last.training["history"]
-    result = TrainResult(
-        out=out,
-        checkpoint=out / BEST,
-        best_epoch=best.training["epoch"],
-        val_accuracy=best.training["val_accuracy"],
-        test=test,
-        epochs=epochs,
-        seconds_per_epoch=[row["seconds"] for row in history],
-        device=best.training["device"],
-        precision=best.training["precision"],
-        history=history,
-        training=best.training,
-    )
-    _write_text(out / REPORT, json.dumps(result.to_dict(), indent=2) + "\n")
-    synthetic = " (synthetic tiles)" if data.synthetic else ""
-    subtitle = f"{data.name}{synthetic}, ResNet34 pool {spec.pool}, recipe {config.recipe}"
-    save_curves(out / FIGURES[0], history, title=subtitle)
-    save_confusion(out / FIGURES[1], test, title=subtitle)
-    return result
-
-
-def _csv(history: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in history:
-        numbers = {key: f"{row[key]:.6g}" for key in COLUMNS[1:]}
-        writer.writerow({"epoch": row["epoch"], **numbers})
-    return text.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        write_whole(path, text)
-    except OSError as error:
-        raise HistoError(
-            path, f"could not be written ({error.strerror})", "Free some space, or choose another --out"
-        ) from error

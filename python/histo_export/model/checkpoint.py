@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from histo_export.errors import HistoError
-from histo_export.model.net import TileNet, load_torch_file
+from histo_export.files import atomic_file
+from histo_export.model.net import TileNet
+from histo_export.model.weights import load_torch_file
 from histo_export.spec import ModelSpec
 
 FORMAT = 1
@@ -98,27 +100,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes the file whole or not at all: a kill or a full disk leaves the previous one as it was.
+    """Writes the file atomically: after a kill or on a full disk the previous file is still there, unchanged.
 
     Raises:
         HistoError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with atomic_file(path) as partial, partial.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as either
-        partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise HistoError(
             path, f"could not be written ({reason})", "Free some space, or choose another --out"
         ) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def add_training_facts(path: Path, facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,12 @@
+"""The names of the files in a bundle. Imports nothing, so that runtimes, exports and commands can share them."""
+
+CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
+
+ONNX = "model.onnx"
+INT8_ONNX = "model-int8.onnx"
+"""The quantised model for other runtimes; beside `ONNX` where the bundle is int8 (see `export.qdq`)."""
+TORCHSCRIPT = "torchscript_model.pt"
+"""The name that WSInfer and QuPath expect."""
+NATIVE = "model.safetensors"
+"""The native engine's file (see `model.native_file`)."""
+PT2 = "model.pt2"

@@ -1,0 +1,165 @@
+"""The one table of export formats.
+
+To add a format, write its module with the functions of `Writer`, and add one line to `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
+from histo_export.parity import FP32_TOLERANCE
+from histo_export.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from histo_export.model.arithmetic import Scales
+    from histo_export.model.checkpoint import Checkpoint
+    from histo_export.model.lowering import InputKind, LoweredNet
+
+
+class Source:
+    """What is written in every format: a checkpoint, lowered once for all of them.
+
+    Attributes:
+        checkpoint: the trained network.
+        kind: what the graphs take, see `lowering.InputKind`.
+        scales: of an int8 model, by convolution; None for a model without.
+        name: what a server calls the model, see `triton.model_name`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        kind: InputKind = "float",
+        scales: Mapping[str, Scales] | None = None,
+        name: str = "model",
+    ) -> None:
+        self.checkpoint, self.kind, self.scales, self.name = checkpoint, kind, scales, name
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's."""
+        return self.checkpoint.spec
+
+    @cached_property
+    def lowered(self) -> LoweredNet:
+        """The network with static operators only, float32, in evaluation mode."""
+        from histo_export.model.lowering import lower
+
+        return lower(self.checkpoint.net(), self.spec, self.kind)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The lowered network as torch.export sees it."""
+        from histo_export.export.torch_program import exported_program
+
+        return exported_program(self.lowered, self.spec, self.kind)
+
+
+class Writer(Protocol):
+    """The functions of a format's module."""
+
+    def write(self, folder: Path, source: Source) -> Sequence[str]:
+        """Writes the format's files into a bundle's folder, which has those of `Format.needs` already.
+
+        Returns:
+            Their paths within the bundle.
+
+        Raises:
+            HistoError: the model can't be written in this format.
+            OSError: a file can't be written.
+        """
+
+    def usage(self, spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[str]:
+        """Lines of Markdown for the model card: how to run the files. `files` are all files of the bundle."""
+
+    def next_step(self, out: Path) -> str | None:
+        """A shell command that a user may run next on the bundle `out`; None where none comes to mind."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of `FORMATS`.
+
+    Attributes:
+        module: below `histo_export.export`, with the functions of `Writer`; imported when the format is written.
+        file: the model file that it makes; None where it makes none of its own.
+        checked_by: ids of the runtimes that check `file` against the checkpoint, in fp32.
+        tolerance: allowed error of the logits, in the unit of `parity.FP32_TOLERANCE`.
+        needs: names of the formats whose files it is made from, which are written too.
+        further: matches the names of all other files that it may make.
+    """
+
+    module: str
+    file: str | None
+    checked_by: tuple[str, ...] = ()
+    tolerance: float = FP32_TOLERANCE
+    needs: tuple[str, ...] = ()
+    further: re.Pattern[str] | None = None
+
+    @property
+    def writer(self) -> Writer:
+        """The functions of its module; HistoError where that needs a package which is not installed."""
+        return cast(Writer, importlib.import_module(f"histo_export.export.{self.module}"))
+
+    def makes(self, name: str) -> bool:
+        """Whether a file of a bundle with this name is from this format."""
+        return name == self.file or bool(self.further and self.further.fullmatch(name))
+
+
+_TRITON_FILES = re.compile(r"triton/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format("onnx_graph", ONNX, ("onnxruntime",), further=re.compile(re.escape(INT8_ONNX))),
+    "torchscript": Format("torchscript", TORCHSCRIPT, ("torchscript", "libtorch")),
+    "native": Format("native", NATIVE, ("native", "torch")),
+    "pt2": Format("pt2", PT2, ("torch-export",)),
+    "triton": Format("triton", None, needs=("onnx",), further=_TRITON_FILES),
+}
+"""What `--formats` names, in the order in which the files are written and listed."""
+
+DEFAULT_FORMATS = ("onnx", "torchscript", "native")
+
+
+def with_needs(names: Collection[str]) -> list[str]:
+    """The formats, and those that they are made from, in the order of `FORMATS`."""
+    wanted = set(names).union(*(FORMATS[name].needs for name in names))
+    return [name for name in FORMATS if name in wanted]
+
+
+def format_of(file: str) -> Format:
+    """The format whose model file has this name; KeyError where no format has."""
+    return {entry.file: entry for entry in FORMATS.values()}[file]
+
+
+def write_formats(
+    folder: Path, names: Iterable[str], source: Source, report: Callable[[str], None] = lambda step: None
+) -> list[str]:
+    """Writes formats into a folder; nothing is checked yet.
+
+    Args:
+        folder: exists.
+        names: from `with_needs`.
+        source: the model.
+        report: told of each step.
+
+    Returns:
+        The paths of all files within the folder.
+
+    Raises:
+        HistoError: the model can't be written in one of the formats.
+        OSError: a file can't be written.
+    """
+    written: list[str] = []
+    for name in names:
+        report(f"writing {FORMATS[name].file or name}")
+        written += FORMATS[name].writer.write(folder, source)
+    return written

@@ -1,0 +1,43 @@
+"""TorchScript, the only format that QuPath and WSInfer load.
+
+Deprecated upstream (torch warns since 2.11), so everything that touches `torch.jit` lives in this module and the
+warnings are silenced here and nowhere else.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from histo_export.errors import HistoError
+from histo_export.model.lowering import LoweredNet
+
+
+@contextmanager
+def _without_deprecation_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=FutureWarning)
+        yield
+
+
+def torchscript_bytes(lowered: LoweredNet) -> bytes:
+    """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages."""
+    buffer = io.BytesIO()
+    with _without_deprecation_warnings():
+        torch.jit.save(torch.jit.script(lowered), buffer)
+    return buffer.getvalue()
+
+
+def load_torchscript(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
+    """Reads a TorchScript file. It holds a program: check its sha256 first (`bundle.open_bundle` does)."""
+    try:
+        with _without_deprecation_warnings():
+            module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device)
+            module.eval()
+            return module
+    except (RuntimeError, ValueError, OSError) as error:
+        raise HistoError(path, f"is not readable TorchScript ({str(error).splitlines()[0]})", "Export again") from error

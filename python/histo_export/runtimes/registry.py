@@ -1,0 +1,161 @@
+"""The one list of runtimes, and the ids of runtimes in a precision. Imports no runtime."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from histo_export.errors import UsageError
+from histo_export.runtimes.base import Runtime
+from histo_export.spec import PRECISIONS, Precision
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """One row of `RUNTIMES`.
+
+    Attributes:
+        module: below `histo_export.runtimes`; imported when the runtime is asked for.
+        cls: the class in that module.
+        files: precision → the file of a bundle that the runtime opens for it; the precisions are those of `cls.names`.
+        package: the installed package that computes, whose version reports show.
+        timed_on: devices on which `histo bench` times it where no runtime is named.
+    """
+
+    module: str
+    cls: str
+    files: Mapping[Precision, str]
+    package: str
+    timed_on: Sequence[str] = ()
+
+
+_NATIVE: Mapping[Precision, str] = dict.fromkeys(PRECISIONS, "model.safetensors")
+_EAGER: Mapping[Precision, str] = {"fp32": "model.safetensors"}
+_AUTOCAST: Mapping[Precision, str] = {"fp32": "model.safetensors", "bf16": "model.safetensors"}
+_ONNX: Mapping[Precision, str] = {"fp32": "model.onnx", "int8": "model-int8.onnx"}
+_OPENVINO: Mapping[Precision, str] = {"fp32": "model.onnx", "bf16": "model.onnx", "int8": "model-int8.onnx"}
+_CPU, _BOTH, _CUDA = ("cpu",), ("cpu", "cuda"), ("cuda",)
+
+RUNTIMES: Mapping[str, RuntimeEntry] = {
+    "native": RuntimeEntry("native", "NativeRuntime", _NATIVE, "histo-export", _CPU),
+    "native-latency": RuntimeEntry("native", "NativeLatencyRuntime", _NATIVE, "histo-export", _CPU),
+    "onnxruntime": RuntimeEntry("onnxruntime", "OnnxRuntime", _ONNX, "onnxruntime", _BOTH),
+    "onnxruntime-tensorrt": RuntimeEntry(
+        "onnxruntime", "TensorRtRuntime", {"fp32": "model.onnx"}, "onnxruntime", _CUDA
+    ),
+    # A bundle has no such file: benchmarks/low_precision_table.py quantises model.onnx with ONNX Runtime's own tool.
+    "onnxruntime-tool": RuntimeEntry(
+        "onnxruntime", "OnnxToolRuntime", {"int8": "model-int8-onnxruntime.onnx"}, "onnxruntime"
+    ),
+    "openvino": RuntimeEntry("openvino", "OpenVinoRuntime", _OPENVINO, "openvino", _CPU),
+    "openvino-streams": RuntimeEntry("openvino", "OpenVinoStreamsRuntime", _OPENVINO, "openvino"),
+    "torchscript": RuntimeEntry("torchscript", "TorchScriptRuntime", {"fp32": "torchscript_model.pt"}, "torch"),
+    "libtorch": RuntimeEntry("libtorch", "LibtorchRuntime", {"fp32": "torchscript_model.pt"}, "torch", _BOTH),
+    "torch": RuntimeEntry("torch_eager", "EagerRuntime", _EAGER, "torch", _BOTH),
+    "torch-channels-last": RuntimeEntry("torch_eager", "ChannelsLastRuntime", _AUTOCAST, "torch", _CPU),
+    "torch-compile": RuntimeEntry("torch_compile", "TorchCompileRuntime", _AUTOCAST, "torch", _BOTH),
+    "torch-cuda-graph": RuntimeEntry("torch_cuda_graph", "CudaGraphRuntime", _EAGER, "torch", _CUDA),
+    "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": "model.pt2"}, "torch"),
+}
+
+PACKAGES: Sequence[str] = sorted({entry.package for entry in RUNTIMES.values()} - {"histo-export"})
+"""The packages of other people that compute in some runtime."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A runtime in one precision.
+
+    Its text is the id that users type and reports show, and nothing else in the project makes or reads that text: the
+    runtime's name alone for fp32, else followed by the precision, as in `native-int8`.
+
+    Attributes:
+        runtime: a key of `RUNTIMES`.
+        precision: one of `RUNTIMES[runtime].files`.
+    """
+
+    runtime: str
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise UsageError(f"runtime {self.runtime}", "is unknown", f"Use one of {', '.join(RUNTIMES)}")
+        if self.precision not in self.entry.files:
+            able = ", ".join(name for name, entry in RUNTIMES.items() if self.precision in entry.files)
+            raise UsageError(
+                f"{self.runtime} in {self.precision}",
+                "is unavailable",
+                f"These can: {able}; or use another precision",
+            )
+
+    def __str__(self) -> str:
+        return self.runtime if self.precision == "fp32" else f"{self.runtime}-{self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """The variant with this id; UsageError where the id is unknown."""
+        try:
+            return _BY_ID[text]
+        except KeyError:
+            raise UsageError(f"runtime {text}", "is unknown", f"Use one of {', '.join(_BY_ID)}") from None
+
+    @property
+    def entry(self) -> RuntimeEntry:
+        """The row of its runtime."""
+        return RUNTIMES[self.runtime]
+
+    @property
+    def file(self) -> str:
+        """The file of a bundle that it opens."""
+        return self.entry.files[self.precision]
+
+    def in_precision(self, precision: Precision) -> Variant:
+        """The same runtime in another precision; UsageError where it has none."""
+        return Variant(self.runtime, precision)
+
+
+def variants(*ids: str) -> tuple[Variant, ...]:
+    """The variants with these ids, as in `variants("native", "native-int8")`; UsageError where one is unknown."""
+    return tuple(map(Variant.parse, ids))
+
+
+def all_variants() -> tuple[Variant, ...]:
+    """Every runtime in every precision that it has, from the most exact precision to the fastest."""
+    return tuple(_BY_ID.values())
+
+
+def default_variants(device: str, precisions: Sequence[Precision] = ("fp32",)) -> tuple[Variant, ...]:
+    """What `histo bench` times where no runtime is named, for each precision the runtimes that have it."""
+    return tuple(
+        Variant(name, precision)
+        for precision in precisions
+        for name, entry in RUNTIMES.items()
+        if device in entry.timed_on and precision in entry.files
+    )
+
+
+def runtime_class(runtime: str) -> type[Runtime]:
+    """The class of `RUNTIMES[runtime]`; HistoError where it needs a package that is not installed."""
+    entry = RUNTIMES[runtime]
+    cls: type[Runtime] = getattr(importlib.import_module(f"histo_export.runtimes.{entry.module}"), entry.cls)
+    return cls
+
+
+def open_runtime(
+    runtime: str, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32"
+) -> Runtime:
+    """Opens a model file in one of `RUNTIMES`; see `Runtime` for the arguments and the errors."""
+    return runtime_class(runtime)(file, threads=threads, device=device, precision=precision)
+
+
+_BY_ID: Mapping[str, Variant] = {
+    str(variant): variant
+    for variant in (
+        Variant(name, precision)
+        for precision in PRECISIONS
+        for name, entry in RUNTIMES.items()
+        if precision in entry.files
+    )
+}
