@@ -41,7 +41,7 @@ INPUTS = (
     "cpp/bindings/arrays.h",
     "cpp/bindings/errors.h",
     "cpp/torch/include/histo/torch_runtime.h",
-    *(f"cpp/include/histo/{name}.h" for name in ("api", "engine", "error", "isa", "model", "names")),
+    *(f"cpp/include/histo/{name}.h" for name in ("api", "cpu", "engine", "error", "model", "names")),
     "cpp/src/checks.h",
 )
 """All that the compiler reads of ours; CMakeLists.txt puts the same files into the wheel."""
