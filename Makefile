@@ -66,7 +66,7 @@ sanitize: $(TOOLS)  ## readers, C interface, threads and the kernels of one inst
 	ctest --preset tsan
 
 sanitize-all: $(TOOLS)  ## all C++ tests with the address and undefined-behaviour sanitizers, and threads as above
-	$(call BUILD,asan)
+	$(call BUILD,asan-all)
 	ctest --preset asan-all
 	$(call BUILD,tsan)
 	ctest --preset tsan
