@@ -20,7 +20,7 @@ from histo_export.bundle_files import CARD, CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
-from histo_export.spec import Precision
+from histo_export.spec import ModelSpec, Precision
 
 FORMAT_1_CHECKED_BY = {
     "model.onnx": "onnxruntime",
@@ -250,6 +250,14 @@ def open_bundle(path: Path) -> Bundle:
     if GOLDEN not in config.histo.files:
         raise HistoError(path / CONFIG, f"lists no {GOLDEN}", "Export again")
     return Bundle(path, config)
+
+
+def spec_of(bundle: Bundle) -> ModelSpec:
+    """The model's spec; HistoError where it is invalid."""
+    try:
+        return ModelSpec.from_dict(bundle.config.histo.spec)
+    except (TypeError, ValueError) as error:
+        raise HistoError(bundle.path / CONFIG, f"has an invalid spec ({error})", "Export again") from error
 
 
 def _check_file(file: Path, expected: FileEntry) -> None:
