@@ -30,10 +30,10 @@ from histo_export.runtimes import Variant, all_variants, default_variants
 RUNTIMES = tuple(variant.runtime for variant in all_variants() if variant.precision == "fp32")
 
 QUICK_POOLS, QUICK_BATCHES = "2", "8"
-"""Where timing is disabled: the suite is a test then, and one size of each kind tests the code."""
+"""Used where timing is disabled: the suite is a test then, for which one pool and one batch are enough."""
 
 MIN_ROUNDS = 3
-"""Instead of pytest-benchmark's 5, where nobody says otherwise: a batch of 32 takes a second in a slow runtime."""
+"""The default instead of pytest-benchmark's 5, because a batch of 32 takes a second in a slow runtime."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Choice:
     threads: int
     device: str
     precision: str
-    named: bool  # --runtimes was given, so that one which can't be had is a failure
+    named: bool  # --runtimes was given, so that an unavailable one is a failure
     timing: bool
 
     @property
@@ -62,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--threads", type=int, default=_core.usable_cpus(), help="of each runtime; default: all usable CPUs"
     )
-    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="never replaced by another")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="if it is unavailable, tests fail")
     group.addoption("--precision", choices=("fp32",), default="fp32", help="that must have been executed")
 
 
@@ -88,7 +88,7 @@ def _choice(config: pytest.Config) -> Choice:
     def numbers(name: str, default: str) -> tuple[int, ...]:
         text = option(name) or default
         if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in text.split(",")):
-            raise pytest.UsageError(f"--{name} {text}: is not a list of whole numbers of 1 or more")
+            raise pytest.UsageError(f"--{name} {text}: is not a list of integers of 1 or more")
         return tuple(dict.fromkeys(map(int, text.split(","))))
 
     device = option("device")
@@ -96,7 +96,7 @@ def _choice(config: pytest.Config) -> Choice:
     names = named.split(",") if named else [str(variant) for variant in default_variants(device)]
     runtimes = tuple(dict.fromkeys(names))
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
-        raise pytest.UsageError(f"--runtimes {unknown[0]}: is not known; use some of {', '.join(RUNTIMES)}")
+        raise pytest.UsageError(f"--runtimes {unknown[0]}: is unknown; use some of {', '.join(RUNTIMES)}")
     return Choice(
         pools=numbers("pools", QUICK_POOLS if quick else "1,2,4,8"),
         batches=numbers("batches", QUICK_BATCHES if quick else "1,8,32"),
@@ -154,18 +154,18 @@ class Timed:
         self.facts = worker.open(variant, self.file, self.golden_file, threads=choice.threads, device=choice.device)
 
     def check(self, logits: np.ndarray) -> None:
-        """The logits of the golden tiles, in their order and as often as they come."""
+        """Checks logits `(n, classes)` of the golden tiles in order, the first tile following the last one."""
         assert self.golden.relative_error(logits) <= FP32_TOLERANCE
 
     def check_executed(self) -> None:
-        """Asked after a real run: the precision and the device are those that the group's name says."""
+        """Checks, after a real run, that precision and device are those in the group's name."""
         assert precision_of(self.worker.executed()["executed"]) == self.choice.precision
         require_device(self.worker.label, self.choice.device, self.worker.devices())
 
 
 @pytest.fixture(scope="session")
 def open_timed(choice: Choice) -> Callable[[ExitStack, str, Subject], Timed]:
-    """Opens a model in a process that ends with the stack; skips the test where the runtime is not to be had."""
+    """Opens a model in a process that ends with the stack; skips the test where the runtime is unavailable."""
 
     def open_worker(stack: ExitStack, runtime: str, subject: Subject) -> Timed:
         worker = stack.enter_context(Worker(f"{runtime}, {subject.label}"))
@@ -193,7 +193,7 @@ def run_benchmark(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Benchmarks a function that returns the seconds it took, as the worker measured them.
 
     Args of the function returned: `call`; `group`, the table that the result stands in; `rounds`, where
-    `--benchmark-min-rounds` and `--benchmark-max-time` shall not choose; `info`, kept in the JSON.
+    `--benchmark-min-rounds` and `--benchmark-max-time` do not apply; `info`, kept in the JSON.
     """
     now = 0.0
 

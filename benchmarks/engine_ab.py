@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 LIMIT = 1e-4
-"""Of the difference between logits, relative to the largest of them."""
+"""Largest difference between the logits of the two builds, relative to the largest logit."""
 
 
 def serve(module: str, job: dict[str, Any]) -> None:

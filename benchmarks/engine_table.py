@@ -117,12 +117,12 @@ def lead_table(part: Part, rounds: int, seconds: float) -> None:
 
 
 def of_batch(ours: Sequence[str], batch: int) -> Sequence[str]:
-    """Of our runtimes, latency first, those that a user would take for this batch."""
+    """Those of our runtimes (latency first) that a user would choose for this batch."""
     return ours[:1] if batch == 1 else ours[1:] if batch >= 32 else ours
 
 
 def lead(ours: Sequence[Row], peers: Sequence[Row], goal: float) -> list[str]:
-    """Fastest of ours, of the peers, time of theirs over ours, and the goal; `<` marks a miss."""
+    """Cells: our fastest runtime, the fastest peer, its time over ours, and the goal; `<` marks a missed goal."""
     mine, other = fastest(ours), fastest(peers)
     ratio = compare(other.medians.tolist(), mine.medians.tolist())
     shown = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]{' <' if ratio.ratio < goal else ''}"
@@ -223,7 +223,7 @@ def top_of(layer: Mapping[str, Any], tops: Mapping[str, float]) -> float:
 
 
 def threads_table(threads: int, pool: int, rounds: int) -> None:
-    """All threads over one, in turn in one process, batch 64."""
+    """The speed of all threads over that of one thread, in turn in one process, at batch 64."""
     times: dict[int, list[float]] = {1: [], threads: []}
     with tempfile.TemporaryDirectory() as home:
         part = Part("", {}, threads, [pool])

@@ -15,9 +15,9 @@
 #include <span>
 #include <vector>
 
-#include "histo/build_config.h"
-#include "histo/fused_head.h"
 #include "cpu/thread_pool.h"
+#include "histo/cpu.h"
+#include "histo/fused_head.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -86,7 +86,7 @@ def compile_bench(folder: Path) -> ctypes.CDLL:
 
 
 class Contestant:
-    """`seconds(calls)` is the time of one call, over that many; `logits()` is what the last one computed."""
+    """`seconds(calls)` is the mean time of one of that many calls; `logits()` are those of the last call."""
 
     def __init__(self, seconds: Callable[[int], float], logits: Callable[[], Array] | None) -> None:
         self.seconds, self.logits = seconds, logits

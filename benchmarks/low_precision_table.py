@@ -49,7 +49,7 @@ from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
 from histo_export.bench.worker_handle import Worker
 from histo_export.bundle_files import GOLDEN, INT8_ONNX
-from histo_export.data import open_data
+from histo_export.data import TileData, open_data
 from histo_export.data.tiles import TileSet
 from histo_export.data.transforms import center_crop
 from histo_export.errors import HistoError, UsageError
@@ -81,7 +81,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Class:
-    """A precision: the lead that each batch should have, and the peers it is over."""
+    """A precision: batch → the lead that it should have, and the peers over which it is measured."""
 
     goals: Mapping[int, float]
     peers: tuple[str, ...]
@@ -102,7 +102,7 @@ COMPARED = (
     *("openvino-int8", "openvino-streams-int8", "onnxruntime", "onnxruntime-int8", TOOL),
     *("torch-channels-last", "torch-channels-last-bf16", "torch-compile", "torch-compile-bf16"),
 )
-"""By `accuracy`, all with the first."""
+"""What `accuracy` compares, all with the first one."""
 
 
 def ours(precision: Precision) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def quantise_with_onnxruntime(model: Path, to: Path, tiles: Tiles) -> None:
 
 @contextlib.contextmanager
 def untrained(threads: int, pool: int) -> Iterator[Subject]:
-    """A network in every file that a runtime here opens."""
+    """An untrained network in every file that the runtimes of this benchmark open."""
     with tempfile.TemporaryDirectory() as home:
         subject = engine_table.make(Path(home), Part("", {}, threads, [pool]), pool, int8=True)
         golden = Golden.read(subject.folder / GOLDEN)
@@ -172,7 +172,7 @@ def speed(classes: Sequence[Precision], threads: int, pools: Sequence[int], roun
 
 
 def memory(classes: Sequence[Precision], threads: int, pool: int) -> None:
-    """What the engine allocates, and the peak of a process that has run nothing but these tiles."""
+    """What the engine allocates, and the peak of a process that has run these tiles only."""
     columns = ["precision", "profile", "batch", "weights MB", "workspace MB", "process MB", "of these before"]
     table = Table(*columns, title=f"Memory, {threads} threads, pool {pool}", title_justify="left")
     with untrained(threads, pool) as subject:
@@ -230,7 +230,7 @@ def checks(subject: Subject, threads: int) -> None:
 
 @contextlib.contextmanager
 def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
-    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is left as it is."""
+    """The bundle as a subject that also holds what ONNX Runtime's tool makes of it; the bundle is not changed."""
     (subject,) = open_subjects([bundle], ["int8"])
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home) / "bundle"
@@ -243,7 +243,7 @@ def with_tools_model(bundle: Path, tiles: Tiles) -> Iterator[Subject]:
 
 
 def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) -> npt.NDArray[np.float32]:
-    """`(n, classes)` of the whole split."""
+    """float32 logits `(n, classes)` of all tiles of the split."""
     opened = open_variant(Variant.parse(runtime), subject, threads)
     parts = []
     for start in range(0, len(tiles), BATCH):
@@ -254,21 +254,12 @@ def test_logits(runtime: str, subject: Subject, tiles: TileSet, threads: int) ->
 
 
 def declared(tile: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint8]:
-    """The tile at the size that the files are declared for."""
+    """The tile, cropped to the size that the files are declared for."""
     return tile if tile.shape[0] == spec.tile_size else center_crop(tile, spec.tile_size)
 
 
-def accuracy(
-    bundle: Path,
-    data: str,
-    split: str | None,
-    runtimes: Sequence[str],
-    to: Path,
-    threads: int,
-    rounds: int,
-    seconds: float,
-) -> None:
-    """Table and picture; the first of `runtimes` is what the others are compared with."""
+def bundle_tiles(bundle: Path, data: str, split: str | None) -> tuple[TileData, npt.NDArray[np.uint8]]:
+    """The data that a bundle was trained on, and those of its training tiles that int8 is calibrated on."""
     block = open_bundle(bundle).config.histo
     spec = ModelSpec.from_dict(block.spec)
     fractions = tuple(float(part) if "." in part else int(part) for part in split.split(",")) if split else None
@@ -276,29 +267,41 @@ def accuracy(
     tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=fractions, seed=seed)  # type: ignore[arg-type]
     if block.training.get("data", {}).get("fingerprint") not in (None, tiles.fingerprint):
         raise UsageError(f"--data {data}", "is not what the bundle was trained on", "Give the same tiles and --split")
-    calibration = choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
-    with with_tools_model(bundle, calibration) as subject:
-        logits: dict[str, npt.NDArray[np.float32]] = {}
-        left_out: dict[str, str] = {}
-        for runtime in runtimes:
-            try:
-                variant = Variant.parse(runtime)
-                if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
-                    raise HistoError(runtime, reason, "It is left out")
-                logits[runtime] = test_logits(runtime, subject, tiles.test, threads)
-            except HistoError as error:
-                left_out[runtime] = str(error)
-            gc.collect()  # ends the threads of this one
-        timed = tuple(logits)
+    return tiles, choose_tiles(tiles.train, replace(spec, crop=spec.tile_size), TILES).numpy()
+
+
+def logits_of_all(
+    runtimes: Sequence[str], subject: Subject, tiles: TileSet, threads: int
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
+    """Runtime → logits of the test tiles; and runtime → why it is left out."""
+    logits: dict[str, npt.NDArray[np.float32]] = {}
+    left_out: dict[str, str] = {}
+    for runtime in runtimes:
         try:
-            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
+            variant = Variant.parse(runtime)
+            if reason := runtime_class(variant.runtime).unavailable("cpu", variant.precision):
+                raise HistoError(runtime, reason, "It is left out")
+            logits[runtime] = test_logits(runtime, subject, tiles, threads)
+        except HistoError as error:
+            left_out[runtime] = str(error)
+        gc.collect()  # ends the threads of this one
+    return logits, left_out
+
+
+def accuracy(bundle: Path, data: str, split: str | None, runtimes: Sequence[str], to: Path, how: Settings) -> None:
+    """Table and picture; the first of `runtimes` is what the others are compared with."""
+    tiles, calibration = bundle_tiles(bundle, data, split)
+    with with_tools_model(bundle, calibration) as subject:
+        logits, left_out = logits_of_all(runtimes, subject, tiles.test, how.threads[0])
+        try:
+            rows, _ = measure([subject], replace(how, runtimes=variants(*logits)), show)
         except HistoError as error:  # ONNX Runtime's tool may choose ranges that make another model of it
             if not str(error).startswith(TOOL):
                 raise
             agree = (logits[TOOL].argmax(1) == logits[runtimes[0]].argmax(1)).mean()
             left_out[TOOL] = f"{error} On the test tiles its top class was that of {runtimes[0]} for {agree:.2%}."
-            timed = tuple(runtime for runtime in timed if runtime != TOOL)
-            rows, _ = measure([subject], Settings(variants(*timed), (BATCH,), (threads,), rounds, seconds), show)
+            timed = variants(*(runtime for runtime in logits if runtime != TOOL))
+            rows, _ = measure([subject], replace(how, runtimes=timed), show)
     log.print("\r\033[K", end="")
     reference = logits[runtimes[0]]
     columns = [
@@ -312,10 +315,10 @@ def accuracy(
     table = Table(*columns, title=f"{bundle.name}: {len(reference):,} test tiles", title_justify="left")
     points = []
     for row in rows:
-        found = logits[row.runtime]
-        right = int((found.argmax(1) == tiles.test.labels).sum())
-        low, high = bootstrap_interval(right, len(found))
-        share = right / len(found)
+        own = logits[row.runtime]
+        right = int((own.argmax(1) == tiles.test.labels).sum())
+        low, high = bootstrap_interval(right, len(own))
+        share = right / len(own)
         time = summarise(row.rounds)
         rates = tuple(row.batch / seconds for seconds in (time.median, time.high, time.low))
         points.append(Point(row, (share, low, high), rates))
@@ -323,8 +326,8 @@ def accuracy(
             row.runtime,
             row.executed,
             f"{share:.1%} [{low:.1%}, {high:.1%}]",
-            f"{(found.argmax(1) == reference.argmax(1)).mean():.2%}",
-            f"{np.abs(found - reference).max():.2g}",
+            f"{(own.argmax(1) == reference.argmax(1)).mean():.2%}",
+            f"{np.abs(own - reference).max():.2g}",
             "{:.0f} [{:.0f}, {:.0f}]".format(*rates),
         )
     out.print(table)
@@ -332,7 +335,7 @@ def accuracy(
         out.print(f"{runtime} is left out: {reason}")
     to.mkdir(parents=True, exist_ok=True)
     picture = to / "accuracy-speed.png"
-    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {threads} threads")
+    draw(points, picture, f"{bundle.name}: {len(reference):,} test tiles, batch {BATCH}, {how.threads[0]} threads")
     out.print(f"{picture}")
 
 
@@ -414,8 +417,8 @@ def main() -> None:
         checks(subject, args.threads)
         return
     if judged:
-        runtimes = args.runtimes.split(",")
-        accuracy(Path(rest[0]), args.data, args.split, runtimes, args.out, args.threads, args.rounds, args.time)
+        how = Settings((), (BATCH,), (args.threads,), args.rounds, args.time)
+        accuracy(Path(rest[0]), args.data, args.split, args.runtimes.split(","), args.out, how)
         return
     if "speed" in args.parts:
         speed(classes, args.threads, pools, args.rounds, args.time)

@@ -100,7 +100,7 @@ def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> di
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every result; run.json tells times and is none."""
+    """All result files; run.json holds times and does not count."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -123,7 +123,7 @@ def slide_part(bundle: Path, slide: Path, home: Path) -> None:
 
 
 def memory_part(bundle: Path, home: Path) -> None:
-    spec = json.loads((bundle / "config.json").read_text())
+    spec = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     side = spec["patch_size_pixels"]
     rng = np.random.default_rng(0)
     source = home / "distinct"

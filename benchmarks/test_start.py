@@ -1,4 +1,4 @@
-"""Loading a model and its first call, in a fresh process each time; importing the runtime is told apart.
+"""Loading a model and its first call, in a fresh process each time; the import of the runtime is timed separately.
 
 Neither depends on the pool, so the first one chosen stands for all. The files are in the page cache.
 """

@@ -1,4 +1,4 @@
-"""One training step for each pool: what the report that this project starts from timed by the hour.
+"""One training step for each pool; the report that this project starts from timed runs of hours instead.
 
 The step is a plain PyTorch one in fp32: normalise, forward, cross-entropy, backward, Adam.
 """

@@ -41,7 +41,7 @@ from histo_export.training.trainer import choose_device, make_trainer
 
 
 class Noise:
-    """Tile `i`: what is on it does not change the time."""
+    """Makes tile `i` of noise: the time does not depend on the pixels."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -51,7 +51,7 @@ class Noise:
 
 
 class Bench:
-    """The data and the start that all contestants share."""
+    """The data and the initial weights that all contestants share."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         classes = tuple("abcdef")
@@ -74,8 +74,7 @@ class Bench:
         module = TileTraining(
             net,
             self.spec,
-            config,
-            1,
+            replace(config, epochs=1, workers=0),
             train_tiles=self.train,
             val_tiles=self.val,
             golden=np.zeros((1, 8, 8, 3), np.uint8),
@@ -129,7 +128,7 @@ class Bench:
 
 
 def main() -> int:
-    """Prints the table; 1 where the two loops do not end alike."""
+    """Prints the table; returns 1 where the two loops end with different weights or losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", type=int, default=2)
     parser.add_argument("--tiles", type=int, default=256)

@@ -1,4 +1,4 @@
-"""May `histo bench` be believed? Three experiments on it, for a quiet machine; each exits with 1 where it may not.
+"""Is `histo bench` right? Three experiments for a quiet machine; each exits with 1 where it is not.
 
 python benchmarks/trust.py planted    # a planted 3 % slowdown is found and a planted 0 % is not, in five runs of five
 python benchmarks/trust.py alone      # A/A: a runtime is as fast among all the others as alone
@@ -35,7 +35,7 @@ from histo_export.runtimes import Runtime, Tiles, Variant, all_variants, default
 from histo_export.statistics import compare
 
 SLOWED = "slowed"
-"""The folder whose model the planting worker slows."""
+"""Name of the folder whose model the worker slows down."""
 
 log = Console(stderr=True, highlight=False)
 

@@ -25,10 +25,10 @@ from wsinfer_zoo.client import ModelConfiguration
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
     bundle, slide, results = Path(job["bundle"]), Path(job["slide"]), Path(job["results"])
-    config = ModelConfiguration.from_dict(json.loads((bundle / "config.json").read_text()))
+    config = ModelConfiguration.from_dict(json.loads((bundle / "config.json").read_text(encoding="utf-8")))
     info = LocalModelTorchScript(config=config, model_path=str(bundle / "torchscript_model.pt"))
     model = get_pretrained_torch_module(info).eval()
     compiled = jit_compile(model) if job["speedup"] else None
@@ -41,7 +41,7 @@ def main() -> None:
     for _ in sys.stdin:
         table.unlink(missing_ok=True)
         with (
-            Path(os.devnull).open("w") as silent,
+            Path(os.devnull).open("w", encoding="utf-8") as silent,
             contextlib.redirect_stdout(silent),
             contextlib.redirect_stderr(silent),
         ):

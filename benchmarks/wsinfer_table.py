@@ -45,7 +45,7 @@ from histo_export.statistics import compare
 
 PEER = Path(__file__).with_name("wsinfer_peer.py")
 LIMIT = 1e-5
-"""Of |Δp| where both see the same pixels."""
+"""Largest |Δp| that is allowed where both see the same pixels."""
 
 out = Console(width=120, highlight=False)
 
@@ -59,7 +59,7 @@ class Tiles:
 
 
 class Row:
-    """A process that runs all tiles whenever it is told to."""
+    """A process that runs all tiles on request."""
 
     def __init__(
         self, name: str, command: Sequence[str], job: Mapping[str, Any], home: Path, environment: Mapping[str, str]
@@ -79,16 +79,16 @@ class Row:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """Of the last run, `(n, classes)`."""
-        found: npt.NDArray[np.float32] = np.load(self._probabilities)
-        return found
+        """Probabilities `(n, classes)` of the last run."""
+        probabilities: npt.NDArray[np.float32] = np.load(self._probabilities)
+        return probabilities
 
     def close(self) -> None:
         self._worker.close()
 
 
 def serve(job: Mapping[str, Any]) -> None:
-    """One row of ours."""
+    """Serves one row of ours: runs all tiles for each line on stdin."""
     bundle, spec, variant = check_model(Path(job["bundle"]), job["runtime"], None)
     runtime = open_model(bundle, variant, job["threads"], "cpu")
     loop = TileLoop(runtime, spec, batch=job["batch"], readers=job["threads"])
@@ -184,7 +184,7 @@ def resampled(args: argparse.Namespace, classifier: Classifier, tiles: Tiles, ho
 
 def main() -> None:
     if sys.argv[1:2] == ["serve"]:
-        serve(json.loads(Path(sys.argv[2]).read_text()))
+        serve(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)

@@ -59,29 +59,6 @@ def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def releases_gil() -> Callable[[Callable[[], object]], bool]:
-    """Tells whether other Python threads run while a function of at least 20 ms does its work outside Python.
-
-    With the GIL held, this thread would wake up once or twice. Several tries, because it may also be kept waiting by
-    a busy machine.
-    """
-
-    def check(work: Callable[[], object]) -> bool:
-        for _ in range(20):
-            worker = threading.Thread(target=work)
-            worker.start()
-            wakes = 0
-            while worker.is_alive():
-                time.sleep(0.001)
-                wakes += 1
-            if wakes > 10:
-                return True
-        return False
-
-    return check
-
-
-@pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Checkpoint]:
     return _make_checkpoint
 
@@ -106,7 +83,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2, timing_s=0.01))
     yield out
     open_bundle(out)  # compares every file with its sha256
 
@@ -145,3 +122,37 @@ def _no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def other_threads_advance() -> Callable[[Callable[[], object]], bool]:
+    """Whether Python runs other threads while `work` is in C++.
+
+    `work` is repeated, in a thread, until this thread has had five turns in a row during one call. That is impossible
+    where the call holds the GIL: this thread then gets a turn before and after it only. Nothing depends on how fast
+    the machine is, if one call takes 10 ms or more; the minute is for a failure.
+    """
+
+    def advance(work: Callable[[], object]) -> bool:
+        calls = 0
+        enough = threading.Event()
+
+        def repeat() -> None:
+            nonlocal calls
+            while not enough.is_set():
+                calls += 1
+                work()
+
+        worker = threading.Thread(target=repeat)
+        worker.start()
+        call = turns = 0
+        end = time.monotonic() + 60
+        while turns < 5 and worker.is_alive() and time.monotonic() < end:
+            turns = turns + 1 if call == calls > 0 else 0
+            call = calls
+            time.sleep(0.001)
+        enough.set()
+        worker.join()
+        return turns == 5
+
+    return advance

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import histo_export
+from histo_export import _core
 
 INVALID_ARGUMENT, SIZE_MISMATCH, SIZE_OVERFLOW, IO, INVALID_FILE, UNSUPPORTED = range(1, 7)
 CANCELLED, FAILED = 8, 9
@@ -53,6 +54,10 @@ class EngineOptions(ctypes.Structure):
     )
 
 
+class HeadOptions(ctypes.Structure):
+    _fields_ = (("struct_size", c_size_t), ("threads", c_uint), ("isa", c_char_p))
+
+
 class SelfTest(ctypes.Structure):
     _fields_ = (
         ("struct_size", c_size_t),
@@ -69,7 +74,7 @@ class BatchOptions(ctypes.Structure):
 @pytest.fixture(scope="module")
 def histo() -> ctypes.CDLL:
     library = ctypes.CDLL(str(histo_export.cmake_prefix() / "lib/libhisto.so"))
-    for name in ("histo_version", "histo_last_error", "histo_model_class_name"):
+    for name in ("histo_version", "histo_last_error", "histo_last_remedy", "histo_model_class_name"):
         getattr(library, name).restype = c_char_p
     for name in ("classes", "crop", "tile_size", "pool"):
         function = getattr(library, f"histo_model_{name}")
@@ -86,7 +91,12 @@ def histo() -> ctypes.CDLL:
         *(c_void_p, c_size_t, c_size_t, SOURCE, SINK, PROGRESS, c_void_p),
         *(POINTER(BatchOptions), POINTER(Stats)),
     ]
-    for name in ("histo_model_free", "histo_engine_free"):
+    library.histo_precision_support.argtypes = [c_char_p, c_char_p, POINTER(c_char_p)]
+    library.histo_head_create.argtypes = [
+        *(c_size_t, c_size_t, c_size_t, POINTER(c_float), c_size_t, POINTER(c_float), c_size_t),
+        *(POINTER(HeadOptions), POINTER(c_void_p)),
+    ]
+    for name in ("histo_model_free", "histo_engine_free", "histo_head_free"):
         getattr(library, name).restype, getattr(library, name).argtypes = None, [c_void_p]
     return library
 
@@ -295,6 +305,40 @@ def test_each_thread_has_its_own_last_error(histo: ctypes.CDLL, tmp_path: Path) 
     assert messages[0] == ""
     assert "/theirs" in messages[1]
     assert "/mine" in last_error(histo)
+
+
+def test_precision_support_is_that_of_the_python_module(histo: ctypes.CDLL) -> None:
+    for isa in _core.usable_isas():
+        for precision, support in _core.precision_support(isa).items():
+            executed = c_char_p()
+            status = histo.histo_precision_support(precision.encode(), isa.encode(), byref(executed))
+            if support.isa is None:
+                assert (status, executed.value) == (UNSUPPORTED, None)
+                assert last_error(histo) == f"{support.reason}; use fp32"
+            else:
+                assert (status, executed.value) == (0, support.isa.encode())
+
+
+def test_the_remedy_is_also_there_apart(histo: ctypes.CDLL, model: c_void_p) -> None:
+    handle = c_void_p()
+    options = EngineOptions(ctypes.sizeof(EngineOptions), precision=b"fp64")
+    assert histo.histo_engine_create(model, byref(options), byref(handle)) == INVALID_ARGUMENT
+    assert last_error(histo) == 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'
+    assert histo.histo_last_remedy() == b"choose from fp32, bf16x3, bf16, int8"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads of this process in /proc")
+@pytest.mark.skipif(_core.usable_cpus() == 1, reason="with one CPU, all CPUs are one thread")
+@pytest.mark.parametrize(("threads", "expected"), [(0, _core.usable_cpus()), (3, 3), (1, 1)])
+def test_zero_threads_of_a_head_are_all_cpus(histo: ctypes.CDLL, threads: int, expected: int) -> None:
+    weight, bias = (c_float * 2)(1, 1), (c_float * 2)(0, 0)
+    head = c_void_p()
+    before = len(list(Path("/proc/self/task").iterdir()))
+    options = HeadOptions(ctypes.sizeof(HeadOptions), threads)
+    assert histo.histo_head_create(1, 1, 2, weight, 2, bias, 2, byref(options), byref(head)) == 0, last_error(histo)
+    started = len(list(Path("/proc/self/task").iterdir())) - before
+    histo.histo_head_free(head)
+    assert started + 1 == expected  # the caller's thread works, too
 
 
 def test_parallel_calls_take_turns(histo: ctypes.CDLL, engine: c_void_p, golden: dict[str, npt.NDArray[Any]]) -> None:

@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from histo_export._core import Engine, Model, default_isa, preprocess, self_test, usable_cpus, usable_isas
+from histo_export._core import (
+    PRECISIONS,
+    Engine,
+    Model,
+    default_isa,
+    precision_support,
+    preprocess,
+    self_test,
+    usable_cpus,
+    usable_isas,
+    usable_precisions,
+)
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
@@ -26,6 +37,7 @@ from histo_export.parity import FP32_TOLERANCE
 from histo_export.runtimes import to_float
 from histo_export.spec import STAGES
 
+Advance = Callable[[Callable[[], object]], bool]
 Tiles = npt.NDArray[np.uint8]
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -237,9 +249,9 @@ def test_not_a_number_stays_in_its_row(engine: Engine) -> None:
 # --- threads ------------------------------------------------------------------------------------------------
 
 
-def test_other_python_threads_advance(engine: Engine, releases_gil: Callable[[Callable[[], object]], bool]) -> None:
-    tiles = random_tiles(100, 64, 64)
-    assert releases_gil(lambda: engine.run(tiles))
+def test_other_python_threads_advance(engine: Engine, other_threads_advance: Advance) -> None:
+    tiles = random_tiles(200, 64, 64)
+    assert other_threads_advance(lambda: engine.run(tiles)), "the GIL was held while the engine worked"
 
 
 def test_many_threads_share_one_model_and_one_engine(model: Model, engine: Engine) -> None:
@@ -281,6 +293,21 @@ def test_info_says_what_is_executed(model: Model, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HISTO_ISA", "sse9")
     with pytest.raises(ValueError, match="sse9"):
         Engine(model)
+
+
+@pytest.mark.parametrize("isa", usable_isas())
+def test_precision_support_is_what_an_engine_does(model: Model, isa: str) -> None:
+    support = precision_support(isa)
+    assert tuple(support) == PRECISIONS
+    assert usable_precisions(isa) == [precision for precision, found in support.items() if found.isa]
+    assert support["fp32"].isa == executed_in_fp32(isa)
+    for precision, found in support.items():
+        assert (found.isa is None) == bool(found.reason)
+        if found.isa is None:
+            with pytest.raises(RuntimeError, match=re.escape(f"{found.reason}; use fp32")):
+                Engine(model, threads=1, precision=precision, isa=isa)
+        elif precision != "int8":  # for which this model has no scales
+            assert Engine(model, threads=1, precision=precision, isa=isa).info()["isa"] == found.isa
 
 
 def test_another_crop_where_the_head_allows_it(make_checkpoint: MakeCheckpoint) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from histo_export._core import FusedHead, usable_isas
 
+Advance = Callable[[Callable[[], object]], bool]
 Array = npt.NDArray[np.float32]
 LAYOUTS = ("nchw", "nhwc")
 
@@ -282,7 +283,7 @@ def test_threads_share_one_head() -> None:
     assert np.array_equal(np.concatenate(logits), head(np.concatenate(tiles)))
 
 
-def test_other_threads_run_meanwhile(releases_gil: Callable[[Callable[[], object]], bool]) -> None:
+def test_other_threads_run_meanwhile(other_threads_advance: Advance) -> None:
     head = FusedHead(np.zeros((512, 64 * 64), np.float32), np.zeros(512, np.float32), 8, isa="portable")
     features = np.zeros((2000, 64, 4, 4), np.float32)  # 1 G multiply-adds, four at a time: some 0.1 s
-    assert releases_gil(lambda: head.run(features))
+    assert other_threads_advance(lambda: head.run(features)), "the GIL was held while FusedHead worked"

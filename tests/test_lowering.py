@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d, linear
 from torchvision.transforms.functional import center_crop
 
 from histo_export.export.onnx_graph import OPERATORS, onnx_bytes
-from histo_export.export.pt2 import exported_program
+from histo_export.export.torch_program import exported_program
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import Head, Stem, fold_head, head_pool, lower, pooling_matrix
 from histo_export.model.net import normalise

@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/names.h"
 
 namespace bindings {

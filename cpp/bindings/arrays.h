@@ -1,4 +1,4 @@
-// NumPy arrays as spans over their own memory, and the calls that every runtime of tiles has.
+// NumPy arrays as spans over their own memory, and the methods that Engine and TorchRuntime share.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,8 +20,8 @@ inline std::string shape_of(const py::array& array) { return py::str(array.attr(
 
 inline std::string dtype_of(const py::array& array) { return py::str(array.dtype()); }
 
-// The array's own memory: a copy made behind the caller's back would cost more than the work that follows, so
-// whatever would need one is refused. `Stored` is what NumPy calls the elements, `T` what they are.
+// The array's own memory. An array that would need a conversion or a copy is refused, because a silent copy
+// may cost more than the computation. `Stored` is the elements' NumPy type, `T` their C++ type.
 template <typename T, typename Stored = T>
 std::span<const T> view(const char* name, const py::array& array, const char* axes, py::ssize_t ndim) {
   static_assert(sizeof(T) == sizeof(Stored));
@@ -71,7 +71,7 @@ inline std::span<const float> float_tiles(const py::array& tiles, histo::TileSha
   return floats;
 }
 
-// Logits of bytes or floats by their dtype. `Runtime` is a histo::Engine or a histo::TorchRuntime.
+// Logits of uint8 or float32 tiles, by their dtype. `Runtime` is a histo::Engine or a histo::TorchRuntime.
 template <typename Runtime>
 py::array_t<float> run(const Runtime& runtime, const py::array& tiles) {
   histo::TileShape shape{};

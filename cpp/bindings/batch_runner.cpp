@@ -1,9 +1,8 @@
-// The batch loop for Python: tiles from arrays, iterators and callbacks, over an engine or anything that can
-// be called.
+// The batch loop for Python: tiles from arrays, iterators and callbacks, run by an engine or by any callable.
 //
-// The loop's threads take the GIL for as long as they are in Python and no longer. No Python object is made,
-// copied or given up without it: what the callbacks need is owned by objects that Python destroys, and the
-// std::functions hold plain pointers.
+// The loop's threads hold the GIL only while they run Python code. Python objects are created, copied and
+// released only with the GIL: the objects that the callbacks need belong to objects that Python destroys, and
+// the std::functions hold plain pointers.
 
 #include "histo/batch_runner.h"
 
@@ -48,12 +47,12 @@ using Side = std::pair<std::size_t, std::size_t>;
 
 std::string type_of(const py::handle& object) { return py::str(py::type::of(object).attr("__name__")); }
 
-// "ValueError: its message", as the last line of a traceback has it.
+// "ValueError: its message", like the last line of a traceback.
 std::string text_of(const py::handle& exception) {
   return type_of(exception) + ": " + std::string(py::str(exception));
 }
 
-// The exception with its traceback, which Python before 3.12 keeps apart.
+// The exception with its traceback, which Python before 3.12 stores separately.
 py::object exception_of(const py::error_already_set& error) {
   if (error.trace()) {
     PyException_SetTraceback(error.value().ptr(), error.trace().ptr());
@@ -65,7 +64,7 @@ py::object exception_of(const py::error_already_set& error) {
 
 bool is_byte_array(const py::handle& object) { return py::isinstance<py::array_t<std::uint8_t>>(object); }
 
-// Height and width of one tile; raises what is wrong with it.
+// Height and width of one tile; raises TypeError or ValueError where it is not one.
 Side side_of(const py::handle& tile) {
   if (!py::isinstance<py::array>(tile)) {
     raise(PyExc_TypeError, "a tile is " + type_of(tile) + "; a uint8 array (height, width, 3) is needed");
@@ -113,8 +112,8 @@ class Tiles {
 
   [[nodiscard]] Side side() const { return side_; }
 
-  // Whether copy_next() serves, which needs no GIL, and not next().
-  [[nodiscard]] bool whole() const { return !next_; }
+  // Whether the tiles lie in one array. Then call copy_next(), which needs no GIL; else call next().
+  [[nodiscard]] bool in_one_array() const { return !next_; }
 
   bool copy_next(std::span<std::uint8_t> tile) {
     if (left_ == 0) {
@@ -140,7 +139,7 @@ class Tiles {
                                   "; the loop runs on tiles of (" + std::to_string(side_.first) + ", " +
                                   std::to_string(side_.second) + ", 3)");
     }
-    // Copied here in any case, so that any strides will do.
+    // The tile is copied here in any case, so it may have any strides.
     std::memcpy(tile.data(), contiguous<std::uint8_t>(item).data(), tile.size());
     return true;
   }
@@ -162,7 +161,7 @@ class Tiles {
       array_ = array;
       bytes_ = static_cast<const std::uint8_t*>(array.data());
       left_ = extent(array, 0);
-    } else {  // tile by tile, for a copy of the whole might not fit
+    } else {  // tile by tile, because a contiguous copy of the array may not fit into memory
       next_ = py::iter(array).attr("__next__");
     }
   }
@@ -177,7 +176,7 @@ class Tiles {
     return item;
   }
 
-  // The next item that the source has.
+  // The next item from the source itself; null at the end.
   py::object fetch() {
     try {
       py::object item = next_();
@@ -190,8 +189,8 @@ class Tiles {
     }
   }
 
-  // That of the first tile which is one; the items up to it stay in the stream, as exceptions where they are
-  // lost.
+  // The side of the first tile that is not lost. The items up to it stay in the stream, a lost tile as its
+  // exception.
   Side first_side() {
     for (;;) {
       try {
@@ -213,7 +212,7 @@ class Tiles {
         break;
       }
     }
-    return {1, 1};  // no tile will be copied, so any will do
+    return {1, 1};  // unused: no tile will be copied
   }
 
   histo::OnError on_error_;
@@ -227,7 +226,7 @@ class Tiles {
 
 // --- the runtime -----------------------------------------------------------------------------------------
 
-// What Python calls BatchRunner: a loop over an engine, or what it takes to make one over `infer`.
+// BatchRunner in Python: a loop over an engine, or the settings for a loop over the Python function `infer`.
 struct Runner {
   std::optional<histo::BatchRunner> over_engine;
   py::object infer;
@@ -238,18 +237,12 @@ struct Runner {
 std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py::ssize_t> classes,
                                     py::ssize_t batch, py::ssize_t queued, const std::string& on_error) {
   auto runner = std::make_unique<Runner>();
-  const auto positive = [](const char* name, py::ssize_t value) {
-    if (value < 1) {
-      raise(PyExc_ValueError, std::string(name) + " is " + std::to_string(value) + "; it must be at least 1");
-    }
-    return static_cast<std::size_t>(value);
-  };
-  runner->options = {.batch = positive("batch", batch),
-                     .queued = positive("queued", queued),
+  runner->options = {.batch = at_least_one("batch", batch),
+                     .queued = at_least_one("queued", queued),
                      .on_error = histo::from_name<histo::OnError>("on_error", on_error)};
   if (py::isinstance<histo::Engine>(runtime)) {
     const auto& engine = runtime.cast<const histo::Engine&>();
-    if (classes && positive("classes", *classes) != engine.classes()) {
+    if (classes && at_least_one("classes", *classes) != engine.classes()) {
       raise(PyExc_ValueError, "classes is " + std::to_string(*classes) + "; the engine has " +
                                   std::to_string(engine.classes()));
     }
@@ -264,13 +257,13 @@ std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py:
   if (!classes) {
     raise(PyExc_TypeError, "classes is missing; only an Engine knows how many logits a tile has");
   }
-  runner->classes = positive("classes", *classes);
+  runner->classes = at_least_one("classes", *classes);
   return runner;
 }
 
 // --- one run ---------------------------------------------------------------------------------------------
 
-// One run of the loop over Python objects. Made and destroyed with the GIL, run without it.
+// One run of the loop over Python objects. Constructed and destroyed with the GIL, run without it.
 class Loop {
  public:
   Loop(const Runner& runner, const py::object& source, const std::optional<Side>& side, py::object progress)
@@ -280,7 +273,7 @@ class Loop {
     }
   }
 
-  // Raises what a callback has raised: see BatchRunner::run() and the documentation below.
+  // Raises the exception of a callback: see BatchRunner::run() and the documentation below.
   BatchRunnerStats run(const histo::TileSink& sink, const histo::Progress& watch) {
     const histo::TileSource source = [this](std::span<std::uint8_t> tile) { return next(tile); };
     const histo::Progress progress = [this, &watch](const BatchRunnerStats& stats) {
@@ -309,7 +302,7 @@ class Loop {
   }
 
   bool next(std::span<std::uint8_t> tile) {
-    if (tiles_.whole()) {
+    if (tiles_.in_one_array()) {
       return tiles_.copy_next(tile);
     }
     return guarded(source_error_, [&] { return tiles_.next(tile); });
@@ -317,7 +310,7 @@ class Loop {
 
   void infer(std::span<const std::uint8_t> tiles, histo::TileShape shape, std::span<float> logits) {
     guarded(infer_error_, [&] {
-      // A copy, because the callee may keep it for longer than the loop keeps the tiles.
+      // A copy, because the function may keep the array for longer than the loop keeps the tiles.
       py::array_t<std::uint8_t> input({shape.batch, shape.height, shape.width, std::size_t{3}});
       std::memcpy(input.mutable_data(), tiles.data(), tiles.size());
       const py::object output = runner_.infer(input);
@@ -338,7 +331,7 @@ class Loop {
     });
   }
 
-  // Python's signal handlers run here, where run() was called in the main thread.
+  // Python's signal handlers run here if run() was called in the main thread.
   bool report(const BatchRunnerStats& stats) {
     raise_fatal();
     const py::gil_scoped_acquire locked;
@@ -348,8 +341,8 @@ class Loop {
     return progress_.is_none() || !progress_(stats).is(py::bool_(false));
   }
 
-  // Calls `work` with the GIL. What it raises is kept, for the loop hands on its text alone.
-  // KeyboardInterrupt and SystemExit are no fault of a tile: they end the loop whatever `on_error` says.
+  // Calls `work` with the GIL. Its exception is stored in `kept`, because the loop passes on the text only.
+  // KeyboardInterrupt and SystemExit are not a failure of a tile: they end the loop under any `on_error`.
   template <typename Work>
   bool guarded(py::object& kept, const Work& work) {
     const py::gil_scoped_acquire locked;
@@ -372,8 +365,8 @@ class Loop {
     }
   }
 
-  // `what` begins with the tile. Where both the source and the runtime failed, the runtime's tiles came
-  // first.
+  // `what` begins with the name of the tile. Where both the source and the runtime failed, the tiles of the
+  // runtime's failure came first.
   void raise_kept(const std::string& what) {
     const py::gil_scoped_acquire locked;
     const py::object& error = infer_error_ ? infer_error_ : source_error_;
@@ -395,7 +388,7 @@ class Loop {
 
 // --- results by callback ---------------------------------------------------------------------------------
 
-// What Python calls TileResult.
+// TileResult in Python.
 struct Result {
   std::size_t index;
   std::vector<float> logits;
@@ -424,8 +417,8 @@ BatchRunnerStats run_to_sink(const Runner& runner, const py::object& source, con
 
 // --- results by iteration --------------------------------------------------------------------------------
 
-// What Python calls BatchResults: the loop in a thread of its own, and a bounded queue of what it delivers.
-// The mutex is never held by a thread that waits for the GIL.
+// BatchResults in Python: the loop in a thread of its own, and a bounded queue of its results. No thread
+// waits for the GIL while it holds the mutex.
 class Results {
  public:
   Results(py::object runner, const py::object& source, const std::optional<Side>& shape, py::object progress)
@@ -439,7 +432,7 @@ class Results {
 
   Result next() {
     for (;;) {
-      if (PyErr_CheckSignals() != 0) {  // each time, for list() and the like do not
+      if (PyErr_CheckSignals() != 0) {  // each time, because list() and similar callers do not check
         cancel();
         throw py::error_already_set();
       }
@@ -491,14 +484,14 @@ class Results {
     }
   }
 
-  // Python waits for no thread of ours when it ends, and they could not reach it any more.
+  // Called when Python exits: it does not wait for these threads, which must not call it afterwards.
   static void close_all() {
     while (!open().empty()) {
       (*open().begin())->close();
     }
   }
 
-  // Those whose loop may be running. With the GIL.
+  // All objects whose loop may be running. Call it with the GIL.
   static std::set<Results*>& open() {
     static std::set<Results*> all;
     return all;
@@ -520,7 +513,7 @@ class Results {
                                                [this](const BatchRunnerStats& now) { return watch(now); });
       watch(stats);
     } catch (const Cancelled&) {
-      // by cancel(), and nobody waits for it
+      // cancel() was called, and no caller waits for a result
     } catch (...) {
       error = std::current_exception();
     }
@@ -569,7 +562,8 @@ std::unique_ptr<Results> results(py::object runner, const py::object& source,
 // --- documentation ---------------------------------------------------------------------------------------
 
 constexpr const char* runner_doc = R"(
-The batch inference loop: tiles in, logits out in order, with preparing, inference and delivery overlapped.
+The batch inference loop: takes tiles and delivers logits in the same order. Preparing, inference and delivery
+overlap.
 
 Memory is bounded by ``(2 * queued + 3) * batch`` tiles, however many there are.
 
@@ -580,44 +574,44 @@ Args:
     classes: logits per tile; needed unless ``runtime`` is an Engine.
     batch: tiles per call of the runtime; the last batch may be smaller.
     queued: batches that may wait between two stages.
-    on_error: "stop" ends the loop at the first tile that fails and raises what made it fail; "report" delivers
-        that tile with an error, and the loop goes on. A failing batch loses all of its tiles.
+    on_error: "stop" ends the loop at the first tile that fails and raises its exception; "report" delivers that
+        tile with an error, and the loop continues. If a batch fails, all of its tiles fail.
 )";
 
 constexpr const char* run_doc = R"(
 Runs until the source ends, and returns when every result has been delivered.
 
 Args:
-    source: the tiles: a uint8 array ``(tiles, height, width, 3)``, which is read where it is; an iterable of
-        uint8 arrays ``(height, width, 3)``, which are copied; or a function that returns one at each call, and
-        None at the end. An exception object in the place of a tile means that this tile is lost; so does an
-        exception that the source raises, but a generator ends with that. All have one size.
+    source: the tiles, all of one size: a uint8 array ``(tiles, height, width, 3)``, which is read in place; an
+        iterable of uint8 arrays ``(height, width, 3)``, which are copied; or a function that returns one such
+        array at each call, and None at the end. An exception object in the place of a tile means that this tile
+        is lost. So does an exception that the source raises, but a generator ends with it.
     sink: called with each TileResult, in order, in the calling thread.
-    shape: ``(height, width)`` of the tiles; None takes that of the first one, which is then asked for in the
-        calling thread. The others are asked for in one thread of the loop.
+    shape: ``(height, width)`` of the tiles. None means that of the first tile, which is then read in the calling
+        thread; the others are read in a thread of the loop.
     progress: called with the BatchRunnerStats in the calling thread after each delivered batch and at least
         every 100 ms; returning False cancels.
 
 Returns:
-    What the loop did.
+    The totals of the loop.
 
 Raises:
-    Exception: whatever a callback raised, as it is, once all threads have ended; under "stop" with a note that
-        names the tile. An engine's failure is a RuntimeError that names the tile.
-    KeyboardInterrupt: Ctrl-C is seen within 100 ms and ends the loop after the batch at hand.
+    Exception: the exception of a callback, unchanged, after all threads have ended; under "stop" with a note that
+        names the tile. A failure of an engine is a RuntimeError that names the tile.
+    KeyboardInterrupt: Ctrl-C takes effect within 100 ms and ends the loop after the current batch.
     RuntimeError: ``progress`` returned False.
-    TypeError, ValueError: an argument is of the wrong kind.
+    TypeError, ValueError: an argument is of the wrong type or out of its range.
 )";
 
 constexpr const char* results_doc = R"(
 The same as an iterator over the results, for a ``for`` loop.
 
-The loop runs ahead by a bounded number of tiles, in a thread of its own, in which ``progress`` is called.
-Leaving the iteration early ends the loop: at once with ``close()`` or a ``with`` statement, else when the
-iterator is given up.
+The loop runs ahead by a bounded number of tiles, in a thread of its own, which also calls ``progress``. If the
+iteration stops early, the loop ends at once with ``close()`` or at the end of a ``with`` statement, else when the
+iterator is deleted.
 
 Returns:
-    An iterator of TileResult that raises what run() raises.
+    An iterator of TileResult that raises the exceptions of run().
 )";
 
 }  // namespace
@@ -625,11 +619,11 @@ Returns:
 void register_batch_runner(py::module_& m) {
   py::class_<BatchRunnerStats>(
       m, "BatchRunnerStats",
-      "Where the loop stands, or what it did.\n\nThe stages overlap, so their times may "
-      "add up to more than `seconds`.")
-      .def_readonly("tiles", &BatchRunnerStats::tiles, "Delivered, failed ones included.")
-      .def_readonly("failed", &BatchRunnerStats::failed, "Of these.")
-      .def_readonly("batches", &BatchRunnerStats::batches, "Run.")
+      "The progress of the loop, or its totals.\n\nThe stages overlap, so the sum of their times may exceed "
+      "`seconds`.")
+      .def_readonly("tiles", &BatchRunnerStats::tiles, "Delivered, including the failed ones.")
+      .def_readonly("failed", &BatchRunnerStats::failed, "Delivered with an error.")
+      .def_readonly("batches", &BatchRunnerStats::batches, "That the runtime ran.")
       .def_readonly("seconds", &BatchRunnerStats::seconds, "Since run() was called.")
       .def_readonly("prepare_seconds", &BatchRunnerStats::prepare_seconds, "Spent in the source.")
       .def_readonly("infer_seconds", &BatchRunnerStats::infer_seconds, "Spent in the runtime.")
@@ -637,7 +631,7 @@ void register_batch_runner(py::module_& m) {
       .def_property_readonly("tiles_per_second", &BatchRunnerStats::tiles_per_second,
                              "0 before time has passed.");
 
-  py::class_<Result>(m, "TileResult", "What became of a tile.\n\nExactly one of logits and error is None.")
+  py::class_<Result>(m, "TileResult", "The result for a tile.\n\nExactly one of logits and error is None.")
       .def_readonly("index", &Result::index, "Counted from 0 in the order of the source.")
       .def_property_readonly(
           "logits",
@@ -655,9 +649,9 @@ void register_batch_runner(py::module_& m) {
       .def("__iter__", [](const py::object& self) { return self; })
       .def("__next__", &Results::next)
       .def("__enter__", [](const py::object& self) { return self; })
-      .def("__exit__", [](Results& results_at_hand, const py::args&) { results_at_hand.close(); })
-      .def("close", &Results::close, "Ends the loop after the batch at hand and waits for that.")
-      .def_property_readonly("stats", &Results::stats, "Where the loop stands, or what it did.");
+      .def("__exit__", [](Results& self, const py::args&) { self.close(); })
+      .def("close", &Results::close, "Ends the loop after the current batch and waits for its threads.")
+      .def_property_readonly("stats", &Results::stats, "The progress of the loop, or its totals.");
 
   py::class_<Runner>(m, "BatchRunner", runner_doc)
       .def(py::init(&make_runner), py::arg("runtime"), py::arg("classes").noconvert() = py::none(),

@@ -92,7 +92,7 @@ py::array_t<float> preprocess(const py::array& tiles, const histo::Model& model,
   const std::size_t side = crop ? at_least_one("crop", *crop) : model.spec().crop;
   histo::TileShape shape{};
   const auto bytes = byte_tiles(tiles, shape);
-  if (shape.height < side || shape.width < side) {  // before memory is asked for that may not be there
+  if (shape.height < side || shape.width < side) {  // checked before the result is allocated
     throw py::value_error("tiles has shape " + shape_of(tiles) + "; the crop needs " + std::to_string(side) +
                           " x " + std::to_string(side) + " pixels");
   }
@@ -131,21 +131,20 @@ A call is not interrupted by Ctrl-C; BatchRunner is, between two batches.
 Args:
     model: a Model, or the path of a ``model.safetensors``.
     threads: 0 means ``usable_cpus()``.
-    precision: "fp32", or "bf16", "bf16x3" and "int8" where the CPU has AMX or AVX-512 with BF16 or VNNI; the
-        last needs a model with scales. See docs/quantisation.md.
+    precision: one of ``usable_precisions()``; "int8" needs a model with scales. See docs/quantisation.md.
     isa: one of ``usable_isas()``; None means ``default_isa()``.
     crop: side of the centre crop in pixels; None means the model's.
     profile: "throughput" for batches of 8 and more, or "latency" for single tiles.
     algorithm: "fastest", which takes Winograd's where it applies, or "direct", the definition alone.
 
 Raises:
-    OSError, ValueError: as Model.open(); ValueError for an argument out of its range too.
+    OSError, ValueError: as Model.open(); ValueError also for an argument out of its range.
     RuntimeError: this machine lacks the instruction set, or one that the precision needs; the model has no scales
-        for int8; or the head was folded for another crop's map.
+        for int8; or its head was folded for the feature map of another crop.
 )";
 
 constexpr const char* layer_times_doc = R"(
-What the layers are, and how long each takes for a batch: one run, so repeat it and take medians.
+The layers, and the time of each for a batch. It is measured in one run: repeat it and take medians.
 
 Args:
     tiles: uint8 ``(batch, height, width, 3)``, as for run().
@@ -168,8 +167,8 @@ Args:
         ``(batch, 3, height, width)`` in [0, 1]. RGB. Centre crop and normalisation are done inside.
 
 Returns:
-    float32 ``(batch, classes)``. NaN in a tile comes out in that tile's row and nowhere else; in int8 all of the row
-    is NaN, for infinity too.
+    float32 ``(batch, classes)``. NaN or infinity in a tile affects the row of that tile only; in int8 the complete
+    row is then NaN.
 
 Raises:
     TypeError: ``tiles`` is not an array, or of another dtype.
@@ -177,7 +176,7 @@ Raises:
 )";
 
 constexpr const char* stages_doc = R"(
-The outputs of the six stages (stem, layer1 to layer4, head), for finding where two implementations part.
+The outputs of the six stages (stem, layer1 to layer4, head), to find the first in which two implementations differ.
 
 Args:
     tiles: uint8 ``(batch, height, width, 3)``, as for run().
@@ -188,7 +187,7 @@ Returns:
 )";
 
 constexpr const char* info_doc = R"(
-What this engine really does.
+What this engine runs.
 
 Returns:
     A dict: ``isa`` (of the kernels that run), ``precision``, ``profile``, ``algorithm``, ``threads``, ``crop``
@@ -197,9 +196,9 @@ Returns:
 )";
 
 constexpr const char* preprocess_doc = R"(
-What the network sees: the centre crop, scaled to [0, 1], less the mean, over the standard deviation.
+The input of the network: the centre crop, scaled to [0, 1], minus the mean, divided by the standard deviation.
 
-Equals PyTorch's, computed in float32 in this order, to the last bit.
+Computed in float32 in this order, and bit-identical to PyTorch's.
 
 Args:
     tiles: uint8 ``(batch, height, width, 3)``, C-contiguous.
@@ -214,7 +213,7 @@ Raises:
 )";
 
 constexpr const char* self_test_doc = R"(
-Replays a bundle's ``golden.safetensors`` and compares with the float64 logits in it.
+Runs the tiles of a bundle's ``golden.safetensors`` and compares with the float64 logits in it.
 
 Returns:
     tiles, max_abs (largest difference of a logit), max_relative (the same in units of a tile's own largest
@@ -235,7 +234,8 @@ void register_engine(py::module_& m) {
       .def("run", &run<histo::Engine>, py::arg("tiles"), run_doc)
       .def("__call__", &run<histo::Engine>, py::arg("tiles"), "The same as run().")
       .def("warmup", &warmup, py::arg("batch").noconvert() = 1,
-           "Runs a black batch, so that the first real one finds memory touched and caches filled.")
+           "Runs a black batch, so that memory is allocated and caches are filled before the first real "
+           "batch.")
       .def("stages", &stages<histo::Engine>, py::arg("tiles"), stages_doc)
       .def("layer_times", &layer_times, py::arg("tiles"), layer_times_doc)
       .def("info", &engine_info, info_doc)

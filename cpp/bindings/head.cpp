@@ -28,7 +28,7 @@ histo::FusedHead make_head(const py::array& weight, const py::array& bias, py::s
   const py::ssize_t columns = weight.shape(1);
   if (columns % pool != 0 || columns / pool % pool != 0) {
     throw py::value_error("weight has shape " + shape_of(weight) +
-                          "; its columns are no multiple of pool * pool for pool " + std::to_string(pool));
+                          "; its columns are not a multiple of pool * pool for pool " + std::to_string(pool));
   }
   return {static_cast<std::size_t>(pool),
           static_cast<std::size_t>(columns / pool / pool),
@@ -52,7 +52,7 @@ FeatureAxes feature_axes(const std::string& layout) {
   return {"(batch, height, width, channels)", 3, 1, histo::Layout::nhwc};
 }
 
-// Calls `compute(features, shape, out)` with the features as what they are, float32 or bf16.
+// Calls `compute(features, shape, out)` with the features as float32 or bf16.
 template <typename Compute>
 py::array_t<float> head_output(const histo::FusedHead& head, const py::array& features,
                                const std::string& layout, bool bf16, const Compute& compute) {
@@ -110,7 +110,7 @@ Args:
         ``flatten(1)``, as it is.
     bias: float32 ``(classes,)``, copied.
     pool: bins along each side of the map, at least 1.
-    threads: that one call may use, the caller's among them; 0 means ``usable_cpus()``.
+    threads: of one call, including the caller's; 0 means ``usable_cpus()``.
     isa: one of ``usable_isas()``; None means ``default_isa()``.
 
 Raises:
@@ -138,7 +138,7 @@ Raises:
 )";
 
 constexpr const char* reference_doc = R"(
-What run() is tested against: the definition, cell by cell in float64, rounded once. Slow.
+The definition, computed cell by cell in float64 and rounded once. Slow: it is the reference in tests of run().
 
 Arguments, result and errors are those of run().
 )";
@@ -158,7 +158,8 @@ void register_head(py::module_& m) {
       .def_property_readonly("pool", &histo::FusedHead::pool, "Bins along each side of the map.")
       .def_property_readonly("channels", &histo::FusedHead::channels, "Channels of the feature map.")
       .def_property_readonly("classes", &histo::FusedHead::classes, "Number of logits.")
-      .def_property_readonly("threads", &histo::FusedHead::threads, "That one call may use.")
+      .def_property_readonly("threads", &histo::FusedHead::threads,
+                             "Threads of one call, including the caller's.")
       .def_property_readonly(
           "isa", [](const histo::FusedHead& head) { return name(head.isa()); },
           "The instruction set that its kernels are written in.");

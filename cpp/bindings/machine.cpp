@@ -3,20 +3,20 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstddef>
+#include <optional>
 #include <ranges>
+#include <string>
 #include <string_view>
 #include <vector>
 
+#include "arguments.h"
 #include "histo/build_config.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/names.h"
 #include "register.h"
 
 namespace bindings {
 namespace {
-
-namespace py = pybind11;
 
 template <typename Range>
 py::tuple tuple_of(const Range& values) {
@@ -56,13 +56,42 @@ py::dict cpu_info() {
   return result;
 }
 
-py::list usable_isas() {
+template <histo::ClosedSet Value>
+py::list list_of(const std::vector<Value>& values) {
   py::list names;
-  for (const histo::Isa isa : histo::usable_isas()) {
-    names.append(name(isa));
+  for (const Value value : values) {
+    names.append(name(value));
   }
   return names;
 }
+
+py::dict precision_support(const std::optional<std::string>& isa) {
+  py::dict by_precision;
+  for (const histo::PrecisionSupport& support : histo::precision_support(isa_of(isa))) {
+    by_precision[py::str(name(support.precision))] = support;
+  }
+  return by_precision;
+}
+
+constexpr const char* precision_support_doc = R"(
+Whether this machine can run each precision.
+
+Args:
+    isa: the highest instruction set to use, one of ``usable_isas()``; None means ``default_isa()``.
+
+Returns:
+    A PrecisionSupport for each of ``PRECISIONS``, in that order.
+
+Raises:
+    ValueError: ``isa`` or ``$HISTO_ISA`` is unknown.
+    RuntimeError: it is not usable on this machine.
+)";
+
+constexpr const char* usable_precisions_doc = R"(
+The precisions that this machine can run, in the order of ``PRECISIONS``; the first is always "fp32".
+
+Argument and errors are those of precision_support().
+)";
 
 void register_names(py::module_& m) {
   m.attr("ISAS") = names_of<histo::Isa>();
@@ -79,8 +108,24 @@ void register_names(py::module_& m) {
 
 void register_machine(py::module_& m) {
   register_names(m);
-  m.def("usable_isas", &usable_isas,
-        "The instruction sets that this machine can run, lowest first: see ISAS.");
+  py::class_<histo::PrecisionSupport>(m, "PrecisionSupport",
+                                      "Whether this machine can run a precision: see precision_support().")
+      .def_property_readonly(
+          "isa",
+          [](const histo::PrecisionSupport& support) {
+            return support.isa ? std::optional(name(*support.isa)) : std::nullopt;
+          },
+          "The instruction set whose kernels run; None where the precision is unavailable.")
+      .def_readonly("reason", &histo::PrecisionSupport::reason,
+                    "Why the precision is unavailable, without a full stop; else empty.");
+  m.def("precision_support", &precision_support, py::arg("isa") = py::none(), precision_support_doc);
+  m.def(
+      "usable_precisions",
+      [](const std::optional<std::string>& isa) { return list_of(histo::usable_precisions(isa_of(isa))); },
+      py::arg("isa") = py::none(), usable_precisions_doc);
+  m.def(
+      "usable_isas", [] { return list_of(histo::usable_isas()); },
+      "The instruction sets that this machine can run, lowest first: see ISAS.");
   m.def(
       "default_isa", [] { return name(histo::default_isa()); },
       "The highest usable instruction set, or the one that $HISTO_ISA names; ValueError where that is "

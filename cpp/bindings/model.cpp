@@ -51,7 +51,7 @@ constexpr const char* model_doc = R"(
 The contents of a ``model.safetensors``: immutable, and shared by all engines that are made from it.
 
 ``Model.open(path)`` maps a file, ``Model.from_bytes(contents)`` copies one. Any number of threads may use one
-model. A file is taken for hostile until shown otherwise, and nothing in it can make this code run anything.
+model. The file is untrusted input: it is checked completely before use, and nothing in it is executed.
 )";
 
 constexpr const char* open_doc = R"(
@@ -103,7 +103,7 @@ void register_model(py::module_& m) {
           "Side in pixels of the centre crop that the network sees.")
       .def_property_readonly(
           "tile_size", [](const histo::Model& model) { return model.spec().tile_size; },
-          "Side in pixels of the tiles that the model was made for.")
+          "Side in pixels of the tiles that the model was trained on.")
       .def_property_readonly(
           "mean", [](const histo::Model& model) { return py::tuple(py::cast(model.spec().mean)); },
           "Per RGB channel, of values in [0, 1].")
@@ -113,7 +113,7 @@ void register_model(py::module_& m) {
       .def_property_readonly(
           "mpp", [](const histo::Model& model) { return model.spec().mpp; },
           "Micrometres per pixel of the tiles; None where unknown.")
-      .def_property_readonly("size_bytes", &histo::Model::size_bytes, "Bytes that the file takes.");
+      .def_property_readonly("size_bytes", &histo::Model::size_bytes, "Size of the file in bytes.");
 }
 
 }  // namespace bindings

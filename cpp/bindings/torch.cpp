@@ -1,5 +1,5 @@
-// The Python module _histo_torch, which histo_export.runtimes.libtorch compiles at first use. It knows
-// nothing of torch's own types: arrays go in and out.
+// The Python module _histo_torch, which histo_export.runtimes.libtorch compiles at first use. It takes and
+// returns NumPy arrays and does not use torch's own types.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl/filesystem.h>

@@ -1,13 +1,13 @@
-// Fuzzes the reader of model files. A valid model takes 85 MB, almost all of them weights, and no mutation
-// would ever find one. So the same input is read three ways, and in one of them as a header whose data, of
-// whatever size it claims, are zeros:
+// Fuzzes the reader of model files. A valid model has 85 MB, nearly all of them weights, and mutations would
+// never produce one. So each input is read in three ways: as a file, as the text of histo.spec, and as a
+// header in front of zeros, as many as its tensors need:
 //
 //     cmake -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DHISTO_BUILD_FUZZERS=ON && cmake --build build/fuzz
 //     build/fuzz/histo_write_fuzz_seeds build/fuzz/corpus
 //     build/fuzz/histo_model_fuzz -dict=cpp/fuzz/model.dict -max_total_time=600 build/fuzz/corpus
 //
-// A finding is what the sanitizers report, anything thrown that is not a histo::Error of the right code, and
-// any claim below that does not hold.
+// A finding is a report of the sanitizers, an exception other than a histo::Error with the right code, or a
+// claim below that does not hold.
 
 #include <algorithm>
 #include <cmath>
@@ -22,9 +22,9 @@
 #include <string_view>
 #include <vector>
 
-#include "model/file_bytes.h"
 #include "histo/error.h"
 #include "histo/model.h"
+#include "model/file_bytes.h"
 #include "model/json.h"
 #include "model/model_format.h"
 #include "model/safetensors.h"
@@ -40,7 +40,7 @@ void claim(bool holds, const char* what) {
   }
 }
 
-// Runs `read`, which may refuse the input and nothing else.
+// Runs `read`, which must succeed or refuse the input with an invalid_file.
 template <typename Read>
 void refuse_or(const Read& read) {
   try {
@@ -51,7 +51,7 @@ void refuse_or(const Read& read) {
   }
 }
 
-// A spec that was let through is one that an engine can trust.
+// Claims of a spec that was accepted: an engine relies on them.
 void check_spec(const histo::ModelSpec& spec) {
   claim(spec.crop >= 32 && spec.tile_size >= spec.crop && spec.pool >= 1, "sizes are in their range");
   claim(spec.head_pool >= 1 && histo::map_size(spec.crop) % spec.head_pool == 0, "head_pool divides the map");
@@ -62,7 +62,7 @@ void check_spec(const histo::ModelSpec& spec) {
   }
 }
 
-// The tensors that were let through lie inside `data`, one behind the other.
+// Claims of tensors that were accepted: they lie inside `bytes` and do not overlap.
 void check_tensors(const Safetensors& file, std::span<const std::byte> bytes) {
   std::size_t total = 0;
   for (const histo::StoredTensor& tensor : file.tensors) {
@@ -83,7 +83,7 @@ void read_model_parts(std::span<const std::byte> bytes) {
   histo::check_model_tensors(file, spec);
 }
 
-// As a whole file, in a copy of exactly its size.
+// The input as a complete file, in a copy of exactly its size.
 void fuzz_file(std::span<const std::byte> input) {
   refuse_or([&] {
     const histo::FileBytes file = histo::copy_bytes(input);
@@ -102,7 +102,7 @@ void fuzz_file(std::span<const std::byte> input) {
   });
 }
 
-// As the text of histo.spec.
+// The input as the text of histo.spec.
 void fuzz_spec(std::string_view text) {
   const Safetensors file{
       .tensors = {},
@@ -110,11 +110,11 @@ void fuzz_spec(std::string_view text) {
   refuse_or([&] { check_spec(histo::read_model_spec(file)); });
 }
 
-// As a header over as many bytes of data as it claims.
+// The input as a header, in front of as many bytes of data as it claims.
 void fuzz_header(std::string_view header) {
   constexpr std::size_t max_header = std::size_t{1} << 16U;
   constexpr std::size_t max_data = std::size_t{1} << 28U;
-  // Zeroed pages that are never written take no memory.
+  // Zero pages that are never written use no memory.
   struct Free {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
@@ -130,7 +130,7 @@ void fuzz_header(std::string_view header) {
       for (const histo::json::Member& member : *root.object()) {
         const histo::json::Value* const offsets = member.value.find("data_offsets");
         if (offsets != nullptr && offsets->array() != nullptr && offsets->array()->size() == 2) {
-          data = std::max(data, (*offsets->array())[1].whole().value_or(0));
+          data = std::max(data, (*offsets->array())[1].unsigned_integer().value_or(0));
         }
       }
     }

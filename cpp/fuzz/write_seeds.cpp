@@ -1,4 +1,4 @@
-// Writes what model_fuzz starts from: histo_write_fuzz_seeds FOLDER
+// Writes the first corpus of model_fuzz: histo_write_fuzz_seeds FOLDER
 
 #include <array>
 #include <cstddef>

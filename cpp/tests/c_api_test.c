@@ -1,13 +1,13 @@
 /* The C interface from a C99 program: histo_c_api_test MODEL, where MODEL is a valid model.safetensors. */
 
+#include "histo/c_api.h"
+
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "histo/histo.h"
 
 static int failures = 0;
 
@@ -20,11 +20,17 @@ static int failures = 0;
     }                                                                                              \
   } while (0)
 
-/* The call must fail with this status and say something about `word`. */
-#define CHECK_FAILS(call, status, word)                \
-  do {                                                 \
-    CHECK((call) == (status));                         \
-    CHECK(strstr(histo_last_error(), (word)) != NULL); \
+static int ends_with(const char* text, const char* end) {
+  return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0;
+}
+
+/* The call must fail with this status and a message with `word`, of which the remedy is the end. */
+#define CHECK_FAILS(call, status, word)                           \
+  do {                                                            \
+    CHECK((call) == (status));                                    \
+    CHECK(strstr(histo_last_error(), (word)) != NULL);            \
+    CHECK(ends_with(histo_last_error(), histo_last_remedy()));    \
+    CHECK((status) == HISTO_FAILED || *histo_last_remedy() != 0); \
   } while (0)
 
 static void* allocate(size_t size) {
@@ -47,6 +53,22 @@ static void fill(uint8_t* bytes, size_t size, unsigned seed) {
 /* --- model -----------------------------------------------------------------------------------------------
  */
 
+static void test_precision_support(void) {
+  const char* executed = NULL;
+  CHECK(histo_precision_support("fp32", "portable", &executed) == HISTO_OK);
+  CHECK(executed != NULL && strcmp(executed, "portable") == 0);
+  CHECK(histo_precision_support("fp32", NULL, NULL) == HISTO_OK);
+  executed = NULL;
+  CHECK_FAILS(histo_precision_support("int8", "portable", &executed), HISTO_UNSUPPORTED,
+              "precision int8 needs ");
+  CHECK_FAILS(histo_precision_support("fp64", NULL, &executed), HISTO_INVALID_ARGUMENT,
+              "\"fp64\" is unknown");
+  CHECK_FAILS(histo_precision_support("fp32", "sse9", &executed), HISTO_INVALID_ARGUMENT,
+              "\"sse9\" is unknown");
+  CHECK_FAILS(histo_precision_support(NULL, NULL, &executed), HISTO_INVALID_ARGUMENT, "precision");
+  CHECK(executed == NULL);
+}
+
 static void test_model(const char* path) {
   histo_model* model = NULL;
   histo_model* copy = NULL;
@@ -57,6 +79,7 @@ static void test_model(const char* path) {
 
   CHECK(strcmp(histo_version(), "") != 0);
   CHECK(histo_usable_cpus() >= 1);
+  test_precision_support();
   CHECK(histo_model_open(path, &model) == HISTO_OK);
   if (model == NULL || file == NULL) {
     fprintf(stderr, "%s: cannot be used: %s\n", path, histo_last_error());
@@ -294,8 +317,13 @@ static void test_engine_options(const histo_model* model) {
   options.isa = NULL;
   options.precision = "fp64";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "fp64");
-  options.precision = "int8"; /* the file has no scales, or the machine no VNNI */
-  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "int8");
+  CHECK(strcmp(histo_last_remedy(), "choose from fp32, bf16x3, bf16, int8") == 0);
+  options.precision = "int8";
+  if (histo_precision_support("int8", NULL, NULL) == HISTO_OK) {
+    CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "no scales for int8");
+  } else {
+    CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "precision int8 needs ");
+  }
   options.precision = "bf16";
   options.isa = "portable";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "use fp32");
@@ -545,6 +573,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   CHECK(strcmp(histo_last_error(), "") == 0);
+  CHECK(strcmp(histo_last_remedy(), "") == 0);
   test_model(argv[1]);
   test_garbage_file(argv[1]);
   test_long_messages_are_cut();

@@ -2,7 +2,7 @@
 
 #include <thread>
 
-#include "histo/build_config.h"
+#include "histo/cpu.h"
 
 #ifdef __linux__
 #include <sched.h>

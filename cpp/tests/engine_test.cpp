@@ -15,14 +15,15 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/packing.h"
 #include "error_code.h"
-#include "histo/build_config.h"
+#include "executed_isa.h"
+#include "histo/cpu.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
 #include "histo/preprocess.h"
 #include "model/network.h"
 #include "model_file.h"
+#include "plan/plan.h"
 
 namespace {
 
@@ -325,7 +326,7 @@ TEST_CASE("engine: it says what it does") {
   const Model model = make_model(4, 128);
   const Isa isa = histo::usable_isas().back();
   Engine engine(model, {.threads = 3, .isa = isa, .profile = Profile::latency});
-  CHECK(engine.info().isa == std::min(isa, Isa::avx512));  // AMX has no float32
+  CHECK(engine.info().isa == executed_isa(Precision::fp32, isa));
   CHECK(engine.info().precision == Precision::fp32);
   CHECK(engine.info().threads == 3);
   CHECK(engine.info().crop == 128);
@@ -441,13 +442,11 @@ const Model& quantised_model() {
   return model;
 }
 
-// The instruction sets that this machine can run `precision` on.
+// The instruction sets of this machine that have kernels of their own for `precision`.
 std::vector<Isa> isas_for(Precision precision) {
   std::vector<Isa> found;
   for (const Isa isa : histo::usable_isas()) {
-    const histo::CpuInfo cpu = histo::cpu_info();
-    if (isa == Isa::amx ||
-        (isa == Isa::avx512 && cpu.avx512_vnni && (precision == Precision::int8 || cpu.avx512_bf16))) {
+    if (executed_isa(precision, isa) == isa) {
       found.push_back(isa);
     }
   }

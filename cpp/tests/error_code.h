@@ -1,9 +1,7 @@
-// What a call that must fail fails with.
+// The code of the Error that a call must throw, which must also say what to do.
 #pragma once
 
 #include <doctest/doctest.h>
-
-#include <string>
 
 #include "histo/error.h"
 
@@ -12,7 +10,9 @@ histo::ErrorCode code_of(Function&& function) {
   try {
     function();
   } catch (const histo::Error& error) {
-    CHECK_FALSE(std::string(error.what()).empty());
+    CHECK_FALSE(error.message().empty());
+    // After a callback's failure the library cannot know what to do.
+    CHECK((error.code() == histo::ErrorCode::failed || !error.remedy().empty()));
     return error.code();
   }
   FAIL("no histo::Error was thrown");

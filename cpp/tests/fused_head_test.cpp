@@ -20,21 +20,22 @@
 #include <unistd.h>
 #endif
 
-#include "plan/adaptive_bins.h"
 #include "error_code.h"
+#include "executed_isa.h"
 #include "histo/error.h"
+#include "plan/adaptive_bins.h"
 
 namespace {
 
 using histo::adaptive_bin;
 using histo::Bfloat16;
-using histo::Bin;
 using histo::Error;
 using histo::ErrorCode;
 using histo::FeatureShape;
 using histo::FusedHead;
 using histo::Isa;
 using histo::Layout;
+using histo::Range;
 using histo::Softmax;
 
 constexpr double unit_roundoff = 0x1p-24;  // of float32
@@ -162,17 +163,17 @@ void check_against_the_definition(const Case& s) {
 }
 
 TEST_CASE("bins: dividing, not dividing, larger than the map") {
-  CHECK(adaptive_bin(0, 2, 4) == Bin{0, 2});
-  CHECK(adaptive_bin(1, 2, 4) == Bin{2, 4});
+  CHECK(adaptive_bin(0, 2, 4) == Range{0, 2});
+  CHECK(adaptive_bin(1, 2, 4) == Range{2, 4});
 
   // 3 bins on 4 cells overlap.
-  CHECK(adaptive_bin(0, 3, 4) == Bin{0, 2});
-  CHECK(adaptive_bin(1, 3, 4) == Bin{1, 3});
-  CHECK(adaptive_bin(2, 3, 4) == Bin{2, 4});
+  CHECK(adaptive_bin(0, 3, 4) == Range{0, 2});
+  CHECK(adaptive_bin(1, 3, 4) == Range{1, 3});
+  CHECK(adaptive_bin(2, 3, 4) == Range{2, 4});
 
   // 8 bins on 4 cells repeat each cell twice.
   for (std::size_t i = 0; i < 8; ++i) {
-    CHECK(adaptive_bin(i, 8, 4) == Bin{i / 2, i / 2 + 1});
+    CHECK(adaptive_bin(i, 8, 4) == Range{i / 2, i / 2 + 1});
   }
 }
 
@@ -180,7 +181,7 @@ TEST_CASE("bins: the formula of the header, for every small size") {
   for (std::size_t pool = 1; pool <= 20; ++pool) {
     for (std::size_t size = 1; size <= 40; ++size) {
       for (std::size_t i = 0; i < pool; ++i) {
-        CHECK(adaptive_bin(i, pool, size) == Bin{i * size / pool, ((i + 1) * size + pool - 1) / pool});
+        CHECK(adaptive_bin(i, pool, size) == Range{i * size / pool, ((i + 1) * size + pool - 1) / pool});
       }
       CHECK(adaptive_bin(pool - 1, pool, size).end == size);
     }
@@ -189,8 +190,8 @@ TEST_CASE("bins: the formula of the header, for every small size") {
 
 TEST_CASE("bins: a side whose product with the pool overflows") {
   constexpr std::size_t size = std::numeric_limits<std::size_t>::max() - 1;
-  static_assert(adaptive_bin(0, 2, size) == Bin{0, size / 2});
-  static_assert(adaptive_bin(1, 2, size) == Bin{size / 2, size});
+  static_assert(adaptive_bin(0, 2, size) == Range{0, size / 2});
+  static_assert(adaptive_bin(1, 2, size) == Range{size / 2, size});
 }
 
 TEST_CASE("the example of the header") {
@@ -206,8 +207,7 @@ TEST_CASE("the example of the header") {
   CHECK(head.channels() == 1);
   CHECK(head.classes() == 2);
   CHECK(head.threads() == 1);
-  const Isa preferred = histo::default_isa();
-  CHECK(head.isa() == (preferred == Isa::amx ? Isa::avx512 : preferred));  // AMX has no float32
+  CHECK(head.isa() == executed_isa(histo::Precision::fp32, histo::default_isa()));
 }
 
 TEST_CASE("threads 0 asks for the usable CPUs") {
@@ -252,9 +252,9 @@ TEST_CASE("every feature meets its own weights") {
             for (std::size_t x = 0; x < width; ++x, ++n) {
               features[n * s.tile() + s.at(c, y, x)] = 1.0F;
               for (std::size_t p = 0; p < pool; ++p) {
-                const Bin rows = adaptive_bin(p, pool, height);
+                const Range rows = adaptive_bin(p, pool, height);
                 for (std::size_t q = 0; q < pool; ++q) {
-                  const Bin columns = adaptive_bin(q, pool, width);
+                  const Range columns = adaptive_bin(q, pool, width);
                   if (y < rows.begin || y >= rows.end || x < columns.begin || x >= columns.end) {
                     continue;
                   }
@@ -558,6 +558,14 @@ TEST_CASE("a bad constructor argument is refused") {
   CHECK(code_of([&] { FusedHead(2, 4, 6, weight, weight); }) == ErrorCode::size_mismatch);
   CHECK(code_of([&] { FusedHead(huge, 4, 6, weight, bias); }) == ErrorCode::size_overflow);
   CHECK(code_of([&] { FusedHead(2, huge / 2, 6, weight, bias); }) == ErrorCode::size_overflow);
+}
+
+TEST_CASE("a head runs what float32 runs, whatever instruction set is preferred") {
+  const std::vector<float> one(1);
+  for (const Isa isa : histo::usable_isas()) {
+    CAPTURE(histo::name(isa));
+    CHECK(FusedHead(1, 1, 1, one, one, {.isa = isa}).isa() == executed_isa(histo::Precision::fp32, isa));
+  }
 }
 
 TEST_CASE("an instruction set that is not there is refused") {

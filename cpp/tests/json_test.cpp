@@ -84,12 +84,12 @@ TEST_CASE("json: numbers") {
 }
 
 TEST_CASE("json: whole numbers are those that a double holds exactly") {
-  CHECK(json::parse("0").whole() == 0U);
-  CHECK(json::parse("9007199254740991").whole() == 9007199254740991U);
+  CHECK(json::parse("0").unsigned_integer() == 0U);
+  CHECK(json::parse("9007199254740991").unsigned_integer() == 9007199254740991U);
   for (const char* bad : {"9007199254740992", "9007199254740993", "18446744073709551616", "1e300", "-1",
                           "0.5", "\"1\"", "true", "null", "[1]"}) {
     CAPTURE(bad);
-    CHECK_FALSE(json::parse(bad).whole());
+    CHECK_FALSE(json::parse(bad).unsigned_integer());
   }
 }
 
@@ -144,8 +144,8 @@ TEST_CASE("json: text that is not UTF-8") {
                           "\xF0\x9F\x98\x28",  //
                           "\xFF"}) {
     CAPTURE(bad);
-    CHECK(complaint("\"" + std::string(bad) + "\"").ends_with("not UTF-8"));
-    CHECK(complaint("\"" + std::string(bad)).ends_with("not UTF-8"));  // nothing behind it
+    CHECK(complaint("\"" + std::string(bad) + "\"").ends_with("invalid UTF-8"));
+    CHECK(complaint("\"" + std::string(bad)).ends_with("invalid UTF-8"));  // nothing behind it
     CHECK(refused(bad));
   }
   CHECK(refused("\xEF\xBB\xBF{}"));  // a byte order mark
@@ -185,7 +185,7 @@ TEST_CASE("json: bad structure") {
   CHECK(complaint("[1, 2, x]") == "bad JSON at byte 7: a value was expected");
 }
 
-TEST_CASE("json: a key that is there twice") {
+TEST_CASE("json: a key that occurs twice") {
   CHECK(complaint(R"({"a":1,"b":2,"a":3})").ends_with("has the same key twice"));
   CHECK(complaint(R"({"a":1,"\u0061":3})").ends_with("has the same key twice"));
   CHECK(complaint(R"([{"x":{"":1,"":1}}])").ends_with("has the same key twice"));

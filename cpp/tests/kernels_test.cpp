@@ -7,15 +7,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "cpu/aligned_buffer.h"
+#include "aligned_buffer.h"
+#include "cpu/isa_selection.h"
 #include "cpu/packing.h"
-#include "histo/isa.h"
 #include "model/network.h"
 
 namespace {
@@ -23,9 +24,21 @@ namespace {
 using histo::Algorithm;
 using histo::AlignedBuffer;
 using histo::ConvLayer;
-using histo::Isa;
-using histo::kernels::Range;
-using histo::kernels::Table;
+using histo::Range;
+using histo::kernels::KernelSet;
+
+// The kernel sets of this machine that execute float32, one for each instruction set.
+std::vector<const histo::IsaRecord*> records() {
+  std::vector<const histo::IsaRecord*> found;
+  for (const histo::IsaRecord* const record : histo::isa_records()) {
+    if (record->executes.fp32 && histo::runs(*record, histo::this_machine())) {
+      found.push_back(record);
+    }
+  }
+  return found;
+}
+
+std::uint32_t* units(float* p) { return reinterpret_cast<std::uint32_t*>(p); }
 
 // Channels-last images with a border of zeros on all sides, wide enough for every kernel and tile here.
 struct Image {
@@ -135,58 +148,64 @@ struct Problem {
 
 // Runs the kernel with its work cut at `cut` (pixels or tiles), and with a canary where nothing may be
 // written.
-Image run(const Table& kernel, Problem& p, std::size_t cut) {
+Image run(const KernelSet& set, Problem& p, std::size_t cut) {
   const Case& c = p.c;
-  const std::size_t block = kernel.conv_block;
-  const std::size_t blocks = (c.outputs + block - 1) / block;
-  const std::size_t block_size = histo::packed_block_size(p.layer, c.algorithm, block);
-  AlignedBuffer weight(blocks * block_size), bias(blocks * block);
+  const histo::kernels::ConvKernels& kernels = *set.of.fp32;
+  const std::size_t block = kernels.block;
+  const histo::Packing packing{p.layer, c.algorithm, histo::Precision::fp32, block};
+  const std::size_t blocks = packing.blocks();
+  AlignedBuffer weight(blocks * packing.block_units()), bias(blocks * block);
   for (std::size_t i = 0; i < blocks; ++i) {
-    histo::pack_weight(p.layer, c.algorithm, block, i, weight.data() + i * block_size);
+    packing.pack(i, weight.units() + i * packing.block_units());
   }
   std::ranges::copy(p.bias, bias.data());
   Image output(p.expected.count, p.expected.height, p.expected.width, c.outputs);
   std::ranges::fill(output.data, 77.0F);
   const histo::kernels::Epilogue epilogue{.bias = bias.data(),
-                                          .residual = c.residual ? p.residual.at(0, 0, 0) : nullptr,
+                                          .scale = nullptr,
+                                          .channels = c.outputs,
+                                          .residual = c.residual ? units(p.residual.at(0, 0, 0)) : nullptr,
                                           .residual_strides = p.residual.strides(),
-                                          .output = output.at(0, 0, 0),
+                                          .residual_format = {},
+                                          .output = units(output.at(0, 0, 0)),
                                           .output_strides = output.strides(),
+                                          .output_format = {},
                                           .height = output.height,
                                           .width = output.width,
                                           .relu = c.relu};
-  const float* const input = p.input.at(0, 0, 0) - c.kernel / 2 * (p.input.row() + p.input.channels);
+  const std::uint32_t* const input =
+      units(p.input.at(0, 0, 0)) - c.kernel / 2 * (p.input.row() + p.input.channels);
   if (c.algorithm == Algorithm::direct) {
     const histo::kernels::Conv conv{.input = input,
                                     .input_strides = p.input.strides(c.stride),
                                     .window_rows = c.kernel,
-                                    .window_run = c.kernel * c.inputs,
+                                    .window_run = packing.window_run(),
                                     .window_row = p.input.row(),
-                                    .weight = weight.data(),
+                                    .weight = weight.units(),
                                     .epilogue = epilogue};
     const std::size_t total = c.images * output.height * output.width;
     for (std::size_t begin = 0; begin < total; begin += cut) {
-      kernel.conv(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
+      kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
     }
     return output;
   }
   const std::size_t m = c.algorithm == Algorithm::winograd4 ? 4 : 2;
-  const auto& winograd = m == 4 ? kernel.winograd4 : kernel.winograd2;
+  const histo::kernels::WinogradKernels& winograd = m == 4 ? kernels.winograd4 : kernels.winograd2;
   const histo::kernels::Winograd w{.input = input,
                                    .input_strides = p.input.strides(),
                                    .channels = c.inputs,
                                    .tile_rows = (output.height + m - 1) / m,
                                    .tile_columns = (output.width + m - 1) / m,
-                                   .weight = weight.data(),
+                                   .weight = weight.units(),
                                    .epilogue = epilogue};
   const std::size_t total = c.images * w.tile_rows * w.tile_columns;
   for (std::size_t begin = 0; begin < total; begin += cut) {
     const Range tiles{begin, std::min(begin + cut, total)};
     const std::size_t count = tiles.end - begin, points = (m + 2) * (m + 2);
     std::vector<float> transformed(points * count * c.inputs), products(points * count * block);
-    winograd.input(w, tiles, transformed.data(), count * c.inputs);
+    winograd.input(w, tiles, units(transformed.data()), count * c.inputs);
     for (std::size_t b = 0; b < blocks; ++b) {
-      winograd.output(w, tiles, {b, b + 1}, transformed.data(), count * c.inputs, products.data(),
+      winograd.output(w, tiles, {b, b + 1}, units(transformed.data()), count * c.inputs, products.data(),
                       count * block);
     }
   }
@@ -196,9 +215,9 @@ Image run(const Table& kernel, Problem& p, std::size_t cut) {
 void check(const Case& c) {
   CAPTURE(describe(c));
   Problem problem(c);
-  for (const Isa isa : histo::usable_isas()) {
-    CAPTURE(histo::name(isa));
-    const Table& kernel = histo::kernels::table(isa);
+  for (const histo::IsaRecord* const record : records()) {
+    CAPTURE(record->description);
+    const KernelSet& kernel = *record->kernels;
     Image output = run(kernel, problem, std::numeric_limits<std::size_t>::max() / 2);
     double worst = 0;
     output.for_each_cell([&](auto n, auto y, auto x, auto k) {
@@ -238,16 +257,16 @@ TEST_CASE("direct convolutions whose weights and pixels are taken in pieces") {
 
 TEST_CASE("maximum pooling, NaN included") {
   constexpr std::size_t channels = 64;
-  for (const Isa isa : histo::usable_isas()) {
-    CAPTURE(histo::name(isa));
+  for (const histo::IsaRecord* const record : records()) {
+    CAPTURE(record->description);
     Image input(1, 7, 9, channels);
     std::mt19937 generator(1);
     std::uniform_real_distribution<float> uniform(0, 1);
     input.for_each_cell([&](auto n, auto y, auto x, auto k) { input.at(n, y, x)[k] = uniform(generator); });
     input.at(0, 2, 3)[5] = std::numeric_limits<float>::quiet_NaN();
     Image output(1, 4, 5, channels);
-    histo::kernels::table(isa).max_pool(input.at(0, 0, 0) - input.row() - channels, input.row(),
-                                        output.at(0, 0, 0), output.row(), 4, 5, channels);
+    record->kernels->max_pool(input.at(0, 0, 0) - input.row() - channels, input.row(),
+                              units(output.at(0, 0, 0)), output.row(), {}, 4, 5, channels);
     output.for_each_cell([&](auto, auto y, auto x, auto k) {
       float largest = 0;
       bool nan = false;
@@ -268,9 +287,9 @@ TEST_CASE("a NaN goes through ReLU and residual, and reaches no other image") {
   for (const Algorithm algorithm : {Algorithm::direct, Algorithm::winograd2, Algorithm::winograd4}) {
     Problem problem({algorithm, 2, 4, 4, 64, 64, 3, 1, true, true});
     problem.input.at(1, 2, 2)[9] = std::numeric_limits<float>::quiet_NaN();
-    for (const Isa isa : histo::usable_isas()) {
-      CAPTURE(histo::name(isa));
-      Image output = run(histo::kernels::table(isa), problem, 100);
+    for (const histo::IsaRecord* const record : records()) {
+      CAPTURE(record->description);
+      Image output = run(*record->kernels, problem, 100);
       output.for_each_cell([&](auto n, auto y, auto x, auto k) {
         if (n == 0) {
           CHECK_FALSE(std::isnan(output.at(n, y, x)[k]));

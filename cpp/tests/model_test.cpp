@@ -47,6 +47,7 @@ std::string complaint(ErrorCode code, Function&& function) {
   } catch (const Error& error) {
     CHECK(error.code() == code);
     CHECK(std::string_view(error.what()).find('\n') == std::string_view::npos);
+    CHECK_FALSE(error.remedy().empty());
     return error.what();
   }
   FAIL("no histo::Error was thrown");
@@ -263,7 +264,7 @@ TEST_CASE("a file that is no model is named") {
   const Folder folder;
   const fs::path empty = folder.write("empty", {});
   CHECK(complaint(ErrorCode::invalid_file, [&] { (void)Model::open(empty); }) ==
-        empty.string() + ": is empty");
+        empty.string() + ": is empty; copy or export the file again");
   const fs::path cut = folder.write("cut", std::span(model_file()).first(model_file().size() - 1));
   CHECK(
       contains(complaint(ErrorCode::invalid_file, [&] { (void)Model::open(cut); }), "truncated or damaged"));
@@ -297,13 +298,13 @@ TEST_CASE("metadata that are not those of a model") {
   CHECK(contains(complaint(R"("histo.format":"1",)", R"("histo.format":"",)"), "histo.format is \"\""));
   CHECK(contains(complaint("\"histo.spec\"", "\"spec\""), "has no histo.spec"));
   CHECK(contains(complaint("\"histo.head_pool\"", "\"head_pool\""), "has no histo.head_pool"));
-  CHECK(contains(complaint("\"__metadata__\":{", "\"__metadata__\":{\"n\":1,"), "that is no string"));
+  CHECK(contains(complaint("\"__metadata__\":{", "\"__metadata__\":{\"n\":1,"), "that is not a string"));
   CHECK(contains(complaint(R"(:"{\"pool\")", R"(:"\"pool\")"), "histo.spec: bad JSON at byte 6"));
   CHECK(contains(complaint(R"({\"pool\")", R"([[{\"pool\")"), "histo.spec: bad JSON"));
   for (const char* pool : {"1", "3", "4", "", "two", "2 ", "+2", "02"}) {
     CAPTURE(pool);
     const std::string changed = R"("histo.head_pool":")" + std::string(pool) + "\"";
-    CHECK(contains(complaint(R"("histo.head_pool":"2")", changed), "pool 3 on a 2x2 map asks for 2"));
+    CHECK(contains(complaint(R"("histo.head_pool":"2")", changed), "pool 3 on a 2x2 map needs 2"));
   }
   // More metadata are allowed: other tools add their own.
   CHECK(Model::from_memory(with_header("\"__metadata__\":{", "\"__metadata__\":{\"format\":\"pt\","))
@@ -322,18 +323,18 @@ TEST_CASE("a spec whose sizes make no sense") {
     CAPTURE(value);
     const std::string v = value;
     CHECK(contains(complaint(R"(\"pool\": 3,)", R"(\"pool\": )" + v + ","),
-                   "pool is not a whole number from 1 to"));
+                   "pool is not an integer from 1 to"));
     CHECK(contains(complaint(R"(\"crop\": 64,)", R"(\"crop\": )" + v + ","),
-                   "crop is not a whole number from 32 to"));
+                   "crop is not an integer from 32 to"));
     CHECK(contains(complaint(R"(\"tile_size\": 80,)", R"(\"tile_size\": )" + v + ","),
-                   "tile_size is not a whole number from 64 to"));
+                   "tile_size is not an integer from 64 to"));
   }
   CHECK(contains(complaint(R"(\"crop\": 64,)", R"(\"crop\": 31,)"), "crop is not"));
   CHECK(contains(complaint(R"(\"tile_size\": 80,)", R"(\"tile_size\": 63,)"), "tile_size is not"));
   // The largest head that a spec may ask for.
   CHECK(
       contains(complaint(R"(\"crop\": 64, \"tile_size\": 80,)", R"(\"crop\": 65536, \"tile_size\": 65536,)"),
-               "pool 3 on a 2048x2048 map asks for 2048"));
+               "pool 3 on a 2048x2048 map needs 2048"));
 }
 
 TEST_CASE("classes that are not names") {
@@ -349,7 +350,7 @@ TEST_CASE("classes that are not names") {
   CHECK(contains(classes_complaint(R"([\"a\", 1])"), "class 1 is not a name"));
   CHECK(contains(classes_complaint(R"([null, \"a\"])"), "class 0 is not a name"));
   CHECK(contains(classes_complaint(R"([\"a\", \"b\\u0000c\"])"), "class 1 is not a name"));
-  CHECK(contains(classes_complaint(R"([\"a\", \"b\", \"a\"])"), "class \"a\" is there twice"));
+  CHECK(contains(classes_complaint(R"([\"a\", \"b\", \"a\"])"), "class \"a\" occurs twice"));
   // As many as the head has rows, or the tensors do not fit.
   CHECK(contains(classes_complaint(R"([\"a\", \"b\"])"), "it must be [2, 2048]"));
 }
@@ -449,7 +450,7 @@ TEST_CASE("the scales of int8: what a file of format 2 adds, and what is refused
     half.replace(half.find(part), part.size(),
                  std::string(part.size(), 'x').replace(0, 1, part.substr(28, 1)));
   }
-  CHECK(contains(complaint(safetensors_file(half, shared_data)), "both must be there, or neither"));
+  CHECK(contains(complaint(safetensors_file(half, shared_data)), "only one of the two is present"));
 
   // Values: the scale of layer2.0.conv1's input is the first four bytes of its tensor.
   const std::size_t entry = shared_header.find("layer2.0.conv1.input_scale");
@@ -459,7 +460,7 @@ TEST_CASE("the scales of int8: what a file of format 2 adds, and what is refused
        {std::pair{0.0F, "not a positive number"}, std::pair{-0.1F, "not a positive number"},
         std::pair{1e-40F, "not a positive number"},
         std::pair{std::numeric_limits<float>::infinity(), "layer2.0.conv1.input_scale"},
-        std::pair{0.5F, "scale one map and must be equal"}}) {
+        std::pair{0.5F, "scale the same map and differ"}}) {
     CAPTURE(value);
     std::vector<std::byte> changed = shared;
     std::memcpy(changed.data() + (changed.size() - shared_data.size()) + begin, &value, sizeof value);

@@ -11,8 +11,8 @@
 #include <string_view>
 #include <vector>
 
-#include "model/file_bytes.h"
 #include "histo/error.h"
+#include "model/file_bytes.h"
 #include "model_file.h"
 
 namespace {
@@ -30,7 +30,8 @@ std::string complaint(std::span<const std::byte> bytes) {
   } catch (const Error& error) {
     CHECK(error.code() == ErrorCode::invalid_file);
     CHECK(std::string_view(error.what()).find('\n') == std::string_view::npos);
-    return error.what();
+    CHECK_FALSE(error.remedy().empty());
+    return std::string(error.message());
   }
   FAIL("taken for valid");
   return {};
@@ -139,7 +140,7 @@ TEST_CASE("safetensors: a header that is not an object of entries") {
   CHECK(contains(complaint(" {}", 0), "does not begin with {"));
   CHECK(contains(complaint("\xEF\xBB\xBF{}", 0), "does not begin with {"));
   CHECK(contains(complaint("{", 0), "bad JSON"));
-  CHECK(contains(complaint("{\"\xFF\":1}", 0), "not UTF-8"));
+  CHECK(contains(complaint("{\"\xFF\":1}", 0), "invalid UTF-8"));
   CHECK(contains(complaint(R"({"a":)" + std::string(50, '['), 0), "nest too deeply"));
   for (const char* value : {"1", "null", "[]", "\"x\"", "{}"}) {
     CHECK(contains(complaint(R"({"a":)" + std::string(value) + "}", 0), "tensor \"a\" is not described by"));
@@ -155,16 +156,16 @@ TEST_CASE("safetensors: a dtype that is unknown") {
   CHECK(contains(complaint("{" + entry("a", "F31", "[1]", "[0,4]") + "}", 4), "unknown dtype \"F31\""));
   CHECK(contains(complaint("{" + entry("a", "f32", "[1]", "[0,4]") + "}", 4), "unknown dtype"));
   CHECK(contains(complaint("{" + entry("a", "", "[1]", "[0,4]") + "}", 4), "unknown dtype"));
-  CHECK(contains(complaint(R"({"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}})", 4), "no string"));
+  CHECK(contains(complaint(R"({"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}})", 4), "not a string"));
 }
 
 TEST_CASE("safetensors: a shape that lies") {
   for (const char* shape : {"[-1]", "[1.5]", "[\"1\"]", "[null]", "[[1]]", "[1e300]", "[9007199254740992]"}) {
     CAPTURE(shape);
     CHECK(contains(complaint("{" + entry("a", "F32", shape, "[0,4]") + "}", 4),
-                   "in its shape that is not a whole"));
+                   "in its shape that is not an integer"));
   }
-  CHECK(contains(complaint("{" + entry("a", "F32", "1", "[0,4]") + "}", 4), "shape that is no array"));
+  CHECK(contains(complaint("{" + entry("a", "F32", "1", "[0,4]") + "}", 4), "shape that is not an array"));
   CHECK(contains(complaint("{" + entry("a", "F32", "[2]", "[0,4]") + "}", 4), "takes 8 bytes, but has 4"));
   CHECK(contains(complaint("{" + entry("a", "F32", "[0]", "[0,4]") + "}", 4), "takes 0 bytes, but has 4"));
   CHECK(contains(complaint("{" + entry("a", "F64", "[1]", "[0,4]") + "}", 4), "takes 8 bytes, but has 4"));
@@ -187,7 +188,8 @@ TEST_CASE("safetensors: offsets that lie") {
     CHECK(contains(complaint("{" + entry("a", "F32", "[1]", offsets) + "}", 4),
                    "which are not a begin and an end"));
   }
-  CHECK(contains(complaint("{" + entry("a", "F32", "[1]", "4") + "}", 4), "data_offsets that is no array"));
+  CHECK(
+      contains(complaint("{" + entry("a", "F32", "[1]", "4") + "}", 4), "data_offsets that is not an array"));
   CHECK(contains(complaint("{" + entry("a", "F32", "[2]", "[0,8]") + "}", 7),
                  "ends at byte 8 of the data, of which"));
   CHECK(contains(complaint("{" + entry("a", "F32", "[1]", "[9007199254740984,9007199254740988]") + "}", 4),
@@ -201,7 +203,8 @@ TEST_CASE("safetensors: overlaps and gaps") {
       contains(complaint("{" + a + "," + entry("b", "F32", "[2]", "[4,12]") + "}", 12), "begins at byte 4"));
   CHECK(contains(complaint("{" + a + "," + entry("b", "F32", "[2]", "[0,8]") + "}", 8), "begins at byte 0"));
   CHECK(contains(complaint("{" + a + "," + entry("b", "F32", "[1]", "[12,16]") + "}", 16), "ends at 8"));
-  CHECK(contains(complaint("{" + a + "," + entry("b", "U8", "[0]", "[4,4]") + "}", 8), "but what is before"));
+  CHECK(contains(complaint("{" + a + "," + entry("b", "U8", "[0]", "[4,4]") + "}", 8),
+                 "but the tensor before"));
   CHECK(
       contains(complaint("{" + entry("a", "F32", "[1]", "[4,8]") + "}", 8), "tensor \"a\" begins at byte 4"));
   CHECK(contains(complaint("{" + a + "}", 9), "1 bytes follow the last tensor"));
@@ -230,12 +233,12 @@ TEST_CASE("safetensors: the same name twice") {
 }
 
 TEST_CASE("safetensors: metadata that are not strings") {
-  CHECK(complaint(R"({"__metadata__":[]})", 0) == "__metadata__ is no object");
-  CHECK(complaint(R"({"__metadata__":"x"})", 0) == "__metadata__ is no object");
+  CHECK(complaint(R"({"__metadata__":[]})", 0) == "__metadata__ is not an object");
+  CHECK(complaint(R"({"__metadata__":"x"})", 0) == "__metadata__ is not an object");
   for (const char* value : {"1", "null", "true", "{}", "[\"x\"]"}) {
     CAPTURE(value);
     CHECK(complaint(R"({"__metadata__":{"a":)" + std::string(value) + "}}", 0) ==
-          "__metadata__ has something at \"a\" that is no string");
+          "__metadata__ has a value at \"a\" that is not a string");
   }
 }
 

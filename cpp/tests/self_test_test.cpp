@@ -17,10 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/engine.h"
 #include "histo/error.h"
-#include "histo/isa.h"
 #include "histo/model.h"
 #include "model_file.h"
 
@@ -239,12 +238,11 @@ TEST_CASE(
     "outside") {
   const auto file = make_model_file(2, classes, crop, 7, [](const std::string&) { return true; });
   const histo::Model model = histo::Model::from_memory(file);
-  const histo::CpuInfo cpu = histo::cpu_info();
-  const bool usable = histo::usable_isas().back() >= histo::Isa::avx512 && cpu.avx512_vnni;
+  const std::vector<histo::Precision> usable = histo::usable_precisions();
   for (const auto& [precision, tolerance] :
        {std::pair{histo::Precision::bf16, 0.05}, std::pair{histo::Precision::bf16x3, 5e-4},
         std::pair{histo::Precision::int8, 0.25}}) {
-    if (!usable || (precision != histo::Precision::int8 && !cpu.avx512_bf16)) {
+    if (std::ranges::find(usable, precision) == usable.end()) {
       MESSAGE("this machine cannot run " << histo::name(precision) << ", which is not tested");
       continue;
     }

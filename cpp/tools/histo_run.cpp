@@ -22,9 +22,9 @@
 #include <vector>
 
 #include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/engine.h"
 #include "histo/error.h"
-#include "histo/isa.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"
@@ -36,27 +36,27 @@ namespace fs = std::filesystem;
 constexpr const char* usage = R"(Usage: histo-run [OPTIONS] MODEL TILE...
        histo-run [OPTIONS] --self-test MODEL [GOLDEN]
 
-Classifies tiles with a model.safetensors (or the bundle that holds one) on the native engine. Prints a line
-for each: its name, its logits and the name of its top class, separated by tabs. The logits have nine digits,
-which is all that a float32 has.
+Classifies tiles with a model.safetensors, or with the bundle that contains one, on the native engine. Prints
+one line for each tile: its name, its logits and the name of its top class, separated by tabs. The logits have
+nine digits, which are enough to represent a float32 exactly.
 
 TILE is a file with one or more PNM images (P6: RGB of 8 bits) one after the other, or - for standard input.
-The first image of a file goes by the file's name, the next by that and #1, and so on.
+The first image of a file is printed under the file's name, the next with #1 after it, and so on.
 
   --raw HxW         files hold raw RGB tiles of HxW pixels, 3 bytes per pixel, one after the other
   --probabilities   print class probabilities (softmax) in place of logits
-  --batch N         tiles per run of the engine (default 32); never changes a logit
+  --batch N         tiles per run of the engine (default 32); does not change any logit
   --threads N       threads (default: the CPUs that this process may use)
   --isa NAME        portable, avx2, avx512 or amx (default: $HISTO_ISA, or else the highest that runs here)
-  --precision NAME  fp32 (default), bf16, bf16x3 or int8; the last needs a model that was exported for it
-  --self-test       replay GOLDEN (default: golden.safetensors beside MODEL) and compare
-  --version         print the version and leave
-  --help            print this and leave
+  --precision NAME  fp32 (default), bf16x3, bf16 or int8; the last needs a model that was exported for it
+  --self-test       run GOLDEN (default: golden.safetensors beside MODEL) and compare its logits
+  --version         print the version and exit
+  --help            print this and exit
 
-Exit code: 0, or 1 where something failed (the tiles before it are printed), or 2 for wrong usage.
+Exit code: 0; 1 if something failed (the tiles before it are printed); 2 for wrong usage.
 )";
 
-// What is wrong, in the words that the user gets: "thing: cause. Next step."
+// An error with the message for the user: "thing: cause. Next step."
 class Failure : public std::runtime_error {
  public:
   Failure(int exit_code, const std::string& message) : std::runtime_error(message), exit_code_(exit_code) {}
@@ -100,7 +100,8 @@ struct Arguments {
 
 constexpr std::size_t largest_side = 32768;
 
-std::optional<std::size_t> whole_number(std::string_view text, std::size_t largest) {
+// An integer from 1 to `largest`.
+std::optional<std::size_t> integer(std::string_view text, std::size_t largest) {
   std::size_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || end != text.data() + text.size() || number < 1 || number > largest) {
@@ -110,10 +111,10 @@ std::optional<std::size_t> whole_number(std::string_view text, std::size_t large
 }
 
 std::size_t number_argument(const std::string& option, const std::string& value, std::size_t largest) {
-  const auto number = whole_number(value, largest);
+  const auto number = integer(value, largest);
   if (!number) {
-    usage_error(option + " " + value + ": is no whole number from 1 to " + std::to_string(largest) +
-                ". Give one");
+    usage_error(option + " " + value + ": is not an integer from 1 to " + std::to_string(largest) +
+                ". Give such a number");
   }
   return *number;
 }
@@ -121,13 +122,13 @@ std::size_t number_argument(const std::string& option, const std::string& value,
 Extent extent_argument(const std::string& value) {
   const std::size_t x = value.find('x');
   if (x != std::string::npos) {
-    const auto height = whole_number(std::string_view(value).substr(0, x), largest_side);
-    const auto width = whole_number(std::string_view(value).substr(x + 1), largest_side);
+    const auto height = integer(std::string_view(value).substr(0, x), largest_side);
+    const auto width = integer(std::string_view(value).substr(x + 1), largest_side);
     if (height && width) {
       return {*height, *width};
     }
   }
-  usage_error("--raw " + value + ": is no height and width of at most " + std::to_string(largest_side) +
+  usage_error("--raw " + value + ": is not a height and width of at most " + std::to_string(largest_side) +
               " pixels. Write it like --raw 150x150");
 }
 
@@ -141,7 +142,7 @@ auto choice(const Choose& choose) {
   }
 }
 
-// nullopt where the answer has been printed already.
+// nullopt for --help and --version, which are printed here.
 std::optional<Arguments> parse(std::vector<std::string> words) {
   Arguments arguments;
   std::vector<std::string> names;
@@ -191,7 +192,7 @@ std::optional<Arguments> parse(std::vector<std::string> words) {
     } else if (word == "--precision") {
       arguments.engine.precision = choice([&] { return histo::from_name<histo::Precision>(word, value()); });
     } else {
-      usage_error(word + ": there is no such option. See histo-run --help");
+      usage_error(word + ": is unknown. See histo-run --help");
     }
     if (attached) {
       usage_error(word + ": takes no value. Leave out =" + *attached);
@@ -203,7 +204,7 @@ std::optional<Arguments> parse(std::vector<std::string> words) {
   arguments.model = names.front();
   arguments.files.assign(names.begin() + 1, names.end());
   if (arguments.self_test && arguments.files.size() > 1) {
-    usage_error(arguments.files[1] + ": --self-test takes no tiles. Classify them in a call of its own");
+    usage_error(arguments.files[1] + ": --self-test takes no tiles. Classify them in a separate call");
   }
   if (!arguments.self_test && arguments.files.empty()) {
     usage_error("TILE: is missing. Name image files, or - for standard input");
@@ -222,7 +223,7 @@ struct Tile {
   std::vector<std::uint8_t> pixels;  // RGB, row-major
 };
 
-// The tiles of one file, one after the other.
+// Reads the tiles of one file, one after the other.
 class TileFile {
  public:
   TileFile(std::string path, std::optional<Extent> raw) : path_(std::move(path)), raw_(raw) {
@@ -239,7 +240,7 @@ class TileFile {
     }
   }
 
-  // nullopt at the end of the file, which must not come before the first tile.
+  // The next tile; nullopt at the end of the file. A file without any tile is a failure.
   std::optional<Tile> next() {
     Tile tile{.name = count_ == 0 ? path_ : path_ + "#" + std::to_string(count_), .extent = {}, .pixels = {}};
     if (!more()) {
@@ -276,7 +277,7 @@ class TileFile {
   // comments, then one byte of white space.
   Extent read_header(const std::string& name) {
     if (read_byte() != 'P' || read_byte() != '6') {
-      failure(name + ": is no PNM file of kind P6. " + advice());
+      failure(name + ": is not a PNM file of type P6. " + advice());
     }
     int byte = read_byte();
     const std::size_t width = read_number(name, "width", largest_side, byte);
@@ -287,16 +288,16 @@ class TileFile {
     return {height, width};
   }
 
-  // `byte` is the one behind what was read last, before and after.
+  // `byte` is the next byte of the file that is not yet used; on return, the one behind the number.
   std::size_t read_number(const std::string& name, const char* what, std::size_t largest, int& byte) {
-    // A comment may fill the file, so there is an end to patience.
+    // A comment may fill a file of any size, so its length is limited.
     constexpr int longest_gap = 65536;
     int gap = 0;
     bool comment = false;
     for (; comment || byte == '#' || is_space(byte); byte = read_byte()) {
       comment = (comment || byte == '#') && byte != '\n' && byte != '\r' && byte != EOF;
       if (++gap > longest_gap) {
-        failure(name + ": has no end to the comments in its header. " + advice());
+        failure(name + ": has more than 64 KiB of comments in its header. " + advice());
       }
     }
     std::size_t number = 0;
@@ -314,18 +315,18 @@ class TileFile {
   static bool is_space(int byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
   static bool is_digit(int byte) { return byte >= '0' && byte <= '9'; }
 
-  // In pieces, so that a header that promises more than the file holds costs no memory.
+  // Reads in parts of 1 MiB: a header with wrong sizes must not allocate more memory than the file has bytes.
   std::vector<std::uint8_t> read_pixels(const std::string& name, std::size_t size) {
-    constexpr std::size_t piece = std::size_t{1} << 20U;
+    constexpr std::size_t part = std::size_t{1} << 20U;
     std::vector<std::uint8_t> pixels;
     while (pixels.size() < size) {
       const std::size_t done = pixels.size();
-      const std::size_t wanted = std::min(piece, size - done);
+      const std::size_t wanted = std::min(part, size - done);
       pixels.resize(done + wanted);
       const std::size_t got = std::fread(pixels.data() + done, 1, wanted, file_);
       if (got < wanted) {
         failure(name + ": ends after " + std::to_string(done + got) + " of " + std::to_string(size) +
-                " bytes of pixels. " + (raw_ ? "Check --raw" : "Make the file again"));
+                " bytes of pixels. " + (raw_ ? "Check --raw" : "Create the file again"));
       }
     }
     return pixels;
@@ -350,7 +351,7 @@ void to_probabilities(std::span<float> logits) {
   }
 }
 
-// Tiles of one size that wait for the engine.
+// Collects tiles of one size and runs them together.
 class Batch {
  public:
   Batch(const histo::Engine& engine, const Arguments& arguments)
@@ -367,8 +368,8 @@ class Batch {
     }
     if (tile.extent.height < crop_ || tile.extent.width < crop_) {
       failure(tile.name + ": is " + std::to_string(tile.extent.height) + " x " +
-              std::to_string(tile.extent.width) + " pixels, and the model looks at " + std::to_string(crop_) +
-              " x " + std::to_string(crop_) + ". Give larger tiles");
+              std::to_string(tile.extent.width) + " pixels, and the model needs at least " +
+              std::to_string(crop_) + " x " + std::to_string(crop_) + ". Give larger tiles");
     }
     extent_ = tile.extent;
     names_.push_back(std::move(tile.name));
@@ -436,7 +437,7 @@ void self_test(const histo::Engine& engine, const Arguments& arguments) {
               golden.c_str(), result.tiles, result.max_abs, result.max_relative, result.tolerance,
               result.passed ? "passed" : "FAILED");
   if (!result.passed) {
-    failure(arguments.model.string() + ": the engine does not compute what the bundle was made with (" +
+    failure(arguments.model.string() + ": the engine's logits differ from those of the bundle (" +
             std::string(histo::name(engine.info().precision)) + ", " +
             std::string(histo::name(engine.info().isa)) +
             "). Check the files with histo verify, and try --isa portable");

@@ -28,8 +28,8 @@ namespace {
 // result.
 constexpr int warmup_runs = 3;
 
-// libtorch's messages go on for pages. What the interpreter reports says what was wrong in its last line, the
-// others do in the first.
+// libtorch's messages fill pages. In those of the interpreter, the last line names the fault; in all others,
+// the first does.
 std::string one_line(std::string_view text) {
   while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
     text.remove_suffix(1);
@@ -42,32 +42,36 @@ std::string one_line(std::string_view text) {
   return std::string(interpreter ? text.substr(end + 1) : text.substr(0, end));
 }
 
-// Runs `work`; what libtorch throws becomes an Error with `code`.
+constexpr const char* export_again = "export the model again with this version of torch";
+constexpr const char* less_memory = "use smaller batches";
+
+// Runs `work`; an exception of libtorch becomes an Error with `code` and `remedy`.
 template <typename Work>
-auto translated(const std::string& what, ErrorCode code, Work work) {
+auto translated(const std::string& what, ErrorCode code, const char* remedy, Work work) {
   const auto message = [&what](const char* reason) { return what + ": " + one_line(reason); };
   try {
     return work();
   } catch (const Error&) {
     throw;
   } catch (const std::bad_alloc& error) {
-    throw Error(ErrorCode::out_of_memory, message(error.what()));
+    throw Error(ErrorCode::out_of_memory, message(error.what()), less_memory);
   } catch (const c10::OutOfMemoryError& error) {
-    throw Error(ErrorCode::out_of_memory, message(error.what_without_backtrace()));
+    throw Error(ErrorCode::out_of_memory, message(error.what_without_backtrace()), less_memory);
   } catch (const c10::Error& error) {
-    throw Error(code, message(error.what_without_backtrace()));
+    throw Error(code, message(error.what_without_backtrace()), remedy);
   } catch (const std::exception& error) {
-    throw Error(code, message(error.what()));
+    throw Error(code, message(error.what()), remedy);
   }
 }
 
 void check_readable(const std::filesystem::path& file) {
   std::error_code ignored;
   if (std::filesystem::is_directory(file, ignored)) {
-    throw Error(ErrorCode::io, file.string() + " is a folder; a file was expected");
+    throw Error(ErrorCode::io, file.string() + " is a folder", "give the path of a file");
   }
   if (!std::ifstream(file, std::ios::binary)) {
-    throw Error(ErrorCode::io, file.string() + " cannot be opened for reading");
+    throw Error(ErrorCode::io, file.string() + " cannot be opened for reading",
+                "check the path and its permissions");
   }
 }
 
@@ -80,8 +84,8 @@ c10::Device checked_device(const std::string& name) {
     }
   }();
   if (!device || !(device->is_cuda() || name == "cpu")) {
-    throw Error(ErrorCode::invalid_argument,
-                "device is \"" + name + "\"; \"cpu\", \"cuda\" or \"cuda:N\" was expected");
+    throw Error(ErrorCode::invalid_argument, "device \"" + name + "\" is unknown",
+                "choose from cpu, cuda, cuda:N");
   }
   if (device->is_cpu()) {
     return *device;
@@ -89,9 +93,10 @@ c10::Device checked_device(const std::string& name) {
   const std::size_t gpus = at::hasCUDA() ? at::getNumGPUs() : 0;
   const c10::Device chosen(c10::kCUDA, device->has_index() ? device->index() : c10::DeviceIndex{0});
   if (static_cast<std::size_t>(chosen.index()) >= gpus) {
-    throw Error(ErrorCode::unsupported, "device is \"" + name + "\"; libtorch sees " +
-                                            (gpus == 0 ? "no GPU" : std::to_string(gpus) + " GPUs") +
-                                            " here");
+    throw Error(ErrorCode::unsupported,
+                "device \"" + name + "\" is not available: libtorch sees " +
+                    (gpus == 0 ? "no GPU" : std::to_string(gpus) + " GPUs") + " here",
+                gpus == 0 ? "use cpu" : "choose a GPU from 0 to " + std::to_string(gpus - 1));
   }
   return chosen;
 }
@@ -111,7 +116,8 @@ struct TorchRuntime::State {
   bool bytes;                            // whether the file takes bytes
   std::size_t crop;
   std::size_t classes;
-  at::Tensor white;  // 255 on the device: CUDA multiplies by the reciprocal of a number on the host
+  at::Tensor
+      white;  // 255 on the device. CUDA divides by it; by a number on the host it would multiply by 1/255
 
   State(const std::filesystem::path& file, const TorchOptions& options)
       : device(checked_device(options.device)), threads(static_cast<int>(options.threads)) {
@@ -120,61 +126,65 @@ struct TorchRuntime::State {
       at::globalContext().setAllowTF32CuBLAS(false);
     }
     check_readable(file);
-    translated(file.string() + " is not readable TorchScript", ErrorCode::invalid_file, [&] {
+    translated(file.string() + " is not readable TorchScript", ErrorCode::invalid_file, export_again, [&] {
       stages = torch::jit::load(file.string(), device);
       stages.eval();
     });
-    translated(file.string() + " is not a network that histo export wrote", ErrorCode::invalid_file, [&] {
-      torch::jit::Module stem = stages.attr("stem").toModule();
-      bytes = stem.attr("bytes").toBool();
-      const std::int64_t side = stem.attr("crop").toInt();
-      const at::Tensor weight =
-          stages.attr("head").toModule().attr("linear").toModule().attr("weight").toTensor();
-      for (const std::string_view name : stage_names) {  // each is a child of the exported network
-        static_cast<void>(stages.attr(std::string(name)).toModule().get_method("forward"));
-      }
-      if (side < 1 || weight.dim() != 2 || weight.size(0) < 1 || weight.scalar_type() != at::kFloat) {
-        throw Error(ErrorCode::invalid_file, file.string() + " has a crop or a head of an impossible shape");
-      }
-      crop = static_cast<std::size_t>(side);
-      classes = static_cast<std::size_t>(weight.size(0));
-      // No optimize_for_inference: it rewrites the graph for oneDNN, and nobody has shown here that it helps.
-      network = torch::jit::freeze(stages);
-      network_of_floats = network;
-      if (bytes) {
-        stem.setattr("bytes", false);
-        network_of_floats = torch::jit::freeze(stages);
-        stem.setattr("bytes", true);
-      }
-    });
-    white = translated(options.device, ErrorCode::failed,
+    translated(
+        file.string() + " is not a network that histo export wrote", ErrorCode::invalid_file, export_again,
+        [&] {
+          torch::jit::Module stem = stages.attr("stem").toModule();
+          bytes = stem.attr("bytes").toBool();
+          const std::int64_t side = stem.attr("crop").toInt();
+          const at::Tensor weight =
+              stages.attr("head").toModule().attr("linear").toModule().attr("weight").toTensor();
+          for (const std::string_view name : stage_names) {  // each is a child of the exported network
+            static_cast<void>(stages.attr(std::string(name)).toModule().get_method("forward"));
+          }
+          if (side < 1 || weight.dim() != 2 || weight.size(0) < 1 || weight.scalar_type() != at::kFloat) {
+            throw Error(ErrorCode::invalid_file,
+                        file.string() + " has a crop or a head of an impossible shape", export_again);
+          }
+          crop = static_cast<std::size_t>(side);
+          classes = static_cast<std::size_t>(weight.size(0));
+          // optimize_for_inference() is not called: it rewrites the graph for oneDNN, without a measured gain
+          // here.
+          network = torch::jit::freeze(stages);
+          network_of_floats = network;
+          if (bytes) {
+            stem.setattr("bytes", false);
+            network_of_floats = torch::jit::freeze(stages);
+            stem.setattr("bytes", true);
+          }
+        });
+    white = translated(options.device, ErrorCode::failed, "see histo doctor",
                        [&] { return at::scalar_tensor(255, at::TensorOptions(at::kFloat).device(device)); });
   }
 
-  // Throws what Engine::run does for tiles of `channels` and returns their number of elements.
+  // Throws the same errors as Engine::run() for tiles that do not fit.
   template <typename T>
   void check(std::span<const T> tiles, TileShape shape) const {
     const std::size_t size = checked_size(
         "tiles", {{"batch", shape.batch}, {"height", shape.height}, {"width", shape.width}, {"channels", 3}});
     if (shape.height < crop || shape.width < crop) {
-      throw Error(ErrorCode::invalid_argument, "tiles are " + std::to_string(shape.height) + " x " +
-                                                   std::to_string(shape.width) +
-                                                   " pixels; this model's crop needs " +
-                                                   std::to_string(crop) + " x " + std::to_string(crop));
+      throw Error(
+          ErrorCode::invalid_argument,
+          "tiles are " + std::to_string(shape.height) + " x " + std::to_string(shape.width) + " pixels",
+          "this model's crop needs " + std::to_string(crop) + " x " + std::to_string(crop));
     }
     check_buffer("tiles", tiles, size);
   }
 
-  // OpenMP keeps the number of threads per calling thread, and asking for it is what initialises a new one.
+  // OpenMP keeps the number of threads per calling thread; get_num_threads() initialises it in a new one.
   void use_threads() const {
     if (threads > 0 && at::get_num_threads() != threads) {
       at::set_num_threads(threads);
     }
   }
 
-  // What the file's stem takes, on the device.
+  // The tiles on the device, as the stem of the file takes them: bytes, or float32 in [0, 1].
   at::Tensor input(std::span<const std::uint8_t> tiles, TileShape shape) const {
-    // from_blob asks for a mutable pointer; nothing writes through it.
+    // from_blob() takes a mutable pointer, but nothing writes through it.
     const at::Tensor host = at::from_blob(const_cast<std::uint8_t*>(tiles.data()),
                                           sizes({shape.batch, shape.height, shape.width, 3}), at::kByte);
     const at::Tensor moved = host.to(device);
@@ -190,7 +200,7 @@ struct TorchRuntime::State {
            std::span<float> logits) const {
     const at::Tensor out = frozen.get_method("forward")({tiles}).toTensor();
     if (out.sizes() != at::IntArrayRef(sizes({shape.batch, classes})) || out.scalar_type() != at::kFloat) {
-      throw Error(ErrorCode::failed, "the network's output is not float32 (batch, classes)");
+      throw Error(ErrorCode::failed, "the network's output is not float32 (batch, classes)", export_again);
     }
     const at::Tensor host = out.to(at::kCPU).contiguous();
     std::copy_n(host.const_data_ptr<float>(), logits.size(), logits.data());
@@ -198,7 +208,7 @@ struct TorchRuntime::State {
 
   template <typename Work>
   auto infer(Work work) const {
-    return translated("libtorch failed", ErrorCode::failed, [&] {
+    return translated("libtorch failed", ErrorCode::failed, "see histo doctor", [&] {
       const c10::InferenceMode inference;
       const c10::DeviceGuard guard(device);
       use_threads();
@@ -233,8 +243,8 @@ void TorchRuntime::warmup(std::size_t batch, std::size_t side) const {
   const TileShape shape{.batch = batch, .height = side ? side : crop(), .width = side ? side : crop()};
   const std::size_t size = checked_size(
       "tiles", {{"batch", batch}, {"height", shape.height}, {"width", shape.width}, {"channels", 3}});
-  const std::vector<std::uint8_t> tiles =
-      translated("warmup", ErrorCode::out_of_memory, [size] { return std::vector<std::uint8_t>(size); });
+  const std::vector<std::uint8_t> tiles = translated("warmup", ErrorCode::out_of_memory, less_memory,
+                                                     [size] { return std::vector<std::uint8_t>(size); });
   std::vector<float> logits(batch * classes());
   for (int i = 0; i < warmup_runs; ++i) {
     run(tiles, shape, logits);

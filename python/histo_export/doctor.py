@@ -87,28 +87,14 @@ def _native_engine() -> dict[str, Any]:
 
 
 def _native_precisions() -> dict[str, str]:
-    """Precision → "runs", or why not: the engine's own words, from opening an untrained network in each."""
-    import torch
+    """Precision → "runs", or why it is unavailable."""
+    from histo_export import _core
 
-    from histo_export._core import Engine, Model
-    from histo_export.model.arithmetic import MAPS, Scales
-    from histo_export.model.lowering import LoweredNet
-    from histo_export.model.native_file import native_bytes
-    from histo_export.spec import PRECISIONS, ModelSpec
-
-    spec = ModelSpec(1, ("a", "b"), crop=32, tile_size=32)
-    lowered = LoweredNet(spec)
-    outputs = {conv: len(lowered.get_parameter(f"{conv}.weight")) for convs in MAPS.values() for conv in convs}
-    scales = {conv: Scales(torch.ones(1), torch.ones(count)) for conv, count in outputs.items()}
-    model = Model.from_bytes(native_bytes(lowered, spec, scales))
-    found: dict[str, str] = {}
-    for precision in PRECISIONS:
-        try:
-            Engine(model, threads=1, precision=precision)
-            found[precision] = "runs"
-        except (ValueError, RuntimeError) as error:
-            found[precision] = str(error)
-    return found
+    try:
+        support = _core.precision_support()
+    except (ValueError, RuntimeError) as error:  # $HISTO_ISA
+        return dict.fromkeys(_core.PRECISIONS, str(error))
+    return {precision: "runs" if found.isa else found.reason for precision, found in support.items()}
 
 
 def _gpu() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the C++ library lies that came with this package: headers, libraries, CMake and pkg-config files, histo-run."""
+"""The C++ library that came with this package: headers, libraries, CMake and pkg-config files, histo-run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ def cmake_prefix() -> Path:
     """The folder to put into CMake's `CMAKE_PREFIX_PATH`; `lib/pkgconfig` below it is for `PKG_CONFIG_PATH`.
 
     Raises:
-        HistoError: the package was not built, only found (`PYTHONPATH` points into its sources).
+        HistoError: the package is used from its sources (by `PYTHONPATH`) and was not built.
     """
     # An editable install spreads the package over two folders, and what was compiled is not among the sources.
     for folder in histo_export.__path__:

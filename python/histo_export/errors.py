@@ -1,17 +1,17 @@
 """The errors that a user can act on.
 
-Every one names the thing, the cause and the next step, because the command line prints nothing else:
-no traceback reaches a user for a problem that lies in the input.
+Each one names the thing, the cause and the next step, because the command line prints nothing else: for a problem in
+the input, users see this one line and no traceback.
 """
 
 from __future__ import annotations
 
 
 class HistoError(Exception):
-    """A check failed: bad data, a broken file, a diverging export.
+    """A check failed: bad data, a damaged file, an export that diverges.
 
     Args:
-        thing: what it is about, as the user knows it (a path, an option, a class name).
+        thing: what the error is about, as the user knows it (a path, an option, a class name).
         cause: what is wrong with it.
         next_step: what the user can do now.
     """

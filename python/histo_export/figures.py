@@ -1,4 +1,4 @@
-"""The pictures of a run: learning curves and the confusion matrix, as PNG."""
+"""Pictures as PNG: the learning curves and the confusion matrix of a run, and an empty figure for others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from histo_export.metrics import TestReport
 
 TRAIN, VAL, INK = "#2f6db3", "#d1672c", "#333333"
-"""Blue and orange stay apart for colour-blind readers; line styles repeat the difference for grey print."""
+"""Colour-blind readers can tell blue and orange apart; line styles repeat the difference for grey print."""
 DPI = 200
 
 
@@ -66,7 +66,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         else:
             axes.set_ylabel("cross entropy (nats)", fontsize=9)
-            # A first epoch can overshoot tenfold; the curve that matters is below it.
+            # The loss of the first epoch can be ten times the later ones, which would flatten the rest of the curve.
             finite = sorted(row[f"{split}_loss"] for row in history for split in ("train", "val"))
             top = finite[-1] if len(history) < 4 else min(finite[-1], 3 * finite[int(0.9 * (len(finite) - 1))])
             axes.set_ylim(0, 1.05 * top)
@@ -79,7 +79,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
 
 
 def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
-    """Counts, coloured by the fraction of the true class (rows sum to 1)."""
+    """The confusion matrix: counts, coloured by their fraction of the true class (rows sum to 1)."""
     counts = np.array(report.confusion)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n = len(report.classes)
@@ -125,7 +125,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all; HistoError where it can't be written."""
+    """Writes a PNG atomically; HistoError where it can't be written."""
     try:
         with atomic_file(path) as partial:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.

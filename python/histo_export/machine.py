@@ -94,7 +94,7 @@ def why_no_cuda() -> str | None:
 
 
 def cpu_name() -> str:
-    """The CPU's model name as the kernel tells it."""
+    """The CPU's model name, from the kernel where that knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -104,7 +104,7 @@ def cpu_name() -> str:
 
 
 def _caches() -> Iterator[str]:
-    """Level and size of the caches of the first CPU, where the kernel tells."""
+    """Level and size of each data cache of the first CPU, where the kernel knows them."""
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
             files = (folder / name for name in ("level", "type", "size"))

@@ -59,7 +59,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pool, int) or self.pool < 1:
-            raise UsageError(f"pool {self.pool!r}", "is not a whole number of 1 or more", "Use --pool 1, 2, 3, …")
+            raise UsageError(f"pool {self.pool!r}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
         if len(self.classes) < 2:
             raise UsageError(f"classes {list(self.classes)}", "are fewer than two", "Name at least two classes")
         if len(set(self.classes)) != len(self.classes):
@@ -93,7 +93,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Inverse of `to_dict`; raises TypeError or KeyError when fields are missing or of another kind."""
+        """Inverse of `to_dict`; raises TypeError or KeyError where fields are missing or of another type."""
         known = {f.name for f in fields(cls)}
         kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**kept)

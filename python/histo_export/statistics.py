@@ -1,9 +1,9 @@
-"""Statistics of timings (what a row says, and whether two rows differ), and the interval of an accuracy.
+"""Statistics: the summary of a row of timings, whether two rows differ, and the interval of an accuracy.
 
 Two rows are compared by the times of the same rounds. A round runs every row once, in shuffled order, so whatever slows
-the machine for a while slows both, and their ratio within the round keeps. The unit of evidence is therefore the
-round, not the call: calls of one round share the machine's mood, and counting them as independent would make every
-interval too narrow.
+the machine for a while slows both rows and leaves their ratio within the round unchanged. The independent observation
+is therefore the round and not the call: calls of one round are correlated, and counting them as independent would make
+every interval too narrow.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy.typing as npt
 
 LEVEL = 0.95
 POWER = 0.8
-"""The chance with which a difference of the size that is called visible would have been found."""
+"""The probability of finding a difference of the size that is called visible."""
 
 MIN_ROUNDS = 7
-"""With fewer, two trimmed away, a t quantile is so wide that nothing short of 30 % would be seen."""
+"""With fewer rounds, two of them trimmed, the t quantile is so large that only differences above 30 % are found."""
 RESAMPLES = 2000
 TRIM = 0.2
-"""Share of the rounds left out at each end: one round that a cron job hit says nothing about either row."""
+"""Share of the rounds left out at each end, because one round that another process disturbed tells nothing."""
 
 Verdict = Literal["different", "not distinguishable"]
 
@@ -38,7 +38,7 @@ class Summary:
         median, p90, p99: of single calls.
         mad: median absolute deviation of single calls from their median (not scaled).
         low, high: 95 % interval of the median, by bootstrap over rounds.
-        calls, rounds: how many.
+        calls, rounds: numbers of timed calls and of rounds.
     """
 
     median: float
@@ -56,10 +56,10 @@ class Ratio:
     """How many times as long `a` takes as `b`.
 
     Attributes:
-        ratio: of the two, from their rounds.
+        ratio: of their times, estimated from their rounds.
         low, high: 95 % interval of the ratio.
-        verdict: "different" where 1 lies outside the interval at the level that the verdict was asked for.
-        visible: the smallest relative difference that these rounds would have found four times in five.
+        verdict: "different" where 1 lies outside the interval at the level of the verdict (`compare`).
+        visible: the smallest relative difference that these rounds would have found with a probability of `POWER`.
     """
 
     ratio: float
@@ -70,7 +70,12 @@ class Ratio:
 
 
 def summarise(rounds: Sequence[Sequence[float]], seed: int = 0) -> Summary:
-    """The summary of a row from the seconds of its calls, by round."""
+    """The summary of a row.
+
+    Args:
+        rounds: seconds of each call, by round.
+        seed: of the bootstrap.
+    """
     calls = np.concatenate([np.asarray(calls, np.float64) for calls in rounds])
     median, p90, p99 = np.quantile(calls, (0.5, 0.9, 0.99))
     medians = np.log(round_medians(rounds))
@@ -88,7 +93,7 @@ def summarise(rounds: Sequence[Sequence[float]], seed: int = 0) -> Summary:
 
 
 def round_medians(rounds: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
-    """The median call of each round."""
+    """Seconds `(rounds,)` of the median call of each round."""
     return np.array([np.median(calls) for calls in rounds], np.float64)
 
 
@@ -102,8 +107,12 @@ def compare(a: Sequence[float], b: Sequence[float], *, comparisons: int = 1, see
     Args:
         a, b: seconds, one for each round, at least `MIN_ROUNDS`.
         comparisons: how many verdicts are read together. The verdict is taken at 95 % for all of them at once
-            (Bonferroni), so that a table of many pairs does not find a difference by their number alone; the
-            interval shown stays that of the one ratio.
+            (Bonferroni), so that a table of many pairs does not find differences by chance; the interval is that of
+            the single ratio.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: too few rounds, or unequal numbers of them.
     """
     if len(a) != len(b) or len(a) < MIN_ROUNDS:
         raise ValueError(f"{len(a)} and {len(b)} rounds; at least {MIN_ROUNDS} of each are needed, in pairs")
@@ -112,7 +121,7 @@ def compare(a: Sequence[float], b: Sequence[float], *, comparisons: int = 1, see
 
 
 def compare_unpaired(a: Sequence[float], b: Sequence[float], *, comparisons: int = 1, seed: int = 0) -> Ratio:
-    """The same for rows of two runs, whose rounds have nothing to do with each other."""
+    """As `compare`, for rows of two runs, whose rounds are not paired."""
     if min(len(a), len(b)) < MIN_ROUNDS:
         raise ValueError(f"{len(a)} and {len(b)} rounds; at least {MIN_ROUNDS} of each are needed")
     logs = [np.log(np.asarray(values, np.float64)) for values in (a, b)]

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 import histo_export
 from histo_export import Engine, HistoError, UsageError
+from histo_export._core import precision_support
 from histo_export.bench.subjects import noise_scales
 from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
@@ -328,17 +330,9 @@ def int8_bundle(
     return folder
 
 
-def need_int8(bundle: Path) -> None:
-    try:
-        Engine(bundle / "model.safetensors", precision="int8")
-    except RuntimeError as error:
-        if "needs AVX-512" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
 def test_a_bundle_runs_in_its_own_precision(int8_bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
-    need_int8(int8_bundle)
+    if reason := precision_support()["int8"].reason:
+        pytest.skip(reason)
     tiles = [tile_folder / "TUMOR"]
     (executed,) = predict(int8_bundle, tiles, tmp_path, SETTINGS).executed
     assert executed.startswith("cpu int8, ")
@@ -372,7 +366,8 @@ def test_a_precision_is_never_replaced(int8_bundle: Path, bundle: Path, monkeypa
     assert histo_export.load(int8_bundle, runtime="torchscript", precision="fp32").runtime.executed == "cpu fp32"
     with pytest.raises(HistoError, match=r"has no model-int8\.onnx, which onnxruntime-int8 runs"):
         histo_export.load(int8_bundle, runtime="onnxruntime")
-    with pytest.raises(HistoError, match=r"the model has no scales for int8|needs AVX-512"):
+    reason = precision_support()["int8"].reason or "the model has no scales for int8"
+    with pytest.raises(HistoError, match=re.escape(reason)):
         histo_export.load(bundle, precision="int8")
     monkeypatch.setenv("HISTO_ISA", "portable")
     with pytest.raises(HistoError, match="precision int8 needs AVX-512 with VNNI, or AMX"):

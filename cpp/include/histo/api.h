@@ -1,10 +1,10 @@
 /// \file
-/// Marks what the shared library exports. Plain C, like histo.h, which includes it.
+/// Marks what the shared library exports. Plain C, like c_api.h, which includes it.
 #pragma once
 
-// The library is compiled with hidden visibility; what carries HISTO_API is seen from outside. On a class it
-// covers the members and the type information too, without which no exception could be caught across the
-// boundary; HISTO_HIDDEN takes a class inside such a class out again.
+// The library is compiled with hidden visibility; HISTO_API makes a name visible to programs. On a class it
+// includes the members and the type information, which a program needs to catch an exception that the library
+// throws. HISTO_HIDDEN hides a class inside such a class again.
 #if defined(__GNUC__)
 #define HISTO_API __attribute__((visibility("default")))
 #define HISTO_HIDDEN __attribute__((visibility("hidden")))

@@ -1,6 +1,6 @@
 /// \file
-/// The batch inference loop: tiles in, logits out in order, with preparing, inference and delivery
-/// overlapped.
+/// The batch inference loop: takes tiles and delivers logits in the same order. Preparing, inference and
+/// delivery overlap.
 #pragma once
 
 #include <cstddef>
@@ -21,60 +21,62 @@ struct BatchRunnerOptions {
   OnError on_error = OnError::stop;
 };
 
-/// Fills `tile`, uint8 RGB `(height, width, 3)` and holding anything before, with the next tile and returns
-/// true, or returns false at the end. Throwing means that this tile is lost: see OnError; a source that can
-/// give no more must not throw for ever. Called from one thread of the loop, in order.
+/// Fills `tile`, uint8 RGB `(height, width, 3)` with undefined contents, with the next tile and returns true,
+/// or returns false at the end. An exception means that this tile is lost: see OnError. Under OnError::report
+/// the source is called again after an exception, so a source that always throws would never end. Called from
+/// one thread of the loop, in order.
 using TileSource = std::function<bool(std::span<std::uint8_t> tile)>;
 
-/// Runs a batch: uint8 RGB `(batch, height, width, 3)` to float32 logits `(batch, classes)`, all of which it
-/// writes. Tiles that the source lost are not in the batch. Called from another thread of the loop, in order.
-/// Throwing loses the whole batch: see OnError.
+/// Runs a batch: uint8 RGB `(batch, height, width, 3)` to float32 logits `(batch, classes)`. It must write
+/// all logits. Tiles that the source lost are not in the batch. Called from another thread of the loop, in
+/// order. An exception loses every tile of the batch: see OnError.
 using InferBatch =
     std::function<void(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits)>;
 
-/// What becomes of tile `index` (counted from 0 in the order of the source).
+/// The result for tile `index`, counted from 0 in the order of the source.
 struct TileResult {
   std::size_t index;
   std::span<const float> logits;  ///< float32 `(classes)`, valid during the call; empty where the tile failed
-  const std::string* error;       ///< null where the tile did not fail
+  const std::string* error;       ///< valid during the call; null where the tile did not fail
 };
 
-/// Takes the results, in order, in the thread that called run(). Throwing ends the loop; run() rethrows.
+/// Receives the results, in order, in the thread that called run(). An exception ends the loop, and run()
+/// throws it again.
 using TileSink = std::function<void(const TileResult& result)>;
 
-/// Where the loop stands, or what it did.
+/// The progress of the loop, or its totals.
 struct BatchRunnerStats {
-  std::size_t tiles = 0;       ///< delivered, failed ones included
-  std::size_t failed = 0;      ///< of these
-  std::size_t batches = 0;     ///< given to the runtime for these tiles
+  std::size_t tiles = 0;       ///< delivered, including the failed ones
+  std::size_t failed = 0;      ///< delivered with an error
+  std::size_t batches = 0;     ///< that the runtime ran for these tiles
   double seconds = 0;          ///< since run() was called
-  double prepare_seconds = 0;  ///< spent in the source; the stages overlap, so the three may exceed `seconds`
-  double infer_seconds = 0;    ///< spent in the runtime; like the above, counted as a batch is delivered
-  double deliver_seconds = 0;  ///< spent in the sink
+  double prepare_seconds = 0;  ///< in the source, for the batches delivered so far
+  double infer_seconds = 0;    ///< in the runtime, for the batches delivered so far
+  double deliver_seconds = 0;  ///< in the sink. The three stages overlap: their sum may exceed `seconds`
 
   [[nodiscard]] double tiles_per_second() const noexcept {
     return seconds > 0 ? static_cast<double>(tiles) / seconds : 0;
   }
 };
 
-/// Called in the thread that called run(): after each delivered batch, at least every 100 ms unless the sink
-/// takes longer over one tile, and at the end. Returning false cancels.
+/// Called in the thread that called run(): after each delivered batch, and at least every 100 ms unless one
+/// call of the sink takes longer. Returning false cancels.
 using Progress = std::function<bool(const BatchRunnerStats& stats)>;
 
 /// Runs any number of tiles through a runtime: the native engine, TorchScript, or any other.
 ///
 /// The source, the runtime and the sink work at the same time, each in its own thread (the sink in the
-/// caller's), so whatever two of them share must be guarded. Nothing of the loop outlives run().
+/// caller's), so data that two of them share must be protected. The threads end before run() returns.
 ///
-/// Memory is bounded by `(2 * queued + 3) * batch` tiles and their logits, however many there are; it is
-/// allocated before the first tile, and touched only as far as the slowest stage lets tiles pile up.
+/// Memory is bounded by `(2 * queued + 3) * batch` tiles and their logits, however many tiles the source has.
+/// The addresses are reserved before the first tile; the system provides memory for the batches that are
+/// used.
 ///
-/// Cancelling, or throwing from the sink, takes effect at once: no stage waits for another any more, nothing
-/// is delivered any more, and run() returns as soon as the calls of the source and the runtime that are under
-/// way have returned. These it cannot interrupt: a source that may block for long should watch for the same
-/// signal as `progress`.
+/// When `progress` cancels or the sink throws, no stage waits for another any longer, no more tiles are
+/// delivered, and run() returns as soon as the running calls of the source and the runtime have returned. It
+/// cannot interrupt these: a source that may block for long should watch for the same signal as `progress`.
 ///
-/// run() may be called by several threads at the same time; `infer` then is, too.
+/// Several threads may call run() at the same time; `infer` is then called by several threads, too.
 ///
 /// \code
 /// histo::BatchRunner runner(engine, {.batch = 32});
@@ -85,7 +87,7 @@ class HISTO_API BatchRunner {
  public:
   /// \param classes  logits per tile
   /// \throws Error   invalid_argument where `batch`, `queued` or `classes` is 0 or `infer` is empty,
-  ///                 size_overflow where the logits of a batch have no size
+  ///                 size_overflow where the size of a batch's logits overflows
   BatchRunner(InferBatch infer, std::size_t classes, const BatchRunnerOptions& options = {});
 
   /// The same over a copy of `engine`, which shares its weights; copies of the runner share that copy.
@@ -94,12 +96,13 @@ class HISTO_API BatchRunner {
   /// Runs until the source ends, and returns when every result has been delivered.
   ///
   /// \param height, width  of the tiles, in pixels
-  /// \throws Error  invalid_argument for a zero extent or an empty callback; size_overflow where the tiles in
-  ///                flight have no size; out_of_memory where there is no room for them; unsupported where the
-  ///                system does not give two threads; cancelled where `progress` returned false; and under
-  ///                OnError::stop the first lost tile's error with its index before its message: a
-  ///                histo::Error keeps its code, std::bad_alloc is out_of_memory, anything else is `failed`.
-  /// Whatever the sink or `progress` throws comes through as it is. All threads have ended by then.
+  /// \throws Error  invalid_argument for a zero height or width or an empty callback; size_overflow where the
+  ///                size of the tiles in memory overflows; out_of_memory where there is not enough memory for
+  ///                them; unsupported where the system cannot start two threads; cancelled where `progress`
+  ///                returned false; and under OnError::stop the error of the first lost tile, its index
+  ///                before the message: a histo::Error keeps its code and remedy, std::bad_alloc becomes
+  ///                out_of_memory, any other exception becomes `failed`.
+  /// An exception of the sink or of `progress` is thrown unchanged. All threads have ended by then.
   BatchRunnerStats run(std::size_t height, std::size_t width, const TileSource& source, const TileSink& sink,
                        const Progress& progress = {}) const;
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "histo/api.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/model.h"
 #include "histo/names.h"
 
@@ -19,10 +19,13 @@ namespace histo {
 
 /// What an Engine is made with; the defaults suit most.
 ///
-/// The precisions below float32 need AMX, or AVX-512 with VNNI (int8) or BF16 (bf16, bf16x3); nothing is
-/// replaced where they are missing. `algorithm` is for float32.
+/// The precisions below float32 need AMX, or AVX-512 with VNNI (int8) or BF16 (bf16, bf16x3). Where these are
+/// missing the constructor fails; no other precision is used instead. precision_support() tells in advance.
+///
+/// AlgorithmPolicy::fastest lets layers run by Winograd's algorithm in fp32, in bf16 (with more rounding) and
+/// in int8 (with the same result to the bit); bf16x3 and everything on AMX always run directly.
 struct EngineOptions {
-  unsigned threads = 0;  ///< 0: usable_cpus()
+  unsigned threads = 0;  ///< that one call uses, the caller's included; 0: usable_cpus()
   Precision precision = Precision::fp32;
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
   std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
@@ -32,7 +35,7 @@ struct EngineOptions {
 
 /// What an Engine really does.
 struct EngineInfo {
-  Isa isa;  ///< of the kernels that run, which may be lower than the one asked for: fp32 has none for AMX
+  Isa isa;  ///< of the kernels that run; it may be lower than EngineOptions::isa: AMX has no fp32 kernels
   Precision precision;
   Profile profile;
   AlgorithmPolicy algorithm;
@@ -49,21 +52,21 @@ struct TileShape {
   std::size_t width;   ///< at least the crop
 };
 
-/// The output of a stage of the network, for finding where two implementations part.
+/// The output of a stage of the network, to find where two implementations begin to differ.
 struct Stage {
-  std::string name;                // stem, layer1, layer2, layer3, layer4 or head
-  std::vector<std::size_t> shape;  // (batch, channels, height, width); (batch, classes) for the head
-  std::vector<float> data;         // row-major
+  std::string name;                ///< one of stage_names
+  std::vector<std::size_t> shape;  ///< (batch, channels, height, width); (batch, classes) for the head
+  std::vector<float> data;         ///< row-major, as float32 whatever the precision
 };
 
 /// A convolution of the network, or the head, in the order of the computation.
 struct LayerTime {
   std::string name;                        ///< stem, layer1.0.conv1, ... or head
-  Algorithm algorithm;                     ///< direct for the head, too
+  Algorithm algorithm;                     ///< the head's is direct
   Precision precision;                     ///< of this layer
   std::size_t channels, height, width;     ///< of the output
   std::size_t multiply_adds;               ///< per tile, by the definition
-  std::size_t executed_multiply_adds = 0;  ///< per tile, after Winograd's reduction; its transforms apart
+  std::size_t executed_multiply_adds = 0;  ///< per tile, with Winograd's reduction; without its transforms
   double seconds = 0;                      ///< for the batch that was timed
 };
 
@@ -86,9 +89,8 @@ struct LayerTime {
 /// \endcode
 class HISTO_API Engine {
  public:
-  /// \throws Error  unsupported where the instruction set or the precision cannot be had here, where the
-  /// model
-  ///                has no scales for int8, or where the head was folded for the map of another crop;
+  /// \throws Error  unsupported where the instruction set or the precision is unavailable here, where the
+  ///                model has no scales for int8, or where the head was folded for the map of another crop;
   ///                out_of_memory
   explicit Engine(Model model, const EngineOptions& options = {});
   Engine(const Engine& other);
@@ -99,14 +101,14 @@ class HISTO_API Engine {
 
   /// Logits of tiles as a decoder gives them.
   /// \param tiles   uint8 RGB, row-major `(batch, height, width, 3)`
-  /// \param logits  float32 `(batch, classes)`; written whole
+  /// \param logits  float32 `(batch, classes)`; every element is written
   /// \throws Error  invalid_argument for a zero extent, a null buffer or a tile smaller than the crop,
   ///                size_mismatch where a buffer is not as long as the shape says, size_overflow where the
   ///                shape has no size; `logits` is untouched then
   void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
 
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
-  /// come out in that tile's logits and nowhere else; in int8 its logits are all NaN.
+  /// reach that tile's logits and no others; in int8 all its logits are NaN then.
   void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
 
   /// Runs a black batch, so that the first real one finds memory touched and caches filled.
@@ -117,7 +119,7 @@ class HISTO_API Engine {
   [[nodiscard]] std::vector<Stage> stages(std::span<const std::uint8_t> tiles, TileShape shape) const;
 
   /// What the layers are, and how long each takes for a batch (one run; repeat it and take medians). The
-  /// stem's time holds the preprocessing and the maximum behind it. Errors as run().
+  /// stem's time includes the preprocessing and the maximum after the convolution. Errors as run().
   [[nodiscard]] std::vector<LayerTime> layer_times(std::span<const std::uint8_t> tiles,
                                                    TileShape shape) const;
 

@@ -9,7 +9,7 @@
 #include <span>
 
 #include "histo/api.h"
-#include "histo/isa.h"
+#include "histo/cpu.h"
 #include "histo/names.h"
 
 namespace histo {
@@ -31,7 +31,7 @@ struct FeatureShape {
 };
 
 struct FusedHeadOptions {
-  unsigned threads = 1;  ///< that one call may use, the caller's among them; 0: usable_cpus()
+  unsigned threads = 1;                   ///< that one call uses, the caller's included; 0: usable_cpus()
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
 };
 
@@ -76,7 +76,7 @@ class HISTO_API FusedHead {
   /// \param channels  channels of the feature map (512 for ResNet34), at least 1
   /// \param classes   number of logits, at least 1
   /// \param weight    float32, row-major `(classes, channels * pool * pool)`, columns in the order channel,
-  ///                  bin row, bin column: a `torch.nn.Linear.weight` behind `flatten(1)`, as it is
+  ///                  bin row, bin column: `torch.nn.Linear.weight` of a layer behind `flatten(1)`
   /// \param bias      float32, `(classes)`
   /// \throws Error    invalid_argument for a zero or a null buffer, size_mismatch where a buffer is not as
   ///                  long as the shape says, size_overflow where the shape has no size, unsupported where
@@ -87,9 +87,11 @@ class HISTO_API FusedHead {
   /// Computes the logits, or with Softmax::yes the class probabilities, of a batch of feature maps.
   ///
   /// \param features  float32 in the order of `shape.layout`
-  /// \param out       float32, row-major `(batch, classes)`; written whole; must not overlap `features`
+  /// \param out       float32, row-major `(batch, classes)`; every element is written; must not overlap
+  ///                  `features`
   /// \param softmax   Softmax::yes turns each row of logits into probabilities that sum to 1
-  /// \throws Error    as the constructor does; `out` is untouched then
+  /// \throws Error    invalid_argument, size_mismatch and size_overflow as the constructor; `out` is
+  ///                  unchanged then
   void run(std::span<const float> features, FeatureShape shape, std::span<float> out,
            Softmax softmax = Softmax::no) const;
 

@@ -16,12 +16,12 @@
 
 namespace histo {
 
-/// All that is needed, besides the weights, to turn a tile into logits.
+/// The settings that, together with the weights, turn a tile into logits.
 struct ModelSpec {
   std::size_t pool = 1;                      ///< n of the n x n adaptive average pool that was trained
   std::vector<std::string> classes;          ///< names, UTF-8, in the order of the logits; at least two
   std::size_t crop = 128;                    ///< side in pixels of the centre crop that the network sees
-  std::size_t tile_size = 150;               ///< side in pixels of the tiles that the model was made for
+  std::size_t tile_size = 150;               ///< side in pixels of the tiles that the model was trained on
   std::array<float, 3> mean{};               ///< per RGB channel, of values in [0, 1]
   std::array<float, 3> std{1, 1, 1};         ///< as mean; greater than zero
   std::optional<double> mpp = std::nullopt;  ///< micrometres per pixel of the tiles, where known
@@ -37,13 +37,13 @@ struct TensorView {
   std::span<const float> data;  ///< row-major
 };
 
-/// The contents of a `model.safetensors`: immutable, and cheap to copy, for copies share the weights. Any
-/// number of threads and engines may use one Model at the same time.
+/// The contents of a `model.safetensors`. Immutable and cheap to copy: copies share the weights. Any number
+/// of threads and engines may use one Model at the same time.
 ///
-/// The file is taken for hostile until shown otherwise: header size, JSON, offsets, overlaps, gaps, dtypes,
-/// the presence and shape of every tensor, and the finiteness of every weight are checked before anything is
-/// used. Nothing in a file can make this code run anything. The format is documented in docs/bundle.md; the
-/// container is that of https://github.com/huggingface/safetensors.
+/// The file is untrusted input: header size, JSON, offsets, overlaps, gaps, dtypes, the presence and shape of
+/// every tensor, and the finiteness of every weight are checked before anything is used, and nothing in a
+/// file is executed. The format is documented in docs/bundle.md; the container format is that of
+/// https://github.com/huggingface/safetensors.
 ///
 /// \code
 /// const histo::Model model = histo::Model::open("bundle/model.safetensors");
@@ -52,7 +52,7 @@ struct TensorView {
 class HISTO_API Model {
  public:
   /// Maps the file into memory; pages are read when they are needed and shared between processes. The file
-  /// must not be changed while a Model holds it.
+  /// must not be changed while a Model of it exists.
   /// \throws Error  io where the file cannot be read, invalid_file where it is not a valid model
   [[nodiscard]] static Model open(const std::filesystem::path& file);
 
@@ -65,11 +65,11 @@ class HISTO_API Model {
   /// \throws Error  invalid_argument where the model has no tensor of that name
   [[nodiscard]] TensorView tensor(std::string_view name) const;
 
-  /// The same, or nothing where the model has no tensor of that name: the scales of int8 are optional, see
+  /// The same, but nullopt where the model has no tensor of that name. The scales of int8 are optional: see
   /// docs/bundle.md.
   [[nodiscard]] std::optional<TensorView> find_tensor(std::string_view name) const;
 
-  /// Bytes that the file takes.
+  /// Size of the file in bytes.
   [[nodiscard]] std::size_t size_bytes() const noexcept;
 
  private:

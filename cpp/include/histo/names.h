@@ -133,10 +133,10 @@ inline constexpr auto name_table<Layout> = std::to_array<Named<Layout>>({
 
 // --- the batch loop --------------------------------------------------------------------------------------
 
-/// What happens when one tile is lost (the source throws) or its batch cannot be run: see BatchRunner.
+/// What BatchRunner does when a tile is lost: its source threw, or the runtime failed for its batch.
 enum class OnError : bool {
-  stop,    ///< what came before is delivered, no more tiles are pulled, and run() throws
-  report,  ///< the tile is delivered as a TileResult with an error, and the loop goes on
+  stop,    ///< the tiles before it are delivered, no more tiles are read, and run() throws
+  report,  ///< the tile is delivered as a TileResult with an error, and the loop continues
 };
 
 template <>

@@ -1,5 +1,5 @@
 /// \file
-/// From the bytes of a decoder to what the network sees.
+/// From the bytes of a decoder to the input of the network.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,9 @@ namespace histo {
 /// Crops and normalises tiles, as Engine does before its first convolution and as the exported graphs do.
 ///
 /// The centre crop starts where torchvision's CenterCrop puts it: at `(side - crop) / 2`, a half rounded to
-/// the even number. A byte becomes `(byte / 255 - mean) / std`, in float32 and in this order, so the result
-/// equals PyTorch's to the last bit. Padding is not part of it: the convolutions pad with zeros afterwards.
+/// the even number. A byte becomes `(byte / 255 - mean) / std`, in float32 and in this order, so that the
+/// result is bit-identical to PyTorch's. There is no padding here: the convolutions pad with zeros
+/// afterwards.
 ///
 /// \param tiles   uint8 RGB, row-major `(batch, height, width, 3)`
 /// \param spec    of the model: its mean and std

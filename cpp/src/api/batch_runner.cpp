@@ -8,6 +8,8 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -27,44 +29,45 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-// What a callback threw, as text: the exception itself may be one that only its own thread can handle.
+// The exception of a callback, as text: the exception object itself may only be valid in its own thread.
 struct Failure {
   ErrorCode code;
   std::string message;
+  std::string remedy;  // may be empty
 };
 
-Failure failure(ErrorCode code, const char* message) noexcept {
+Failure failure(ErrorCode code, std::string_view message, std::string_view remedy = {}) noexcept {
   try {
-    return {code, message};
+    return {code, std::string(message), std::string(remedy)};
   } catch (...) {
-    return {ErrorCode::out_of_memory, "out of memory"};  // short enough to be kept in the string itself
+    return {ErrorCode::out_of_memory, "out of memory", {}};  // so short that the string needs no allocation
   }
 }
 
-// Of the exception being handled.
+// The exception that is being handled, as text.
 Failure current_failure() noexcept {
   try {
     throw;
   } catch (const Error& error) {
-    return failure(error.code(), error.what());
+    return failure(error.code(), error.message(), error.remedy());
   } catch (const std::bad_alloc&) {
-    return failure(ErrorCode::out_of_memory, "there is not enough memory");
+    return failure(ErrorCode::out_of_memory, "there is not enough memory", "use a smaller batch");
   } catch (const std::exception& error) {
     return failure(ErrorCode::failed, error.what());
   } catch (...) {
-    return failure(ErrorCode::failed, "something was thrown that is no std::exception");
+    return failure(ErrorCode::failed, "unknown exception");
   }
 }
 
 struct Batch {
   std::size_t first = 0;  // index of its first tile
   std::size_t tiles = 0;  // lost ones included
-  std::size_t whole = 0;  // not lost by the source; these lie in `pixels` and `logits` without gaps
+  std::size_t valid = 0;  // not lost by the source; these lie in `pixels` and `logits` without gaps
 
   std::unique_ptr<std::uint8_t[]> pixels;    // (batch, height, width, 3)
   std::unique_ptr<float[]> logits;           // (batch, classes)
-  std::vector<std::optional<Failure>> lost;  // (batch): by the source
-  std::optional<Failure> not_run;            // all that the source had not lost
+  std::vector<std::optional<Failure>> lost;  // (batch): set where the source lost the tile
+  std::optional<Failure> not_run;            // set where the runtime failed: all valid tiles are lost
 
   double prepare_seconds = 0;
   double infer_seconds = 0;
@@ -75,7 +78,7 @@ class Queue {
  public:
   explicit Queue(std::size_t capacity) : slots_(capacity) {}
 
-  // Waits for room. False if the queue was closed, where nobody will take the batch.
+  // Waits for room. False if the queue was closed, so that nobody will take the batch.
   bool push(Batch* batch) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [this] { return size_ < slots_.size() || state_ != State::open; });
@@ -94,7 +97,7 @@ class Queue {
     return take();
   }
 
-  // The same; nothing if there is none by then.
+  // The same, up to a deadline: nullopt where no batch came in time.
   std::optional<Batch*> pop_until(Clock::time_point deadline) {
     std::unique_lock lock(mutex_);
     if (!changed_.wait_until(lock, deadline, [this] { return can_pop(); })) {
@@ -103,10 +106,10 @@ class Queue {
     return take();
   }
 
-  // What is in the queue is still handed out, and then the end.
+  // The batches in the queue are still handed out; after them, pop() returns null.
   void finish() { end(State::finished); }
 
-  // Nothing is handed out any more, and nobody waits.
+  // No more batches are handed out, and no call waits any longer.
   void close() { end(State::closed); }
 
  private:
@@ -139,11 +142,10 @@ class Queue {
   State state_ = State::open;
 };
 
-// One call of BatchRunner::run(). Batches go round: prepare() takes a free one, fills it and pushes it to
-// infer(), that to deliver(), and that frees it.
+// One call of BatchRunner::run(). Batches circulate: prepare() takes a free one, fills it and pushes it to
+// infer(), which pushes it to deliver(), which frees it.
 //
-// A failure travels with its batch and becomes known to the caller when all tiles before it are delivered,
-// so that none is lost for being quick to fail.
+// A failure travels with its batch: it is reported after all earlier batches.
 class Loop {
  public:
   Loop(std::size_t height, std::size_t width, const TileSource& source, const InferBatch& infer,
@@ -159,10 +161,10 @@ class Loop {
         progress_(progress),
         prepared_(options.queued),
         inferred_(options.queued),
-        // Full queues, and one batch in each stage: there is always a free one for prepare().
+        // Two full queues and one batch in each of the three stages: prepare() always finds a free one.
         batches_(2 * options.queued + 3) {
     for (Batch& batch : batches_) {
-      // Not initialised, so the system gives pages only to those that come into use.
+      // Not initialised, so that the system provides memory only for the batches that come into use.
       batch.pixels = std::make_unique_for_overwrite<std::uint8_t[]>(options.batch * tile_size_);
       batch.logits = std::make_unique_for_overwrite<float[]>(options.batch * classes);
       batch.lost.resize(options.batch);
@@ -176,7 +178,7 @@ class Loop {
   ~Loop() {
     prepared_.close();
     inferred_.close();
-    preparing_.request_stop();  // and now the threads are joined
+    preparing_.request_stop();  // the destructors of the threads join them
   }
 
   BatchRunnerStats run() {
@@ -184,9 +186,10 @@ class Loop {
       preparing_ = std::jthread([this](const std::stop_token& stop) { prepare(stop); });
       inferring_ = std::jthread([this] { infer(); });
     } catch (const std::system_error& error) {
-      throw Error(ErrorCode::unsupported,
-                  std::string("the batch loop needs two threads and cannot start them (") + error.what() +
-                      "); end others, or raise the limit (ulimit -u, pids.max)");
+      throw Error(
+          ErrorCode::unsupported,
+          std::string("the batch loop needs two threads and cannot start them (") + error.what() + ")",
+          "end other threads, or raise the limit (ulimit -u, pids.max)");
     }
     for (bool more = true; more;) {
       if (const std::optional<Batch*> batch = inferred_.pop_until(next_report_); !batch) {
@@ -217,7 +220,8 @@ class Loop {
     prepared_.finish();
   }
 
-  // Used last, used next: what is still in the caches, and no more memory than the slowest stage asks for.
+  // The batch that was freed last: its memory may still be in the caches, and batches that are never needed
+  // take no memory.
   Batch& free_batch() {
     const std::lock_guard lock(free_mutex_);
     Batch* const batch = free_.back();
@@ -225,22 +229,22 @@ class Loop {
     return *batch;
   }
 
-  // False where no tile comes after this batch.
+  // False where this is the last batch.
   bool fill(Batch& batch, std::size_t first, const std::stop_token& stop) {
     const Clock::time_point begin = Clock::now();
     batch.first = first;
     batch.tiles = 0;
-    batch.whole = 0;
+    batch.valid = 0;
     bool more = true;
     while (more && batch.tiles < options_.batch && !stop.stop_requested()) {
       std::optional<Failure>& lost = batch.lost[batch.tiles];
       lost.reset();
       try {
-        if (!source_({batch.pixels.get() + batch.whole * tile_size_, tile_size_})) {
+        if (!source_({batch.pixels.get() + batch.valid * tile_size_, tile_size_})) {
           more = false;
           break;
         }
-        ++batch.whole;
+        ++batch.valid;
       } catch (...) {
         lost = current_failure();
         more = options_.on_error == OnError::report;
@@ -260,11 +264,11 @@ class Loop {
       }
       const Clock::time_point begin = Clock::now();
       batch->not_run.reset();
-      if (batch->whole > 0) {
+      if (batch->valid > 0) {
         try {
-          infer_({batch->pixels.get(), batch->whole * tile_size_},
-                 {.batch = batch->whole, .height = height_, .width = width_},
-                 {batch->logits.get(), batch->whole * classes_});
+          infer_({batch->pixels.get(), batch->valid * tile_size_},
+                 {.batch = batch->valid, .height = height_, .width = width_},
+                 {batch->logits.get(), batch->valid * classes_});
         } catch (...) {
           batch->not_run = current_failure();
           more = options_.on_error == OnError::report;
@@ -278,18 +282,20 @@ class Loop {
   }
 
   void deliver(const Batch& batch) {
-    stats_.batches += batch.whole > 0 ? 1 : 0;
+    stats_.batches += batch.valid > 0 ? 1 : 0;
     stats_.prepare_seconds += batch.prepare_seconds;
     stats_.infer_seconds += batch.infer_seconds;
     const float* logits = batch.logits.get();
     for (std::size_t i = 0; i < batch.tiles; ++i) {
       const std::optional<Failure>& lost = batch.lost[i] ? batch.lost[i] : batch.not_run;
       if (lost && options_.on_error == OnError::stop) {
-        throw Error(lost->code, name(batch, i) + ": " + lost->message);
+        throw Error(lost->code, name(batch, i) + ": " + lost->message, lost->remedy);
       }
       TileResult result{.index = batch.first + i, .logits = {}, .error = nullptr};
+      std::string error;
       if (lost) {
-        result.error = &lost->message;
+        error = Error(lost->code, lost->message, lost->remedy).what();
+        result.error = &error;
       } else {
         result.logits = {logits, classes_};
         logits += classes_;
@@ -306,20 +312,21 @@ class Loop {
     }
   }
 
-  // Of a tile in a message. Where the batch was not run any of its tiles may be the cause; they all come
-  // before the one that the source lost, if that ends the loop.
+  // The name of tile `i` in a message. Where the runtime failed, any tile of the batch may be the cause; all
+  // of them come before a tile whose loss ends the loop.
   static std::string name(const Batch& batch, std::size_t i) {
     const std::string tile = std::to_string(batch.first + i);
-    return batch.lost[i] || batch.whole == 1
+    return batch.lost[i] || batch.valid == 1
                ? "tile " + tile
-               : "tiles " + tile + " to " + std::to_string(batch.first + batch.whole - 1);
+               : "tiles " + tile + " to " + std::to_string(batch.first + batch.valid - 1);
   }
 
   void report() {
     next_report_ = Clock::now() + progress_interval;
     stats_.seconds = seconds_since(begin_);
     if (progress_ && !progress_(stats_)) {
-      throw Error(ErrorCode::cancelled, "cancelled after " + std::to_string(stats_.tiles) + " tiles");
+      throw Error(ErrorCode::cancelled, "cancelled after " + std::to_string(stats_.tiles) + " tiles",
+                  "start again for the rest");
     }
   }
 
@@ -352,7 +359,7 @@ class Loop {
 BatchRunner::BatchRunner(InferBatch infer, std::size_t classes, const BatchRunnerOptions& options)
     : infer_(std::move(infer)), classes_(classes), options_(options) {
   if (!infer_) {
-    throw Error(ErrorCode::invalid_argument, "infer is empty; it must run a batch");
+    throw Error(ErrorCode::invalid_argument, "infer is empty", "give a function that runs a batch");
   }
   checked_size("the logits of a batch",
                {{"batch", options.batch}, {"queued", options.queued}, {"classes", classes}});
@@ -366,10 +373,10 @@ BatchRunner::BatchRunner(const Engine& engine, const BatchRunnerOptions& options
 BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const TileSource& source,
                                   const TileSink& sink, const Progress& progress) const {
   if (!source) {
-    throw Error(ErrorCode::invalid_argument, "source is empty; it must give the tiles");
+    throw Error(ErrorCode::invalid_argument, "source is empty", "give a function that returns the tiles");
   }
   if (!sink) {
-    throw Error(ErrorCode::invalid_argument, "sink is empty; it must take the logits");
+    throw Error(ErrorCode::invalid_argument, "sink is empty", "give a function that takes the logits");
   }
   // 2 * queued + 3 batches are at most five times `queued`.
   const std::size_t bytes = checked_size("the tiles of the batch loop", {{"height", height},
@@ -387,9 +394,10 @@ BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const T
   try {
     loop = std::make_unique<Loop>(height, width, source, infer_, classes_, sink, progress, options_);
   } catch (const std::exception&) {  // bad_alloc, or length_error where even the address space is too small
-    throw Error(ErrorCode::out_of_memory,
-                "there is no memory for the " + std::to_string(bytes >> 20U) +
-                    " MiB of tiles of the batch loop; make batch or queued smaller");
+    throw Error(
+        ErrorCode::out_of_memory,
+        "there is no memory for the " + std::to_string(bytes >> 20U) + " MiB of tiles of the batch loop",
+        "make batch or queued smaller");
   }
   return loop->run();
 }

@@ -1,5 +1,7 @@
-// The C interface. Its whole job is translation: handles to objects, pointers and sizes to spans, exceptions
-// to numbers. What a shape means is checked behind it, once, for C and C++ alike.
+// The C interface. It only translates: handles to objects, pointers and sizes to spans, exceptions to status
+// numbers. Shapes are checked by the C++ functions that it calls.
+
+#include "histo/c_api.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -14,11 +16,10 @@
 
 #include "histo/batch_runner.h"
 #include "histo/build_config.h"
+#include "histo/cpu.h"
 #include "histo/engine.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
-#include "histo/histo.h"
-#include "histo/isa.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"
@@ -54,49 +55,53 @@ static_assert(status_of(ErrorCode::failed) == HISTO_FAILED);
 static_assert(static_cast<int>(histo::Layout::nchw) == HISTO_NCHW);
 static_assert(static_cast<int>(histo::Layout::nhwc) == HISTO_NHWC);
 static_assert(histo::name_table<ErrorCode>.size() == 9 && histo::name_table<histo::Layout>.size() == 2,
-              "histo.h lists every one");
+              "c_api.h lists them all");
 
-// Fixed, because the message must also fit where memory has run out.
-thread_local char last_error[1025] = "";
+// The last failure of this thread. Arrays, because a message must also be stored where memory has run out.
+constexpr std::size_t longest_message = 1024;
+thread_local char last_error[longest_message + 1] = "";
+thread_local const char* last_remedy = "";  // points into last_error
 
-histo_status fail(histo_status status, std::string_view message) noexcept {
-  std::size_t size = std::min(message.size(), sizeof(last_error) - 1);
-  if (size < message.size()) {
-    while (size > 0 && (static_cast<unsigned char>(message[size]) & 0xC0U) == 0x80U) {
-      --size;  // not inside a UTF-8 sequence
+// `sentence` ends with `remedy`, which may be empty.
+histo_status fail(histo_status status, std::string_view sentence, std::string_view remedy) noexcept {
+  std::size_t size = std::min(sentence.size(), longest_message);
+  if (size < sentence.size()) {
+    while (size > 0 && (static_cast<unsigned char>(sentence[size]) & 0xC0U) == 0x80U) {
+      --size;  // do not cut inside a UTF-8 sequence
     }
   }
-  std::replace_copy(message.begin(), message.begin() + static_cast<std::ptrdiff_t>(size), last_error, '\n',
-                    ' ');
+  std::ranges::replace_copy(sentence.substr(0, size), last_error, '\n', ' ');
   last_error[size] = '\0';
+  last_remedy = last_error + std::min(size, sentence.size() - remedy.size());
   return status;
 }
 
-// Runs `body`; whatever it throws ends here.
+// Runs `body`; no exception leaves this function.
 template <typename Body>
 histo_status guarded(const Body& body) noexcept {
   try {
     body();
     return HISTO_OK;
   } catch (const Error& error) {
-    return fail(status_of(error.code()), error.what());
+    return fail(status_of(error.code()), error.what(), error.remedy());
   } catch (const std::bad_alloc&) {
-    return fail(HISTO_OUT_OF_MEMORY, "there is not enough memory; use smaller batches or fewer threads");
+    return fail(HISTO_OUT_OF_MEMORY, "there is not enough memory; use smaller batches or fewer threads",
+                "use smaller batches or fewer threads");
   } catch (const std::exception& error) {
-    return fail(HISTO_FAILED, error.what());
+    return fail(HISTO_FAILED, error.what(), {});
   } catch (...) {
-    return fail(HISTO_FAILED, "something was thrown that is no std::exception");
+    return fail(HISTO_FAILED, "unknown exception", {});
   }
 }
 
 template <typename Pointer>
 void require(Pointer pointer, const char* name) {
   if (pointer == nullptr) {
-    throw Error(ErrorCode::invalid_argument, std::string(name) + " is a null pointer");
+    throw Error(ErrorCode::invalid_argument, std::string(name) + " is a null pointer", "it must not be null");
   }
 }
 
-// Hands over what `make` makes; `*handle` is null where it throws.
+// Sets `*handle` to a new handle for what `make` returns, or to null where it throws.
 template <typename Handle, typename Make>
 histo_status make_handle(Handle** handle, const char* name, const Make& make) noexcept {
   if (handle != nullptr) {
@@ -110,15 +115,16 @@ histo_status make_handle(Handle** handle, const char* name, const Make& make) no
 
 void check_struct_size(const char* name, std::size_t size, std::size_t smallest) {
   if (size < smallest) {
-    throw Error(ErrorCode::invalid_argument, std::string(name) + ".struct_size is " + std::to_string(size) +
-                                                 "; it must be at least " + std::to_string(smallest) +
-                                                 ". Set it to sizeof of the structure");
+    throw Error(ErrorCode::invalid_argument,
+                std::string(name) + ".struct_size is " + std::to_string(size) + ", less than " +
+                    std::to_string(smallest),
+                "set it to sizeof of the structure");
   }
 }
 
-// The caller may know an older structure than this library, and then the fields it lacks are zero, or a newer
-// one, and then the fields that this library lacks must be zero: they ask for something that it cannot do.
-// `smallest` is the size of the first version.
+// Copies the caller's options. The caller may have been compiled with an older structure: the fields that it
+// lacks become zero. Or with a newer one: the fields that this library lacks must be zero, because it cannot
+// do what they ask for. `smallest` is the size of the first version.
 template <typename Options>
 Options read_options(const char* name, const Options* given, std::size_t smallest) {
   Options options{};
@@ -128,15 +134,18 @@ Options read_options(const char* name, const Options* given, std::size_t smalles
     const auto* const bytes = reinterpret_cast<const unsigned char*>(given);
     if (size > sizeof(Options) &&
         std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; })) {
-      throw Error(ErrorCode::unsupported, std::string(name) + " sets a field that version " +
-                                              histo_version() + " of the library does not know");
+      throw Error(ErrorCode::unsupported,
+                  std::string(name) + " sets a field that version " + histo_version() +
+                      " of the library does not know",
+                  "leave it zero, or use a newer library");
     }
     std::memcpy(&options, given, std::min(size, sizeof(Options)));
   }
   return options;
 }
 
-// As read_options(), the other way round: a newer caller gets zeros in the fields that this library lacks.
+// Copies a result to the caller, whose structure may be older or newer: a newer caller gets zeros in the
+// fields that this library lacks.
 template <typename Result>
 void write_result(Result* result, const Result& values) {
   const std::size_t size = result->struct_size;
@@ -178,8 +187,8 @@ histo_status run(const histo_head* head, const Feature* features, std::size_t fe
     require(features, "features");
     require(out, "out");
     if (layout != HISTO_NCHW && layout != HISTO_NHWC) {
-      throw Error(ErrorCode::invalid_argument,
-                  "layout is " + std::to_string(layout) + "; it must be HISTO_NCHW or HISTO_NHWC");
+      throw Error(ErrorCode::invalid_argument, "layout is " + std::to_string(layout),
+                  "it must be HISTO_NCHW or HISTO_NHWC");
     }
     head->head.run(
         std::span(features, features_size),
@@ -201,7 +210,49 @@ histo_batch_stats c_stats(const histo::BatchRunnerStats& stats) {
   return result;
 }
 
-// The end of `field`, the last one that the first version of a structure had.
+histo::BatchRunnerOptions runner_options(const histo_batch_options& given) {
+  histo::BatchRunnerOptions options;
+  options.batch = given.batch == 0 ? options.batch : given.batch;
+  options.queued = given.queued == 0 ? options.queued : given.queued;
+  options.on_error = given.report_errors != 0 ? histo::OnError::report : histo::OnError::stop;
+  return options;
+}
+
+histo::TileSource tile_source(histo_tile_source source, void* user) {
+  return [source, user](std::span<std::uint8_t> tile) {
+    const int outcome = source(user, tile.data(), tile.size());
+    if (outcome < 0) {
+      throw Error(ErrorCode::failed, "the source returned " + std::to_string(outcome));
+    }
+    return outcome > 0;
+  };
+}
+
+histo::TileSink tile_sink(histo_tile_sink sink, void* user) {
+  return [sink, user](const histo::TileResult& tile) {
+    const bool failed = tile.error != nullptr;
+    const histo_tile_result result{.index = tile.index,
+                                   .logits = failed ? nullptr : tile.logits.data(),
+                                   .classes = tile.logits.size(),
+                                   .error = failed ? tile.error->c_str() : nullptr};
+    if (const int outcome = sink(user, &result); outcome != 0) {
+      throw Error(ErrorCode::failed,
+                  "the sink returned " + std::to_string(outcome) + " for tile " + std::to_string(tile.index));
+    }
+  };
+}
+
+histo::Progress progress_of(histo_progress progress, void* user) {
+  if (progress == nullptr) {
+    return {};
+  }
+  return [progress, user](const histo::BatchRunnerStats& so_far) {
+    const histo_batch_stats copy = c_stats(so_far);
+    return progress(user, &copy) == 0;
+  };
+}
+
+// The end of `field`, the last field of the first version of a structure.
 #define HISTO_SIZE_UP_TO(type, field) (offsetof(type, field) + sizeof(type::field))
 
 }  // namespace
@@ -210,12 +261,31 @@ extern "C" {
 
 const char* histo_last_error() noexcept { return last_error; }
 
+const char* histo_last_remedy() noexcept { return last_remedy; }
+
 const char* histo_version() noexcept { return histo::build_config().version.data(); }  // a literal
 
 unsigned histo_usable_cpus() noexcept {
   unsigned cpus = 1;
   static_cast<void>(guarded([&cpus] { cpus = histo::usable_cpus(); }));
   return cpus;
+}
+
+histo_status histo_precision_support(const char* precision, const char* isa, const char** executed) noexcept {
+  return guarded([&] {
+    require(precision, "precision");
+    const auto wanted = histo::from_name<histo::Precision>("precision", precision);
+    for (const histo::PrecisionSupport& support : histo::precision_support(isa_of(isa))) {
+      if (support.precision == wanted) {
+        if (!support.isa) {
+          throw Error(ErrorCode::unsupported, support.reason, "use fp32");
+        }
+        if (executed != nullptr) {
+          *executed = histo::name(*support.isa).data();
+        }
+      }
+    }
+  });
 }
 
 histo_status histo_model_open(const char* path, histo_model** model) noexcept {
@@ -311,7 +381,7 @@ histo_status histo_engine_get_info(const histo_engine* engine, histo_engine_info
     check_struct_size("info", info->struct_size, HISTO_SIZE_UP_TO(histo_engine_info, algorithm));
     const histo::EngineInfo known = engine->engine.info();
     histo_engine_info result{};
-    result.isa = histo::name(known.isa).data();  // literals, both
+    result.isa = histo::name(known.isa).data();  // names are literals
     result.precision = histo::name(known.precision).data();
     result.threads = known.threads;
     result.crop = known.crop;
@@ -354,43 +424,13 @@ histo_status histo_run_batches(const histo_engine* engine, size_t height, size_t
     if (stats != nullptr) {
       check_struct_size("stats", stats->struct_size, HISTO_SIZE_UP_TO(histo_batch_stats, deliver_seconds));
     }
-    histo::BatchRunnerOptions runner_options;
-    runner_options.batch = given.batch == 0 ? runner_options.batch : given.batch;
-    runner_options.queued = given.queued == 0 ? runner_options.queued : given.queued;
-    runner_options.on_error = given.report_errors != 0 ? histo::OnError::report : histo::OnError::stop;
-
     const histo::BatchRunner runner(
         [engine](std::span<const std::uint8_t> tiles, histo::TileShape shape, std::span<float> logits) {
           engine->engine.run(tiles, shape, logits);
         },
-        engine->engine.classes(), runner_options);
-
-    const auto next_tile = [source, user](std::span<std::uint8_t> tile) {
-      const int outcome = source(user, tile.data(), tile.size());
-      if (outcome < 0) {
-        throw Error(ErrorCode::failed, "the source returned " + std::to_string(outcome));
-      }
-      return outcome > 0;
-    };
-    const auto deliver = [sink, user](const histo::TileResult& tile) {
-      const bool failed = tile.error != nullptr;
-      const histo_tile_result result{.index = tile.index,
-                                     .logits = failed ? nullptr : tile.logits.data(),
-                                     .classes = tile.logits.size(),
-                                     .error = failed ? tile.error->c_str() : nullptr};
-      if (const int outcome = sink(user, &result); outcome != 0) {
-        throw Error(ErrorCode::failed, "the sink returned " + std::to_string(outcome) + " for tile " +
-                                           std::to_string(tile.index));
-      }
-    };
-    histo::Progress report;
-    if (progress != nullptr) {
-      report = [progress, user](const histo::BatchRunnerStats& so_far) {
-        const histo_batch_stats copy = c_stats(so_far);
-        return progress(user, &copy) == 0;
-      };
-    }
-    const histo::BatchRunnerStats done = runner.run(height, width, next_tile, deliver, report);
+        engine->engine.classes(), runner_options(given));
+    const histo::BatchRunnerStats done = runner.run(height, width, tile_source(source, user),
+                                                    tile_sink(sink, user), progress_of(progress, user));
     if (stats != nullptr) {
       write_result(stats, c_stats(done));
     }
@@ -405,7 +445,7 @@ histo_status histo_head_create(size_t pool, size_t channels, size_t classes, con
     require(bias, "bias");
     const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_head_options, isa));
     histo::FusedHeadOptions head_options;
-    head_options.threads = given.threads == 0 ? head_options.threads : given.threads;
+    head_options.threads = given.threads;
     head_options.isa = isa_of(given.isa);
     return histo::FusedHead(pool, channels, classes, {weight, weight_size}, {bias, bias_size}, head_options);
   });

@@ -13,9 +13,9 @@ void check_tiles(std::span<const Value> tiles, TileShape shape, std::size_t crop
   const std::size_t size = checked_size(
       "tiles", {{"batch", shape.batch}, {"height", shape.height}, {"width", shape.width}, {"channels", 3}});
   if (shape.height < crop || shape.width < crop) {
-    throw Error(ErrorCode::invalid_argument, "tiles are " + std::to_string(shape.height) + " x " +
-                                                 std::to_string(shape.width) + " pixels; the crop needs " +
-                                                 std::to_string(crop) + " x " + std::to_string(crop));
+    throw Error(ErrorCode::invalid_argument,
+                "tiles are " + std::to_string(shape.height) + " x " + std::to_string(shape.width) + " pixels",
+                "the crop needs " + std::to_string(crop) + " x " + std::to_string(crop));
   }
   check_buffer("tiles", tiles, size);
 }

@@ -15,7 +15,8 @@
 namespace histo {
 namespace {
 
-// Of fp32 as TOLERANCE in python/histo_export/parity.py, where its reason is; the others: see self_test.h.
+// The largest relative difference that is allowed. fp32: TOLERANCE in python/histo_export/parity.py, which
+// gives the reason; the others: see self_test.h.
 double tolerance(Precision precision) {
   switch (precision) {
     case Precision::bf16:
@@ -41,20 +42,23 @@ struct Golden {
   std::span<const double> logits;       // (count, classes)
 };
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::invalid_file, message); }
+[[noreturn]] void fail(const std::string& message, const std::string& remedy = "export the bundle again") {
+  throw Error(ErrorCode::invalid_file, message, remedy);
+}
 
 const StoredTensor& required(const Safetensors& file, const char* name) {
   const StoredTensor* const tensor = file.find(name);
   if (tensor == nullptr) {
-    fail(std::string("is not a golden file: it has no tensor ") + in_quotes(name));
+    fail(std::string("is not a golden file: it has no tensor ") + in_quotes(name),
+         "give the golden.safetensors of a bundle");
   }
   return *tensor;
 }
 
 Golden read_golden(const Safetensors& file) {
   if (const std::string* const format = file.find_metadata("histo.format"); format && *format != "1") {
-    fail("histo.format is " + in_quotes(*format) +
-         "; this version reads \"1\". Export again, or update histo");
+    fail("histo.format is " + in_quotes(*format) + ", and this version reads \"1\"",
+         "export the bundle again, or update histo");
   }
   const StoredTensor& tiles = required(file, "tiles");
   const StoredTensor& logits = required(file, "logits");
@@ -71,8 +75,8 @@ Golden read_golden(const Safetensors& file) {
   if (!std::ranges::all_of(golden.logits, [](double value) { return std::isfinite(value); })) {
     fail("tensor \"logits\" has NaN or infinity");
   }
-  // The outputs of the stages are for finding where an export parts from its checkpoint; nothing is compared
-  // with them here.
+  // The outputs of the stages show in which stage an export differs from its checkpoint (histo verify). They
+  // are not compared here.
   for (const StoredTensor& tensor : file.tensors) {
     if (std::string_view(tensor.name).starts_with("stage.")) {
       check_finite(tensor, tensor.values<float>());
@@ -86,9 +90,10 @@ Golden read_golden(const Safetensors& file) {
 void check_fits(const Golden& golden, const Engine& engine) {
   const ModelSpec& spec = engine.model().spec();
   const auto differ = [](const std::string& what, std::size_t theirs, std::size_t ours) {
-    throw Error(ErrorCode::size_mismatch, "is of another model: it has " + what + " " +
-                                              std::to_string(theirs) + ", the engine " +
-                                              std::to_string(ours));
+    throw Error(ErrorCode::size_mismatch,
+                "belongs to another model: it has " + what + " " + std::to_string(theirs) + ", the engine " +
+                    std::to_string(ours),
+                "give the golden file of the same bundle");
   };
   if (golden.classes != engine.classes()) {
     differ("classes", golden.classes, engine.classes());
@@ -101,8 +106,8 @@ void check_fits(const Golden& golden, const Engine& engine) {
   }
 }
 
-// Adds one tile to `result`. The top class needs no look of its own: within the tolerance two logits can only
-// change places where they lie closer than twice that, which is a tie.
+// Adds one tile to `result`. The top class is not compared: within the tolerance, two logits can only change
+// places where they differ by less than twice the tolerance, which is a tie.
 void compare(std::span<const float> logits, std::span<const double> reference, SelfTestResult& result) {
   double max_abs = 0;
   double magnitude = 1;
@@ -143,7 +148,7 @@ SelfTestResult self_test(const Engine& engine, const std::filesystem::path& gold
     check_fits(tiles, engine);
     return replay(engine, tiles);
   } catch (const Error& error) {
-    throw Error(error.code(), golden.string() + ": " + error.what());
+    throw Error(error.code(), golden.string() + ": " + std::string(error.message()), error.remedy());
   }
 }
 

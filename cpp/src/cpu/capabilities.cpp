@@ -5,7 +5,7 @@
 #include <thread>
 
 #include "cpu/cgroup.h"
-#include "histo/build_config.h"
+#include "histo/cpu.h"
 
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
 #define HISTO_X86 1

@@ -1,4 +1,4 @@
-// One row of a tile at a time, from what the caller gives to what the stem's convolution reads.
+// Crop and normalisation, one row of a tile at a time: from the caller's pixels to the stem's input.
 #pragma once
 
 #include <array>
@@ -33,7 +33,7 @@ class Normaliser {
  private:
   std::size_t crop_;
   std::array<float, 3> mean_, std_;
-  std::array<std::array<float, 256>, 3> of_byte_;  // 256 divisions in place of one per pixel: the same bits
+  std::array<std::array<float, 256>, 3> of_byte_;  // 256 divisions in place of one per pixel; the same bits
 };
 
 }  // namespace histo

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
+#include <span>
+#include <vector>
 
 namespace histo {
 namespace {
+
+// --- Winograd's transform of weights -----------------------------------------------------------------------
 
 // G of Winograd's algorithm, whose other matrices are in kernels/winograd.inl: row i is (1, p, p^2) / N for
 // the point p, N being the product of its distances to the other finite points; the last row is for infinity.
@@ -32,12 +35,13 @@ constexpr Matrix<6> make_g4() {
 
 constexpr Matrix<6> g4 = make_g4();
 
-// For the points 0, +-1, +-2 and infinity, without their denominators: see F4Whole of kernels/avx512_dot.cpp.
-constexpr Matrix<6> g4_whole = {{{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}}};
+// For the points 0, +-1, +-2 and infinity, without their denominators: see F4Integer of
+// kernels/avx512_vnni.cpp.
+constexpr Matrix<6> g4_integer = {{{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}}};
 
-// G w G^T of a 3 x 3 kernel, in double; point i goes to out[i * step].
+// G w G^T of a 3 x 3 kernel, in double.
 template <std::size_t points>
-void transform(const Matrix<points>& g, const float* w, float* out, std::size_t step) {
+std::array<float, points * points> transform(const Matrix<points>& g, const std::array<float, 9>& w) {
   std::array<std::array<double, 3>, points> rows_done{};
   for (std::size_t i = 0; i < points; ++i) {
     for (std::size_t x = 0; x < 3; ++x) {
@@ -46,16 +50,20 @@ void transform(const Matrix<points>& g, const float* w, float* out, std::size_t 
       }
     }
   }
+  std::array<float, points * points> result{};
   for (std::size_t i = 0; i < points; ++i) {
     for (std::size_t j = 0; j < points; ++j) {
       double sum = 0;
       for (std::size_t x = 0; x < 3; ++x) {
         sum += rows_done[i][x] * g[j][x];
       }
-      out[(i * points + j) * step] = static_cast<float>(sum);
+      result[i * points + j] = static_cast<float>(sum);
     }
   }
+  return result;
 }
+
+// --- how a number is stored --------------------------------------------------------------------------------
 
 // The nearest bf16, of two the even one.
 std::uint16_t to_bf16(float x) {
@@ -65,146 +73,182 @@ std::uint16_t to_bf16(float x) {
 
 float from_bf16(std::uint16_t x) { return std::bit_cast<float>(std::uint32_t{x} << 16U); }
 
-// A weight of int8. Of two nearest whole numbers the even one, as the processor's rounding is set.
-float to_whole(float x) { return std::clamp(std::nearbyint(x), -127.0F, 127.0F); }
+// An Encoding says how many numbers share a unit, in how many parts a weight is multiplied, and what the bits
+// of a part are.
+struct Float32 {
+  static constexpr std::size_t per_unit = 1, parts = 1;
+  static std::uint32_t bits(float w, std::size_t) { return std::bit_cast<std::uint32_t>(w); }
+};
 
-std::size_t weights_per_pair(const ConvLayer& layer, Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::winograd4:
-      return 36;
-    case Algorithm::winograd2:
-      return 16;
-    case Algorithm::direct:
-      break;
+struct Bf16 {
+  static constexpr std::size_t per_unit = 2, parts = 1;
+  static std::uint32_t bits(float w, std::size_t) { return to_bf16(w); }
+};
+
+// High, high and low, for the (high, low, high) parts of a map: see Storage::bf16x3.
+struct Bf16x3 {
+  static constexpr std::size_t per_unit = 2, parts = 3;
+  static std::uint32_t bits(float w, std::size_t part) {
+    const std::uint16_t high = to_bf16(w);
+    return part < 2 ? high : to_bf16(w - from_bf16(high));
   }
-  return layer.kernel * layer.kernel;
+};
+
+// Of integers.
+struct Int8 {
+  static constexpr std::size_t per_unit = 4, parts = 1;
+  static std::uint32_t bits(float w, std::size_t) {
+    return static_cast<std::uint8_t>(static_cast<std::int8_t>(w));
+  }
+};
+
+struct Int16 {
+  static constexpr std::size_t per_unit = 2, parts = 1;
+  static std::uint32_t bits(float w, std::size_t) {
+    return static_cast<std::uint16_t>(static_cast<std::int16_t>(w));
+  }
+};
+
+// Number `i` of the run of units that begins at `run`; the units of one output channel are `block` apart.
+template <typename Encoding>
+void put(std::uint32_t* run, std::size_t i, std::size_t block, std::uint32_t bits) {
+  run[i / Encoding::per_unit * block] |= bits << i % Encoding::per_unit * (32 / Encoding::per_unit);
+}
+
+// --- packing -----------------------------------------------------------------------------------------------
+
+// Calls function(input channel, channel of the block, weights of their kernel) for all pairs, in an order in
+// which a cache line of the packed weights is complete before the next is begun.
+template <typename Function>
+void for_each_kernel(const Packing& p, std::size_t index, const Function& function) {
+  const ConvLayer& layer = p.layer;
+  const std::size_t area = layer.kernel * layer.kernel;
+  const std::size_t channels = std::min(p.block, layer.outputs - index * p.block);
+  std::vector<float> integers(area);
+  for (std::size_t c = 0; c < layer.inputs; ++c) {
+    for (std::size_t k = 0; k < channels; ++k) {
+      const std::size_t output = index * p.block + k;
+      std::span<const float> weight = layer.weight.subspan((output * layer.inputs + c) * area, area);
+      if (p.precision == Precision::int8) {
+        for (std::size_t i = 0; i < area; ++i) {
+          integers[i] = layer.integer_weight(output, c * area + i);
+        }
+        weight = integers;
+      }
+      function(c, k, weight);
+    }
+  }
+}
+
+// (window_rows, window_run, block), a row of the window being (kernel columns, parts, input channels).
+template <typename Encoding>
+void pack_direct(const Packing& p, std::size_t index, std::uint32_t* out) {
+  const std::size_t kernel = p.layer.kernel, run = p.window_run();
+  for_each_kernel(p, index, [&](std::size_t c, std::size_t k, std::span<const float> weight) {
+    for (std::size_t row = 0; row < kernel; ++row) {
+      for (std::size_t column = 0; column < kernel; ++column) {
+        for (std::size_t part = 0; part < Encoding::parts; ++part) {
+          put<Encoding>(out + row * run * p.block + k, (column * Encoding::parts + part) * p.layer.inputs + c,
+                        p.block, Encoding::bits(weight[row * kernel + column], part));
+        }
+      }
+    }
+  });
+}
+
+// (points, units of the input channels, block).
+template <typename Encoding, std::size_t points>
+void pack_winograd(const Packing& p, const Matrix<points>& g, std::size_t index, std::uint32_t* out) {
+  const std::size_t point_units = transformed_units(p.precision, p.layer.inputs) * p.block;
+  for_each_kernel(p, index, [&](std::size_t c, std::size_t k, std::span<const float> weight) {
+    std::array<float, 9> w{};
+    std::ranges::copy(weight, w.begin());
+    const auto transformed = transform(g, w);
+    for (std::size_t point = 0; point < transformed.size(); ++point) {
+      put<Encoding>(out + point * point_units + k, c, p.block, Encoding::bits(transformed[point], 0));
+    }
+  });
+}
+
+PackedLayer allocate(const Packing& p) {
+  const ConvLayer& layer = p.layer;
+  PackedLayer packed{.weight = AlignedBuffer(p.blocks() * p.block_units()),
+                     .bias = AlignedBuffer(p.blocks() * p.block),
+                     .scale = {},
+                     .blocks = p.blocks()};
+  std::ranges::copy(layer.bias, packed.bias.data());
+  if (p.precision == Precision::int8) {
+    packed.scale = AlignedBuffer(p.blocks() * p.block);
+    std::ranges::transform(layer.scales->weight, packed.scale.data(),
+                           [&layer](float scale) { return layer.scales->input * scale; });
+  }
+  return packed;
 }
 
 }  // namespace
 
-std::size_t packed_block_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block) {
-  return weights_per_pair(layer, algorithm) * layer.inputs * block;
-}
-
-void pack_weight(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
-                 float* out) {
-  const std::size_t area = layer.kernel * layer.kernel;
-  const std::size_t step = layer.inputs * block;  // from one cell of the kernel, or point, to the next
-  const std::size_t channels = std::min(block, layer.outputs - index * block);
-  // In this order a cache line of `out` is complete before the next is begun.
-  for (std::size_t c = 0; c < layer.inputs; ++c) {
-    for (std::size_t k = 0; k < channels; ++k) {
-      const float* const w = layer.weight.data() + ((index * block + k) * layer.inputs + c) * area;
-      float* const to = out + c * block + k;
-      switch (algorithm) {
-        case Algorithm::direct:
-          for (std::size_t cell = 0; cell < area; ++cell) {
-            to[cell * step] = w[cell];
-          }
-          break;
-        case Algorithm::winograd2:
-          transform(g2, w, to, step);
-          break;
-        case Algorithm::winograd4:
-          transform(g4, w, to, step);
-          break;
-      }
-    }
+std::size_t Packing::window_run() const {
+  const std::size_t numbers = layer.kernel * layer.inputs;
+  switch (precision) {
+    case Precision::bf16:
+      return (numbers + 1) / 2;
+    case Precision::bf16x3:
+      return (3 * numbers + 1) / 2;
+    case Precision::int8:
+      return (numbers + 3) / 4;
+    case Precision::fp32:
+      break;
   }
+  return numbers;
 }
 
-std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell) {
-  const std::size_t weights = layer.kernel * layer.inputs;
-  switch (cell) {
-    case kernels::Cell::u8:
-      return (weights + 3) / 4;
-    case kernels::Cell::bf16x3:
-      return (3 * weights + 1) / 2;
-    default:
-      return (weights + 1) / 2;
+std::size_t transformed_units(Precision precision, std::size_t channels) {
+  return precision == Precision::fp32 ? channels : channels / 2;  // bf16, or the integers of 16 bits of int8
+}
+
+std::size_t Packing::block_units() const {
+  if (algorithm == Algorithm::direct) {
+    return layer.kernel * window_run() * block;
   }
-}
-
-std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block) {
-  return layer.kernel * dot_run(layer, cell) * block;
-}
-
-void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
-                     std::uint32_t* out) {
-  const std::size_t run = dot_run(layer, cell), channels = std::min(block, layer.outputs - index * block);
-  const std::size_t parts = cell == kernels::Cell::bf16x3 ? 3 : 1;
-  const std::size_t per_unit = cell == kernels::Cell::u8 ? 4 : 2;
-  for (std::size_t k = 0; k < channels; ++k) {
-    const std::size_t output = index * block + k;
-    for (std::size_t row = 0; row < layer.kernel; ++row) {
-      std::size_t at = 0;  // in the row of the window
-      for (std::size_t column = 0; column < layer.kernel; ++column) {
-        for (std::size_t part = 0; part < parts; ++part) {
-          for (std::size_t c = 0; c < layer.inputs; ++c, ++at) {
-            const float w =
-                layer.weight[((output * layer.inputs + c) * layer.kernel + row) * layer.kernel + column];
-            const std::uint16_t high = to_bf16(w);
-            const std::uint32_t bits = cell == kernels::Cell::u8
-                                           ? static_cast<std::uint8_t>(static_cast<std::int8_t>(
-                                                 to_whole(w / layer.scales->weight[output])))
-                                       : part < 2 ? high
-                                                  : to_bf16(w - from_bf16(high));
-            out[(row * run + at / per_unit) * block + k] |= bits << at % per_unit * (32 / per_unit);
-          }
-        }
-      }
-    }
-  }
-}
-
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block) {
-  return packed_block_size(layer, algorithm, block) / 2;
-}
-
-void pack_dot_winograd(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
-                       std::uint32_t* out) {
   const std::size_t points = algorithm == Algorithm::winograd4 ? 36 : 16;
-  const std::size_t channels = std::min(block, layer.outputs - index * block);
-  const std::size_t step = layer.inputs / 2 * block;  // from one point to the next
-  std::array<float, 9> w{};
-  std::array<float, 36> transformed{};
-  for (std::size_t c = 0; c < layer.inputs; ++c) {
-    for (std::size_t k = 0; k < channels; ++k) {
-      const std::size_t output = index * block + k;
-      std::ranges::copy(layer.weight.subspan((output * layer.inputs + c) * 9, 9), w.begin());
-      if (algorithm == Algorithm::winograd4) {
-        for (float& value : w) {
-          value = to_whole(value / layer.scales->weight[output]);
-        }
-        transform(g4_whole, w.data(), transformed.data(), 1);
-      } else {
-        transform(g2, w.data(), transformed.data(), 1);
-      }
-      for (std::size_t point = 0; point < points; ++point) {
-        const std::uint16_t bits =
-            algorithm == Algorithm::winograd4
-                ? static_cast<std::uint16_t>(static_cast<std::int16_t>(transformed[point]))
-                : to_bf16(transformed[point]);
-        out[point * step + c / 2 * block + k] |= std::uint32_t{bits} << c % 2 * 16;
-      }
-    }
+  return points * transformed_units(precision, layer.inputs) * block;
+}
+
+void Packing::pack(std::size_t index, std::uint32_t* out) const {
+  const bool direct = algorithm == Algorithm::direct, four = algorithm == Algorithm::winograd4;
+  switch (precision) {
+    case Precision::fp32:
+      return direct ? pack_direct<Float32>(*this, index, out)
+             : four ? pack_winograd<Float32>(*this, g4, index, out)
+                    : pack_winograd<Float32>(*this, g2, index, out);
+    case Precision::bf16:
+      return direct ? pack_direct<Bf16>(*this, index, out) : pack_winograd<Bf16>(*this, g2, index, out);
+    case Precision::bf16x3:
+      return pack_direct<Bf16x3>(*this, index, out);
+    case Precision::int8:
+      return direct ? pack_direct<Int8>(*this, index, out)
+                    : pack_winograd<Int16>(*this, g4_integer, index, out);
   }
 }
 
-bool fits_winograd(const ConvLayer& layer) {
-  constexpr float limit = (1 << 25) / 255;  // of the sum of all weights of one sign
-  const std::size_t window = layer.weight.size() / layer.outputs;
-  for (std::size_t output = 0; output < layer.outputs; ++output) {
-    float above = 0, below = 0;  // exact: whole numbers below 2^24
-    for (std::size_t i = 0; i < window; ++i) {
-      const float w = to_whole(layer.weight[output * window + i] / layer.scales->weight[output]);
-      (w > 0 ? above : below) += w;
-    }
-    if (std::max(above, -below) >= limit) {
-      return false;
+std::vector<PackedLayer> pack(std::span<const Packing> packings, ThreadPool& threads) {
+  struct Task {
+    std::size_t layer, block;
+  };
+  std::vector<PackedLayer> layers;
+  std::vector<Task> tasks;
+  for (const Packing& packing : packings) {
+    layers.push_back(allocate(packing));
+    for (std::size_t block = 0; block < packing.blocks(); ++block) {
+      tasks.push_back({layers.size() - 1, block});
     }
   }
-  return true;
+  threads.for_each(tasks.size(), [&](std::size_t i) {
+    const Packing& packing = packings[tasks[i].layer];
+    packing.pack(tasks[i].block,
+                 layers[tasks[i].layer].weight.units() + tasks[i].block * packing.block_units());
+  });
+  return layers;
 }
 
 }  // namespace histo

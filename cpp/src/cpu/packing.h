@@ -3,33 +3,48 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
-#include "cpu/kernels/kernels.h"
-#include "histo/engine.h"
+#include "aligned_buffer.h"
+#include "cpu/thread_pool.h"
+#include "histo/names.h"
 #include "model/network.h"
 
 namespace histo {
 
-// Floats that pack_weight() writes per block of `kernels.conv_block` output channels.
-std::size_t packed_block_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block);
+// A convolution whose weights are packed for `block` output channels at a time. Sizes are in units of 32
+// bits: one float, two bf16 or int16, or four bytes.
+struct Packing {
+  const ConvLayer& layer;
+  Algorithm algorithm;
+  Precision precision;
+  std::size_t block;
 
-// Packs the output channels [index * block, (index + 1) * block) of `layer` to `out`, for kernels::Conv or
-// kernels::Winograd; `out` is zero before, and stays so for channels that the layer does not have.
-void pack_weight(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
-                 float* out);
+  [[nodiscard]] std::size_t blocks() const { return (layer.outputs + block - 1) / block; }
 
-// The same for kernels::DotConv, of a layer whose input map has the format `cell`: units of a row of its
-// window, units per block, and the weights themselves, which with Cell::u8 are divided by the layer's scales.
-//
-// For kernels::DotWinograd, F(2 x 2) in bf16 or F(4 x 4) in words, the last three; the last says whether the
-// latter is exact for a layer that has scales.
-std::size_t dot_run(const ConvLayer& layer, kernels::Cell cell);
-std::size_t packed_dot_size(const ConvLayer& layer, kernels::Cell cell, std::size_t block);
-void pack_dot_weight(const ConvLayer& layer, kernels::Cell cell, std::size_t block, std::size_t index,
-                     std::uint32_t* out);
-std::size_t packed_dot_winograd_size(const ConvLayer& layer, Algorithm algorithm, std::size_t block);
-void pack_dot_winograd(const ConvLayer& layer, Algorithm algorithm, std::size_t block, std::size_t index,
-                       std::uint32_t* out);
-bool fits_winograd(const ConvLayer& layer);
+  // Contiguous units of one row of a direct convolution's window (kernels::Conv::window_run).
+  [[nodiscard]] std::size_t window_run() const;
+
+  // Units of the packed weights of one block.
+  [[nodiscard]] std::size_t block_units() const;
+
+  // Writes the output channels [index * block, (index + 1) * block), for kernels::Conv or kernels::Winograd.
+  // `out` is zero before, and stays zero for channels that the layer does not have.
+  void pack(std::size_t index, std::uint32_t* out) const;
+};
+
+// Units of one tile's transformed channels, at one point of Winograd's algorithm.
+std::size_t transformed_units(Precision precision, std::size_t channels);
+
+struct PackedLayer {
+  AlignedBuffer weight;
+  AlignedBuffer bias;   // padded with zeros to a multiple of the block
+  AlignedBuffer scale;  // int8 only: of the integer sums, padded likewise
+  std::size_t blocks;
+};
+
+// All layers at once, block by block on all threads.
+std::vector<PackedLayer> pack(std::span<const Packing> packings, ThreadPool& threads);
 
 }  // namespace histo

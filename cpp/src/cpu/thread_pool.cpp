@@ -32,7 +32,7 @@ int process_id() {
 #endif
 }
 
-// Waits until `value` differs from `old`: watching first, then asleep. Returns what it saw.
+// Waits until `value` differs from `old`: spins first, then sleeps. Returns the new value.
 std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::microseconds(50);
@@ -52,9 +52,8 @@ std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint
 
 ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
   if (threads == 0 || threads > most_threads) {
-    throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads) +
-                                                 "; it must be between 1 and " +
-                                                 std::to_string(most_threads));
+    throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads),
+                "it must be between 1 and " + std::to_string(most_threads));
   }
   try {
     workers_.reserve(threads - 1);
@@ -62,10 +61,11 @@ ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
       workers_.emplace_back([this] { worker(); });
     }
   } catch (const std::system_error& error) {
-    end_workers();  // or joining those that run would take for ever
-    throw Error(ErrorCode::unsupported, "only " + std::to_string(workers_.size() + 1) + " of " +
-                                            std::to_string(threads) + " threads can be had (" + error.what() +
-                                            "); ask for fewer, or raise the limit (ulimit -u, pids.max)");
+    end_workers();  // or joining those that run would never end
+    throw Error(ErrorCode::unsupported,
+                "only " + std::to_string(workers_.size() + 1) + " of " + std::to_string(threads) +
+                    " threads can be started (" + error.what() + ")",
+                "ask for fewer, or raise the limit (ulimit -u, pids.max)");
   } catch (...) {
     end_workers();
     throw;
@@ -74,7 +74,8 @@ ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
 
 ThreadPool::~ThreadPool() {
   if (process_ != process_id()) {
-    // The threads are not here, and their handles may by now be those of others: neither join nor detach.
+    // A forked child has none of the threads, and their handles may belong to others by now. So they are
+    // neither joined nor detached, but leaked.
     static_cast<void>(new std::vector<std::jthread>(std::move(workers_)));
     return;
   }
@@ -100,14 +101,14 @@ void ThreadPool::run(std::size_t count, Call call, const void* context) {
   next_.store(0, std::memory_order_relaxed);
   thrown_.store(false, std::memory_order_relaxed);
   inside_.fetch_and(~closed, std::memory_order_release);
-  // A notification is skipped where nobody sleeps, which is found out by a load that must come after this
+  // notify_all() returns early if no thread sleeps. It finds that out by a load, which must come after this
   // store: hence the strongest order.
   round_.fetch_add(1, std::memory_order_seq_cst);
   round_.notify_all();
 
   work();
-  // From here on no worker gets in; those inside have taken their last iteration or are about to see that
-  // there is none. `inside_` is one variable, so a worker either came before this or sees it.
+  // From here on no worker begins. Those inside have taken their last iteration, or are about to see that
+  // none is left. `inside_` is a single variable, so a worker either came before this store or sees it.
   std::uint32_t inside = inside_.fetch_or(closed, std::memory_order_acq_rel) | closed;
   while (inside != closed) {
     inside = wait_for_change(inside_, inside);
@@ -140,7 +141,7 @@ void ThreadPool::worker() noexcept {
     if (stop_.load(std::memory_order_relaxed)) {
       return;
     }
-    // Late for the loop that raised `round_`, a worker is turned away or helps with the one after it.
+    // A worker that is late for the loop that raised `round_` is refused, or helps with a later loop.
     if ((inside_.fetch_add(1, std::memory_order_acq_rel) & closed) == 0) {
       work();
     }

@@ -10,16 +10,16 @@
 
 namespace histo {
 
-// The caller works too, so a pool of n threads starts n - 1 workers. Between loops they watch for the next
-// one for some 50 microseconds, longer than the gap between two layers, and then sleep: idle threads that
-// spin would slow whatever else the process does. The caller waits only for workers that have begun, so a
-// loop that is over before a worker wakes does not pay for the waking.
+// The caller works too, so a pool of n threads starts n - 1 workers. Between loops the workers spin for 50
+// microseconds, longer than the gap between two layers, and then sleep: idle threads that spin would slow the
+// rest of the process. The caller waits only for workers that have begun, so a loop that ends before a worker
+// wakes does not wait for it.
 //
 // In a forked child, which has no workers, the caller works alone.
 class ThreadPool {
  public:
-  // Throws Error: invalid_argument for 0 and for more than `most_threads`, unsupported where the system does
-  // not give that many.
+  // Throws Error: invalid_argument for 0 and for more than `most_threads`, unsupported where the system
+  // refuses to start that many.
   explicit ThreadPool(unsigned threads);
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -31,8 +31,9 @@ class ThreadPool {
   [[nodiscard]] unsigned threads() const noexcept { return static_cast<unsigned>(workers_.size()) + 1; }
 
   // body(i) for 0 <= i < count, in any order, on any of the threads; returns when all are done. While one
-  // thread is in here another's call, and a call from inside a body, does all of its work alone. What a body
-  // throws comes out of here once nobody works any more; the iterations not begun by then are left out.
+  // thread is in this function, a call by another thread or from inside a body does all of its work alone. An
+  // exception of a body is rethrown here when all threads have stopped; iterations that have not begun by
+  // then are skipped.
   template <typename Body>
   void for_each(std::size_t count, const Body& body) {
     if (count <= 1 || workers_.empty()) {
@@ -52,12 +53,12 @@ class ThreadPool {
   void worker() noexcept;
   void end_workers() noexcept;
 
-  // The highest bit of `inside_`; below it is the number of workers that may touch the loop at hand.
+  // The highest bit of `inside_`; below it is the number of workers that may touch the current loop.
   static constexpr std::uint32_t closed = std::uint32_t{1} << 31U;
 
-  // Each group has a cache line of its own: what one thread writes in a hurry another one watches.
+  // Separate cache lines, against false sharing with spinning readers.
 
-  // The loop at hand, written only while `inside_` is `closed` and no more.
+  // The current loop, written only while `inside_` equals `closed`.
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::size_t count_ = 0;
@@ -70,9 +71,9 @@ class ThreadPool {
   alignas(64) std::atomic<std::uint32_t> round_{0};  // raised for each loop, and at the end
   std::atomic<bool> stop_{false};
 
-  alignas(64) std::atomic<bool> taken_{false};  // by a caller; not a mutex, since it may find itself in here
+  alignas(64) std::atomic<bool> taken_{false};  // by a caller; not a mutex, because a body may call again
   int process_;                                 // that started the workers
-  std::vector<std::jthread> workers_;           // last, so that they are joined before the rest goes
+  std::vector<std::jthread> workers_;           // last, so that they are joined before the rest is destroyed
 };
 
 }  // namespace histo

@@ -21,6 +21,8 @@
 namespace histo {
 namespace {
 
+constexpr const char* check_path = "check the path and its permissions";
+
 FileBytes own(std::vector<std::byte> bytes) {
   static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= 8, "the allocator must align for doubles");
   const auto owner = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
@@ -29,9 +31,9 @@ FileBytes own(std::vector<std::byte> bytes) {
 
 #if __has_include(<sys/mman.h>)
 
-[[noreturn]] void fail_with_errno(const char* what) {
+[[noreturn]] void fail_with_errno(const char* what, const char* remedy) {
   const std::string cause = std::generic_category().message(errno);
-  throw Error(ErrorCode::io, std::string(what) + ": " + cause);
+  throw Error(ErrorCode::io, std::string(what) + ": " + cause, remedy);
 }
 
 struct Descriptor {
@@ -58,24 +60,24 @@ FileBytes map_file(const std::filesystem::path& file) {
   const Descriptor descriptor(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   struct stat status{};
   if (descriptor.number < 0 || ::fstat(descriptor.number, &status) != 0) {
-    fail_with_errno("cannot be opened");
+    fail_with_errno("cannot be opened", check_path);
   }
   if (S_ISDIR(status.st_mode)) {
-    throw Error(ErrorCode::io, "is a folder, not a file");
+    throw Error(ErrorCode::io, "is a folder, not a file", "give the path of a file");
   }
   if (!S_ISREG(status.st_mode)) {
-    throw Error(ErrorCode::io, "is not a regular file");
+    throw Error(ErrorCode::io, "is not a regular file", "copy what it delivers into a file");
   }
   if (status.st_size == 0) {
-    return {};  // there is no mapping of nothing
+    return {};  // an empty range cannot be mapped
   }
   if (!std::in_range<std::size_t>(status.st_size)) {
-    throw Error(ErrorCode::io, "is larger than the address space");
+    throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
   }
   const auto size = static_cast<std::size_t>(status.st_size);
   void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor.number, 0);
   if (address == MAP_FAILED) {
-    fail_with_errno("cannot be mapped into memory");
+    fail_with_errno("cannot be mapped into memory", "copy the file to a local disk");
   }
   const auto unmap = [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); };
   return {.bytes = {static_cast<const std::byte*>(address), size},
@@ -88,15 +90,15 @@ FileBytes map_file(const std::filesystem::path& file) {
   std::error_code error;
   const auto size = std::filesystem::file_size(file, error);
   if (error) {
-    throw Error(ErrorCode::io, "cannot be opened: " + error.message());
+    throw Error(ErrorCode::io, "cannot be opened: " + error.message(), check_path);
   }
   if (!std::in_range<std::streamsize>(size) || !std::in_range<std::size_t>(size)) {
-    throw Error(ErrorCode::io, "is larger than the address space");
+    throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
   }
   std::vector<std::byte> bytes(static_cast<std::size_t>(size));
   std::ifstream stream(file, std::ios::binary);
   if (!stream.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size))) {
-    throw Error(ErrorCode::io, "cannot be read");
+    throw Error(ErrorCode::io, "cannot be read", "check the disk");
   }
   return own(std::move(bytes));
 }

@@ -45,7 +45,7 @@ class Parser {
     Value result = value(0);
     skip_space();
     if (at_ != text_.size()) {
-      fail("something follows the value");
+      fail("there is text after the value");
     }
     return result;
   }
@@ -56,7 +56,7 @@ class Parser {
                 std::string("bad JSON at byte ") + std::to_string(at_) + ": " + what);
   }
 
-  // The next byte, or 0 at the end; 0 itself is allowed nowhere in JSON.
+  // The next byte, or 0 at the end; JSON does not allow the byte 0 itself.
   [[nodiscard]] char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
 
   bool take(char c) {
@@ -199,7 +199,7 @@ class Parser {
     std::string result;
     while (!take('"')) {
       if (at_ == text_.size()) {
-        fail("the string has no end");
+        fail("the string is not closed");
       }
       if (take('\\')) {
         append_utf8(result, escape());
@@ -238,19 +238,19 @@ class Parser {
         return 4;
       }
     }
-    fail("this is not UTF-8");
+    fail("invalid UTF-8");
   }
 
   std::uint32_t escape() {
     constexpr std::string_view names = "\"\\/bfnrt";
-    constexpr std::string_view meant = "\"\\/\b\f\n\r\t";
+    constexpr std::string_view characters = "\"\\/\b\f\n\r\t";
     const char name = peek();
     if (const std::size_t found = names.find(name); found != std::string_view::npos) {
       ++at_;
-      return static_cast<unsigned char>(meant[found]);
+      return static_cast<unsigned char>(characters[found]);
     }
     if (!take('u')) {
-      fail("an unknown escape");
+      fail("unknown escape");
     }
     const std::uint32_t unit = hex4();
     if (unit < 0xD800U || unit > 0xDFFFU) {
@@ -262,7 +262,7 @@ class Parser {
         return 0x10000U + ((unit - 0xD800U) << 10U) + (low - 0xDC00U);
       }
     }
-    fail("half a surrogate pair");
+    fail("incomplete surrogate pair");
   }
 
   std::uint32_t hex4() {
@@ -282,7 +282,7 @@ class Parser {
 
 }  // namespace
 
-std::optional<std::size_t> Value::whole() const noexcept {
+std::optional<std::size_t> Value::unsigned_integer() const noexcept {
   constexpr double limit = std::min(9007199254740992.0,  // 2^53
                                     static_cast<double>(std::numeric_limits<std::size_t>::max()));
   const double* const value = number();

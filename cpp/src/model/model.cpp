@@ -27,18 +27,19 @@ Model Model::open(const std::filesystem::path& file) {
   try {
     return Model(std::make_shared<const Contents>(map_file(file)));
   } catch (const Error& error) {
-    throw Error(error.code(), file.string() + ": " + error.what());
+    throw Error(error.code(), file.string() + ": " + std::string(error.message()), error.remedy());
   }
 }
 
 Model Model::from_memory(std::span<const std::byte> bytes) {
-  if (bytes.empty()) {  // which a null pointer is too
-    throw Error(ErrorCode::invalid_argument, "bytes is null or empty; it must hold a model.safetensors");
+  if (bytes.empty()) {  // a null pointer, too
+    throw Error(ErrorCode::invalid_argument, "bytes is null or empty",
+                "give the contents of a model.safetensors");
   }
   try {
     return Model(std::make_shared<const Contents>(copy_bytes(bytes)));
   } catch (const Error& error) {
-    throw Error(error.code(), std::string("model in memory: ") + error.what());
+    throw Error(error.code(), "model in memory: " + std::string(error.message()), error.remedy());
   }
 }
 
@@ -47,7 +48,8 @@ const ModelSpec& Model::spec() const noexcept { return contents_->spec; }
 TensorView Model::tensor(std::string_view name) const {
   const std::optional<TensorView> tensor = find_tensor(name);
   if (!tensor) {
-    throw Error(ErrorCode::invalid_argument, "the model has no tensor " + in_quotes(name));
+    throw Error(ErrorCode::invalid_argument, "the model has no tensor " + in_quotes(name),
+                "see docs/bundle.md for the names");
   }
   return *tensor;
 }

@@ -25,15 +25,18 @@ constexpr const char* weight_scale = ".weight_scale";
 constexpr std::size_t network_stride = 32;
 constexpr std::size_t min_classes = 2;
 
-// Far above any tile, and low enough that no extent derived from it overflows, not even 512 maps of 2048^2.
+// Far above any tile, and low enough that no size derived from it overflows, not even 512 maps of 2048^2.
 constexpr std::size_t max_side = std::size_t{1} << 16U;
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::invalid_file, message); }
+[[noreturn]] void fail(const std::string& message, const std::string& remedy = "export the model again") {
+  throw Error(ErrorCode::invalid_file, message, remedy);
+}
 
 const std::string& required_metadata(const Safetensors& file, const char* key) {
   const std::string* const value = file.find_metadata(key);
   if (value == nullptr) {
-    fail(std::string("is not a model of histo: its metadata has no ") + key);
+    fail(std::string("is not a model that histo exported: its metadata has no ") + key,
+         "give the model.safetensors of a bundle");
   }
   return *value;
 }
@@ -47,9 +50,9 @@ const json::Value& required(const json::Value& spec, const char* field) {
 }
 
 std::size_t read_side(const json::Value& spec, const char* field, std::size_t smallest) {
-  const std::optional<std::size_t> value = required(spec, field).whole();
+  const std::optional<std::size_t> value = required(spec, field).unsigned_integer();
   if (!value || *value < smallest || *value > max_side) {
-    fail(std::string("histo.spec: ") + field + " is not a whole number from " + std::to_string(smallest) +
+    fail(std::string("histo.spec: ") + field + " is not an integer from " + std::to_string(smallest) +
          " to " + std::to_string(max_side));
   }
   return *value;
@@ -64,12 +67,12 @@ std::vector<std::string> read_classes(const json::Value& spec) {
   std::set<std::string_view> seen;
   for (const json::Value& element : *array) {
     const std::string* const name = element.string();
-    // NUL would end the name early where it is handed to C.
+    // A NUL would cut the name short in the C interface.
     if (name == nullptr || name->find('\0') != std::string::npos) {
       fail("histo.spec: class " + std::to_string(classes.size()) + " is not a name");
     }
     if (!seen.insert(*name).second) {
-      fail("histo.spec: class " + in_quotes(*name) + " is there twice");
+      fail("histo.spec: class " + in_quotes(*name) + " occurs twice");
     }
     classes.push_back(*name);
   }
@@ -110,7 +113,7 @@ std::size_t read_head_pool(const Safetensors& file, const ModelSpec& spec) {
   const std::size_t expected = map % spec.pool == 0 ? spec.pool : map;
   if (text != std::to_string(expected)) {
     fail("histo.head_pool is " + in_quotes(text) + "; pool " + std::to_string(spec.pool) + " on a " +
-         std::to_string(map) + "x" + std::to_string(map) + " map asks for " + std::to_string(expected));
+         std::to_string(map) + "x" + std::to_string(map) + " map needs " + std::to_string(expected));
   }
   return expected;
 }
@@ -131,7 +134,7 @@ std::vector<NamedShape> network_tensors(const ModelSpec& spec) {
   return tensors;
 }
 
-// What format 2 adds: the scales of the layers that run in int8. A layer has both or none.
+// The tensors that format 2 adds: the scales of the layers that run in int8. A layer has both or none.
 std::vector<NamedShape> scale_tensors(const Safetensors& file) {
   std::vector<NamedShape> tensors;
   if (required_metadata(file, "histo.format") == "1") {
@@ -153,14 +156,14 @@ std::vector<NamedShape> scale_tensors(const Safetensors& file) {
       if (block.shortcut && add(*block.shortcut) != first) {
         fail("tensors " + in_quotes(block.conv1.name + input_scale) + " and " +
              in_quotes(block.shortcut->name + input_scale) +
-             " scale one map: both must be there, or neither");
+             " scale the same map, and only one of the two is present");
       }
     }
   }
   return tensors;
 }
 
-// Both layers that read a block's input have the same scale for it.
+// Checks that both layers that read a block's input have the same scale for it.
 void check_shared_scales(const Safetensors& file) {
   Network network = resnet34();
   for (std::vector<BasicBlock>& blocks : network.layers) {
@@ -170,7 +173,7 @@ void check_shared_scales(const Safetensors& file) {
         const StoredTensor* const other = file.find(block.shortcut->name + input_scale);
         if (first->values<float>()[0] != other->values<float>()[0]) {
           fail("tensors " + in_quotes(first->name) + " and " + in_quotes(other->name) +
-               " scale one map and must be equal");
+               " scale the same map and differ");
         }
       }
     }
@@ -190,15 +193,15 @@ std::size_t map_size(std::size_t crop) noexcept {
 ModelSpec read_model_spec(const Safetensors& file) {
   const std::string& format = required_metadata(file, "histo.format");
   if (format != "1" && format != "2") {
-    fail("histo.format is " + in_quotes(format) +
-         "; this version reads \"1\" and \"2\". Export again, or update histo");
+    fail("histo.format is " + in_quotes(format) + ", and this version reads \"1\" and \"2\"",
+         "export the model again, or update histo");
   }
   const std::string& text = required_metadata(file, "histo.spec");
   json::Value fields;
   try {
     fields = json::parse(text);
   } catch (const Error& error) {
-    fail(std::string("histo.spec: ") + error.what());
+    fail("histo.spec: " + std::string(error.message()));
   }
   ModelSpec spec;
   spec.pool = read_side(fields, "pool", 1);
@@ -237,7 +240,7 @@ void check_model_values(const Safetensors& file, const ModelSpec& spec) {
   for (const StoredTensor& tensor : file.tensors) {
     check_finite(tensor, tensor.values<float>());
     if (tensor.name.ends_with(input_scale) || tensor.name.ends_with(weight_scale)) {
-      // Denormals are refused, too: the reciprocal of some is infinite.
+      // Denormal numbers are refused, too: the reciprocal of some is infinite.
       if (std::ranges::any_of(tensor.values<float>(),
                               [](float scale) { return !std::isnormal(scale) || scale < 0; })) {
         fail("tensor " + in_quotes(tensor.name) + " holds a scale that is not a positive number");
@@ -245,7 +248,7 @@ void check_model_values(const Safetensors& file, const ModelSpec& spec) {
     }
   }
   check_shared_scales(file);
-  // They are stored twice: for people in the spec, in the precision that is used as tensors.
+  // Mean and standard deviation are stored twice: in the spec to be read by people, and as float32 tensors.
   if (!std::ranges::equal(file.find("stem.mean")->values<float>(), spec.mean) ||
       !std::ranges::equal(file.find("stem.std")->values<float>(), spec.std)) {
     fail("tensors \"stem.mean\" and \"stem.std\" differ from mean and std in histo.spec");

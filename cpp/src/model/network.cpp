@@ -1,6 +1,14 @@
 #include "model/network.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace histo {
+
+float ConvLayer::integer_weight(std::size_t output, std::size_t i) const {
+  const float w = weight[output * inputs * kernel * kernel + i];
+  return std::clamp(std::nearbyint(w / scales->weight[output]), -127.0F, 127.0F);
+}
 
 Network resnet34() {
   const auto conv = [](const std::string& name, std::size_t inputs, std::size_t outputs, std::size_t kernel,

@@ -13,8 +13,8 @@
 
 namespace histo {
 
-// How a convolution is computed in int8: a number is its scale times a whole one, of 0 to 255 for inputs and
-// of -127 to 127 for weights.
+// How a convolution is computed in int8: a number is its scale times an integer, from 0 to 255 for inputs and
+// from -127 to 127 for weights.
 struct Scales {
   float input;
   std::span<const float> weight;  // (outputs)
@@ -27,9 +27,13 @@ struct ConvLayer {
   std::span<const float> weight;  // (outputs, inputs, kernel, kernel)
   std::span<const float> bias;    // (outputs)
   std::optional<Scales> scales = std::nullopt;
+
+  // Weight `i` of an output channel in int8, where the layer has scales: the nearest integer, of two the even
+  // one.
+  [[nodiscard]] float integer_weight(std::size_t output, std::size_t i) const;
 };
 
-// relu(conv2(relu(conv1(x))) + shortcut(x)), where no shortcut means x itself.
+// relu(conv2(relu(conv1(x))) + shortcut(x)); without a shortcut layer, shortcut(x) is x.
 struct BasicBlock {
   ConvLayer conv1, conv2;
   std::optional<ConvLayer> shortcut;
@@ -58,7 +62,7 @@ struct Network {
 // Without weights.
 Network resnet34();
 
-// With the weights of `model`, and the scales that it has; the spans live as long as any copy of it.
+// With the weights and, where it has them, the scales of `model`; the spans live as long as any copy of it.
 Network read_network(const Model& model);
 
 }  // namespace histo

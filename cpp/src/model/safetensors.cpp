@@ -11,7 +11,7 @@
 namespace histo {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "tensors are used as they lie in the file");
+static_assert(std::endian::native == std::endian::little, "tensors are used in place, without conversion");
 
 constexpr std::size_t length_bytes = 8;
 constexpr std::size_t max_header_bytes = std::size_t{1} << 20U;
@@ -35,11 +35,16 @@ constexpr std::array<Dtype, 13> dtypes{{{"BOOL", 1},
                                         {"I64", 8},
                                         {"F64", 8}}};
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorCode::invalid_file, message); }
-
-[[noreturn]] void fail(std::string_view tensor, const std::string& message) {
-  fail("tensor " + in_quotes(tensor) + " " + message);
+[[noreturn]] void fail(const std::string& message, const std::string& remedy = "export the file again") {
+  throw Error(ErrorCode::invalid_file, message, remedy);
 }
+
+[[noreturn]] void fail_at(std::string_view tensor, const std::string& message,
+                          const std::string& remedy = "export the file again") {
+  fail("tensor " + in_quotes(tensor) + " " + message, remedy);
+}
+
+constexpr const char* copy_again = "copy or export the file again";
 
 std::optional<std::size_t> product(std::size_t a, std::size_t b) {
   if (b != 0 && a > std::numeric_limits<std::size_t>::max() / b) {
@@ -50,31 +55,41 @@ std::optional<std::size_t> product(std::size_t a, std::size_t b) {
 
 std::string_view header_of(std::span<const std::byte> file) {
   if (file.empty()) {
-    fail("is empty");
+    fail("is empty", copy_again);
   }
   if (file.size() < length_bytes) {
-    fail("has " + std::to_string(file.size()) + " bytes, too few for a safetensors file");
+    fail("has " + std::to_string(file.size()) + " bytes, too few for a safetensors file", copy_again);
   }
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < length_bytes; ++i) {
     length |= std::to_integer<std::uint64_t>(file[i]) << (8 * i);
   }
   if (length > max_header_bytes) {
-    fail("is no safetensors file: its header would take " + std::to_string(length) + " bytes (at most " +
-         std::to_string(max_header_bytes) + " are read)");
+    fail("is not a safetensors file: its header would take " + std::to_string(length) + " bytes (at most " +
+             std::to_string(max_header_bytes) + " are read)",
+         "give a model.safetensors");
   }
   if (length > file.size() - length_bytes) {
-    fail("is truncated: its header takes " + std::to_string(length) + " bytes, and " +
-         std::to_string(file.size() - length_bytes) + " are there");
+    fail("is truncated: its header takes " + std::to_string(length) + " bytes, and the file has only " +
+             std::to_string(file.size() - length_bytes) + " more",
+         copy_again);
   }
   const auto bytes = file.subspan(length_bytes, static_cast<std::size_t>(length));
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+json::Value parsed(std::string_view header) {
+  try {
+    return json::parse(header);
+  } catch (const Error& error) {
+    fail(std::string(error.message()), copy_again);
+  }
+}
+
 const json::Value& required(std::string_view tensor, const json::Value& entry, const char* key) {
   const json::Value* const value = entry.find(key);
   if (value == nullptr) {
-    fail(tensor, std::string("has no ") + key);
+    fail_at(tensor, std::string("has no ") + key);
   }
   return *value;
 }
@@ -82,64 +97,68 @@ const json::Value& required(std::string_view tensor, const json::Value& entry, c
 Dtype dtype_of(std::string_view tensor, const json::Value& entry) {
   const std::string* const name = required(tensor, entry, "dtype").string();
   if (name == nullptr) {
-    fail(tensor, "has a dtype that is no string");
+    fail_at(tensor, "has a dtype that is not a string");
   }
   const auto* const found = std::ranges::find(dtypes, *name, &Dtype::name);
   if (found == dtypes.end()) {
-    fail(tensor, "has the unknown dtype " + in_quotes(*name));
+    fail_at(tensor, "has the unknown dtype " + in_quotes(*name));
   }
   return *found;
 }
 
-std::vector<std::size_t> whole_numbers(std::string_view tensor, const json::Value& entry, const char* key) {
+std::vector<std::size_t> unsigned_integers(std::string_view tensor, const json::Value& entry,
+                                           const char* key) {
   const json::Value::Array* const array = required(tensor, entry, key).array();
   if (array == nullptr) {
-    fail(tensor, std::string("has ") + key + " that is no array");
+    fail_at(tensor, std::string("has a ") + key + " that is not an array");
   }
   std::vector<std::size_t> numbers;
   numbers.reserve(array->size());
   for (const json::Value& element : *array) {
-    const std::optional<std::size_t> number = element.whole();
+    const std::optional<std::size_t> number = element.unsigned_integer();
     if (!number) {
-      fail(tensor, std::string("has something in its ") + key + " that is not a whole number from 0 up");
+      fail_at(tensor, std::string("has an element in its ") + key + " that is not an integer of at least 0");
     }
     numbers.push_back(*number);
   }
   return numbers;
 }
 
-// The tensor that `entry` describes, in itself: its data lie inside `data` and are as long as its shape says.
+// The tensor that `entry` describes. Checks that its bytes lie inside `data` and are as many as its shape
+// needs.
 StoredTensor read_tensor(const std::string& name, const json::Value& entry, std::span<const std::byte> data) {
   if (entry.object() == nullptr || entry.object()->size() != 3) {
-    fail(name, "is not described by dtype, shape and data_offsets alone");
+    fail_at(name, "is not described by exactly dtype, shape and data_offsets");
   }
   const Dtype dtype = dtype_of(name, entry);
-  std::vector<std::size_t> shape = whole_numbers(name, entry, "shape");
-  const std::vector<std::size_t> offsets = whole_numbers(name, entry, "data_offsets");
+  std::vector<std::size_t> shape = unsigned_integers(name, entry, "shape");
+  const std::vector<std::size_t> offsets = unsigned_integers(name, entry, "data_offsets");
   if (offsets.size() != 2 || offsets[0] > offsets[1]) {
-    fail(name, "has data_offsets " + shape_text(offsets) + ", which are not a begin and an end behind it");
+    fail_at(name, "has data_offsets " + shape_text(offsets) + ", which are not a begin and an end");
   }
   const std::size_t begin = offsets[0];
   const std::size_t end = offsets[1];
   if (end > data.size()) {
-    fail(name, "ends at byte " + std::to_string(end) + " of the data, of which the file has " +
-                   std::to_string(data.size()) + "; it is truncated or damaged");
+    fail_at(name,
+            "ends at byte " + std::to_string(end) + " of the data, of which the file has " +
+                std::to_string(data.size()) + ": the file is truncated or damaged",
+            copy_again);
   }
   std::optional<std::size_t> size = dtype.size;
   for (const std::size_t extent : shape) {
     size = product(*size, extent);
     if (!size) {
-      fail(name, "has the shape " + shape_text(shape) + ", which is larger than any memory");
+      fail_at(name, "has the shape " + shape_text(shape) + ", which is larger than any memory");
     }
   }
   if (*size != end - begin) {
-    fail(name, "is " + std::string(dtype.name) + " " + shape_text(shape) + ", which takes " +
-                   std::to_string(*size) + " bytes, but has " + std::to_string(end - begin));
+    fail_at(name, "is " + std::string(dtype.name) + " " + shape_text(shape) + ", which takes " +
+                      std::to_string(*size) + " bytes, but has " + std::to_string(end - begin));
   }
   const auto bytes = data.subspan(begin, end - begin);
   if (reinterpret_cast<std::uintptr_t>(bytes.data()) % dtype.size != 0) {
-    fail(name, "is not aligned to the " + std::to_string(dtype.size) +
-                   " bytes of its elements; write the file with safetensors 0.3.1 or newer");
+    fail_at(name, "is not aligned to the " + std::to_string(dtype.size) + " bytes of its elements",
+            "write the file with safetensors 0.3.1 or newer");
   }
   return {.name = name, .dtype = dtype.name, .shape = std::move(shape), .bytes = bytes};
 }
@@ -154,15 +173,15 @@ void check_coverage(std::span<const StoredTensor> tensors, std::span<const std::
   const auto begin = [&](const StoredTensor* tensor) {
     return static_cast<std::size_t>(tensor->bytes.data() - data.data());
   };
-  // Of two tensors that begin together at most one may hold anything, and that one is the later.
+  // Of two tensors that begin at the same byte, the empty one comes first.
   std::ranges::sort(in_order, {}, [&](const StoredTensor* tensor) {
     return std::pair(begin(tensor), tensor->bytes.size());
   });
   std::size_t covered = 0;
   for (const StoredTensor* const tensor : in_order) {
     if (begin(tensor) != covered) {
-      fail(tensor->name, "begins at byte " + std::to_string(begin(tensor)) +
-                             " of the data, but what is before it ends at " + std::to_string(covered));
+      fail_at(tensor->name, "begins at byte " + std::to_string(begin(tensor)) +
+                                " of the data, but the tensor before it ends at " + std::to_string(covered));
     }
     covered += tensor->bytes.size();
   }
@@ -175,13 +194,13 @@ void check_coverage(std::span<const StoredTensor> tensors, std::span<const std::
 
 void StoredTensor::check_shape(std::span<const std::size_t> expected) const {
   if (!std::ranges::equal(shape, expected)) {
-    fail(name, "has the shape " + shape_text(shape) + "; it must be " + shape_text(expected));
+    fail_at(name, "has the shape " + shape_text(shape), "it must be " + shape_text(expected));
   }
 }
 
 void StoredTensor::check_dtype(std::string_view expected) const {
   if (dtype != expected) {
-    fail(name, "is " + std::string(dtype) + "; it must be " + std::string(expected));
+    fail_at(name, "is " + std::string(dtype), "it must be " + std::string(expected));
   }
 }
 
@@ -197,11 +216,11 @@ const std::string* Safetensors::find_metadata(std::string_view key) const noexce
 
 Safetensors read_safetensors(std::span<const std::byte> file) {
   const std::string_view header = header_of(file);
-  // The container wants the brace first, so that a file can be told by it.
+  // The format requires the brace as the first byte, as a signature of the file type.
   if (!header.starts_with('{')) {
-    fail("is no safetensors file: its header does not begin with {");
+    fail("is not a safetensors file: its header does not begin with {", "give a model.safetensors");
   }
-  const json::Value root = json::parse(header);
+  const json::Value root = parsed(header);
   const auto data = file.subspan(length_bytes + header.size());
   Safetensors result;
   for (const json::Member& member : *root.object()) {
@@ -210,11 +229,11 @@ Safetensors read_safetensors(std::span<const std::byte> file) {
       continue;
     }
     if (member.value.object() == nullptr) {
-      fail("__metadata__ is no object");
+      fail("__metadata__ is not an object");
     }
     for (const json::Member& entry : *member.value.object()) {
       if (entry.value.string() == nullptr) {
-        fail("__metadata__ has something at " + in_quotes(entry.key) + " that is no string");
+        fail("__metadata__ has a value at " + in_quotes(entry.key) + " that is not a string");
       }
       result.metadata.emplace_back(entry.key, *entry.value.string());
     }
@@ -224,8 +243,8 @@ Safetensors read_safetensors(std::span<const std::byte> file) {
 }
 
 void check_finite(const StoredTensor& tensor, std::span<const float> values) {
-  // Integers compare without branches, so the loop is vectorised: without its sign, what is not finite is
-  // above the largest float.
+  // Without the sign bit, the bits of NaN and infinity are integers above those of the largest float.
+  // Comparing integers has no branch, so that the loop is vectorised.
   constexpr std::uint32_t largest = std::bit_cast<std::uint32_t>(std::numeric_limits<float>::max());
   const auto magnitude = [](float value) { return std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU; };
   std::uint32_t worst = 0;
@@ -236,8 +255,8 @@ void check_finite(const StoredTensor& tensor, std::span<const float> values) {
     return;
   }
   const auto found = std::ranges::find_if(values, [&](float value) { return magnitude(value) > largest; });
-  fail(tensor.name, "has " + std::string(magnitude(*found) > largest + 1 ? "NaN" : "infinity") +
-                        " as element " + std::to_string(found - values.begin()));
+  fail_at(tensor.name, "has " + std::string(magnitude(*found) > largest + 1 ? "NaN" : "infinity") +
+                           " as element " + std::to_string(found - values.begin()));
 }
 
 std::string in_quotes(std::string_view name) {

@@ -5,8 +5,7 @@
 //                      "__metadata__": {"KEY": "VALUE", ..}}
 //     the rest  the tensors' data, row-major and little-endian; offsets count from here
 //
-// The file is taken for hostile. Nothing in it is used before it has been checked, and what is not checked is
-// not used.
+// The file is untrusted input: nothing in it is used before it has been checked.
 #pragma once
 
 #include <bit>
@@ -23,9 +22,9 @@ namespace histo {
 
 struct StoredTensor {
   std::string name;
-  std::string_view dtype;  // "F32", "F64", "U8", .. as the container spells it
+  std::string_view dtype;  // "F32", "F64", "U8", .. as in the file
   std::vector<std::size_t> shape;
-  std::span<const std::byte> bytes;  // as many as dtype and shape say, aligned to the size of an element
+  std::span<const std::byte> bytes;  // as many as dtype and shape need, aligned to the size of an element
 
   // The elements as float (F32), double (F64) or std::uint8_t (U8). Throws Error (invalid_file) where the
   // tensor is of another dtype.
@@ -44,10 +43,10 @@ struct StoredTensor {
 };
 
 struct Safetensors {
-  std::vector<StoredTensor> tensors;                          // sorted by name; no name is there twice
-  std::vector<std::pair<std::string, std::string>> metadata;  // sorted by key; no key is there twice
+  std::vector<StoredTensor> tensors;                          // sorted by name; names are unique
+  std::vector<std::pair<std::string, std::string>> metadata;  // sorted by key; keys are unique
 
-  // Null where there is none of that name.
+  // Null where the file has no tensor of that name, or no such key.
   [[nodiscard]] const StoredTensor* find(std::string_view name) const noexcept;
   [[nodiscard]] const std::string* find_metadata(std::string_view key) const noexcept;
 };
@@ -55,17 +54,17 @@ struct Safetensors {
 // Reads the header of `file`, whose first byte must be aligned to 8 bytes (FileBytes are). The tensors point
 // into `file`.
 //
-// Beyond what the container asks for (unique names, sizes that fit, no overlap, no gap, nothing behind the
-// last tensor) a header may take at most 1 MiB, and data must be aligned to the size of their elements, so
-// that they can be used where they lie. The sub-byte and complex dtypes are unknown.
+// Checks what the format requires: unique names, sizes that match, no overlap, no gap, and no bytes after the
+// last tensor. Two limits go beyond the format: a header takes at most 1 MiB, and data are aligned to the
+// size of their elements, so that they can be used in place. Sub-byte and complex dtypes are not supported.
 //
-// Throws Error (invalid_file) without the file's name, which the caller knows.
+// Throws Error (invalid_file) whose message does not name the file: the caller adds the name.
 [[nodiscard]] Safetensors read_safetensors(std::span<const std::byte> file);
 
-// Throws Error (invalid_file) where a value is NaN or infinite. Reads about as fast as memory does.
+// Throws Error (invalid_file) where a value is NaN or infinite. Limited by the bandwidth of memory.
 void check_finite(const StoredTensor& tensor, std::span<const float> values);
 
-// A name out of a file, fit to stand in a message: in quotes, cut where it is long, no control characters.
+// A name from a file, made safe for a message: in quotes, cut to 80 bytes, without control characters.
 [[nodiscard]] std::string in_quotes(std::string_view name);
 
 // "[64, 3, 7, 7]"

@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <limits>
 
-#include "plan/adaptive_bins.h"
 #include "checks.h"
+#include "plan/adaptive_bins.h"
 
 namespace histo {
 namespace {
 
 using Form = HeadPlan::Form;
-using kernels::Range;
 
 // Below this a second thread gains less than the extra sums cost.
 constexpr std::size_t segment_bytes = std::size_t{1} << 17U;
@@ -18,11 +17,20 @@ constexpr std::size_t max_segments = 16;
 
 std::size_t divided_up(std::size_t a, std::size_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
+// How many channels share a vector of `lanes` floats: each has a slot of 4, 8, 16, ... lanes that holds a row
+// of `width` cells. 1 where a row needs whole vectors.
+std::size_t row_slots(std::size_t width, std::size_t lanes) {
+  std::size_t slot = 4;
+  while (slot < width && slot < lanes) {
+    slot *= 2;
+  }
+  return lanes / slot;
+}
+
 std::vector<Range> bins_of(std::size_t pool, std::size_t size) {
   std::vector<Range> bins(pool);
   for (std::size_t i = 0; i < pool; ++i) {
-    const Bin bin = adaptive_bin(i, pool, size);
-    bins[i] = {bin.begin, bin.end};
+    bins[i] = adaptive_bin(i, pool, size);
   }
   return bins;
 }
@@ -35,9 +43,10 @@ double cells_in(const std::vector<Range>& bins) {
   return cells;
 }
 
-// Work per tile, in multiply-adds of a vector. Two loads take as long as one. Cells of channels-last maps lie
-// apart, often at a distance that the first-level cache has few places for, so those loads take seven times
-// as long (measured on Zen 4 with 512 channels: forms change places at about that factor).
+// Work per tile, in multiply-adds of a vector. Two loads take as long as one multiply-add. Cells of
+// channels-last maps lie apart, often at a distance that fills few sets of the first-level cache, so those
+// loads take seven times as long (measured on Zen 4 with 512 channels: at about that factor the other form
+// becomes the faster one).
 double cost(Form form, const HeadPlan& p) {
   const auto classes = static_cast<double>(p.classes);
   const auto channels = static_cast<double>(p.channels);
@@ -64,7 +73,7 @@ double cost(Form form, const HeadPlan& p) {
 void set_rows(HeadPlan& plan, std::size_t pool, std::size_t height, std::size_t width) {
   plan.height = height;
   plan.width = width;
-  plan.slots = kernels::head_row_slots(width, plan.lanes);
+  plan.slots = row_slots(width, plan.lanes);
   plan.row_bins = bins_of(pool, height);
   plan.column_bins = bins_of(pool, width);
 }
@@ -124,7 +133,7 @@ void cut_into_chunks(HeadPlan& plan) {
   plan.segments = std::clamp<std::size_t>(bytes / segment_bytes, 1, std::min(max_segments, plan.chunk_count));
 }
 
-// Which bins a row or column belongs to, and with which share.
+// A bin that a row or column belongs to, and the weight of the row or column in that bin's mean.
 struct Share {
   std::size_t bin;
   double weight;
@@ -140,7 +149,7 @@ std::vector<std::vector<Share>> shares(const std::vector<Range>& bins, std::size
   return result;
 }
 
-// Every bin, with the share that makes a sum over its cells a mean.
+// Every bin, with the weight that makes a sum over its cells a mean.
 std::vector<std::vector<Share>> means(const std::vector<Range>& bins) {
   std::vector<std::vector<Share>> result(bins.size());
   for (std::size_t b = 0; b < bins.size(); ++b) {
@@ -149,8 +158,8 @@ std::vector<std::vector<Share>> means(const std::vector<Range>& bins) {
   return result;
 }
 
-// Where the weight of class 0 stands for channel `c` and row or bin of rows `y` of `rows`, column or bin of
-// columns `x` of `columns`.
+// The index of the weight of class 0 for channel `c`, row (or bin of rows) `y` of `rows`, and column (or bin
+// of columns) `x` of `columns`.
 std::size_t place(const HeadPlan& plan, std::size_t c, std::size_t y, std::size_t rows, std::size_t x,
                   std::size_t columns) {
   std::size_t chunk = 0;

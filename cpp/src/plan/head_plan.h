@@ -1,4 +1,5 @@
-// How FusedHead computes its logits for one map size: which sums it forms first, and the weights for them.
+// How FusedHead computes its logits for one map size: which features it sums before it multiplies, and the
+// weights for these sums.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/aligned_buffer.h"
+#include "aligned_buffer.h"
 #include "histo/fused_head.h"
-#include "cpu/kernels/kernels.h"
+#include "range.h"
 
 namespace histo {
 
@@ -25,20 +26,20 @@ struct HeadPlan {
   // Floats in a chunk of sums, or cells in a run.
   static constexpr std::size_t chunk_floats = 1024;
 
-  std::size_t map_height, map_width;  // what the plan is for
+  std::size_t map_height, map_width;  // the map that the plan is for
   Layout layout;
 
   std::size_t channels, height, width;  // of the map as the kernels see it
   std::size_t classes;
   std::size_t lanes;
   Form form;
-  std::vector<kernels::Range> row_bins, column_bins;
-  std::size_t slots;  // Form::row_sums: channels that share a vector
+  std::vector<Range> row_bins, column_bins;
+  std::size_t slots;  // Form::row_sums: channels that share a vector, 1, 2 or 4
 
   std::size_t chunk_length;  // cells of a run, or channels; the last of a map or bin may have fewer
-  std::size_t chunk_steps;   // of a whole chunk
+  std::size_t chunk_steps;   // of a full chunk
   std::size_t chunk_count;
-  std::size_t segments;   // parts that may be computed by different threads, each with sums of its own
+  std::size_t segments;   // parts for different threads, each with sums of its own
   AlignedBuffer weights;  // (chunks, chunk_steps, classes, lanes); zero where there is no feature
 
   [[nodiscard]] std::pair<std::size_t, std::size_t> chunks(std::size_t segment) const {

@@ -23,7 +23,7 @@ class Document:
 
 
 def document(report: Report) -> Document:
-    """The whole report, most wanted things first."""
+    """The report as text, the most important tables first."""
     tables = [(table, rows) for table, (_, rows) in zip(report.tables, report.groups(), strict=True)]
     parts = [
         *(sections.speed(report, table, rows) for table, rows in tables),
@@ -54,7 +54,7 @@ def document(report: Report) -> Document:
 
 
 def _notes(report: Report) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """What a reader must know to judge the figures."""
     notes = [f"Left out: {runtime}. {reason}" for runtime, reason in report.left_out.items()]
     for row in report.rows:
         if not row.stable:

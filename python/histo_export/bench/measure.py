@@ -20,7 +20,7 @@ warmed up until its calls no longer get faster, and each slice of a round begins
 which the caches fill again. The median of calls stands for a slice: an interrupted call says nothing about the runtime.
 
 **Enough.** A row has at least `rounds` slices and `seconds` of timed calls in all. Whether that was enough for a
-question is told by the interval and by the smallest difference that the run could have seen.
+question is shown by the interval and by the smallest difference that the run could have found.
 
 **Like beside like.** Rows are comparable when device, threads, batch, precision and tile agree. The precision is the
 executed one, read back from the runtime after a real run, as is the device; one that was not asked for is an error.
@@ -53,7 +53,7 @@ def measure(
     Args:
         subjects: of one crop and tile size.
         settings: how.
-        report: told what is done and how long it will take.
+        report: called with what is done and how long the rest will take.
         command: the worker's program.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG: latency, throughput, and accuracy beside speed."""
+"""The pictures of a report, as PNG: latency, throughput, and accuracy against speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513")
-"""Okabe and Ito's, which stay apart for colour-blind readers; markers repeat the difference for grey print."""
+"""Okabe and Ito's, which colour-blind readers can tell apart; markers repeat the difference for grey print."""
 MARKERS = "osD^vP*Xh"
 SHADES = (1.0, 0.75, 0.55, 0.4, 0.3)
 """Opacity of a runtime's bars, model by model."""
@@ -26,7 +26,7 @@ DPI = 180
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Draws what the report can show; returns the files in the order in which they are best read."""
+    """Draws every picture that the report has data for; returns the files in the order in which they are best read."""
     plots = [_latency(report, folder / "latency.png")]
     if len({row.batch for row in report.rows}) > 1:
         plots.append(_throughput(report, folder / "throughput.png"))
@@ -169,7 +169,7 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
 
 
 def _names(report: Report) -> dict[str, tuple[str, str, str]]:
-    """Runtime → its name, colour and marker, which are the same in every picture and no other's."""
+    """Runtime → its name, colour and marker, which are its own and the same in every picture."""
     runtimes = dict.fromkeys(row.runtime for row in report.rows)
     names = {row.runtime: row.name for row in report.rows}
     return {

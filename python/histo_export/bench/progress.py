@@ -31,9 +31,9 @@ class ProgressEstimate:
     """The steps left and their rough length.
 
     Args:
-        subjects: how many models there are.
+        subjects: number of models.
         settings: of the run.
-        report: told of each step.
+        report: called at each step.
     """
 
     def __init__(self, subjects: int, settings: Settings, report: OnProgress) -> None:

@@ -42,7 +42,7 @@ summary { cursor: pointer }
 
 
 def to_html(doc: Document, plots: Sequence[Path]) -> str:
-    """`report.html`: one file with everything in it; long tables are folded."""
+    """`report.html`: one file that contains the plots too; long tables are collapsed."""
 
     def cells(tag: str, values: Iterable[str], columns: Sequence[str]) -> str:
         left = [' class="left"' if column.startswith("<") else "" for column in columns]

@@ -1,7 +1,7 @@
 """`report.json`: what a run measured, and what was concluded from that.
 
-The JSON holds every timed call, so that another question can be asked of the same run later, and the conclusions, so
-that nobody needs this package to read it.
+The JSON holds every timed call, so that other questions can be answered from the same run later, and the conclusions,
+so that no program but a JSON reader is needed.
 """
 
 from __future__ import annotations
@@ -122,7 +122,12 @@ class Report(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Reads a `report.json`; UsageError where there is none, HistoError where it is not one of this schema."""
+        """Reads a `report.json`.
+
+        Raises:
+            UsageError: the file can't be read.
+            HistoError: it is damaged or has another schema.
+        """
         try:
             content = json.loads(path.read_bytes())
         except OSError as error:

@@ -1,4 +1,4 @@
-"""One run of `histo bench`, from what was asked for to a report."""
+"""One run of `histo bench`, from its settings to a report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_bench(
         settings: how to measure.
         command: recorded in the report.
         old: a report to compare with; that it is of this machine is checked before anything is measured.
-        progress: told what is done and how long it will take.
+        progress: called with what is done and how long the rest will take.
 
     Raises:
         HistoError: see `measure`; or `old` can't be compared.

@@ -24,7 +24,7 @@ class Section:
 
     Attributes:
         title, note: above and below it.
-        columns: headings; a first letter `<` aligns the column left, all others are numbers.
+        columns: headings; one that begins with `<` is of text and aligned left, all others are of numbers.
         rows: cells.
         brief: also shown in the terminal.
     """
@@ -64,7 +64,7 @@ def speed(report: Report, table: Table, rows: Sequence[Row]) -> Section:
 
 
 def models(report: Report) -> list[Section]:
-    """For each runtime the pair of models that is furthest apart."""
+    """For each runtime the two models whose times differ most."""
     lines = []
     pairs = sorted(report.pairs, key=lambda pair: pair.conditions)
     for conditions, of_conditions in itertools.groupby(pairs, key=lambda pair: pair.conditions):
@@ -90,14 +90,14 @@ def models(report: Report) -> list[Section]:
     note = (
         f"The furthest pair of each runtime, as a ratio of times with its {LEVEL:.0%} interval. The verdict is taken "
         f"at {LEVEL:.0%} for all {len(report.pairs)} pairs of the report at once; visible is the smallest difference "
-        f"that this run would have found with a chance of {POWER:.0%}."
+        f"that this run would have found with a probability of {POWER:.0%}."
     )
     columns = [*_settings(report), "<runtime", "<furthest pair", "ratio [95 %]", "<verdict", "visible", "differing"]
     return [Section("Does the model make a difference?", columns, lines, note, brief=True)]
 
 
 def sweep(report: Report, over: Literal["batch", "threads"]) -> list[Section]:
-    """Tiles per second of each runtime over batches or threads, all else equal; rows are not ranked."""
+    """Tiles per second of each runtime over batches or threads, everything else equal; rows are not ranked."""
     other = "threads" if over == "batch" else "batch"
     values = sorted({getattr(row, over) for row in report.rows})
     if len(values) < 2:
@@ -198,7 +198,7 @@ def accuracy(report: Report) -> list[Section]:
         return []
     lines = []
     table = next((table for table in report.tables if table.conditions.precision == "fp32"), None)
-    if table is None:  # the bundle tells the accuracy of fp32, and of the others on another split
+    if table is None:  # a bundle has the accuracy of fp32 alone on this split
         return []
     for subject in known:
         assert subject.accuracy is not None
@@ -323,7 +323,7 @@ def _ranked(report: Report, row: Row) -> RankedRow:
 
 
 def _settings(report: Report) -> list[str]:
-    """Which settings differ between the tables of this report and must be told in a row."""
+    """The settings that differ between the tables of this report, and so need a column."""
     return [
         name
         for name in ("batch", "threads", "precision")

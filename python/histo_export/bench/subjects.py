@@ -1,6 +1,6 @@
-"""What is measured: bundles, or untrained networks that are made for the purpose.
+"""The models that are measured: bundles, or untrained networks.
 
-How long a network takes does not depend on what it has learned, so `--pools` needs no training: the networks share one
+The time of a network does not depend on what it has learned, so `--pools` needs no training: the networks share one
 random trunk and differ in their heads alone.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TILES = 8
 HEAD_SCALE = 100
-"""Brings the untrained logits to the order of 1, the unit in which they are compared with the reference."""
+"""Factor on the weights of the untrained head, so that logits are of the order of 1, in which errors are measured."""
 CLASSES = tuple(f"class{i}" for i in range(6))
 
 
@@ -35,10 +35,10 @@ class Subject:
     """One model.
 
     Attributes:
-        label: what tables call it: the pool, or the bundle's name.
+        label: its name in tables: the pool, or the bundle's name.
         folder: holds `golden.safetensors` and the model files.
         spec: of the model.
-        accuracy: on the test set, and its 95 % interval; None where the bundle doesn't tell or nothing was learned.
+        accuracy: on the test set, and its 95 % interval; None where it is unknown.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Subject:
     accuracy: tuple[float, float, float] | None = None
 
     def file(self, name: str) -> Path:
-        """A file of the folder; HistoError where it has none of this name."""
+        """The path of a file of the folder; HistoError where there is no such file."""
         path = self.folder / name
         if not path.is_file():
             flag = next((flag for flag, entry in FORMATS.items() if entry.file == name), None)
@@ -56,7 +56,7 @@ class Subject:
         return path
 
     def rounding(self, precision: Precision) -> float:
-        """The `Golden.spread_error` that `precision` has in this model by its definition, `export.arithmetic`."""
+        """The `Golden.spread_error` of `precision` in this model by its definition, `model.arithmetic`."""
         return _rounding(self.file(NATIVE), self.folder / GOLDEN, precision)
 
 
@@ -77,14 +77,14 @@ def _rounding(file: Path, golden_file: Path, precision: Precision) -> float:
 
 
 def open_subjects(bundles: Sequence[Path], precisions: Collection[str] = ("fp32",)) -> list[Subject]:
-    """The bundles, every file checked against its sha256. Their tiles and crops must be of one size.
+    """The bundles, every file checked against its sha256. They must agree in tile size, crop and number of classes.
 
     Args:
         bundles: folders that `histo export` wrote.
         precisions: in which they are to run; for int8 they need scales.
 
     Raises:
-        UsageError: no bundle there, two that can't be compared, or one without scales where int8 is wanted.
+        UsageError: a folder is not a bundle, two can't be compared, or one has no scales where int8 is wanted.
         HistoError: a bundle is damaged.
     """
     subjects = []
@@ -117,14 +117,14 @@ def untrained_subjects(
 ) -> list[Subject]:
     """Untrained networks, one for each pool, exported to `files` below `folder`; about ten seconds each.
 
-    The reference logits come from float64 as those of a bundle do; that each file agrees with them is checked by
-    whoever times it.
+    The reference logits come from float64 as those of a bundle do. Nothing is checked here: `measure` compares the
+    logits of each file with them.
 
     Args:
         pools: of the networks.
         folder: gets a folder for each.
         files: names of model files.
-        report: told of each step.
+        report: called with the name of each step.
         int8: with scales (`noise_scales`), which `model.safetensors` gets and `model-int8.onnx` is made with.
         crop, tile_size: side in pixels.
     """
@@ -157,7 +157,7 @@ def untrained_subjects(
 def noise_scales(checkpoint: Checkpoint) -> dict[str, Scales]:
     """Scales by convolution, all of which run in int8: full ranges of the checkpoint's own tiles, no search.
 
-    Good enough to time: how long int8 takes depends on which convolutions are int8, and not on their scales.
+    This is enough for timing: the time of int8 depends on which convolutions are int8, and not on their scales.
     """
     import torch
 
@@ -176,7 +176,7 @@ def noise_scales(checkpoint: Checkpoint) -> dict[str, Scales]:
 
 
 def untrained_checkpoint(spec: ModelSpec, trunk: Checkpoint | None = None) -> Checkpoint:
-    """Random weights and batch norms, of sizes with which activations neither vanish nor explode.
+    """Random weights and batch norms, scaled so that activations neither vanish nor explode.
 
     Args:
         trunk: a checkpoint whose weights are taken for all but the linear layer.

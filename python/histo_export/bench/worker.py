@@ -1,10 +1,10 @@
 """One runtime, one model, one process: the worker that is timed.
 
-The worker answers one JSON line on stdout for each JSON line on stdin and sleeps in between, because idle threads are
-why engines in one process disturb each other (ONNX Runtime's and OpenMP's spin for a while after each call). It times
-itself, so that the pipe is in no figure, and it answers only when its threads have gone to sleep. With every answer
-comes the CPU time that it spent since the one before while it had nothing to do; a report shows it, so that "sleeps" is
-measured and not believed.
+The worker answers each JSON line on stdin with one JSON line on stdout and sleeps in between. Engines in one process
+would disturb each other by their idle threads (those of ONNX Runtime and OpenMP spin for a while after each call). The
+worker times itself, so that no figure contains the pipe, and it answers only when its threads have gone to sleep. Each
+answer tells the CPU time that the worker used since the previous answer while it had nothing to do; the report shows it
+as a proof that it sleeps.
 
 `python -m histo_export.bench.worker` is the worker; `worker_handle.Worker` drives it.
 """
@@ -49,7 +49,7 @@ class _Server:
         self.memory_before_mb = 0.0
 
     def batches(self, size: int) -> list[npt.NDArray[np.uint8]]:
-        """All golden tiles in batches of exactly `size`; the last one wraps round to the first tiles."""
+        """All golden tiles in batches of exactly `size`; the last one is filled up with the first tiles."""
         starts = range(0, len(self.tiles), size)
         return [np.take(self.tiles, range(start, start + size), axis=0, mode="wrap") for start in starts]
 

@@ -16,7 +16,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     """Writes report.json, report.md, report.html and the plots into `out`, all or none.
 
     Raises:
-        UsageError: `out` is there and is not an old report, or is one and `force` isn't given.
+        UsageError: `out` exists and is not an old report, or is one and `force` is not set.
         HistoError: it can't be written.
     """
     check_destination(out, force)
@@ -35,7 +35,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
 
 
 def check_destination(out: Path, force: bool) -> None:
-    """Fails where `write_report` would, so that nobody measures for ten minutes first."""
+    """Raises the UsageError of `write_report`, to be called before ten minutes of measuring."""
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file()):

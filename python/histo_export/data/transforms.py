@@ -136,8 +136,9 @@ class Augmentation(v2.Compose):
 class TorchTiles(Dataset[tuple[Tensor, int]]):
     """A `TileSet` for `torch.utils.data.DataLoader`.
 
-    `self[i]` is a uint8 `(3, crop, crop)` tensor and its label. Call `set_epoch` before iterating:
-    workers get a copy of this object when an epoch starts (use `persistent_workers=False`).
+    `self[i]` is a uint8 `(3, crop, crop)` tensor and its label. Call `set_epoch` before iterating. Loader processes own
+    copies of this object: with `persistent_workers=False` they get new ones each epoch; processes that live longer must
+    set the epoch themselves, as `training.module.EpochTiles` does for each tile.
 
     Args:
         tiles: the split.

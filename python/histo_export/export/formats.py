@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from histo_export.model.arithmetic import Scales
+    from histo_export.model.checkpoint import Checkpoint
     from histo_export.model.lowering import InputKind, LoweredNet
-    from histo_export.training.checkpoint import Checkpoint
 
 
 class Source:
@@ -59,7 +59,7 @@ class Source:
     @cached_property
     def program(self) -> ExportedProgram:
         """The lowered network as torch.export sees it."""
-        from histo_export.export.pt2 import exported_program
+        from histo_export.export.torch_program import exported_program
 
         return exported_program(self.lowered, self.spec, self.kind)
 

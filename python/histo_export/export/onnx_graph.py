@@ -80,7 +80,7 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
     """The content of the ONNX file: input `tiles`, output `logits`; the output of each stage has the stage's name.
 
     Args:
-        program: from `pt2.exported_program`.
+        program: from `torch_program.exported_program`.
         metadata: written to the model's metadata_props.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

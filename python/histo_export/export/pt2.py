@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.export import Dim, ExportedProgram
 
 from histo_export.bundle_files import PT2
-from histo_export.model.lowering import InputKind, LoweredNet
+from histo_export.model.lowering import InputKind
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.export.formats import Source
-
-
-def exported_program(lowered: LoweredNet, spec: ModelSpec, kind: InputKind) -> ExportedProgram:
-    """The network as torch.export sees it: batch symbolic (any size from 1), tiles of `spec.tile_size`."""
-    side = spec.tile_size
-    # Traced with two tiles: a batch of one would be frozen into the graph.
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8) if kind == "uint8" else torch.zeros(2, 3, side, side)
-    return torch.export.export(lowered, (example,), dynamic_shapes={"tiles": {0: Dim("batch")}})
 
 
 def write(folder: Path, source: Source) -> Sequence[str]:

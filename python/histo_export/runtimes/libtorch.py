@@ -1,8 +1,8 @@
 """TorchScript in C++: `histo::TorchRuntime`, compiled at first use against the torch that is installed.
 
-It can't be part of the wheel: libtorch's C++ interface changes with every release, so a binary fits one only. The
-compiler is called directly and not through `torch.utils.cpp_extension`, which needs ninja at every start and writes to
-stdout and stderr; a compiled runtime starts with no tool but the compiler's `--version`.
+It can't be part of the wheel: libtorch's C++ interface changes with every release, so a binary fits one release only.
+The compiler is called directly and not through `torch.utils.cpp_extension`, which needs ninja at every start and writes
+to stdout and stderr; to start, a compiled runtime only asks the compiler for its `--version`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ INPUTS = (
     "cpp/bindings/arrays.h",
     "cpp/bindings/errors.h",
     "cpp/torch/include/histo/torch_runtime.h",
-    *(f"cpp/include/histo/{name}.h" for name in ("api", "engine", "error", "isa", "model", "names")),
+    *(f"cpp/include/histo/{name}.h" for name in ("api", "cpu", "engine", "error", "model", "names")),
     "cpp/src/checks.h",
 )
 """All that the compiler reads of ours; CMakeLists.txt puts the same files into the wheel."""
@@ -93,7 +93,7 @@ class LibtorchRuntime(Runtime):
 
 
 def describe() -> str:
-    """For histo doctor, compiling nothing: whether the runtime is there, would be compiled, or why it can't be."""
+    """For histo doctor: whether the runtime is compiled, can be compiled, or why not. Compiles nothing."""
     try:
         library, _ = _plan()
     except HistoError as error:
@@ -107,7 +107,7 @@ def compiled_library() -> Path:
     """The module's file, from the cache or compiled now.
 
     Raises:
-        HistoError: there is no compiler, or it failed; the message names the file that has its output.
+        HistoError: no compiler was found, or it failed; the message names the file with its output.
     """
     library, command = _plan()
     if not library.exists():
@@ -117,7 +117,7 @@ def compiled_library() -> Path:
 
 @functools.cache
 def load_extension() -> Any:
-    """The compiled module; HistoError as `compiled_library`, or where the module does not load."""
+    """The compiled module; HistoError as in `compiled_library`, or where the module can't be loaded."""
     library = compiled_library()
     loader = importlib.machinery.ExtensionFileLoader(MODULE, str(library))
     spec = importlib.util.spec_from_file_location(MODULE, library, loader=loader)
@@ -155,7 +155,7 @@ def _compiler() -> list[str]:
 
 
 def _plan() -> tuple[Path, list[str]]:
-    """Where the module belongs, by everything that it depends on, and the command that makes it (less `-o`)."""
+    """The path of the module, by a digest of all that it depends on, and the command that compiles it (less `-o`)."""
     compiler = _compiler()
     python_headers = Path(sysconfig.get_path("include"))
     if not (python_headers / "Python.h").is_file():
@@ -171,7 +171,7 @@ def _plan() -> tuple[Path, list[str]]:
     command += [f"-I{root / path}" for path in INCLUDES]
     command += [f"-isystem{path}" for path in (torch_root / "include", python_headers)]
     command += [str(root / unit) for unit in UNITS]
-    # Found there when it is compiled; when it is loaded they are in the process, for import torch comes first.
+    # For the compiler. When the module is loaded, `import torch` has loaded these libraries already.
     command += [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
     digest = hashlib.sha256()
@@ -191,7 +191,7 @@ def _compile(library: Path, command: list[str]) -> None:
         with FileLock(library.with_name("lock")):  # the system releases it if this process is killed
             if library.exists():
                 return
-            with atomic_file(library) as partial, log.open("w") as output:
+            with atomic_file(library) as partial, log.open("w", encoding="utf-8") as output:
                 output.write(shlex.join([*command, "-o", str(partial)]) + "\n")
                 output.flush()
                 subprocess.run(
@@ -209,7 +209,7 @@ def _compile(library: Path, command: list[str]) -> None:
         raise HistoError(
             error.filename or library, f"could not be written ({error.strerror})", "Choose another folder: HISTO_CACHE"
         ) from error
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {status}")
     raise HistoError(
         THING,

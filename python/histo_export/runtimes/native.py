@@ -27,7 +27,7 @@ def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict
 
 
 def open_engine(file: Path, *, threads: int, precision: Precision, profile: str) -> Engine:
-    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be had."""
+    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be opened."""
     try:
         return Engine(file, threads=threads, precision=precision, profile=profile)
     except (ValueError, OSError) as error:

@@ -78,9 +78,9 @@ class OpenVinoRuntime(Runtime):
 
     @property
     def executed(self) -> str:
-        kinds = {_info(node, "runtimePrecision") for node in self._arithmetic()}
-        known = [ours for theirs, ours in PRECISIONS.items() if theirs in kinds]
-        precisions = [*dict.fromkeys(known), *sorted(kinds - PRECISIONS.keys())]
+        executed = {_info(node, "runtimePrecision") for node in self._arithmetic()}
+        known = [ours for theirs, ours in PRECISIONS.items() if theirs in executed]
+        precisions = [*dict.fromkeys(known), *sorted(executed - PRECISIONS.keys())]
         return f"{self.compiled.get_property('EXECUTION_DEVICES')[0]} {'+'.join(precisions)}"
 
     @property

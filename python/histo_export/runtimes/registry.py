@@ -14,11 +14,11 @@ from histo_export.spec import PRECISIONS, Precision
 
 @dataclass(frozen=True)
 class RuntimeEntry:
-    """Where a runtime is found and what it runs.
+    """One row of `RUNTIMES`.
 
     Attributes:
         module: below `histo_export.runtimes`; imported when the runtime is asked for.
-        cls: its class there.
+        cls: the class in that module.
         files: precision → the file of a bundle that the runtime opens for it; the precisions are those of `cls.names`.
         package: the installed package that computes, whose version reports show.
         timed_on: devices on which `histo bench` times it where no runtime is named.
@@ -95,7 +95,7 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """The variant with this id; UsageError where there is none."""
+        """The variant with this id; UsageError where the id is unknown."""
         try:
             return _BY_ID[text]
         except KeyError:
@@ -103,7 +103,7 @@ class Variant:
 
     @property
     def entry(self) -> RuntimeEntry:
-        """Where its runtime is found."""
+        """The row of its runtime."""
         return RUNTIMES[self.runtime]
 
     @property
@@ -117,7 +117,7 @@ class Variant:
 
 
 def variants(*ids: str) -> tuple[Variant, ...]:
-    """The variants with these ids, as in `variants("native", "native-int8")`; UsageError where there is none."""
+    """The variants with these ids, as in `variants("native", "native-int8")`; UsageError where one is unknown."""
     return tuple(map(Variant.parse, ids))
 
 

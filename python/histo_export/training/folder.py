@@ -27,12 +27,12 @@ class RunFolder:
         self.curves, self.confusion = path / "curves.png", path / "confusion.png"
 
     def existing(self) -> list[Path]:
-        """The files of a run that are there."""
+        """The files of a run that exist."""
         files = [self.best, self.last, self.metrics, self.report, self.curves, self.confusion]
         return [file for file in files if file.exists()] + sorted(self.path.glob(EVENTS))
 
     def refuse_another_run(self) -> None:
-        """Raises UsageError where there is a run already."""
+        """Raises UsageError where the folder holds a run already."""
         if files := self.existing():
             raise UsageError(
                 self.path,
@@ -41,7 +41,7 @@ class RunFolder:
             )
 
     def make_empty(self) -> None:
-        """Makes the folder and removes a run that is there; HistoError where nothing can be written."""
+        """Makes the folder and removes the run in it; HistoError where nothing can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for path in self.existing():

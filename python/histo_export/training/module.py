@@ -86,11 +86,10 @@ class TileTraining(pl.LightningModule):
     Args:
         net: changed in place.
         spec: the model that `net` is.
-        config: the run; `epochs` is the resolved number.
+        config: the run, its `epochs` and `workers` resolved.
         train_tiles, val_tiles: datasets of uint8 `(3, crop, crop)` tensors and labels.
         golden: see `Checkpoint.golden`.
         provenance: what the checkpoint's `training` entry holds besides the results.
-        workers: loader processes.
     """
 
     def __init__(
@@ -98,17 +97,17 @@ class TileTraining(pl.LightningModule):
         net: TileNet,
         spec: ModelSpec,
         config: TrainConfig,
-        epochs: int,
         *,
         train_tiles: TorchTiles,
         val_tiles: TorchTiles,
         golden: npt.NDArray[np.uint8],
         provenance: dict[str, Any],
-        workers: int = 0,
     ) -> None:
         super().__init__()
         self.net = net
-        self.spec, self.config, self.epochs, self.workers = spec, config, epochs, workers
+        assert config.epochs is not None
+        assert config.workers is not None
+        self.spec, self.config, self.epochs, self.workers = spec, config, config.epochs, config.workers
         self.recipe = recipe_named(config.recipe)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
@@ -184,7 +183,7 @@ class TileTraining(pl.LightningModule):
             # The curves show the plain cross entropy, so that training and validation are the same quantity.
             plain = functional.cross_entropy(logits, labels) if self.recipe.label_smoothing else loss
             self._add(plain, logits, labels)
-        # Reading a loss waits for the GPU, so there only now and then; the epoch's end is always looked at.
+        # Reading a loss waits for the GPU, so it is read there every 50 steps only, and always at the epoch's end.
         if (self.device.type == "cpu" or batch_idx % 50 == 0) and self.trainer.world_size == 1:
             self._refuse_nan(self.running[0], f"step {batch_idx + 1}")
         return loss

@@ -1,4 +1,4 @@
-"""Which precision a run trains in: measured, not assumed."""
+"""Which precision a run trains in, decided by timing."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def low_precision(device: torch.device) -> str | None:
 def choose_precision(
     net: TileNet, spec: ModelSpec, config: TrainConfig, device: torch.device, batch: tuple[Tensor, Tensor]
 ) -> dict[str, Any]:
-    """Decides and tells why.
+    """Decides the precision and tells why.
 
     Args:
-        net: left as it is; the timing trains copies.
+        net: is not changed; the timing trains copies.
         batch: uint8 `(n, 3, crop, crop)` and labels, as training sees them.
 
     Returns:
@@ -50,7 +50,7 @@ def choose_precision(
         `seconds_per_step` by precision.
 
     Raises:
-        UsageError: a precision was asked for by name that the device hasn't.
+        UsageError: the named precision is unavailable on the device.
     """
     low = low_precision(device)
     asked = config.autocast
@@ -93,7 +93,16 @@ def step_seconds(
     rounds: int = 5,
     budget: float = 6.0,
 ) -> dict[str, float]:
-    """Median seconds of a training step by precision: a warm-up each, then rounds within the budget."""
+    """Median seconds of a training step by precision.
+
+    Args:
+        net: is not changed.
+        spec, config, device: of the run.
+        batch: uint8 `(n, 3, crop, crop)` and labels `(n,)`.
+        precisions: "fp32", "bf16" or "fp16"; each takes one step in each round, after one step of warm-up.
+        rounds: at most.
+        budget: seconds after which no further round begins.
+    """
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     tiles = batch[0].to(device).contiguous(memory_format=memory_format)
     labels = batch[1].to(device)

@@ -17,7 +17,7 @@ from rich.text import Text
 from histo_export.training.module import TileTraining
 
 REFRESH = 0.25
-"""Seconds between looks at the running loss: each look waits for the GPU."""
+"""Seconds between two readings of the running loss: each reading waits for the GPU."""
 
 CHATTER = ("pytorch_lightning", "lightning_fabric")
 
@@ -30,7 +30,7 @@ class _Rate(ProgressColumn):
 class TrainingProgress(pl.Callback):
     """A bar over the whole run with loss, accuracy, rate and time left, and a line for each finished epoch.
 
-    On a console that is no terminal there is no bar, only the lines.
+    Where the console is not a terminal there are only the lines.
     """
 
     def __init__(self, console: Console) -> None:
@@ -60,7 +60,7 @@ class TrainingProgress(pl.Callback):
         self.bar.start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = self.looked = time.perf_counter()
+        self.start = self.last_reading = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self.bar is None:
@@ -69,10 +69,10 @@ class TrainingProgress(pl.Callback):
         batch = args[-1]
         done = len(pl_module.history) * self.batches + batch + 1
         now = time.perf_counter()
-        if now - self.looked < REFRESH and batch + 1 < self.batches:
+        if now - self.last_reading < REFRESH and batch + 1 < self.batches:
             self.bar.update(self.task, completed=done)
             return
-        self.looked = now
+        self.last_reading = now
         loss, correct, count = pl_module.running.tolist()
         self.bar.update(
             self.task,
@@ -108,7 +108,7 @@ class TrainingProgress(pl.Callback):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's greetings, tips and advice from the user; its errors and other warnings stay."""
+    """Hides Lightning's greetings, tips and advice; its errors and other warnings are shown."""
     loggers = [logging.getLogger(name) for name in CHATTER]
     levels = [logger.level for logger in loggers]
     try:
@@ -117,7 +117,7 @@ def quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # Loader processes are our own choice, documented at TrainConfig.workers.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # Lightning 2.6 uses a name that torch 2.12 deprecated.
+            # Lightning 2.6 uses a name that torch deprecated in 2.12.
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             # Training on one CPU or one process although the machine has more is the caller's choice.
             warnings.filterwarnings("ignore", message="GPU available but not used.*")

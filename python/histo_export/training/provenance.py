@@ -38,7 +38,7 @@ def data_facts(data: TileData) -> dict[str, Any]:
 
 
 def training_versions() -> dict[str, str]:
-    """Package → version of all that computes in training; torch's own, which tells its CUDA version too."""
+    """Package → version of what computes in training; torch's version includes that of CUDA."""
     return {
         "histo-export": histo_export.__version__,
         "torch": str(torch.__version__),
@@ -59,7 +59,7 @@ def run_to_resume(data: TileData, spec: ModelSpec, config: TrainConfig, last: Pa
     """The provenance in `last`, the `last.ckpt` of a run.
 
     Raises:
-        UsageError: there is none, or the run had other tiles, another network or other settings.
+        UsageError: there is no such file, or the run had other tiles, another network or other settings.
         HistoError: the checkpoint is damaged.
     """
     if not last.is_file():
@@ -81,7 +81,7 @@ def run_to_resume(data: TileData, spec: ModelSpec, config: TrainConfig, last: Pa
 
 
 def changed(key: str, before: object, now: object) -> UsageError:
-    """The error of a resumed run that is told something else than before."""
+    """The error of a resumed run with another value than before."""
     return UsageError(
         "--resume",
         f"{key} is {now} now, but was {before} in the run to resume",

@@ -1,6 +1,6 @@
-"""What a training run is told: the recipes, the learning rate over the run, and `TrainConfig`.
+"""The settings of a training run: the recipes, the learning rate over the run, and `TrainConfig`.
 
-Plain values only; imports neither torch nor Lightning, so the command line can read it at no cost.
+Plain values only; imports neither torch nor Lightning, so that the command line can read it quickly.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def train(
         progress: True draws on stderr, False is silent, or a console of the caller's.
 
     Returns:
-        On every process where there are several.
+        What the run came to, on every process where several train.
 
     Raises:
         UsageError: options that contradict each other, the device or the run to resume.
@@ -142,7 +142,7 @@ class _Run:
         return min(8, len(os.sched_getaffinity(0))) if self.device.type == "cuda" else 0
 
     def fit(self) -> pl.Trainer:
-        """Trains and writes the files of each epoch; returns the trainer, whose processes may still be there."""
+        """Trains and writes the files of each epoch; returns the trainer, which may still hold a group of processes."""
         torch.manual_seed(derived_seed(self.config.seed))
         net = TileNet.of(self.spec)
         if self.recorded:
@@ -176,17 +176,15 @@ class _Run:
         return TileTraining(
             net,
             spec,
-            config,
-            self.epochs,
+            replace(config, epochs=self.epochs, workers=self.workers),
             train_tiles=TorchTiles(data.train, spec.crop, augmentation, config.seed),
             val_tiles=TorchTiles(data.val, spec.crop),
             golden=golden_tiles(data.test, spec.tile_size),
             provenance={**config.identity(self.epochs), "data": data_facts(data), "versions": training_versions()},
-            workers=self.workers,
         )
 
     def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
-        """See `choose_precision`; a resumed run keeps what it had."""
+        """See `choose_precision`; a resumed run keeps its precision."""
         if self.recorded:
             precision: dict[str, Any] = self.recorded["precision"]
             if self.config.autocast not in ("auto", precision["executed"]):

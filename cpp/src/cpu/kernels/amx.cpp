@@ -8,7 +8,7 @@ namespace histo::kernels {
 
 namespace {
 
-// GCC's intrinsics do not tell the compiler that tiles are loaded from memory and stored to it.
+// A barrier: GCC's intrinsics do not tell the compiler that tiles are loaded from memory and stored to it.
 [[gnu::always_inline]] inline void memory_is_used() { __asm__ volatile("" ::: "memory"); }
 
 // Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 weights.
@@ -32,7 +32,7 @@ struct ProcessorTiles {
   }
 
   template <int i>
-  static void load_pixels(const std::uint32_t* p, std::ptrdiff_t units) {
+  static void load_pixels(const Unit* p, std::ptrdiff_t units) {
     memory_is_used();
     if constexpr (i == 0) {
       _tile_loadd(4, p, units * 4);
@@ -41,7 +41,7 @@ struct ProcessorTiles {
     }
   }
   template <int i>
-  static void load_weights(const std::uint32_t* p, std::ptrdiff_t units) {
+  static void load_weights(const Unit* p, std::ptrdiff_t units) {
     if constexpr (i == 0) {
       _tile_loadd(6, p, units * 4);
     } else {
@@ -79,14 +79,25 @@ void ProcessorTiles::multiply<Int8Sums>() {
   _tile_dpbusd(3, 5, 7);
 }
 
+constexpr ConvKernels bf16{.block = amx_block, .direct = amx_conv<ProcessorTiles, Bf16Sums>};
+constexpr ConvKernels int8{.block = amx_block, .direct = amx_conv<ProcessorTiles, Int8Sums>};
+
+constexpr KernelSet kernel_set{.lanes = Vec::lanes,
+                               .of = {.bf16 = &bf16, .bf16x3 = &bf16, .int8 = &int8},
+                               .stem = {.bf16 = &avx512_bf16, .bf16x3 = &avx512_bf16},
+                               .split = split,
+                               .max_pool = max_pool};
+
 }  // namespace
 
-const DotTable amx_table{.conv_block = amx_block,
-                         .conv_bf16 = amx_conv<ProcessorTiles, Bf16Sums>,
-                         .winograd2_bf16 = {},
-                         .conv_int8 = amx_conv<ProcessorTiles, Int8Sums>,
-                         .winograd4_int8 = {},
-                         .split = split,
-                         .max_pool = max_pool_cells};
+extern const IsaRecord amx_record;
+const IsaRecord amx_record{
+    .isa = Isa::amx,
+    .description = "AMX",
+    .needs = {&CpuInfo::avx2, &CpuInfo::fma, &CpuInfo::avx512f, &CpuInfo::avx512bw, &CpuInfo::avx512dq,
+              &CpuInfo::avx512vl, &CpuInfo::avx512_vnni, &CpuInfo::avx512_bf16, &CpuInfo::amx_tile,
+              &CpuInfo::amx_bf16, &CpuInfo::amx_int8},
+    .executes = {.bf16 = true, .bf16x3 = true, .int8 = true},
+    .kernels = &kernel_set};
 
 }  // namespace histo::kernels

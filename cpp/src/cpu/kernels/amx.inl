@@ -7,13 +7,13 @@
 // apart.
 //
 // Sixteen pixels of one row of a map lie at one distance, too, and are loaded from where they are. Where they
-// run over the end of a row, as in maps that are narrower than 16, they are put together first: 16 loads and
+// run over the end of a row, as in maps that are narrower than 16, they are gathered first: 16 loads and
 // stores beside two products of 16 cycles each.
 //
-// Written from Intel's description of the instructions. It has run on the emulation alone: how fast it is on
-// a processor is not known.
+// AMX has no kernels for Winograd's algorithm: its products are so much faster than the transforms that these
+// would take longer than what they save.
 
-#include "dot.inl"
+#include "low_precision.inl"
 
 namespace {
 
@@ -26,7 +26,7 @@ constexpr std::size_t amx_block = 64;
 // Sixteen pixels' windows, from which tiles are loaded.
 class TileRows {
  public:
-  explicit TileRows(const std::uint32_t* const* pixels) : pixels_(pixels), distance_(pixels[1] - pixels[0]) {
+  explicit TileRows(const Unit* const* pixels) : pixels_(pixels), distance_(pixels[1] - pixels[0]) {
     for (std::size_t i = 2; i < tile_rows; ++i) {
       even_ = even_ && pixels[i] - pixels[i - 1] == distance_;
     }
@@ -46,36 +46,36 @@ class TileRows {
   }
 
  private:
-  const std::uint32_t* const* pixels_;
+  const Unit* const* pixels_;
   std::ptrdiff_t distance_;  // units
   bool even_ = true;
-  alignas(64) std::uint32_t gathered_[tile_rows * tile_units];
+  alignas(64) Unit gathered_[tile_rows * tile_units];
 };
 
 template <typename Sums>
-typename Sums::Sum amx_sum(const DotEpilogue& e, const typename Sums::Kept* sums, std::size_t channel);
+typename Sums::Sum amx_sum(const Epilogue& e, const typename Sums::Kept* sums, std::size_t channel);
 
 template <>
-[[gnu::always_inline]] inline Vec amx_sum<Bf16Sums>(const DotEpilogue& e, const float* sums,
+[[gnu::always_inline]] inline Vec amx_sum<Bf16Sums>(const Epilogue& e, const float* sums,
                                                     std::size_t channel) {
   return Vec::load(sums).plus(Vec::load(e.bias + channel));
 }
 
 template <>
-[[gnu::always_inline]] inline IntVec amx_sum<Int8Sums>(const DotEpilogue&, const std::int32_t* sums,
+[[gnu::always_inline]] inline IntVec amx_sum<Int8Sums>(const Epilogue&, const std::int32_t* sums,
                                                        std::size_t) {
   return IntVec::load(sums);
 }
 
 // `pixels`, of which the last may be repeated, and the channels [channel, channel + 32).
 template <typename Tiles, typename Sums>
-void amx_group(const DotConv& c, const Pixel<std::uint32_t>* pixels, std::size_t count, std::size_t channel) {
-  const std::uint32_t* x[amx_pixels];
+void amx_group(const Conv& c, const Pixel* pixels, std::size_t count, std::size_t channel) {
+  const Unit* x[amx_pixels];
   for (std::size_t i = 0; i < amx_pixels; ++i) {
     x[i] = pixels[i < count ? i : count - 1].input;
   }
   TileRows upper(x), lower(x + tile_rows);
-  const std::uint32_t* weight =
+  const Unit* weight =
       c.weight + channel / amx_block * c.window_rows * c.window_run * amx_block + channel % amx_block;
   Tiles::clear_sums();
   for (std::size_t row = 0; row < c.window_rows; ++row) {
@@ -99,13 +99,13 @@ void amx_group(const DotConv& c, const Pixel<std::uint32_t>* pixels, std::size_t
 
 // As conv() of conv.inl; `window_run` is a multiple of 16.
 template <typename Tiles, typename Sums>
-void amx_conv(const DotConv& c, Range pixels, Range blocks) {
+void amx_conv(const Conv& c, Range pixels, Range blocks) {
   Tiles::begin();
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
     PixelWalk walk(c, pixels.begin);
     for (std::size_t p = pixels.begin; p < pixels.end; p += amx_pixels) {
       const std::size_t left = pixels.end - p, count = left < amx_pixels ? left : amx_pixels;
-      Pixel<std::uint32_t> group[amx_pixels];
+      Pixel group[amx_pixels];
       for (std::size_t i = 0; i < count; ++i) {
         group[i] = walk.next();
       }

@@ -3,8 +3,13 @@
 
 namespace histo::kernels {
 
-#include "table.inl"
+#include "fp32.inl"
 
-const Table avx2_table = kernel_table;
+extern const IsaRecord avx2_record;
+const IsaRecord avx2_record{.isa = Isa::avx2,
+                            .description = "AVX2 with FMA",
+                            .needs = {&CpuInfo::avx2, &CpuInfo::fma},
+                            .executes = {.fp32 = true},
+                            .kernels = &fp32_kernels};
 
 }  // namespace histo::kernels

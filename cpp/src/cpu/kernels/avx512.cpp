@@ -3,8 +3,14 @@
 
 namespace histo::kernels {
 
-#include "table.inl"
+#include "fp32.inl"
 
-const Table avx512_table = kernel_table;
+extern const IsaRecord avx512_record;
+const IsaRecord avx512_record{.isa = Isa::avx512,
+                              .description = "AVX-512",
+                              .needs = {&CpuInfo::avx2, &CpuInfo::fma, &CpuInfo::avx512f, &CpuInfo::avx512bw,
+                                        &CpuInfo::avx512dq, &CpuInfo::avx512vl},
+                              .executes = {.fp32 = true},
+                              .kernels = &fp32_kernels};
 
 }  // namespace histo::kernels

@@ -10,7 +10,7 @@
 //
 // Each lane of a sum adds its products in the order of the steps, however many tiles are handled together.
 
-// What a step does must be known where the loop stands, or the sums would not stay in registers.
+// What a step does must be inlined into the loop, or the sums would not stay in registers.
 #define HISTO_INLINE __attribute__((always_inline)) inline
 #define HISTO_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -18,10 +18,10 @@ namespace {
 
 constexpr std::size_t head_tile_block = Vec::registers == 32 ? 4 : 2;
 
-// Steps over a run of cells.
-template <typename Cell>
-struct CellSteps {
-  const Cell* first;
+// Steps over a run of features.
+template <typename Feature>
+struct RunSteps {
+  const Feature* first;
   std::size_t tile_stride, length;
 
   template <std::size_t tiles, typename Body>
@@ -48,17 +48,17 @@ struct CellSteps {
 
 // Steps over sums of rows: channels, as many as share a vector; bins; vectors of a row. `Part` is what holds
 // a channel's row, or a vector's worth of it.
-template <typename Cell, typename Part>
+template <typename Feature, typename Part>
 struct RowSteps {
   static constexpr std::size_t slots = sizeof(Vec) / sizeof(Part);
-  const HeadRows<Cell>& rows;
-  const Cell* first;
+  const HeadRows<Feature>& rows;
+  const Feature* first;
 
   template <std::size_t tiles, typename Body>
   HISTO_INLINE void for_each(const Body& body) const {
     const std::size_t width = rows.width;
     const std::size_t area = rows.height * width;
-    // Of a row that doesn't fill its slot. Of the last channels' empty slots nothing is loaded at all.
+    // The lanes of a row that does not fill its slot. Empty slots behind the last channel load nothing.
     Vec::Mask rest[slots];
 #pragma GCC unroll 4
     for (std::size_t s = 0; s < slots; ++s) {
@@ -72,13 +72,14 @@ struct RowSteps {
         }
       }
       for (const Range* bin = rows.bins; bin != rows.bins + rows.bin_count; ++bin) {
-        const Cell* p = first + c * area + bin->begin * width;
+        const Feature* p = first + c * area + bin->begin * width;
         const std::size_t more = (bin->end - bin->begin - 1) * width;
         std::size_t x = width;
         if constexpr (slots == 1) {
           for (; x >= Vec::lanes; x -= Vec::lanes, p += Vec::lanes) {
             sum<tiles>(
-                p, more, [](const Cell* q, std::size_t) HISTO_INLINE_LAMBDA { return Part::load(q); }, body);
+                p, more, [](const Feature* q, std::size_t) HISTO_INLINE_LAMBDA { return Part::load(q); },
+                body);
           }
           if (x == 0) {
             continue;
@@ -86,7 +87,7 @@ struct RowSteps {
         }
         sum<tiles>(
             p, more,
-            [&rest](const Cell* q, std::size_t s) HISTO_INLINE_LAMBDA { return Part::load(q, rest[s]); },
+            [&rest](const Feature* q, std::size_t s) HISTO_INLINE_LAMBDA { return Part::load(q, rest[s]); },
             body);
       }
     }
@@ -94,20 +95,20 @@ struct RowSteps {
 
   // The rows at p, p + width, ..., p + more, of the channels that share a vector.
   template <std::size_t tiles, typename Load, typename Body>
-  HISTO_INLINE void sum(const Cell* p, std::size_t more, const Load& load, const Body& body) const {
+  HISTO_INLINE void sum(const Feature* p, std::size_t more, const Load& load, const Body& body) const {
     const std::size_t width = rows.width;
     const std::size_t area = rows.height * width;
     const std::size_t tile = rows.tiles.stride;
     Vec value[tiles];
 #pragma GCC unroll 4
     for (std::size_t t = 0; t < tiles; ++t) {
-      const Cell* row = p + t * tile;
+      const Feature* row = p + t * tile;
       Part part[slots];
 #pragma GCC unroll 4
       for (std::size_t s = 0; s < slots; ++s) {
         part[s] = load(row + s * area, s);
       }
-      for (const Cell* const last = row + more; row != last;) {
+      for (const Feature* const last = row + more; row != last;) {
         row += width;
 #pragma GCC unroll 4
         for (std::size_t s = 0; s < slots; ++s) {
@@ -121,20 +122,20 @@ struct RowSteps {
 };
 
 // Steps over sums of the cells of one bin: vectors of channels.
-template <typename Cell>
+template <typename Feature>
 struct BinSteps {
-  const HeadBin<Cell>& bin;
-  const Cell* first;
+  const HeadBin<Feature>& bin;
+  const Feature* first;
 
   template <std::size_t tiles, typename Body>
   HISTO_INLINE void for_each(const Body& body) const {
     std::size_t c = 0;
     for (; c + Vec::lanes <= bin.count; c += Vec::lanes) {
-      sum<tiles>(c, [](const Cell* p) HISTO_INLINE_LAMBDA { return Vec::load(p); }, body);
+      sum<tiles>(c, [](const Feature* p) HISTO_INLINE_LAMBDA { return Vec::load(p); }, body);
     }
     if (c < bin.count) {
       const Vec::Mask rest = Vec::first(bin.count - c);
-      sum<tiles>(c, [rest](const Cell* p) HISTO_INLINE_LAMBDA { return Vec::load(p, rest); }, body);
+      sum<tiles>(c, [rest](const Feature* p) HISTO_INLINE_LAMBDA { return Vec::load(p, rest); }, body);
     }
   }
 
@@ -147,7 +148,7 @@ struct BinSteps {
     }
     for (std::size_t y = bin.rows.begin; y < bin.rows.end; ++y) {
       for (std::size_t x = bin.columns.begin; x < bin.columns.end; ++x) {
-        const Cell* const cell = first + (y * bin.width + x) * bin.channels + c;
+        const Feature* const cell = first + (y * bin.width + x) * bin.channels + c;
 #pragma GCC unroll 4
         for (std::size_t t = 0; t < tiles; ++t) {
           value[t] = value[t].plus(load(cell + t * bin.tiles.stride));
@@ -224,45 +225,44 @@ void dot_tiles(std::size_t tiles, const StepsOf& steps_of, const HeadWeights& we
   }
 }
 
-template <typename Cell>
-void head_cells(const HeadCells<Cell>& cells, const HeadWeights& weights, float* sums) {
+template <typename Feature>
+void head_runs(const HeadRuns<Feature>& run, const HeadWeights& weights, float* sums) {
   const auto steps_of = [&](std::size_t t) {
-    return CellSteps<Cell>{cells.tiles.first + t * cells.tiles.stride, cells.tiles.stride, cells.length};
+    return RunSteps<Feature>{run.tiles.first + t * run.tiles.stride, run.tiles.stride, run.length};
   };
-  dot_tiles(cells.tiles.count, steps_of, weights, sums);
+  dot_tiles(run.tiles.count, steps_of, weights, sums);
 }
 
-template <typename Cell, typename Part>
-void head_rows_of(const HeadRows<Cell>& rows, const HeadWeights& weights, float* sums) {
+template <typename Feature, typename Part>
+void head_rows_of(const HeadRows<Feature>& rows, const HeadWeights& weights, float* sums) {
   const auto steps_of = [&](std::size_t t) {
-    return RowSteps<Cell, Part>{rows, rows.tiles.first + t * rows.tiles.stride};
+    return RowSteps<Feature, Part>{rows, rows.tiles.first + t * rows.tiles.stride};
   };
   dot_tiles(rows.tiles.count, steps_of, weights, sums);
 }
 
-template <typename Cell>
-void head_rows(const HeadRows<Cell>& rows, const HeadWeights& weights, float* sums) {
-  const std::size_t slots = head_row_slots(rows.width, Vec::lanes);
-  if (slots == 4) {
-    head_rows_of<Cell, Vec::Quarter>(rows, weights, sums);
-  } else if (slots == 2) {
-    head_rows_of<Cell, Vec::Half>(rows, weights, sums);
+template <typename Feature>
+void head_rows(const HeadRows<Feature>& rows, const HeadWeights& weights, float* sums) {
+  if (rows.slots == 4) {
+    head_rows_of<Feature, Vec::Quarter>(rows, weights, sums);
+  } else if (rows.slots == 2) {
+    head_rows_of<Feature, Vec::Half>(rows, weights, sums);
   } else {
-    head_rows_of<Cell, Vec>(rows, weights, sums);
+    head_rows_of<Feature, Vec>(rows, weights, sums);
   }
 }
 
-template <typename Cell>
-void head_bin(const HeadBin<Cell>& bin, const HeadWeights& weights, float* sums) {
+template <typename Feature>
+void head_bin(const HeadBin<Feature>& bin, const HeadWeights& weights, float* sums) {
   const auto steps_of = [&](std::size_t t) {
-    return BinSteps<Cell>{bin, bin.tiles.first + t * bin.tiles.stride};
+    return BinSteps<Feature>{bin, bin.tiles.first + t * bin.tiles.stride};
   };
   dot_tiles(bin.tiles.count, steps_of, weights, sums);
 }
 
-// Adds `cells` neighbouring cells to `out`, or puts their sum there.
-template <std::size_t cells, typename Cell>
-void add_cells(const Cell* cell, std::size_t channels, std::size_t count, bool add, float* out) {
+// Adds `cells` neighbouring cells to `out`, or writes their sum there.
+template <std::size_t cells, typename Feature>
+void add_cells(const Feature* cell, std::size_t channels, std::size_t count, bool add, float* out) {
   const auto part = [&](std::size_t c, const auto& load) HISTO_INLINE_LAMBDA {
     Vec sum = add ? Vec::load(out + c) : Vec::zero();
 #pragma GCC unroll 4
@@ -273,28 +273,28 @@ void add_cells(const Cell* cell, std::size_t channels, std::size_t count, bool a
   };
   std::size_t c = 0;
   for (; c + Vec::lanes <= count; c += Vec::lanes) {
-    part(c, [](const Cell* p) HISTO_INLINE_LAMBDA { return Vec::load(p); });
+    part(c, [](const Feature* p) HISTO_INLINE_LAMBDA { return Vec::load(p); });
   }
   if (c < count) {
     const Vec::Mask rest = Vec::first(count - c);
-    part(c, [rest](const Cell* p) HISTO_INLINE_LAMBDA { return Vec::load(p, rest); });
+    part(c, [rest](const Feature* p) HISTO_INLINE_LAMBDA { return Vec::load(p, rest); });
   }
 }
 
-// The features are walked in the order in which they lie in memory. Four cells abreast store partial sums a
-// quarter as often; but where a row of the bin is as long as the first-level cache and so comes from farther
-// away, a single stream is what prefetchers follow: 512 channels of 32 x 32, pool 1, take 3.4 ms instead
-// of 5.7.
-template <typename Cell>
-void sum_bin(const HeadBin<Cell>& bin, float* out) {
+// The features are read in the order in which they lie in memory. Taking four cells together stores partial
+// sums a quarter as often. But where a row of the bin is as long as the first-level cache, it comes from
+// farther away, and prefetchers follow a single stream best: 512 channels of 32 x 32, pool 1, take 3.4 ms
+// instead of 5.7.
+template <typename Feature>
+void sum_bin(const HeadBin<Feature>& bin, float* out) {
   constexpr std::size_t long_row = 32768;
-  const std::size_t row = (bin.columns.end - bin.columns.begin) * bin.channels * sizeof(Cell);
-  const std::size_t abreast = row >= long_row ? 1 : 4;
+  const std::size_t row = (bin.columns.end - bin.columns.begin) * bin.channels * sizeof(Feature);
+  const std::size_t together = row >= long_row ? 1 : 4;
   for (std::size_t y = bin.rows.begin; y < bin.rows.end; ++y) {
-    for (std::size_t x = bin.columns.begin; x < bin.columns.end; x += abreast) {
-      const Cell* const cell = bin.tiles.first + (y * bin.width + x) * bin.channels;
+    for (std::size_t x = bin.columns.begin; x < bin.columns.end; x += together) {
+      const Feature* const cell = bin.tiles.first + (y * bin.width + x) * bin.channels;
       const bool add = y != bin.rows.begin || x != bin.columns.begin;
-      switch (abreast == 1 ? 1 : bin.columns.end - x) {
+      switch (together == 1 ? 1 : bin.columns.end - x) {
         case 1:
           add_cells<1>(cell, bin.channels, bin.count, add, out);
           break;

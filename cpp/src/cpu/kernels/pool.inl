@@ -2,9 +2,9 @@
 
 namespace {
 
-// Of one image with a border of zeros, all values being at least zero or NaN: calls write(vector, pixel,
-// channel) for each vector of the output, `pixel` being where that pixel of `output` lies.
-template <typename Unit, typename Write>
+// For one image with a border of zeros, whose values are all at least zero or NaN: calls write(vector, pixel,
+// channel) for each vector of the output, where `pixel` points to that pixel of `output`.
+template <typename Write>
 [[gnu::always_inline]] inline void pool(const float* input, std::size_t input_row, Unit* output,
                                         std::size_t output_row, std::size_t output_column, std::size_t height,
                                         std::size_t width, std::size_t channels, const Write& write) {

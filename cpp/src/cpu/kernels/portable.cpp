@@ -3,8 +3,13 @@
 
 namespace histo::kernels {
 
-#include "table.inl"
+#include "fp32.inl"
 
-const Table portable_table = kernel_table;
+extern const IsaRecord portable_record;
+const IsaRecord portable_record{.isa = Isa::portable,
+                                .description = "the compiler's baseline",
+                                .needs = {},
+                                .executes = {.fp32 = true},
+                                .kernels = &fp32_kernels};
 
 }  // namespace histo::kernels

@@ -32,7 +32,7 @@ struct Vec {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
   }
-  static Vec load(const std::uint16_t* p, Mask mask) {  // AVX2 masks no 16-bit loads
+  static Vec load(const std::uint16_t* p, Mask mask) {  // AVX2 has no masked loads of 16 bits
     alignas(16) std::uint16_t part[lanes] = {};
     const auto lanes_set = static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(mask.bits)));
     for (unsigned i = 0; i < lanes && ((lanes_set >> i) & 1U) != 0; ++i) {
@@ -54,8 +54,8 @@ struct Vec {
     }
     Half plus(Half o) const { return {_mm_add_ps(v, o.v)}; }
   };
-  using Quarter = Half;  // eight lanes are not cut further
-  static Vec join(const Vec (&whole)[1]) { return whole[0]; }
+  using Quarter = Half;  // eight lanes are not divided further
+  static Vec join(const Vec (&v)[1]) { return v[0]; }
   static Vec join(const Half (&h)[2]) { return {_mm256_set_m128(h[1].v, h[0].v)}; }
 
   // a * b + this

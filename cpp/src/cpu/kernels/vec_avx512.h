@@ -1,7 +1,7 @@
 // Sixteen floats in a ZMM register; AVX-512 F, BW, DQ and VL.
 #pragma once
 
-// GCC 12 takes the undefined operands inside its own intrinsics for ours (GCC bug 105593).
+// GCC 12 warns about undefined operands that are inside its own intrinsics (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -57,8 +57,8 @@ struct Vec {
   // To nearest, ties to even, and to 0 or 255 what lies beyond; NaN to 0.
   void store_u8(std::uint8_t* p) const {
     const __m512 bounded = _mm512_min_ps(_mm512_max_ps(v, _mm512_setzero_ps()), _mm512_set1_ps(255.0F));
-    const __m512i whole = _mm512_cvt_roundps_epi32(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(whole));
+    const __m512i rounded = _mm512_cvt_roundps_epi32(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(rounded));
   }
 
   // Half a vector, and a quarter.
@@ -86,7 +86,7 @@ struct Vec {
     }
     Quarter plus(Quarter o) const { return {_mm_add_ps(v, o.v)}; }
   };
-  static Vec join(const Vec (&whole)[1]) { return whole[0]; }
+  static Vec join(const Vec (&v)[1]) { return v[0]; }
   static Vec join(const Half (&h)[2]) {
     return {_mm512_insertf32x8(_mm512_castps256_ps512(h[0].v), h[1].v, 1)};
   }
@@ -117,6 +117,14 @@ struct IntVec {
   static IntVec load(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
   void store(std::int32_t* p) const { _mm512_storeu_si512(p, v); }
   [[nodiscard]] Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+// Sixteen units of 32 bits that hold pairs of bf16 or int16, or four bytes each: a base of the Arithmetics.
+struct Units512 {
+  using Units = __m512i;
+
+  static Units broadcast(const std::uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
+  static Units load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
 };
 
 }  // namespace

@@ -69,18 +69,18 @@ struct Vec {
   }
   // To nearest, ties to even, and to 0 or 255 what lies beyond; NaN to 0.
   void store_u8(std::uint8_t* p) const {
-    constexpr float whole = 0x1.8p23F;  // so large that a float has no fraction beside it
+    constexpr float large = 0x1.8p23F;  // so large that a float of this size has no fraction
     for (std::size_t i = 0; i < lanes; ++i) {
       const float x = v[i] > 0 ? (v[i] < 255 ? v[i] : 255) : 0;
-      p[i] = static_cast<std::uint8_t>(x + whole - whole);
+      p[i] = static_cast<std::uint8_t>(x + large - large);
     }
   }
 
-  // Four lanes are not cut.
+  // Four lanes are not divided further.
   using Half = Vec;
   using Quarter = Vec;
 
-  static Vec join(const Vec (&whole)[1]) { return whole[0]; }
+  static Vec join(const Vec (&v)[1]) { return v[0]; }
 
   // a * b + this
   Vec plus_product(Vec a, Vec b) const { return {v + a.v * b.v}; }

@@ -5,11 +5,19 @@
 // of the (m + 2)^2 a matrix product runs over the input channels; the products p of an output channel become
 // A^T p A. Vectors run along channels in all three, so no lane is ever moved to another.
 //
+// `Arithmetic` says how the numbers of a precision are transformed; it is Fp32Winograd of fp32.inl, or a type
+// of the files that include low_precision.inl. It has
+//   Numbers                             a vector of numbers that inputs are transformed in
+//   map_channels, channels_per_unit     channels in a unit of the map, and of the transformed input
+//   read(pixel, channel), write(v, row, channel)    from the map, and to the transformed input
+//   Products                            how products are summed: an Arithmetic of conv.inl
+//   finish(epilogue, sum, bias, channel, residual, output)    from the transformed sum to the output
+//
 // Source: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 // those of Toom and Cook for the points 0, +-a, +-b and infinity. F(4 x 4) has a = 5/8, b = 3/2 in place of
 // the usual 1 and 2: rounding errors halve (relative to the outputs 6.8e-7 instead of 1.4e-6 rms at 64
-// channels; direct convolution has 3.1e-7), and all constants are exact in binary. weight_packing.cpp has
-// the third matrix, G.
+// channels; direct convolution has 3.1e-7), and all constants are exact in binary. packing.cpp has the
+// third matrix, G.
 
 namespace {
 
@@ -61,46 +69,28 @@ struct F4 {
   }
 };
 
-// The float32 maps that it reads, and transforms to; `Dot` says how products are summed. The precisions below
-// have kinds of their own.
-struct Fp32Winograd {
-  using Dot = Fp32Dot;
-  using Problem = Winograd;
-  using Numbers = Vec;                                                   // that inputs are transformed in
-  static constexpr std::size_t map_channels = 1, channels_per_unit = 1;  // per unit of a map, and transformed
-
-  static Numbers read(const float* pixel, std::size_t channel) { return Vec::load(pixel + channel); }
-  static void write(Numbers v, float* row, std::size_t channel) { v.store(row + channel); }
-  static void finish(const Epilogue& e, Vec sum, Vec bias, std::size_t channel, const float* residual,
-                     float* output) {
-    Dot::finish(e, sum.plus(bias), channel, residual, output);
-  }
-};
-
 struct TilePosition {
   std::size_t image, y, x;  // of the tile's first output pixel
 };
 
-template <typename F, typename Problem>
-TilePosition position(const Problem& w, std::size_t tile) {
+template <typename F>
+TilePosition position(const Winograd& w, std::size_t tile) {
   return {.image = tile / w.tile_columns / w.tile_rows,
           .y = tile / w.tile_columns % w.tile_rows * F::output,
           .x = tile % w.tile_columns * F::output};
 }
 
-template <typename F, typename Kind>
-void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind::Dot::Unit* out,
-                    std::size_t plane) {
-  using Unit = typename Kind::Dot::Unit;
-  using Numbers = typename Kind::Numbers;
+template <typename F, typename Arithmetic>
+void winograd_input(const Winograd& w, Range tiles, Unit* out, std::size_t plane) {
+  using Numbers = typename Arithmetic::Numbers;
   constexpr std::size_t n = F::input;
   const Strides& s = w.input_strides;
   for (std::size_t tile = tiles.begin; tile < tiles.end; ++tile) {
     const TilePosition at = position<F>(w, tile);
     const Unit* const in = w.input + at.image * s.image + at.y * s.row + at.x * s.column;
-    Unit* const row = out + (tile - tiles.begin) * (w.channels / Kind::channels_per_unit);
-    // The next tile is fetched while this one is computed: it comes from the third-level cache or from
-    // memory, in 36 short pieces that no hardware prefetcher follows. Without it the transform takes 1.3
+    Unit* const row = out + (tile - tiles.begin) * (w.channels / Arithmetic::channels_per_unit);
+    // The next tile is prefetched while this one is computed: it comes from the third-level cache or from
+    // memory, in 36 short runs that hardware prefetchers do not follow. Without this the transform takes 1.3
     // times as long.
     const TilePosition next_at = position<F>(w, tile + 1 < tiles.end ? tile + 1 : tile);
     const Unit* const next = w.input + next_at.image * s.image + next_at.y * s.row + next_at.x * s.column;
@@ -111,8 +101,8 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
         Numbers column[n];
 #pragma GCC unroll 8
         for (std::size_t y = 0; y < n; ++y) {
-          column[y] = Kind::read(in + y * s.row + x * s.column, c);
-          __builtin_prefetch(next + y * s.row + x * s.column + c / Kind::map_channels);
+          column[y] = Arithmetic::read(in + y * s.row + x * s.column, c);
+          __builtin_prefetch(next + y * s.row + x * s.column + c / Arithmetic::map_channels);
         }
         Numbers done[n];
         F::transform_input(column, done);
@@ -127,7 +117,7 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
         F::transform_input(columns_done + y * n, done);
 #pragma GCC unroll 8
         for (std::size_t x = 0; x < n; ++x) {
-          Kind::write(done[x], row + (y * n + x) * plane, c);
+          Arithmetic::write(done[x], row + (y * n + x) * plane, c);
         }
       }
     }
@@ -135,12 +125,12 @@ void winograd_input(const typename Kind::Problem& w, Range tiles, typename Kind:
 }
 
 // products (tiles, conv_block) = input (tiles, units) * weight (units, conv_block).
-template <typename Dot, std::size_t rows, std::size_t ahead>
-void product_rows(const typename Dot::Unit* input, std::size_t units, const typename Dot::Unit* weight,
-                  const typename Dot::Unit* next, typename Dot::Kept* products) {
-  using Sum = typename Dot::Sum;
+template <typename Products, std::size_t rows, std::size_t ahead>
+void product_rows(const Unit* input, std::size_t units, const Unit* weight, const Unit* next,
+                  typename Products::Kept* products) {
+  using Sum = typename Products::Sum;
   Sums<Sum, rows> sums;
-  const typename Dot::Unit* x[rows];
+  const Unit* x[rows];
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
     x[i] = input + i * units;
@@ -149,29 +139,29 @@ void product_rows(const typename Dot::Unit* input, std::size_t units, const type
       sums.v[i][j] = Sum::zero();
     }
   }
-  multiply<Dot, rows, ahead>(x, 0, units, weight, sums, next);
+  multiply<Products, rows, ahead>(x, 0, units, weight, sums, next);
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < conv_vectors; ++j) {
-      Dot::keep(sums.v[i][j], products + i * conv_block + j * Vec::lanes);
+      Products::keep(sums.v[i][j], products + i * conv_block + j * Vec::lanes);
     }
   }
 }
 
-// The same for any number of tiles, which fetch `next`, another point's weights, meanwhile.
-template <typename Dot>
-void product(const typename Dot::Unit* input, std::size_t tiles, std::size_t units,
-             const typename Dot::Unit* weight, const typename Dot::Unit* next, typename Dot::Kept* products) {
-  using Unit = typename Dot::Unit;
-  using Rows = void (*)(const Unit*, std::size_t, const Unit*, const Unit*, typename Dot::Kept*);
+// The same for any number of tiles. Meanwhile `next`, the weights of another point, are prefetched.
+template <typename Products>
+void product(const Unit* input, std::size_t tiles, std::size_t units, const Unit* weight, const Unit* next,
+             typename Products::Kept* products) {
+  using Rows = void (*)(const Unit*, std::size_t, const Unit*, const Unit*, typename Products::Kept*);
   static constexpr Rows rows[][conv_pixels] = {
-      {product_rows<Dot, 1, 0>, product_rows<Dot, 2, 0>, product_rows<Dot, 3, 0>, product_rows<Dot, 4, 0>,
-       product_rows<Dot, 5, 0>, product_rows<Dot, 6, 0>},
-      {product_rows<Dot, 1, 1>, product_rows<Dot, 2, 1>, product_rows<Dot, 3, 1>, product_rows<Dot, 4, 1>,
-       product_rows<Dot, 5, 1>, product_rows<Dot, 6, 1>},
-      {product_rows<Dot, 1, most_ahead>, product_rows<Dot, 2, most_ahead>, product_rows<Dot, 3, most_ahead>,
-       product_rows<Dot, 4, most_ahead>, product_rows<Dot, 5, most_ahead>, product_rows<Dot, 6, most_ahead>}};
+      {product_rows<Products, 1, 0>, product_rows<Products, 2, 0>, product_rows<Products, 3, 0>,
+       product_rows<Products, 4, 0>, product_rows<Products, 5, 0>, product_rows<Products, 6, 0>},
+      {product_rows<Products, 1, 1>, product_rows<Products, 2, 1>, product_rows<Products, 3, 1>,
+       product_rows<Products, 4, 1>, product_rows<Products, 5, 1>, product_rows<Products, 6, 1>},
+      {product_rows<Products, 1, most_ahead>, product_rows<Products, 2, most_ahead>,
+       product_rows<Products, 3, most_ahead>, product_rows<Products, 4, most_ahead>,
+       product_rows<Products, 5, most_ahead>, product_rows<Products, 6, most_ahead>}};
   std::size_t fetched = 0;
   for (std::size_t t = 0, count = 0; t < tiles; t += count) {
     const std::size_t left = tiles - t, groups = (left + conv_pixels - 1) / conv_pixels;
@@ -183,23 +173,21 @@ void product(const typename Dot::Unit* input, std::size_t tiles, std::size_t uni
   }
 }
 
-template <typename F, typename Kind>
-void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
-                     const typename Kind::Dot::Unit* input, std::size_t plane, float* products_memory,
-                     std::size_t products_plane) {
-  using Dot = typename Kind::Dot;
-  using Unit = typename Dot::Unit;
-  using Sum = typename Dot::Sum;
-  auto* const products = reinterpret_cast<typename Dot::Kept*>(products_memory);
+template <typename F, typename Arithmetic>
+void winograd_output(const Winograd& w, Range tiles, Range blocks, const Unit* input, std::size_t plane,
+                     float* products_memory, std::size_t products_plane) {
+  using Products = typename Arithmetic::Products;
+  using Sum = typename Products::Sum;
+  auto* const products = reinterpret_cast<typename Products::Kept*>(products_memory);
   constexpr std::size_t n = F::input, m = F::output;
-  const auto& e = w.epilogue;
-  const std::size_t count = tiles.end - tiles.begin, units = w.channels / Kind::channels_per_unit;
+  const Epilogue& e = w.epilogue;
+  const std::size_t count = tiles.end - tiles.begin, units = w.channels / Arithmetic::channels_per_unit;
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
     for (std::size_t point = 0; point < n * n; ++point) {
       const Unit* const weight = w.weight + (block * n * n + point) * units * conv_block;
       const bool last = point + 1 == n * n && block + 1 == blocks.end;
-      product<Dot>(input + point * plane, count, units, weight, last ? weight : weight + units * conv_block,
-                   products + point * products_plane);
+      product<Products>(input + point * plane, count, units, weight,
+                        last ? weight : weight + units * conv_block, products + point * products_plane);
     }
     for (std::size_t tile = 0; tile < count; ++tile) {
       const TilePosition at = position<F>(w, tiles.begin + tile);
@@ -220,9 +208,9 @@ void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
         const std::size_t channel = block * conv_block + j * Vec::lanes;
         for (std::size_t y = 0; y < m; ++y) {
           for (std::size_t x = 0; x < m; ++x) {
-            __builtin_prefetch(
-                next + y * e.output_strides.row + x * e.output_strides.column + channel / Kind::map_channels,
-                1);
+            __builtin_prefetch(next + y * e.output_strides.row + x * e.output_strides.column +
+                                   channel / Arithmetic::map_channels,
+                               1);
           }
         }
         Sum columns_done[m * n];
@@ -231,7 +219,7 @@ void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
           Sum column[n];
 #pragma GCC unroll 8
           for (std::size_t y = 0; y < n; ++y) {
-            column[y] = Dot::resume(p + (y * n + x) * products_plane);
+            column[y] = Products::resume(p + (y * n + x) * products_plane);
           }
           Sum done[m];
           F::transform_output(column, done);
@@ -245,9 +233,9 @@ void winograd_output(const typename Kind::Problem& w, Range tiles, Range blocks,
           Sum done[m];
           F::transform_output(columns_done + y * n, done);
           for (std::size_t x = 0; x < width; ++x) {
-            Kind::finish(e, done[x], bias, channel,
-                         residual + y * e.residual_strides.row + x * e.residual_strides.column,
-                         output + y * e.output_strides.row + x * e.output_strides.column);
+            Arithmetic::finish(e, done[x], bias, channel,
+                               residual + y * e.residual_strides.row + x * e.residual_strides.column,
+                               output + y * e.output_strides.row + x * e.output_strides.column);
           }
         }
       }

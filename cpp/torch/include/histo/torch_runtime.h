@@ -17,24 +17,24 @@ namespace histo {
 
 /// What a TorchRuntime is made with.
 struct TorchOptions {
-  /// Threads of one call; 0 leaves libtorch's own choice. libtorch keeps the number per calling thread, so
-  /// each call sets it anew where another runtime has changed it, and leaves it set. The inter-op pool is
-  /// left alone: the network has no parallel branches and never starts it.
+  /// Threads of one call; 0: libtorch chooses. libtorch keeps the number per calling thread, so each call
+  /// sets it again where another runtime has changed it, and leaves it set. The inter-op pool is not changed:
+  /// the network has no parallel branches and never starts it.
   unsigned threads = 0;
   std::string device = "cpu";  ///< "cpu", "cuda" (the first GPU) or "cuda:N"
 };
 
 /// A bundle's `torchscript_model.pt`, frozen and made ready to run, in float32.
 ///
-/// **A TorchScript file is a program.** Loading one that a stranger wrote is running what a stranger wrote.
-/// Compare the file's sha256 with one that you trust first, as `histo_export.export.bundle.open_bundle` does
-/// with the bundle's `config.json`. This class hands the file to torch::jit::load and unpickles nothing else.
+/// **A TorchScript file is a program.** To load a file is to run it, so load only files that you trust:
+/// compare the file's sha256 with a known one first, as `histo_export.export.bundle.open_bundle` does with
+/// the bundle's `config.json`. This class passes the file to torch::jit::load and unpickles nothing else.
 ///
-/// Files exported with `--input float` and `--input uint8` both take both kinds of tiles: crop and
-/// normalisation are the file's own, and the division by 255 is the file's where it has one.
+/// Files exported with `--input float` and with `--input uint8` both take both kinds of tiles. Crop and
+/// normalisation are part of the file; the division by 255 is done here where the file does not do it.
 ///
-/// On a GPU, making a runtime turns TF32 off for the whole process (cuDNN and cuBLAS): it keeps 10 bits of
-/// mantissa, and this runtime says float32.
+/// On a GPU, constructing a runtime turns TF32 off for the whole process (cuDNN and cuBLAS): TF32 keeps 10
+/// bits of mantissa, and this runtime promises float32.
 ///
 /// run(), warmup() and stages() may be called by several threads at the same time; they do not take turns.
 ///
@@ -54,8 +54,8 @@ class HISTO_API TorchRuntime {
  public:
   /// \throws Error  invalid_argument for a device that is not one of the above,
   ///                io where the file cannot be read,
-  ///                invalid_file where it is not TorchScript, or none that histo export wrote,
-  ///                unsupported for a GPU that is not here,
+  ///                invalid_file where it is not TorchScript that histo export wrote,
+  ///                unsupported for a GPU that is not available,
   ///                out_of_memory, failed
   explicit TorchRuntime(const std::filesystem::path& file, const TorchOptions& options = {});
   TorchRuntime(TorchRuntime&& other) noexcept;
@@ -72,8 +72,9 @@ class HISTO_API TorchRuntime {
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`.
   void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
 
-  /// Runs black batches of side × side bytes, as often as libtorch's executor needs to have compiled what it
-  /// compiles: it watches the first runs. On a GPU that depends on the shape, so name the one that follows.
+  /// Runs black tiles of side × side bytes three times: libtorch's executor observes the first runs and
+  /// compiles after them. On a GPU the result depends on the shape, so give the batch and side of the runs
+  /// that follow.
   /// \param side  0: the crop
   /// \throws Error  as run()
   void warmup(std::size_t batch = 1, std::size_t side = 0) const;
@@ -85,7 +86,7 @@ class HISTO_API TorchRuntime {
   [[nodiscard]] std::size_t classes() const noexcept;
   [[nodiscard]] std::size_t crop() const noexcept;  ///< side in pixels; tiles must be at least as large
 
-  /// What runs, for reports, for example "cpu fp32, frozen".
+  /// Device, precision and form of the network for reports, for example "cpu fp32, frozen".
   [[nodiscard]] std::string executed() const;
 
  private:

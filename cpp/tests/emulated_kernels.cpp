@@ -1,4 +1,4 @@
-#include "emulated_dots.h"
+#include "emulated_kernels.h"
 
 #include <bit>
 #include <cmath>
@@ -130,21 +130,23 @@ struct EmulatedTiles {
   }
 };
 
+constexpr ConvKernels vectors_bf16{.block = conv_block, .direct = conv<EmulatedBf16>};
+constexpr ConvKernels vectors_int8{.block = conv_block, .direct = conv<EmulatedInt8>};
+constexpr ConvKernels tiles_bf16{.block = amx_block, .direct = amx_conv<EmulatedTiles, Bf16Sums>};
+constexpr ConvKernels tiles_int8{.block = amx_block, .direct = amx_conv<EmulatedTiles, Int8Sums>};
+
 }  // namespace
 
-const DotTable emulated_vectors{.conv_block = conv_block,
-                                .conv_bf16 = conv<EmulatedBf16>,
-                                .winograd2_bf16 = {},
-                                .conv_int8 = conv<EmulatedInt8>,
-                                .winograd4_int8 = {},
-                                .split = split,
-                                .max_pool = max_pool_cells};
-const DotTable emulated_amx{.conv_block = amx_block,
-                            .conv_bf16 = amx_conv<EmulatedTiles, Bf16Sums>,
-                            .winograd2_bf16 = {},
-                            .conv_int8 = amx_conv<EmulatedTiles, Int8Sums>,
-                            .winograd4_int8 = {},
-                            .split = split,
-                            .max_pool = max_pool_cells};
+const KernelSet emulated_vectors{
+    .lanes = Vec::lanes,
+    .of = {.bf16 = &vectors_bf16, .bf16x3 = &vectors_bf16, .int8 = &vectors_int8},
+    .stem = {.bf16 = &vectors_bf16, .bf16x3 = &vectors_bf16},
+    .split = split,
+    .max_pool = max_pool};
+const KernelSet emulated_amx{.lanes = Vec::lanes,
+                             .of = {.bf16 = &tiles_bf16, .bf16x3 = &tiles_bf16, .int8 = &tiles_int8},
+                             .stem = {.bf16 = &vectors_bf16, .bf16x3 = &vectors_bf16},
+                             .split = split,
+                             .max_pool = max_pool};
 
 }  // namespace histo::kernels

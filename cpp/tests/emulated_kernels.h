@@ -6,7 +6,7 @@
 
 namespace histo::kernels {
 
-extern const DotTable emulated_vectors;  // as avx512_dot.cpp
-extern const DotTable emulated_amx;      // as amx.cpp
+extern const KernelSet emulated_vectors;  // as avx512_vnni.cpp and avx512_bf16.cpp
+extern const KernelSet emulated_amx;      // as amx.cpp
 
 }  // namespace histo::kernels

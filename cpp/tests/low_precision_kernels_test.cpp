@@ -16,52 +16,43 @@
 #include <utility>
 #include <vector>
 
-#include "emulated_dots.h"
-#include "histo/build_config.h"
-#include "histo/isa.h"
+#include "cpu/isa_selection.h"
 #include "cpu/kernels/kernels.h"
-#include "model/network.h"
 #include "cpu/packing.h"
+#include "emulated_kernels.h"
+#include "model/network.h"
+#include "plan/map_format.h"
 
 namespace {
 
 using histo::ConvLayer;
-using histo::kernels::Cell;
-using histo::kernels::CellFormat;
-using histo::kernels::DotConv;
-using histo::kernels::DotTable;
-using histo::kernels::Range;
+using histo::MapFormat;
+using histo::Precision;
+using histo::Range;
+using histo::Storage;
+using histo::kernels::Conv;
+using histo::kernels::KernelSet;
 using histo::kernels::Strides;
 
-std::vector<std::pair<std::string, const DotTable*>> find_tables() {
-  std::vector<std::pair<std::string, const DotTable*>> found{
-      {"emulated vectors", &histo::kernels::emulated_vectors},
-      {"emulated AMX", &histo::kernels::emulated_amx}};
-#ifdef HISTO_X86_KERNELS
-  const auto usable = [](histo::Isa isa) {
-    const auto isas = histo::usable_isas();
-    return std::ranges::find(isas, isa) != isas.end();
-  };
-  if (usable(histo::Isa::avx512) && histo::cpu_info().avx512_vnni) {
-    found.emplace_back("AVX-512 VNNI", &histo::kernels::avx512_vnni_table);
-    if (histo::cpu_info().avx512_bf16) {
-      found.emplace_back("AVX-512 BF16", &histo::kernels::avx512_bf16_table);
+// Those of this machine, and the emulated ones.
+const std::vector<std::pair<std::string, const KernelSet*>>& kernel_sets() {
+  static const auto sets = [] {
+    std::vector<std::pair<std::string, const KernelSet*>> found{
+        {"emulated vectors", &histo::kernels::emulated_vectors},
+        {"emulated AMX", &histo::kernels::emulated_amx}};
+    for (const histo::IsaRecord* const record : histo::isa_records()) {
+      if (record->kernels->split == nullptr) {
+        continue;  // float32 alone
+      }
+      if (histo::runs(*record, histo::this_machine())) {
+        found.emplace_back(record->description, record->kernels);
+      } else {
+        MESSAGE("this machine lacks " << record->description << ": its kernels are tested by emulation only");
+      }
     }
-  } else {
-    MESSAGE("this machine lacks AVX-512 VNNI: its kernels are not tested");
-  }
-  if (usable(histo::Isa::amx)) {
-    found.emplace_back("AMX", &histo::kernels::amx_table);
-  } else {
-    MESSAGE("this machine lacks AMX: its kernels are tested on emulated tiles only");
-  }
-#endif
-  return found;
-}
-
-const auto& tables() {
-  static const auto found = find_tables();
-  return found;
+    return found;
+  }();
+  return sets;
 }
 
 // --- formats, by their definition ------------------------------------------------------------------------
@@ -79,25 +70,25 @@ std::uint16_t to_bf16(float x) {  // of the two neighbours the nearer, of two as
 
 float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16U); }
 
-std::uint8_t to_u8(float x, CellFormat format) {
+std::uint8_t to_u8(float x, MapFormat format) {
   return static_cast<std::uint8_t>(std::clamp(std::nearbyint(x * format.inverse), 0.0F, 255.0F));
 }
 
-std::size_t cell_bytes(Cell cell) {
-  return cell == Cell::f32 ? 4 : cell == Cell::bf16 ? 2 : cell == Cell::bf16x3 ? 6 : 1;
+std::size_t cell_bytes(Storage cell) {
+  return cell == Storage::f32 ? 4 : cell == Storage::bf16 ? 2 : cell == Storage::bf16x3 ? 6 : 1;
 }
 
 // Channels-last images with a border of zeros, in any format.
 struct Map {
   static constexpr std::size_t border = 3;
   std::size_t count, height, width, channels;
-  CellFormat format;
+  MapFormat format;
   std::vector<std::uint32_t> data;
 
-  Map(std::size_t n, std::size_t h, std::size_t w, std::size_t c, CellFormat f)
+  Map(std::size_t n, std::size_t h, std::size_t w, std::size_t c, MapFormat f)
       : count(n), height(h), width(w), channels(c), format(f), data(n * image()) {}
 
-  [[nodiscard]] std::size_t pixel() const { return channels * cell_bytes(format.cell) / 4; }
+  [[nodiscard]] std::size_t pixel() const { return channels * cell_bytes(format.storage) / 4; }
   [[nodiscard]] std::size_t row() const { return (width + 2 * border) * pixel(); }
   [[nodiscard]] std::size_t image() const { return (height + 2 * border) * row(); }
   [[nodiscard]] Strides strides(std::size_t step = 1) const {
@@ -115,12 +106,12 @@ struct Map {
     return static_cast<std::uint8_t>(data[pixel_at + c / 4] >> c % 4 * 8);
   }
   [[nodiscard]] float number(std::size_t pixel_at, std::size_t c) const {
-    switch (format.cell) {
-      case Cell::bf16:
+    switch (format.storage) {
+      case Storage::bf16:
         return from_bf16(half(pixel_at, c));
-      case Cell::bf16x3:
+      case Storage::bf16x3:
         return from_bf16(half(pixel_at, c)) + from_bf16(half(pixel_at, channels + c));
-      case Cell::u8:
+      case Storage::u8:
         return format.scale * static_cast<float>(byte(pixel_at, c));
       default:
         return std::bit_cast<float>(data[pixel_at + c]);
@@ -131,16 +122,16 @@ struct Map {
       std::uint32_t& unit = data[pixel_at + i / 2];
       unit = (unit & ~(0xFFFFU << i % 2 * 16)) | std::uint32_t{bits} << i % 2 * 16;
     };
-    switch (format.cell) {
-      case Cell::bf16:
+    switch (format.storage) {
+      case Storage::bf16:
         set_half(c, to_bf16(x));
         break;
-      case Cell::bf16x3:
+      case Storage::bf16x3:
         set_half(c, to_bf16(x));
         set_half(channels + c, to_bf16(x - from_bf16(to_bf16(x))));
         set_half(2 * channels + c, to_bf16(x));
         break;
-      case Cell::u8: {
+      case Storage::u8: {
         std::uint32_t& unit = data[pixel_at + c / 4];
         unit = (unit & ~(0xFFU << c % 4 * 8)) | std::uint32_t{to_u8(x, format)} << c % 4 * 8;
         break;
@@ -163,15 +154,22 @@ struct Map {
   }
 };
 
+// The precision of a layer that reads such maps.
+Precision precision_of(Storage storage) {
+  return storage == Storage::bf16     ? Precision::bf16
+         : storage == Storage::bf16x3 ? Precision::bf16x3
+                                      : Precision::int8;
+}
+
 struct Case {
-  Cell input;
+  Storage input;
   std::size_t images, height, width, inputs, outputs, kernel, stride;
-  std::optional<Cell> residual;
+  std::optional<Storage> residual;
   bool relu;
 };
 
-CellFormat format_of(Cell cell, float scale) {
-  return cell == Cell::u8 ? CellFormat{cell, scale, 1 / scale} : CellFormat{cell};
+MapFormat format_of(Storage cell, float scale) {
+  return cell == Storage::u8 ? MapFormat{cell, scale, 1 / scale} : MapFormat{cell};
 }
 
 struct Problem {
@@ -184,7 +182,7 @@ struct Problem {
       : c(given),
         input(c.images, c.height, c.width, c.inputs, format_of(c.input, 0.01F)),
         residual(c.images, out(c.height), out(c.width), c.outputs,
-                 format_of(c.residual.value_or(Cell::f32), 0.02F)),
+                 format_of(c.residual.value_or(Storage::f32), 0.02F)),
         weight(c.outputs * c.inputs * c.kernel * c.kernel),
         bias(c.outputs),
         scales(c.outputs) {
@@ -211,7 +209,7 @@ struct Problem {
   }
 
   [[nodiscard]] std::size_t out(std::size_t side) const { return (side + c.stride - 1) / c.stride; }
-  [[nodiscard]] Map empty_output(CellFormat format) const {
+  [[nodiscard]] Map empty_output(MapFormat format) const {
     return {c.images, out(c.height), out(c.width), c.outputs, format};
   }
   static std::size_t at(const Map& map, std::size_t n, std::size_t y, std::size_t x) {
@@ -224,7 +222,7 @@ struct Problem {
   // What an output should be before it is stored, and how far from that float32 sums in any order may be.
   std::pair<double, double> expected(std::size_t n, std::size_t y, std::size_t x, std::size_t k) const {
     double sum = 0, size = 0;
-    std::int64_t whole = 0;
+    std::int64_t integer_sum = 0;
     for (std::size_t i = 0; i < c.kernel; ++i) {
       for (std::size_t j = 0; j < c.kernel; ++j) {
         const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
@@ -232,14 +230,14 @@ struct Problem {
                                           static_cast<std::ptrdiff_t>(x * c.stride + j) - pad);
         for (std::size_t channel = 0; channel < c.inputs; ++channel) {
           const std::size_t w = ((k * c.inputs + channel) * c.kernel + i) * c.kernel + j;
-          if (c.input == Cell::u8) {
-            whole += input.byte(cell, channel) * weight_byte(k, w);
+          if (c.input == Storage::u8) {
+            integer_sum += input.byte(cell, channel) * weight_byte(k, w);
             continue;
           }
           const double high = static_cast<double>(from_bf16(to_bf16(weight[w])));
           const double a = static_cast<double>(from_bf16(input.half(cell, channel)));
           double term = a * high;
-          if (c.input == Cell::bf16x3) {
+          if (c.input == Storage::bf16x3) {
             const double low = static_cast<double>(from_bf16(to_bf16(weight[w] - static_cast<float>(high))));
             term += static_cast<double>(from_bf16(input.half(cell, c.inputs + channel))) * high + a * low;
           }
@@ -249,44 +247,45 @@ struct Problem {
       }
     }
     double y_value = sum + static_cast<double>(bias[k]);
-    if (c.input == Cell::u8) {  // exact: the sum is a whole number, and the rest is rounded as in the kernel
-      y_value = static_cast<double>(std::fma(static_cast<float>(whole), sum_scales[k], bias[k]));
+    if (c.input == Storage::u8) {  // exact: the sum is an integer, and the rest is rounded as in the kernel
+      y_value = static_cast<double>(std::fma(static_cast<float>(integer_sum), sum_scales[k], bias[k]));
     }
     if (c.residual) {
       const float r = residual.number(at(residual, n, y, x), k);
-      y_value = c.input == Cell::u8 ? static_cast<double>(static_cast<float>(y_value) + r)
-                                    : y_value + static_cast<double>(r);
+      y_value = c.input == Storage::u8 ? static_cast<double>(static_cast<float>(y_value) + r)
+                                       : y_value + static_cast<double>(r);
       size += std::abs(static_cast<double>(r));
     }
     constexpr double unit = 1.0 / (1 << 24);
     const auto terms =
-        static_cast<double>(c.inputs * c.kernel * c.kernel * (c.input == Cell::bf16x3 ? 3 : 1));
+        static_cast<double>(c.inputs * c.kernel * c.kernel * (c.input == Storage::bf16x3 ? 3 : 1));
     return {c.relu ? std::max(y_value, 0.0) : y_value,
-            c.input == Cell::u8 ? 0 : unit * (size + std::abs(sum)) * std::sqrt(terms + 16) * 4};
+            c.input == Storage::u8 ? 0 : unit * (size + std::abs(sum)) * std::sqrt(terms + 16) * 4};
   }
 };
 
 constexpr std::uint32_t canary = 0xC0FFEE77;
 
-Map run(const DotTable& table, const Problem& p, CellFormat format, std::size_t cut) {
+Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cut) {
   const Case& c = p.c;
-  const std::size_t block = table.conv_block, blocks = (c.outputs + block - 1) / block;
-  const std::size_t size = histo::packed_dot_size(p.layer, c.input, block);
-  std::vector<std::uint32_t> weight(blocks * size);
-  std::vector<float> bias(blocks * block), scale(blocks * block);
+  const histo::kernels::ConvKernels& kernels = *set.of[precision_of(c.input)];
+  const histo::Packing packing{p.layer, histo::Algorithm::direct, precision_of(c.input), kernels.block};
+  const std::size_t blocks = packing.blocks();
+  std::vector<std::uint32_t> weight(blocks * packing.block_units());
+  std::vector<float> bias(blocks * kernels.block), scale(blocks * kernels.block);
   for (std::size_t i = 0; i < blocks; ++i) {
-    histo::pack_dot_weight(p.layer, c.input, block, i, weight.data() + i * size);
+    packing.pack(i, weight.data() + i * packing.block_units());
   }
   std::ranges::copy(p.bias, bias.begin());
   std::ranges::copy(p.sum_scales, scale.begin());
   Map output = p.empty_output(format);
   std::ranges::fill(output.data, canary);
   const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
-  const DotConv conv{
+  const Conv conv{
       .input = p.input.data.data() + p.input.at(0, -pad, -pad),
       .input_strides = p.input.strides(c.stride),
       .window_rows = c.kernel,
-      .window_run = histo::dot_run(p.layer, c.input),
+      .window_run = packing.window_run(),
       .window_row = p.input.row(),
       .weight = weight.data(),
       .epilogue = {.bias = bias.data(),
@@ -303,25 +302,27 @@ Map run(const DotTable& table, const Problem& p, CellFormat format, std::size_t 
                    .relu = c.relu}};
   const std::size_t total = c.images * output.height * output.width;
   for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
-    (c.input == Cell::u8 ? table.conv_int8 : table.conv_bf16)(conv, {begin, std::min(begin + cut, total)},
-                                                              {0, blocks});
+    kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
   }
   return output;
 }
 
 void check(const Case& c) {
   const Problem problem(c);
-  const Map shape = problem.empty_output({Cell::f32});
+  const Map shape = problem.empty_output({Storage::f32});
   std::vector<std::pair<double, double>> expected_values;
   shape.for_each_cell(
       [&](auto n, auto y, auto x, auto k) { expected_values.push_back(problem.expected(n, y, x, k)); });
   constexpr std::size_t all = std::numeric_limits<std::size_t>::max() / 2;
   std::optional<std::vector<std::uint32_t>> of_vectors, of_amx;
-  for (const auto& [name, table] : tables()) {
+  for (const auto& [name, set] : kernel_sets()) {
     CAPTURE(name);
     CAPTURE(c.height);
     CAPTURE(c.width);
-    const Map exact = run(*table, problem, format_of(Cell::f32, 1), all);
+    if (set->of[precision_of(c.input)] == nullptr) {
+      continue;  // without BF16, AVX-512 has no bf16x3
+    }
+    const Map exact = run(*set, problem, format_of(Storage::f32, 1), all);
     double worst = 0;
     auto next = expected_values.begin();
     exact.for_each_cell([&](auto n, auto y, auto x, auto k) {
@@ -333,25 +334,25 @@ void check(const Case& c) {
 
     // Every format holds what float32 holds, rounded once; however the work is cut; and nothing else is
     // written.
-    for (const Cell cell : {Cell::f32, Cell::bf16, Cell::bf16x3, Cell::u8}) {
-      const CellFormat format = format_of(cell, 0.03F);
+    for (const Storage cell : {Storage::f32, Storage::bf16, Storage::bf16x3, Storage::u8}) {
+      const MapFormat format = format_of(cell, 0.03F);
       Map expected = problem.empty_output(format);
       std::ranges::fill(expected.data, canary);
       exact.for_each_cell([&](auto n, auto y, auto x, auto k) {
         expected.set(Problem::at(expected, n, y, x), k, exact.number(Problem::at(exact, n, y, x), k));
       });
-      CHECK(run(*table, problem, format, all).data == expected.data);
+      CHECK(run(*set, problem, format, all).data == expected.data);
       if (cell == c.input) {
         const std::size_t pixels = shape.count * shape.height * shape.width;
         for (const std::size_t cut : {pixels < 16 ? 1 : 13, pixels < 16 ? 5 : 33}) {
           CAPTURE(cut);
-          CHECK(run(*table, problem, format, cut).data == expected.data);
+          CHECK(run(*set, problem, format, cut).data == expected.data);
         }
       }
     }
 
     // The processor's instructions and their emulation give the same bits.
-    auto& same = name.ends_with("AMX") && c.input != Cell::u8 ? of_amx : of_vectors;
+    auto& same = name.ends_with("AMX") && c.input != Storage::u8 ? of_amx : of_vectors;
     if (!same) {
       same = exact.data;
     }
@@ -360,24 +361,24 @@ void check(const Case& c) {
 }
 
 TEST_CASE("low precision: convolutions of the network, on maps of odd sizes") {
-  for (const Cell input : {Cell::bf16, Cell::bf16x3, Cell::u8}) {
+  for (const Storage input : {Storage::bf16, Storage::bf16x3, Storage::u8}) {
     CAPTURE(static_cast<int>(input));
     for (const std::size_t side : {1, 5}) {
-      check({input, 2, side, side + 1, 64, 64, 3, 1, Cell::u8, true});
+      check({input, 2, side, side + 1, 64, 64, 3, 1, Storage::u8, true});
       check({input, 1, side, side, 64, 128, 3, 2, {}, true});
-      check({input, 3, side + 2, side, 128, 64, 1, 2, Cell::bf16, false});
+      check({input, 3, side + 2, side, 128, 64, 1, 2, Storage::bf16, false});
     }
-    check({input, 1, 2, 37, 64, 64, 3, 1, Cell::bf16x3, true});  // tiles of 16 pixels of one row
-    check({input, 1, 15, 14, 64, 64, 3, 1, Cell::f32, true});    // 210 pixels
-    check({input, 1, 2, 3, 512, 64, 3, 1, {}, false});           // weights in pieces
+    check({input, 1, 2, 37, 64, 64, 3, 1, Storage::bf16x3, true});  // tiles of 16 pixels of one row
+    check({input, 1, 15, 14, 64, 64, 3, 1, Storage::f32, true});    // 210 pixels
+    check({input, 1, 2, 3, 512, 64, 3, 1, {}, false});              // weights in pieces
   }
 }
 
 TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and bytes saturate") {
   // A convolution of one pixel, 1 x 1, whose weights are zero: the bias comes out as it is.
-  for (const auto& [name, table] : tables()) {
+  for (const auto& [name, set] : kernel_sets()) {
     CAPTURE(name);
-    Problem p({Cell::u8, 1, 1, 1, 64, 64, 1, 1, {}, false});
+    Problem p({Storage::u8, 1, 1, 1, 64, 64, 1, 1, {}, false});
     std::ranges::fill(p.weight, 0.0F);
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
     const std::vector<float> values{0.5F, 1.5F, 2.5F, 254.5F, 255.5F, 1e30F,  -1.0F,  0.0F,
@@ -386,7 +387,7 @@ TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and byte
     for (std::size_t i = 0; i < p.bias.size(); ++i) {
       p.bias[i] = values[i % values.size()];
     }
-    const Map u8 = run(*table, p, {Cell::u8, 1, 1}, 1), bf16 = run(*table, p, {Cell::bf16}, 1);
+    const Map u8 = run(*set, p, {Storage::u8, 1, 1}, 1), bf16 = run(*set, p, {Storage::bf16}, 1);
     for (std::size_t i = 0; i < p.bias.size(); ++i) {
       CAPTURE(p.bias[i]);
       CHECK(u8.byte(u8.at(0, 0, 0), i) == bytes[i % bytes.size()]);
@@ -400,7 +401,7 @@ TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and byte
     const std::vector<std::uint16_t> ties{0x3F80, 0x3F82, 0x3F82};  // 1 + 1/256, 1 + 3/256, 1 + 2/128
     p.bias = {1.00390625F, 1.01171875F, 1.015625F};
     p.bias.resize(64);
-    const Map tied = run(*table, p, {Cell::bf16}, 1);
+    const Map tied = run(*set, p, {Storage::bf16}, 1);
     for (std::size_t i = 0; i < ties.size(); ++i) {
       CHECK(tied.half(tied.at(0, 0, 0), i) == ties[i]);
     }
@@ -408,26 +409,26 @@ TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and byte
 }
 
 TEST_CASE("low precision: parts of numbers, and the maximum to every format") {
-  for (const auto& [name, table] : tables()) {
+  for (const auto& [name, set] : kernel_sets()) {
     CAPTURE(name);
     std::mt19937 generator(1);
     std::normal_distribution<float> normal;
     std::vector<float> x(83);
     std::ranges::generate(x, [&] { return normal(generator); });
     std::vector<std::uint16_t> high(x.size()), low(x.size()), alone(x.size());
-    table->split(x.data(), x.size(), high.data(), low.data());
-    table->split(x.data(), x.size(), alone.data(), nullptr);
+    set->split(x.data(), x.size(), high.data(), low.data());
+    set->split(x.data(), x.size(), alone.data(), nullptr);
     CHECK(high == alone);
     for (std::size_t i = 0; i < x.size(); ++i) {
       CHECK(high[i] == to_bf16(x[i]));
       CHECK(low[i] == to_bf16(x[i] - from_bf16(high[i])));
     }
 
-    Map input(1, 6, 8, 64, {Cell::f32});
+    Map input(1, 6, 8, 64, {Storage::f32});
     input.for_each_cell([&](auto n, auto y, auto c, auto k) {
       input.set(Problem::at(input, n, y, c), k, std::abs(normal(generator)));
     });
-    for (const Cell cell : {Cell::f32, Cell::bf16, Cell::bf16x3, Cell::u8}) {
+    for (const Storage cell : {Storage::f32, Storage::bf16, Storage::bf16x3, Storage::u8}) {
       Map expected(1, 3, 4, 64, format_of(cell, 0.01F)), output = expected;
       expected.for_each_cell([&](auto n, auto y, auto c, auto k) {
         float largest = 0;
@@ -438,8 +439,8 @@ TEST_CASE("low precision: parts of numbers, and the maximum to every format") {
         }
         expected.set(Problem::at(expected, n, y, c), k, largest);
       });
-      table->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
-                      output.data.data() + output.at(0, 0, 0), output.row(), output.format, 3, 4, 64);
+      set->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
+                    output.data.data() + output.at(0, 0, 0), output.row(), output.format, 3, 4, 64);
       CHECK(output.data == expected.data);
     }
   }

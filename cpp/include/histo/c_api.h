@@ -1,0 +1,282 @@
+/// \file
+/// The C interface: everything that this library can do, for C and for every language that can call C.
+///
+/// Plain C99. No function throws, and none ends the process.
+///
+/// - Functions that can fail return a histo_status. Where it is not HISTO_OK, histo_last_error() tells what
+/// was
+///   wrong and what to do about it. Output arguments are then unchanged, except that a handle is set to null.
+/// - Handles are created by the functions that take a pointer to one, and released with the matching `_free`,
+///   which accepts null. A handle may outlive the one it was created from: a model may be freed while engines
+///   run it.
+/// - Sizes are in elements (bytes for uint8_t) and are compared with the size that the shape needs.
+/// - Structures of options begin with their own size, which the caller fills in, so that later versions can
+/// add
+///   fields without breaking compiled programs. A field that is zero means its default, and a null pointer to
+///   the structure means that all fields are zero.
+/// - One handle may be used by several threads at the same time, except while it is being freed.
+///
+/// \code
+/// histo_model* model = NULL;
+/// histo_engine* engine = NULL;
+/// histo_engine_options options = {sizeof options};
+/// options.threads = 4;
+/// if (histo_model_open("bundle/model.safetensors", &model) != HISTO_OK ||
+///     histo_engine_create(model, &options, &engine) != HISTO_OK ||
+///     histo_engine_run_u8(engine, rgb, rgb_size, 1, 150, 150, logits, 6) != HISTO_OK) {
+///   fprintf(stderr, "%s\n", histo_last_error());
+/// }
+/// histo_engine_free(engine);
+/// histo_model_free(model);
+/// \endcode
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "histo/api.h"
+
+#ifdef __cplusplus
+#define HISTO_NOEXCEPT noexcept
+extern "C" {
+#else
+#define HISTO_NOEXCEPT
+#endif
+
+/* --- errors ----------------------------------------------------------------------------------------------
+ */
+
+/// The numbers of histo::ErrorCode, which are stable.
+typedef enum histo_status {
+  HISTO_OK = 0,
+  HISTO_INVALID_ARGUMENT = 1,  ///< an argument is null, zero or outside its range
+  HISTO_SIZE_MISMATCH = 2,     ///< a buffer does not hold as many elements as the shape says
+  HISTO_SIZE_OVERFLOW = 3,     ///< a shape's number of elements does not fit in size_t
+  HISTO_IO = 4,                ///< a file cannot be opened or read
+  HISTO_INVALID_FILE = 5,      ///< a file is not what it claims to be: damaged, or of another format
+  HISTO_UNSUPPORTED = 6,       ///< valid, but not possible here: an instruction set, a precision, an option
+  HISTO_OUT_OF_MEMORY = 7,     ///< an allocation failed
+  HISTO_CANCELLED = 8,         ///< the caller asked to stop
+  HISTO_FAILED = 9             ///< a callback failed, or another error without a number of its own
+} histo_status;
+
+/// The last failure of a call in this thread: what was wrong, "; " and what to do about it. One line of
+/// UTF-8, cut at 1 KiB; empty where no call has failed. The text does not change until another call of this
+/// thread fails.
+HISTO_API const char* histo_last_error(void) HISTO_NOEXCEPT;
+
+/// The second part of histo_last_error(): what to do about it. May be empty, as after the failure of a
+/// callback.
+HISTO_API const char* histo_last_remedy(void) HISTO_NOEXCEPT;
+
+/// The library's version, for example "0.1.0".
+HISTO_API const char* histo_version(void) HISTO_NOEXCEPT;
+
+/// How many threads it makes sense to start here: see histo::usable_cpus().
+HISTO_API unsigned histo_usable_cpus(void) HISTO_NOEXCEPT;
+
+/// Whether this machine can run a precision: HISTO_OK, or HISTO_UNSUPPORTED with the reason in
+/// histo_last_error().
+/// \param precision  "fp32", "bf16x3", "bf16" or "int8"
+/// \param isa        the highest instruction set to use, as in histo_engine_options; may be null
+/// \param executed   receives the name of the instruction set whose kernels run, which may be lower than
+/// `isa`: AMX
+///                   has no float32. May be null
+HISTO_API histo_status histo_precision_support(const char* precision, const char* isa,
+                                               const char** executed) HISTO_NOEXCEPT;
+
+/* --- model -----------------------------------------------------------------------------------------------
+ */
+
+/// The contents of a `model.safetensors`: see histo::Model.
+typedef struct histo_model histo_model;
+
+/// Maps the file into memory. It must not be changed while anything that came from it is in use.
+HISTO_API histo_status histo_model_open(const char* path, histo_model** model) HISTO_NOEXCEPT;
+
+/// Copies the contents of such a file.
+HISTO_API histo_status histo_model_from_memory(const void* bytes, size_t size,
+                                               histo_model** model) HISTO_NOEXCEPT;
+
+HISTO_API void histo_model_free(histo_model* model) HISTO_NOEXCEPT;
+
+/// Properties of the model; 0 where `model` is null.
+HISTO_API size_t histo_model_classes(const histo_model* model) HISTO_NOEXCEPT;    ///< logits per tile
+HISTO_API size_t histo_model_crop(const histo_model* model) HISTO_NOEXCEPT;       ///< pixels
+HISTO_API size_t histo_model_tile_size(const histo_model* model) HISTO_NOEXCEPT;  ///< pixels
+HISTO_API size_t histo_model_pool(const histo_model* model) HISTO_NOEXCEPT;       ///< bins along a side
+HISTO_API double histo_model_mpp(const histo_model* model) HISTO_NOEXCEPT;  ///< um per pixel; 0: unknown
+
+/// The name, in UTF-8, of the class of logit `index`; null where `index` is too large. It lives as long as
+/// `model`.
+HISTO_API const char* histo_model_class_name(const histo_model* model, size_t index) HISTO_NOEXCEPT;
+
+/* --- engine ----------------------------------------------------------------------------------------------
+ */
+
+/// A model made ready to run: see histo::Engine.
+typedef struct histo_engine histo_engine;
+
+typedef struct histo_engine_options {
+  size_t struct_size;     ///< sizeof(histo_engine_options)
+  unsigned threads;       ///< 0: histo_usable_cpus()
+  const char* isa;        ///< "portable", "avx2", "avx512" or "amx"; null: $HISTO_ISA, or else the highest
+  const char* precision;  ///< "fp32", "bf16x3", "bf16" or "int8" (see histo::Precision); null: "fp32"
+  size_t crop;            ///< side of the centre crop in pixels; 0: the model's
+  const char* profile;    ///< "throughput" or "latency"; null: "throughput"
+  const char* algorithm;  ///< "fastest" or "direct"; null: "fastest"
+} histo_engine_options;
+
+typedef struct histo_engine_info {
+  size_t struct_size;  ///< sizeof(histo_engine_info), filled in by the caller
+  const char* isa;     ///< of the kernels that run; all names here live as long as the process
+  const char* precision;
+  size_t threads;
+  size_t crop;
+  size_t classes;
+  size_t weight_bytes;     ///< shared between copies of an engine
+  size_t workspace_bytes;  ///< of this engine alone
+  const char* profile;
+  const char* algorithm;
+} histo_engine_info;
+
+/// \param options  may be null
+HISTO_API histo_status histo_engine_create(const histo_model* model, const histo_engine_options* options,
+                                           histo_engine** engine) HISTO_NOEXCEPT;
+
+/// An engine with threads and a workspace of its own, for parallel calls; the packed weights are shared.
+HISTO_API histo_status histo_engine_copy(const histo_engine* engine, histo_engine** copy) HISTO_NOEXCEPT;
+
+HISTO_API void histo_engine_free(histo_engine* engine) HISTO_NOEXCEPT;
+
+/// Logits of tiles as a decoder gives them.
+/// \param tiles   RGB, row-major `(batch, height, width, 3)`
+/// \param logits  row-major `(batch, classes)`
+HISTO_API histo_status histo_engine_run_u8(const histo_engine* engine, const uint8_t* tiles,
+                                           size_t tiles_size, size_t batch, size_t height, size_t width,
+                                           float* logits, size_t logits_size) HISTO_NOEXCEPT;
+
+/// The same for tiles in [0, 1], row-major `(batch, 3, height, width)`.
+HISTO_API histo_status histo_engine_run_f32(const histo_engine* engine, const float* tiles, size_t tiles_size,
+                                            size_t batch, size_t height, size_t width, float* logits,
+                                            size_t logits_size) HISTO_NOEXCEPT;
+
+/// Runs a black batch, so that the first real one finds memory touched and caches filled.
+HISTO_API histo_status histo_engine_warmup(const histo_engine* engine, size_t batch) HISTO_NOEXCEPT;
+
+HISTO_API histo_status histo_engine_get_info(const histo_engine* engine,
+                                             histo_engine_info* info) HISTO_NOEXCEPT;
+
+/// See histo::SelfTestResult.
+typedef struct histo_self_test_result {
+  size_t struct_size;  ///< sizeof(histo_self_test_result), filled in by the caller
+  size_t tiles;
+  double max_abs;
+  double max_relative;
+  double tolerance;
+  int passed;  ///< 1 or 0
+} histo_self_test_result;
+
+/// Runs the tiles of a bundle's `golden.safetensors` and compares the logits. HISTO_OK means that they were
+/// compared; `passed` is the result.
+HISTO_API histo_status histo_engine_self_test(const histo_engine* engine, const char* golden_path,
+                                              histo_self_test_result* result) HISTO_NOEXCEPT;
+
+/* --- many tiles ------------------------------------------------------------------------------------------
+ */
+
+/// Fills `tile`, RGB `(height, width, 3)`, and returns 1. Returns 0 at the end, and any negative number where
+/// this tile is lost. Called from one thread of the loop, in order.
+typedef int (*histo_tile_source)(void* user, uint8_t* tile, size_t tile_size);
+
+/// The result for tile `index`, counted from 0 in the order of the source.
+typedef struct histo_tile_result {
+  size_t index;
+  const float* logits;  ///< `classes` of them, valid during the call; null where the tile failed
+  size_t classes;       ///< 0 where the tile failed
+  const char* error;    ///< null where the tile did not fail
+} histo_tile_result;
+
+/// Receives the results, in order, in the thread that called histo_run_batches(). Any value but 0 ends the
+/// loop.
+typedef int (*histo_tile_sink)(void* user, const histo_tile_result* result);
+
+/// The progress of the loop, or its totals: see histo::BatchRunnerStats.
+typedef struct histo_batch_stats {
+  size_t
+      struct_size;  ///< sizeof(histo_batch_stats), filled in by the caller; by the library for histo_progress
+  size_t tiles;
+  size_t failed;
+  size_t batches;
+  double seconds;
+  double prepare_seconds;
+  double infer_seconds;
+  double deliver_seconds;
+} histo_batch_stats;
+
+/// Called in the thread that called histo_run_batches(), after each batch and at least every 100 ms. Any
+/// value but 0 cancels.
+typedef int (*histo_progress)(void* user, const histo_batch_stats* stats);
+
+typedef struct histo_batch_options {
+  size_t struct_size;  ///< sizeof(histo_batch_options)
+  size_t batch;        ///< tiles per run of the engine; 0: 32
+  size_t queued;       ///< batches that may wait between two stages; 0: 2
+  int report_errors;   ///< 0: the first lost tile ends the loop; else the sink receives it with its error
+} histo_batch_options;
+
+/// Runs any number of tiles of one size, with preparing, inference and delivery overlapped: see
+/// histo::BatchRunner. Runs on `engine` itself, taking turns with other calls.
+/// \param progress  may be null
+/// \param user      passed to the callbacks unchanged
+/// \param options   may be null
+/// \param stats     may be null; written where the loop ends without an error
+HISTO_API histo_status histo_run_batches(const histo_engine* engine, size_t height, size_t width,
+                                         histo_tile_source source, histo_tile_sink sink,
+                                         histo_progress progress, void* user,
+                                         const histo_batch_options* options,
+                                         histo_batch_stats* stats) HISTO_NOEXCEPT;
+
+/* --- the head alone --------------------------------------------------------------------------------------
+ */
+
+/// Adaptive average pooling and the linear classifier behind it: see histo::FusedHead.
+typedef struct histo_head histo_head;
+
+/// Order of a feature map's axes in memory.
+typedef enum histo_layout {
+  HISTO_NCHW = 0,  ///< row-major `(batch, channels, height, width)`
+  HISTO_NHWC = 1   ///< row-major `(batch, height, width, channels)`
+} histo_layout;
+
+typedef struct histo_head_options {
+  size_t struct_size;  ///< sizeof(histo_head_options)
+  unsigned threads;    ///< of one call, including the caller's; 0: histo_usable_cpus()
+  const char* isa;     ///< as in histo_engine_options
+} histo_head_options;
+
+/// \param weight   row-major `(classes, channels * pool * pool)`, copied
+/// \param bias     `(classes)`, copied
+/// \param options  may be null
+HISTO_API histo_status histo_head_create(size_t pool, size_t channels, size_t classes, const float* weight,
+                                         size_t weight_size, const float* bias, size_t bias_size,
+                                         const histo_head_options* options, histo_head** head) HISTO_NOEXCEPT;
+
+HISTO_API void histo_head_free(histo_head* head) HISTO_NOEXCEPT;
+
+/// \param layout   a histo_layout
+/// \param softmax  0: `out` receives logits; else probabilities, which sum to 1 over the classes
+/// \param out      row-major `(batch, classes)`; must not overlap `features`
+HISTO_API histo_status histo_head_run_f32(const histo_head* head, const float* features, size_t features_size,
+                                          size_t batch, size_t height, size_t width, int layout, int softmax,
+                                          float* out, size_t out_size) HISTO_NOEXCEPT;
+
+/// The same for bf16 features: the upper halves of float32.
+HISTO_API histo_status histo_head_run_bf16(const histo_head* head, const uint16_t* features,
+                                           size_t features_size, size_t batch, size_t height, size_t width,
+                                           int layout, int softmax, float* out,
+                                           size_t out_size) HISTO_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif

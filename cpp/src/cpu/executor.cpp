@@ -1,0 +1,297 @@
+#include "cpu/executor.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "cpu/record.h"
+
+namespace histo {
+namespace {
+
+kernels::Strides strides_of(const Map& map) {
+  return {.column = map.pixel(), .row = map.row(), .image = map.image()};
+}
+
+}  // namespace
+
+Executor::Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads)
+    : threads_(threads),
+      prepared_(std::make_shared<const Prepared>(std::move(program), isa, threads_)),
+      stem_(*prepared_) {}
+
+Executor::Executor(std::shared_ptr<const Prepared> prepared, unsigned threads)
+    : threads_(threads), prepared_(std::move(prepared)), stem_(*prepared_) {}
+
+std::unique_ptr<Backend> Executor::copy() const {
+  return std::unique_ptr<Backend>(new Executor(prepared_, threads_.threads()));
+}
+
+Backend::Info Executor::info() const {
+  return {.threads = threads_.threads(),
+          .weight_bytes = prepared_->weight_bytes(),
+          .workspace_bytes = workspace_bytes_};
+}
+
+// --- memory ------------------------------------------------------------------------------------------------
+
+std::uint32_t* Executor::pixels(std::size_t map, std::size_t first) {
+  const Map& m = prepared_->plan().maps[map];
+  return maps_[map].units() + (m.deep ? first * m.image() : 0) + m.origin();
+}
+
+WinogradTasks Executor::tasks_of(const Step& step, std::size_t count) const {
+  return winograd_tasks(step, prepared_->plan().maps[step.output], count, prepared_->kernels_of(step).block,
+                        threads_.threads());
+}
+
+// The division into tasks, and with it the scratch, depends on the number of images, but not monotonically.
+Executor::Scratch Executor::scratch_for(std::size_t images) const {
+  const Plan& plan = prepared_->plan();
+  Scratch scratch{.of_thread = stem_.scratch_units(), .shared = 0};
+  for (std::size_t n = 1; n <= images; ++n) {
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      if (plan.steps[i].algorithm != Algorithm::direct &&
+          (i >= plan.shallow_steps || n <= plan.shallow_images)) {
+        const WinogradTasks tasks = tasks_of(plan.steps[i], n);
+        scratch.of_thread = std::max(scratch.of_thread, tasks.private_units());
+        scratch.shared = std::max(scratch.shared, tasks.shared_units());
+      }
+    }
+  }
+  return scratch;
+}
+
+void Executor::reserve(std::size_t count) {
+  const Plan& plan = prepared_->plan();
+  const std::size_t wanted = std::min(count, plan.deep_images);
+  if (wanted <= images_) {
+    return;
+  }
+  const Scratch scratch = scratch_for(wanted);
+  // The old buffers are freed first, and `images_` says so: if an allocation fails, the Engine can still run
+  // a smaller batch.
+  images_ = 0;
+  maps_.clear();
+  private_scratch_.clear();
+  shared_scratch_ = AlignedBuffer();
+  std::size_t units = 0;
+  for (const Map& map : plan.maps) {
+    maps_.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
+    units += maps_.back().size();
+  }
+  not_finite_ = std::vector<std::atomic<bool>>(wanted);
+  shared_scratch_ = AlignedBuffer(scratch.shared);
+  for (unsigned i = 0; i < threads_.threads(); ++i) {
+    private_scratch_.emplace_back(scratch.of_thread);
+  }
+  workspace_bytes_ = (units + scratch.shared + threads_.threads() * scratch.of_thread) * sizeof(float);
+  images_ = wanted;
+}
+
+// --- the network -------------------------------------------------------------------------------------------
+
+void Executor::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
+                   const RunRecord& record) {
+  run_all(tiles.data(), shape, logits.data(), record);
+}
+
+void Executor::run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
+                   const RunRecord& record) {
+  run_all(tiles.data(), shape, logits.data(), record);
+}
+
+template <typename Value>
+void Executor::run_all(const Value* tiles, TileShape shape, float* logits, const RunRecord& record) {
+  const std::lock_guard lock(one_run_);
+  reserve(shape.batch);
+  const std::size_t tile_size = shape.height * shape.width * 3, classes = prepared_->head.classes();
+  for (std::size_t first = 0; first < shape.batch; first += images_) {
+    run_images(tiles + first * tile_size, shape, std::min(images_, shape.batch - first),
+               logits + first * classes, record);
+  }
+}
+
+template <typename Value>
+void Executor::run_images(const Value* tiles, TileShape shape, std::size_t count, float* logits,
+                          const RunRecord& record) {
+  const Plan& plan = prepared_->plan();
+  for (std::size_t first = 0; first < count; first += plan.shallow_images) {
+    const std::size_t n = std::min(plan.shallow_images, count - first);
+    {
+      const Timer timer(record, 0);
+      run_stem(tiles, shape, first, n);
+    }
+    record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format, pixels(plan.stem_output, first),
+                 n);
+    run_steps({0, plan.shallow_steps}, first, n, record);
+  }
+  run_steps({plan.shallow_steps, plan.steps.size()}, 0, count, record);
+  const Timer timer(record, plan.steps.size() + 1);
+  run_head(count, logits);
+  // int8 cannot carry NaN through its maps, so the logits of such an image are set to it here.
+  const std::size_t classes = prepared_->head.classes();
+  for (std::size_t image = 0; image < count; ++image) {
+    if (not_finite_[image].exchange(false, std::memory_order_relaxed)) {
+      std::fill_n(logits + image * classes, classes, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+}
+
+template <typename Value>
+void Executor::run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count) {
+  const std::size_t output = prepared_->plan().stem_output;
+  const std::size_t image_units = prepared_->plan().maps[output].image();
+  for_each(count * stem_.bands(), [&](std::size_t task, std::size_t slot) {
+    const std::size_t image = task / stem_.bands();
+    const Value* const tile = tiles + (first + image) * shape.height * shape.width * 3;
+    std::uint32_t* const to = pixels(output, first) + image * image_units;
+    if (!stem_.run(tile, shape, task % stem_.bands(), to, private_scratch_[slot].units())) {
+      not_finite_[first + image].store(true, std::memory_order_relaxed);
+    }
+  });
+}
+
+void Executor::run_steps(Range steps, std::size_t first, std::size_t count, const RunRecord& record) {
+  const Plan& plan = prepared_->plan();
+  for (std::size_t i = steps.begin; i < steps.end; ++i) {
+    {
+      const Timer timer(record, i + 1);
+      run_step(i, first, count);
+    }
+    const Step& step = plan.steps[i];
+    if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != step.stage) {
+      record_stage(record, step.stage, plan.maps[step.output], step.output_format, pixels(step.output, first),
+                   count);
+    }
+  }
+}
+
+void Executor::run_step(std::size_t index, std::size_t first, std::size_t count) {
+  const Step& step = prepared_->plan().steps[index];
+  const PackedLayer& packed = prepared_->layers[index];
+  const kernels::Epilogue epilogue = epilogue_of(step, packed, first);
+  if (step.algorithm == Algorithm::direct) {
+    run_direct(step, packed, epilogue, first, count);
+  } else {
+    run_winograd(step, packed, epilogue, first, count);
+  }
+}
+
+kernels::Epilogue Executor::epilogue_of(const Step& step, const PackedLayer& packed, std::size_t first) {
+  const Map& output = prepared_->plan().maps[step.output];
+  kernels::Epilogue epilogue{.bias = packed.bias.data(),
+                             .scale = packed.scale.data(),
+                             .channels = step.layer->outputs,
+                             .residual = nullptr,
+                             .residual_strides = {},
+                             .residual_format = step.residual_format,
+                             .output = pixels(step.output, first),
+                             .output_strides = strides_of(output),
+                             .output_format = step.output_format,
+                             .height = output.height,
+                             .width = output.width,
+                             .relu = step.relu};
+  if (step.residual) {
+    epilogue.residual = pixels(*step.residual, first);
+    epilogue.residual_strides = strides_of(prepared_->plan().maps[*step.residual]);
+  }
+  return epilogue;
+}
+
+void Executor::run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
+                          std::size_t first, std::size_t count) {
+  const Map& input = prepared_->plan().maps[step.input];
+  const ConvLayer& layer = *step.layer;
+  const kernels::ConvKernels& kernels = prepared_->kernels_of(step);
+  const Packing packing{layer, step.algorithm, step.precision, kernels.block};
+  const kernels::Conv conv{
+      .input = pixels(step.input, first) - layer.kernel / 2 * (input.row() + input.pixel()),
+      .input_strides = {.column = layer.stride * input.pixel(),
+                        .row = layer.stride * input.row(),
+                        .image = input.image()},
+      .window_rows = layer.kernel,
+      .window_run = packing.window_run(),
+      .window_row = input.row(),
+      .weight = packed.weight.units(),
+      .epilogue = epilogue};
+  const DirectTasks tasks =
+      direct_tasks(count * epilogue.height * epilogue.width, packed.blocks, threads_.threads());
+  for_each(tasks.count(), [&](std::size_t task, std::size_t) {
+    const std::size_t block = tasks.block(task);
+    kernels.direct(conv, tasks.range(task), {block, block + 1});
+  });
+}
+
+void Executor::run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
+                            std::size_t first, std::size_t count) {
+  const Map& input = prepared_->plan().maps[step.input];
+  const std::size_t m = winograd_tile(step.algorithm);
+  const kernels::ConvKernels& of_precision = prepared_->kernels_of(step);
+  const kernels::WinogradKernels& kernel =
+      step.algorithm == Algorithm::winograd4 ? of_precision.winograd4 : of_precision.winograd2;
+  const kernels::Winograd w{.input = pixels(step.input, first) - input.row() - input.pixel(),
+                            .input_strides = strides_of(input),
+                            .channels = input.channels,
+                            .tile_rows = ceil_div(epilogue.height, m),
+                            .tile_columns = ceil_div(epilogue.width, m),
+                            .weight = packed.weight.units(),
+                            .epilogue = epilogue};
+  const WinogradTasks t = tasks_of(step, count);
+  if (t.fused) {
+    for_each(t.parts(), [&](std::size_t i, std::size_t slot) {
+      AlignedBuffer& scratch = private_scratch_[slot];
+      std::uint32_t* const transformed = scratch.units() + t.points * t.products_plane;
+      kernel.input(w, t.range(i), transformed, t.plane);
+      kernel.output(w, t.range(i), {0, packed.blocks}, transformed, t.plane, scratch.data(),
+                    t.products_plane);
+    });
+    return;
+  }
+  std::uint32_t* const transformed = shared_scratch_.units();
+  const std::size_t few = ceil_div(t.tiles, 4 * threads_.threads());
+  for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
+    kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * t.units, t.plane);
+  });
+  // Neighbouring tasks read the same weights.
+  for_each(packed.blocks * t.parts(), [&](std::size_t i, std::size_t slot) {
+    const std::size_t block = i / t.parts();
+    const Range tiles = t.range(i % t.parts());
+    kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * t.units, t.plane,
+                  private_scratch_[slot].data(), t.products_plane);
+  });
+}
+
+void Executor::run_head(std::size_t count, float* logits) {
+  const Map& features = prepared_->plan().maps[prepared_->plan().features];
+  const std::size_t classes = prepared_->head.classes();
+  const std::size_t part = ceil_div(count, threads_.threads());
+  for_each(ceil_div(count, part), [&](std::size_t task, std::size_t) {
+    const std::size_t first = task * part;
+    const std::size_t n = std::min(part, count - first);
+    const FeatureShape shape{
+        .batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc};
+    const std::span<float> out(logits + first * classes, n * classes);
+    const std::uint32_t* const begin = pixels(prepared_->plan().features, first);
+    if (features.storage == Storage::bf16) {
+      prepared_->head.run({reinterpret_cast<const Bfloat16*>(begin), 2 * n * features.image()}, shape, out);
+    } else {
+      prepared_->head.run({reinterpret_cast<const float*>(begin), n * features.image()}, shape, out);
+    }
+  });
+}
+
+PerPrecision<AlgorithmSupport> algorithm_support(const IsaRecord& isa) {
+  const auto support = [](const kernels::ConvKernels* kernels) {
+    return kernels == nullptr ? AlgorithmSupport{}
+                              : AlgorithmSupport{.winograd2 = kernels->winograd2.input != nullptr,
+                                                 .winograd4 = kernels->winograd4.input != nullptr};
+  };
+  const auto& of = isa.kernels->of;
+  return {.fp32 = support(of.fp32),
+          .bf16 = support(of.bf16),
+          .bf16x3 = support(of.bf16x3),
+          .int8 = support(of.int8)};
+}
+
+}  // namespace histo

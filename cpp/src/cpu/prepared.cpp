@@ -1,0 +1,52 @@
+#include "cpu/prepared.h"
+
+#include <utility>
+
+namespace histo {
+namespace {
+
+// On one thread: the Executor divides a batch between its own.
+FusedHead make_head(const Model& model, Isa isa) {
+  const TensorView weight = model.tensor("head.linear.weight");
+  const std::size_t cells = model.spec().head_pool * model.spec().head_pool;
+  return {model.spec().head_pool,
+          weight.shape[1] / cells,
+          model.spec().classes.size(),
+          weight.data,
+          model.tensor("head.linear.bias").data,
+          {.threads = 1, .isa = isa}};
+}
+
+}  // namespace
+
+Packing stem_packing(const Program& program, const kernels::KernelSet& kernels) {
+  const Precision precision = program.plan.stem_precision;
+  return {program.network.stem, Algorithm::direct, precision, kernels.stem[precision]->block};
+}
+
+Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, ThreadPool& threads)
+    : program(std::move(given)),
+      kernels(*isa.kernels),
+      head(make_head(program->model, isa.isa)),
+      normaliser(program->model.spec(), plan().crop) {
+  std::vector<Packing> packings{stem_packing(*program, kernels)};
+  for (const Step& step : plan().steps) {
+    packings.push_back({*step.layer, step.algorithm, step.precision, kernels_of(step).block});
+  }
+  layers = pack(packings, threads);
+  stem = std::move(layers.front());
+  layers.erase(layers.begin());
+}
+
+std::size_t Prepared::weight_bytes() const {
+  const auto size = [](const PackedLayer& layer) {
+    return layer.weight.size() + layer.bias.size() + layer.scale.size();
+  };
+  std::size_t floats = size(stem) + program->model.tensor("head.linear.weight").data.size() + head.classes();
+  for (const PackedLayer& layer : layers) {
+    floats += size(layer);
+  }
+  return floats * sizeof(float);
+}
+
+}  // namespace histo

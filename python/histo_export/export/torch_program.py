@@ -1,0 +1,15 @@
+"""The lowered network as torch.export sees it, from which ONNX and `.pt2` are made."""
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from histo_export.model.lowering import InputKind, LoweredNet
+from histo_export.spec import ModelSpec
+
+
+def exported_program(lowered: LoweredNet, spec: ModelSpec, kind: InputKind) -> ExportedProgram:
+    """The program: batch symbolic (any size from 1), tiles of `spec.tile_size`, static operators only."""
+    side = spec.tile_size
+    # Traced with two tiles: a batch of one would be frozen into the graph.
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8) if kind == "uint8" else torch.zeros(2, 3, side, side)
+    return torch.export.export(lowered, (example,), dynamic_shapes={"tiles": {0: Dim("batch")}})
