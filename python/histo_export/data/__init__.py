@@ -58,7 +58,6 @@ def open_data(
         raise UsageError(f"crop {crop}", "must be at least 1 pixel", "Use --crop 128")
     if seed < 0:
         raise UsageError(f"seed {seed}", "must not be negative", "Use --seed 0")
-    # Imported late: a help text does not pay for PIL, urllib and rich.
     if spec == "demo":
         from histo_export.data.demo import open_demo
 

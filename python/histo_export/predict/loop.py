@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,18 +99,9 @@ class TileLoop:
             HistoError: the runtime failed.
             Exception: whatever else `jobs`, `read`, `deliver` or `progress` raise.
         """
-        read_seconds = _SharedSeconds()
+        timed = _TimedReader(read)
         lost: dict[int, HistoError] = {}
         raised: list[Exception] = []
-
-        def timed(job: Job) -> Pixels | HistoError:
-            start = time.perf_counter()
-            try:
-                return read(job)
-            except HistoError as error:
-                return error
-            finally:
-                read_seconds.add(time.perf_counter() - start)
 
         def source() -> Generator[Pixels | HistoError]:
             # The batch loop takes an exception of its source for the loss of one tile, and then for the end.
@@ -143,19 +134,27 @@ class TileLoop:
         if raised:
             raise raised[0]
         wall = time.perf_counter() - start
-        return StageSeconds(wall, read_seconds.total, stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds)
+        return StageSeconds(wall, timed.seconds, stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds)
 
 
-class _SharedSeconds:
-    """Seconds that many threads add up."""
+class _TimedReader(Generic[Job]):
+    """Reads jobs in many threads: returns a HistoError, and adds up the seconds of all threads."""
 
-    def __init__(self) -> None:
-        self.total = 0.0
+    def __init__(self, read: Callable[[Job], Pixels]) -> None:
+        self.read = read
+        self.seconds = 0.0
         self._lock = threading.Lock()
 
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self.total += seconds
+    def __call__(self, job: Job) -> Pixels | HistoError:
+        start = time.perf_counter()
+        try:
+            return self.read(job)
+        except HistoError as error:
+            return error
+        finally:
+            spent = time.perf_counter() - start
+            with self._lock:
+                self.seconds += spent
 
 
 def _read_ahead(

@@ -127,8 +127,8 @@ def write_tile_set(
     Raises:
         HistoError: no tile at all could be used.
     """
-    truth = [spec.classes.index(name) if name in spec.classes else -1 for name in map(tiles.folder, range(len(tiles)))]
-    labelled = min(truth, default=-1) >= 0
+    truth = [tiles.folder(i) for i in range(len(tiles))]
+    labelled = bool(truth) and set(truth) <= set(spec.classes)
     failures: list[Failure] = []
     counts = np.zeros(len(spec.classes), np.int64)
     executed: set[str] = set()
@@ -142,15 +142,14 @@ def write_tile_set(
                 if reason:
                     failures.append(Failure(tiles.label(index), str(reason)))
                 else:
-                    writer.add(tiles.label(index), row, spec.classes[truth[index]] if labelled else None)
+                    writer.add(tiles.label(index), row, truth[index] if labelled else None)
                 index += 1
             counts += np.bincount(probabilities[usable].argmax(1), minlength=len(counts))
             if labelled:
                 kept.append((index - len(usable) + np.flatnonzero(usable), probabilities[usable]))
     if not counts.any():
-        raise HistoError(
-            tiles.source, f"holds no tile that could be used ({failures[0].path}: {failures[0].reason})", "Repair them"
-        )
+        first = f"{failures[0].path}: {failures[0].reason}"
+        raise HistoError(tiles.source, f"holds no tile that could be used ({first})", "Repair them")
     summary: dict[str, Any] = {
         "tiles": int(counts.sum()),
         "failed": len(failures),
