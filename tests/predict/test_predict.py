@@ -128,7 +128,7 @@ def test_the_grid_covers_the_slide_and_reaches_over_its_edge(slide_file: Path, o
 def test_no_mpp_is_a_hint_and_not_a_guess(bundle: Path, pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
     slide = write_tiff(tmp_path / "slide.tif", pixels, mpp=None)
     classifier = histo_export.load(bundle)
-    with pytest.raises(HistoError, match=r"does not tell its µm per pixel. State it with --mpp"):
+    with pytest.raises(HistoError, match=r"does not state its µm per pixel. State it with --mpp"):
         classifier.predict_slide(slide)
     assert len(classifier.predict_slide(slide, mpp=0.5).grid) > 20
 

@@ -51,7 +51,7 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder
 
 @dataclass(frozen=True)
 class TileOptions:
-    """Which tiles there are to learn from, and what of each the network sees."""
+    """Which tiles a network learns from, and which part of each tile it sees."""
 
     classes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Use these classes only, in this order.")] = None
     split: Annotated[

@@ -41,7 +41,7 @@ def open_arrays(
     """Open one `.npy` array, or a folder of one, or of `train.npy`, `val.npy` and `test.npy`.
 
     Labels come from `<stem>_labels.npy` (or `labels.npy`, for a single array) beside it: integers
-    `(n,)` counting from 0. Without that file the classes lie in equal consecutive blocks.
+    `(n,)` counting from 0. Without that file the classes are equal consecutive blocks.
 
     Class names come from `<stem>_classes.txt` or `classes.txt` beside it, one a line in label order;
     `classes` then chooses among them. Without that file `classes` names all labels in order; without

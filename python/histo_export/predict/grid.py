@@ -1,4 +1,4 @@
-"""The tiles of a slide: where they lie, and which of them have enough tissue."""
+"""The tiles of a slide: their positions, and which of them have enough tissue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`histo predict`: every input through one runtime, each result complete or not there at all.
+"""`histo predict`: every input through one runtime, each result complete or absent.
 
 A result is written into a hidden folder beside its place, which is renamed when the result is complete. So a killed
 run leaves nothing incomplete, and the same command continues it. An input is done if its folder holds `done.json` with
@@ -198,7 +198,7 @@ class _InputRun:
 
 
 class _Run:
-    """All inputs of a run; `executed`: what ran, of each kind of machine."""
+    """All inputs of a run; `executed`: what the runtime executed, several where machines differ."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from histo_export.spec import Precision
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """How tissue is told from glass.
+    """How tissue is separated from glass.
 
     Attributes:
         threshold: on saturation, 0 to 255; None: Otsu's.
