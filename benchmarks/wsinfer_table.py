@@ -38,7 +38,7 @@ from histo_export import _core
 from histo_export.bench.worker_handle import Worker
 from histo_export.machine import this_machine, versions
 from histo_export.predict import Classifier
-from histo_export.predict.loop import run_tiles
+from histo_export.predict.loop import TileLoop
 from histo_export.predict.slide import open_slide
 from histo_export.predict.work import check_model, open_model
 from histo_export.statistics import compare
@@ -91,19 +91,15 @@ def serve(job: Mapping[str, Any]) -> None:
     """Serves one row of ours: runs all tiles for each line on stdin."""
     bundle, spec, variant = check_model(Path(job["bundle"]), job["runtime"], None)
     runtime = open_model(bundle, variant, job["threads"], "cpu")
+    loop = TileLoop(runtime, spec, batch=job["batch"], readers=job["threads"])
     slide = open_slide(Path(job["slide"]))
     probabilities = np.empty((len(job["corners"]), len(spec.classes)), np.float32)
     for _ in sys.stdin:
         start = time.perf_counter()
-        run_tiles(
-            runtime,
-            len(spec.classes),
+        loop.run(
             job["corners"],
             lambda corner: slide.tile(*corner, job["side"], spec.tile_size),
             probabilities.__setitem__,
-            side=spec.tile_size,
-            batch=job["batch"],
-            readers=job["threads"],
         )
         seconds = time.perf_counter() - start
         np.save(job["probabilities"], probabilities)

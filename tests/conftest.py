@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from histo_export import cli
+from histo_export.cli import show
 from histo_export.data.demo import CLASSES
 from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
@@ -46,8 +48,8 @@ def histo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
     def call(*args: object, entry: Callable[[], object] = cli.main) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["histo", *map(str, args)])
-        monkeypatch.setattr(cli, "log", cli.Console(stderr=True, highlight=False, width=200))
-        monkeypatch.setattr(cli, "out_console", cli.Console(highlight=False, width=200))
+        monkeypatch.setattr(show, "log", Console(stderr=True, highlight=False, width=200))
+        monkeypatch.setattr(show, "out_console", Console(highlight=False, width=200))
         with pytest.raises(SystemExit) as stop:
             entry()
         captured = capsys.readouterr()

@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +29,11 @@ from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
 from histo_export.predict import run as run_module
-from histo_export.predict.inputs import find_inputs
+from histo_export.predict.grid import make_grid
+from histo_export.predict.inputs import SlideInput, find_inputs
 from histo_export.predict.run import predict
+from histo_export.predict.settings import PredictSettings, SlideSettings, TissueSettings
 from histo_export.predict.slide import open_slide
-from histo_export.predict.whole_slide import SlideSettings, make_grid
-from histo_export.predict.work import PredictSettings
 from histo_export.spec import ModelSpec
 
 HISTO = str(Path(sys.executable).parent / "histo")
@@ -126,7 +128,7 @@ def test_the_grid_covers_the_slide_and_reaches_over_its_edge(slide_file: Path, o
 def test_no_mpp_is_a_hint_and_not_a_guess(bundle: Path, pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
     slide = write_tiff(tmp_path / "slide.tif", pixels, mpp=None)
     classifier = histo_export.load(bundle)
-    with pytest.raises(HistoError, match=r"does not tell its µm per pixel. State it with --mpp"):
+    with pytest.raises(HistoError, match=r"does not state its µm per pixel. State it with --mpp"):
         classifier.predict_slide(slide)
     assert len(classifier.predict_slide(slide, mpp=0.5).grid) > 20
 
@@ -288,7 +290,7 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
         write(self, folder)
 
     monkeypatch.setattr(whole_slide.SlidePrediction, "write", full)
-    settings = PredictSettings(threads=1, slide={"min_tissue": 0.9})
+    settings = PredictSettings(threads=1, slide=SlideSettings(min_tissue=0.9))
     other = tmp_path / "other.svs"
     other.write_bytes(large_slide_file.read_bytes())
     outcome = predict(bundle, [large_slide_file, other], tmp_path / "out", settings)
@@ -307,7 +309,7 @@ def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path
     assert predict(bundle, [tile_folder / "TUMOR"], tmp_path, other, force=True).done[0].run == 5
     foreign = tmp_path / "foreign"
     (foreign / "TUMOR").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no result of histo predict"):
+    with pytest.raises(UsageError, match="is not a result of histo predict"):
         predict(bundle, [tile_folder / "TUMOR"], foreign, other, force=True)
 
 
@@ -406,8 +408,10 @@ class Failing:
 def test_a_failing_runtime_or_reader_is_no_lost_tile() -> None:
     tile = np.zeros((64, 64, 3), np.uint8)
 
+    spec = ModelSpec(1, ("A", "B"), crop=64, tile_size=64)
+
     def run(runtime, read):
-        return loop.run_tiles(runtime, 2, range(9), read, lambda *_: None, side=64, batch=2, readers=2)
+        return loop.TileLoop(runtime, spec, batch=2, readers=2).run(range(9), read, lambda *_: None)
 
     with pytest.raises(HistoError, match=r"failing: failed \(RuntimeError: out of order\)"):
         run(Failing(), lambda job: tile)
@@ -458,7 +462,28 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     assert "Did you mean native?" in run("--runtime", "nativ").stderr
 
 
-def test_an_impossible_option_is_no_fault_of_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--overlap 2: is not in 0 to 0.95"):
-        predict(bundle, [large_slide_file], tmp_path, PredictSettings(slide={"overlap": 2.0}))
+@pytest.mark.parametrize("name", ["slide", "tiles"])
+def test_an_impossible_option_is_no_fault_of_an_input(
+    histo: Callable[..., tuple[int, str, str]],
+    bundle: Path,
+    large_slide_file: Path,
+    tile_folder: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    source = large_slide_file if name == "slide" else tile_folder
+    code, out, err = histo("predict", bundle, source, "--overlap", 2, "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == "histo: --overlap 2: is not in 0 to 0.95. Use e.g. --overlap 0.5.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_the_same_on_another_machine(large_slide_file: Path) -> None:
+    """Ray pickles the settings; the key of a result is made of their values, whatever made them."""
+    settings = PredictSettings(slide=SlideSettings(overlap=0.5, tissue=TissueSettings(closing_um=20)))
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    item = SlideInput(large_slide_file)
+    key = run_module._key(item, "model", settings)
+    assert run_module._key(item, "model", replace(settings, batch=1, threads=7)) == key
+    others = [replace(settings.slide, min_tissue=0.2), replace(settings.slide, tissue=TissueSettings())]
+    assert len({key, *(run_module._key(item, "model", replace(settings, slide=slide)) for slide in others)}) == 3

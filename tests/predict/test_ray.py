@@ -15,7 +15,8 @@ from histo_export import HistoError
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import SlideInput, TileSetInput
 from histo_export.predict.run import Progress, predict
-from histo_export.predict.work import PredictSettings, Work, check_model, read_shard
+from histo_export.predict.settings import PredictSettings
+from histo_export.predict.work import Work, check_model, read_shard
 
 ray = pytest.importorskip("ray", reason="needs pip install 'histo-export[ray]'")
 

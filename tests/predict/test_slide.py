@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from histo_export.errors import HistoError
+from histo_export.predict.settings import TissueSettings
 from histo_export.predict.slide import open_slide
-from histo_export.predict.tissue import Tissue, TissueSettings, find_tissue, otsu, saturation
+from histo_export.predict.tissue import Tissue, find_tissue, otsu, saturation
 
 
 @pytest.mark.parametrize("tiled", [True, False], ids=["pyramid", "strips"])

@@ -1,4 +1,4 @@
-"""Labelled H&E tiles, from wherever they lie, as one type.
+"""Labelled H&E tiles from any source, as one type.
 
     data = open_data("tiles/")            # train|val|test/<class>/*.png, or <class>/*.png
     data = open_data("tiles.npy")         # uint8 (n, h, w, 3)
@@ -40,7 +40,7 @@ def open_data(
 
     Args:
         spec: `"demo"`, `"kather2016"`, a folder of images, a `.npy` file, or a folder of `.npy` files.
-            A folder called demo is meant by `./demo`.
+            Write `./demo` for a folder with the name demo.
         classes: class names in label order; default all of them (kather2016: six of eight). For arrays
             without a list of names they are the names of all labels.
         crop: side in pixels of the square that the model sees; every tile must hold it.
@@ -51,14 +51,13 @@ def open_data(
         demo_size: demo tiles per class in train, val and test.
 
     Raises:
-        UsageError: a path, class or split that cannot be meant.
+        UsageError: an impossible path, class or split.
         HistoError: data that cannot be used, with every unreadable file named.
     """
     if crop < 1:
         raise UsageError(f"crop {crop}", "must be at least 1 pixel", "Use --crop 128")
     if seed < 0:
         raise UsageError(f"seed {seed}", "must not be negative", "Use --seed 0")
-    # Imported late: a help text does not pay for PIL, urllib and rich.
     if spec == "demo":
         from histo_export.data.demo import open_demo
 

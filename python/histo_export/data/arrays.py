@@ -26,7 +26,7 @@ from histo_export.data.tiles import (
 from histo_export.errors import HistoError, UsageError
 
 BLOCKS = 6
-"""Classes in an array without labels, if nobody says otherwise: the report's number."""
+"""Classes in an array without labels and names: as many as in the report."""
 
 
 def open_arrays(
@@ -41,7 +41,7 @@ def open_arrays(
     """Open one `.npy` array, or a folder of one, or of `train.npy`, `val.npy` and `test.npy`.
 
     Labels come from `<stem>_labels.npy` (or `labels.npy`, for a single array) beside it: integers
-    `(n,)` counting from 0. Without that file the classes lie in equal consecutive blocks.
+    `(n,)` counting from 0. Without that file the classes are equal consecutive blocks.
 
     Class names come from `<stem>_classes.txt` or `classes.txt` beside it, one a line in label order;
     `classes` then chooses among them. Without that file `classes` names all labels in order; without
@@ -49,7 +49,7 @@ def open_arrays(
 
     Args:
         path: `.npy` file or folder.
-        name: what the user typed.
+        name: of the data set, for messages and model cards.
         classes: see above.
         crop: side in pixels that tiles must have at least.
         split: of a single array; default 0.68/0.16/0.16 per class.
@@ -61,12 +61,64 @@ def open_arrays(
     """
     files = _find(path)
     folder = files[0].parent
-    if len(files) == 3 and split is not None:
+    single = len(files) == 1
+    if not single and split is not None:
         raise UsageError("split", f"{folder} is already split into train, val and test", "Leave --split out")
     arrays = [_open_tiles(file) for file in files]
-    labels = [_labels_beside(file, len(a), single=len(files) == 1) for file, a in zip(files, arrays, strict=True)]
+    labels = [_labels_beside(file, len(array), single=single) for file, array in zip(files, arrays, strict=True)]
+    all_names = _all_classes(files, labels, classes)
+    chosen = choose_classes(all_names, classes, where=folder)
+    need_two_classes(chosen, folder)
 
-    listed = next((found for file in files if (found := _class_list(file)) is not None), None)
+    sources, new_labels = _sources(files, arrays, labels, all_names, chosen)
+    if single:
+        check_split(split or DEFAULT_SPLIT)
+        cut = stratified_split(new_labels[0], chosen, split or DEFAULT_SPLIT, seed, files[0])
+        sources, new_labels = [sources[0].part(ids) for ids in cut], [new_labels[0][ids] for ids in cut]
+    _need_every_class(sources, new_labels, chosen)
+    sides = [(int(array.shape[1]), int(array.shape[2])) for array in arrays]
+    smallest, _ = need_crop(sides, [f"every tile of {file.name}" for file in files], crop, folder)
+    return _tile_data(name, chosen, sources, new_labels, smallest)
+
+
+def _tile_data(
+    name: str, classes: tuple[str, ...], sources: Sequence[_ArraySource], labels: Sequence[NDArray[np.int64]], side: int
+) -> TileData:
+    """The data set of train, val and test; `side`: smallest side of a tile in pixels."""
+    names = [[f"{source.path.stem}[{i}]" for i in source.ids] for source in sources]
+    digests = [source.digests() for source in sources]
+    tiles = [list(zip(part.tolist(), own, strict=True)) for part, own in zip(labels, digests, strict=True)]
+    train, val, test = map(TileSet, [classes] * 3, labels, names, sources)
+    return TileData(
+        name=name,
+        classes=classes,
+        train=train,
+        val=val,
+        test=test,
+        tile_size=side,
+        mpp=None,
+        synthetic=False,
+        fingerprint=fingerprint(classes, tiles),
+        description=f"{name}: {sum(map(len, names)):,} tiles of {side}x{side} pixels in .npy arrays, "
+        f"{len(classes)} classes, train/val/test {'/'.join(str(len(part)) for part in names)}",
+        notes=tuple(leakage_notes(names, tiles)),
+    )
+
+
+def holds_arrays(folder: Path) -> bool:
+    """Whether a folder is to be read as arrays: it has `.npy` files, not only in folders of its own."""
+    try:
+        return any(p.suffix == ".npy" and p.is_file() for p in folder.iterdir())
+    except OSError:
+        return False  # open_folder reports why
+
+
+def _all_classes(
+    files: Sequence[Path], labels: Sequence[NDArray[np.int64] | None], classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The names of all labels: as listed beside the arrays, or else `classes`, or else `class0`, `class1`, …"""
+    folder = files[0].parent
+    listed = next((names for file in files if (names := _class_list(file)) is not None), None)
     top = max((int(part.max()) for part in labels if part is not None), default=-1)
     if listed is not None:
         all_names = listed
@@ -86,63 +138,39 @@ def open_arrays(
             f"are {len(all_names)} names for {top + 1} labels",
             "Give one name per label, or choose a subset by writing all names to classes.txt",
         )
-    chosen = choose_classes(all_names, classes, where=folder)
-    need_two_classes(chosen, folder)
+    return all_names
 
+
+def _need_every_class(
+    sources: Sequence[_ArraySource], labels: Sequence[NDArray[np.int64]], classes: Sequence[str]
+) -> None:
+    """HistoError where a class has no tile in train, val or test."""
+    for split, source, part in zip(SPLITS, sources, labels, strict=True):
+        for label, c in enumerate(classes):
+            if not np.any(part == label):
+                raise HistoError(
+                    f"class {c}", f"has no tile in {split} ({source.path})", "Add tiles, or leave it out with --classes"
+                )
+
+
+def _sources(
+    files: Sequence[Path],
+    arrays: Sequence[NDArray[np.uint8]],
+    labels: Sequence[NDArray[np.int64] | None],
+    all_names: Sequence[str],
+    chosen: Sequence[str],
+) -> tuple[list[_ArraySource], list[NDArray[np.int64]]]:
+    """For each array its tiles of the chosen classes, and their labels, int64 `(n,)`: indices into `chosen`."""
     position = np.full(len(all_names), -1, dtype=np.int64)
     for new, c in enumerate(chosen):
         position[all_names.index(c)] = new
-    parts = []
-    for file, array, given in zip(files, arrays, labels, strict=True):
-        old = given if given is not None else _blocks(file, len(array), len(all_names))
-        new_labels = position[old]
-        keep = np.flatnonzero(new_labels >= 0)
-        parts.append((file, array, keep, new_labels[keep]))
-    if len(files) == 1:
-        file, array, keep, new_labels = parts[0]
-        check_split(split or DEFAULT_SPLIT)
-        cut = stratified_split(new_labels, chosen, split or DEFAULT_SPLIT, seed, file)
-        parts = [(file, array, keep[ids], new_labels[ids]) for ids in cut]
-    for k, (file, _, _, part_labels) in enumerate(parts):
-        for label, c in enumerate(chosen):
-            if not np.any(part_labels == label):
-                raise HistoError(
-                    f"class {c}",
-                    f"has no tile in {SPLITS[k]} ({file})",
-                    "Add tiles, or leave it out with --classes",
-                )
-
-    sizes = [(int(a.shape[1]), int(a.shape[2])) for a in arrays]
-    smallest, _ = need_crop(sizes, [f"every tile of {file.name}" for file in files], crop, folder)
-    sets, names, tiles = [], [], []
-    for file, array, ids, part_labels in parts:
-        set_names = [f"{file.stem}[{i}]" for i in ids]
-        source = _ArraySource(file, array, ids)
-        sets.append(TileSet(chosen, part_labels, set_names, source))
-        names.append(set_names)
-        tiles.append(list(zip(part_labels.tolist(), source.digests(), strict=True)))
-    return TileData(
-        name=name,
-        classes=chosen,
-        train=sets[0],
-        val=sets[1],
-        test=sets[2],
-        tile_size=smallest,
-        mpp=None,
-        synthetic=False,
-        fingerprint=fingerprint(chosen, tiles),
-        description=f"{name}: {sum(map(len, sets)):,} tiles of {smallest}x{smallest} pixels in .npy arrays, "
-        f"{len(chosen)} classes, train/val/test {'/'.join(str(len(s)) for s in sets)}",
-        notes=tuple(leakage_notes(names, tiles)),
-    )
-
-
-def holds_arrays(folder: Path) -> bool:
-    """Whether a folder is to be read as arrays: it has `.npy` files directly inside."""
-    try:
-        return any(p.suffix == ".npy" and p.is_file() for p in folder.iterdir())
-    except OSError:
-        return False  # the folder reader says why
+    sources, new_labels = [], []
+    for file, array, own in zip(files, arrays, labels, strict=True):
+        old = own if own is not None else _blocks(file, len(array), len(all_names))
+        ids = np.flatnonzero(position[old] >= 0)
+        sources.append(_ArraySource(file, array, ids))
+        new_labels.append(position[old][ids])
+    return sources, new_labels
 
 
 def _find(path: Path) -> list[Path]:
@@ -171,7 +199,7 @@ def _find(path: Path) -> list[Path]:
 
 
 def _open(path: Path) -> NDArray[np.generic]:
-    """Map an array without ever unpickling; say what is wrong with the file otherwise."""
+    """Map an array without ever unpickling; HistoError with what is wrong with the file."""
     step = "Save it again with numpy.save(path, array)"
     try:
         with path.open("rb") as file:
@@ -205,8 +233,8 @@ def _open(path: Path) -> NDArray[np.generic]:
                         f"is truncated: shape {shape} needs {need:,} bytes and the file has {have:,}",
                         "Copy or save it again",
                     )
-        if 0 in shape if header is not None else False:
-            return np.empty(shape, dtype)  # an empty file region cannot be mapped
+        if header is not None and 0 in shape:
+            return np.empty(shape, dtype)  # an empty region of a file cannot be mapped
         mapped: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
         return mapped
     except PermissionError as error:
@@ -248,13 +276,13 @@ def _labels_beside(path: Path, n: int, *, single: bool) -> NDArray[np.int64] | N
         raise HistoError(file, f"has shape {labels.shape} and dtype {labels.dtype}, not integers (n,)", step)
     if len(labels) != n:
         raise HistoError(file, f"has {len(labels):,} labels for {n:,} tiles", step)
-    # Read in full: it is small, and checking a map that may change underneath proves nothing.
-    whole = np.array(labels).astype(np.int64)
-    if whole.min() < 0:
-        raise HistoError(file, f"has a negative label ({whole.min()})", step)
-    if whole.max() >= 10_000:
-        raise HistoError(file, f"has the label {whole.max()}, which cannot be a class index", step)
-    return whole
+    # A copy: it is small, and a mapped file could change after the check.
+    copied = np.array(labels).astype(np.int64)
+    if copied.min() < 0:
+        raise HistoError(file, f"has a negative label ({copied.min()})", step)
+    if copied.max() >= 10_000:
+        raise HistoError(file, f"has the label {copied.max()}, which cannot be a class index", step)
+    return copied
 
 
 def _class_list(path: Path) -> tuple[str, ...] | None:
@@ -283,9 +311,15 @@ def _blocks(path: Path, n: int, k: int) -> NDArray[np.int64]:
 
 @dataclass
 class _ArraySource:
+    """Tile `i` is `array[ids[i]]`."""
+
     path: Path
     array: NDArray[np.uint8]
     ids: NDArray[np.int64]
+
+    def part(self, indices: NDArray[np.int64]) -> _ArraySource:
+        """Only these of its tiles."""
+        return _ArraySource(self.path, self.array, self.ids[indices])
 
     def __call__(self, i: int) -> NDArray[np.uint8]:
         return np.array(self.array[self.ids[i]], dtype=np.uint8, order="C")

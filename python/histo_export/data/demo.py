@@ -1,4 +1,4 @@
-"""`demo`: synthetic H&E-like tiles of six classes, made from nothing but a seed. They are no tissue.
+"""`demo`: synthetic H&E-like tiles of six classes, generated from a seed. They do not show tissue.
 
 A tile is light that passed through two dyes. Amounts of haematoxylin and eosin are painted as two
 fields, and by Beer and Lambert each channel transmits `white * exp(-(H * h + E * e))`, where `h` and
@@ -11,15 +11,16 @@ rims; glands and crypts (30 to 80) as nuclei around a lumen; goblet cells; wavy 
 tile) with clefts; nuclear dust (1 to 4). Every class also holds tissue of its neighbours, up to nearly
 half, which is what keeps a trained model from 100 %.
 
-Pixels are the same on every machine: whole fields are only added, multiplied, divided and rooted, in
-float32, which IEEE 754 fixes to the bit; sines and exponentials, which it does not, are taken in float64
-of a few values and of tables.
+Pixels are the same on every machine. Fields are only added, multiplied, divided and rooted, in float32, where IEEE 754
+defines every bit. It does not define those of sines and exponentials, which are therefore computed in float64, for a
+few values and tables only.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -81,8 +82,8 @@ def open_demo(
         labels = np.repeat(np.arange(len(chosen), dtype=np.int64), n)
         names = [f"demo/{('train', 'val', 'test')[k]}/{c}[{i}]" for c in chosen for i in range(n)]
         sets.append(TileSet(chosen, labels, names, source))
-        # Making every tile to hash it would cost seconds. What a tile is made from stands for it, with
-        # the pixels of each class's first tile as a witness that the machinery still makes the same.
+        # Making every tile to hash it would take seconds. Its arguments are hashed in place of its pixels, with the
+        # pixels of each class's first tile, which change if the generator does.
         witness = [hashlib.sha256(make_tile(seed, k, kind, 0).tobytes()).digest() for kind in kinds]
         splits.append(
             [
@@ -160,7 +161,7 @@ def _noise(rng: np.random.Generator, *octaves: tuple[int, float]) -> Field:
     for cells, amplitude in octaves:
         grid = (rng.random((cells + 1, cells + 1), np.float32) - np.float32(0.5)) * np.float32(2 * amplitude)
         left, t = _steps(cells)
-        # Not a matrix product: its rounding, and its threads, are the BLAS library's affair.
+        # Not a matrix product: its rounding and its threads depend on the BLAS library.
         rows = grid[left] + t[:, None] * (grid[left + 1] - grid[left])
         slope = np.diff(rows, axis=1)
         field = slope[:, left]
@@ -176,6 +177,38 @@ _TRANSMITTED = np.exp(-np.arange(6 * 4096) / 4096).astype(np.float32)
 
 
 # --- painting ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """What nuclei of one type look like.
+
+    Attributes:
+        long: range of the longer semi-axis in pixels, before the tile's own scale.
+        aspect: range of the ratio of the shorter to the longer axis.
+        dark: range of haematoxylin.
+        chromatin: amplitude of the grain inside.
+        rim: how much darker the membrane is than the inside.
+        nucleolus: extra haematoxylin of a central spot.
+        ragged: roughness of the outline.
+    """
+
+    long: Range
+    aspect: Range
+    dark: Range
+    chromatin: float = 0.3
+    rim: float = 0.0
+    nucleolus: float = 0.0
+    ragged: float = 0.06
+
+
+LYMPHOCYTE = Nuclei(long=(3.6, 5.0), aspect=(0.82, 1.0), dark=(1.05, 1.55), chromatin=0.22)
+FIBROBLAST = Nuclei(long=(6, 11), aspect=(0.2, 0.38), dark=(0.6, 1.1), chromatin=0.25)
+TUMOUR_CELL = Nuclei(
+    long=(6.2, 10.0), aspect=(0.55, 0.9), dark=(0.55, 1.05), chromatin=0.5, rim=0.6, nucleolus=0.7, ragged=0.12
+)
+NUCLEAR_DUST = Nuclei(long=(0.9, 2.6), aspect=(0.5, 1.0), dark=(0.5, 1.4), ragged=0.2)
+GHOST = Nuclei(long=(4, 8), aspect=(0.5, 1.0), dark=(0.2, 0.6), chromatin=0.6, ragged=0.25)
 
 
 class _Canvas:
@@ -245,14 +278,8 @@ class _Canvas:
         self,
         y: Numbers,
         x: Numbers,
+        look: Nuclei,
         *,
-        long: Range,
-        aspect: Range,
-        dark: Range,
-        chromatin: float = 0.3,
-        rim: float = 0.0,
-        nucleolus: float = 0.0,
-        ragged: float = 0.06,
         angle: Numbers | None = None,
         keep: float = 1.0,
         where: Field | None = None,
@@ -261,13 +288,7 @@ class _Canvas:
 
         Args:
             y, x: centres in pixels on the canvas.
-            long: range of the longer semi-axis in pixels, before the tile's own scale.
-            aspect: range of shorter through longer axis.
-            dark: range of haematoxylin.
-            chromatin: amplitude of the grain inside.
-            rim: how much darker the membrane is than the inside.
-            nucleolus: extra haematoxylin of a central spot.
-            ragged: roughness of the outline.
+            look: what the nuclei look like.
             angle: direction of the longer axis in radians; None is random.
             keep: share of the sites that bear a nucleus.
             where: only sites inside this region do.
@@ -278,9 +299,9 @@ class _Canvas:
             chosen &= where[_on_canvas(y), _on_canvas(x)] > 0.5
         turn = rng.uniform(0, np.pi, len(y)) if angle is None else angle
         y, x, turn = y[chosen], x[chosen], turn[chosen]
-        a = np.minimum(rng.uniform(*long, len(y)) * self.scale, 15.0)
-        b = a * rng.uniform(*aspect, len(y))
-        depth = rng.uniform(*dark, len(y))
+        a = np.minimum(rng.uniform(*look.long, len(y)) * self.scale, 15.0)
+        b = a * rng.uniform(*look.aspect, len(y))
+        depth = rng.uniform(*look.dark, len(y))
         inside, windows, r, radius = self._ellipses(y, x, a, b, turn)
         if not windows:
             return
@@ -289,13 +310,13 @@ class _Canvas:
         b32 = b[inside].astype(np.float32).reshape(column)
         iy, ix = np.rint(y[inside]).astype(np.intp), np.rint(x[inside]).astype(np.intp)
         grain = sliding_window_view(self.fine, (2 * r + 1, 2 * r + 1))[iy - r, ix - r]
-        radius += ragged * grain
-        grain *= chromatin
+        radius += look.ragged * grain
+        grain *= look.chromatin
         grain += 1
-        if rim:
-            grain += rim * np.clip(radius * radius - 0.45, -0.45, 0.5)
-        if nucleolus:
-            grain += nucleolus * np.clip(1.3 - radius * a32 / 1.8, 0, 1)
+        if look.rim:
+            grain += look.rim * np.clip(radius * radius - 0.45, -0.45, 0.5)
+        if look.nucleolus:
+            grain += look.nucleolus * np.clip(1.3 - radius * a32 / 1.8, 0, 1)
         np.clip(grain, 0.25, 2.2, out=grain)
         cover = _disc(radius, b32)
         grain *= depth[inside].astype(np.float32).reshape(column)
@@ -391,13 +412,17 @@ class _Canvas:
         if not centres:
             return
         self.goblets(*np.concatenate(drops, axis=1))
+        cy, cx = np.concatenate(centres, axis=1)
         self.nuclei(
-            *np.concatenate(centres, axis=1),
-            long=(4.6 + 2.0 * dysplasia, 6.0 + 3.2 * dysplasia),
-            aspect=(0.5, 0.75),
-            dark=(0.75, 1.15),
-            chromatin=0.25 + 0.15 * dysplasia,
-            rim=0.3 * dysplasia,
+            cy,
+            cx,
+            Nuclei(
+                long=(4.6 + 2.0 * dysplasia, 6.0 + 3.2 * dysplasia),
+                aspect=(0.5, 0.75),
+                dark=(0.75, 1.15),
+                chromatin=0.25 + 0.15 * dysplasia,
+                rim=0.3 * dysplasia,
+            ),
             angle=np.concatenate(angles),
             keep=0.95,
         )
@@ -448,40 +473,18 @@ def _disc(radius: Field, shorter: Field) -> Field:
 
 def _lymphocytes(c: _Canvas, spacing: float, keep: float, where: Field | None = None) -> None:
     y, x = c.sites(spacing, 0.32)
-    c.nuclei(y, x, long=(3.6, 5.0), aspect=(0.82, 1.0), dark=(1.05, 1.55), chromatin=0.22, keep=keep, where=where)
+    c.nuclei(y, x, LYMPHOCYTE, keep=keep, where=where)
 
 
 def _fibroblasts(c: _Canvas, keep: float, where: Field | None = None) -> None:
     y, x = c.sites(22, 0.45)
     angle = c.uniform(0, np.pi) + c.rng.normal(0, 0.35, len(y))
-    c.nuclei(
-        y,
-        x,
-        long=(6, 11),
-        aspect=(0.2, 0.38),
-        dark=(0.6, 1.1),
-        chromatin=0.25,
-        angle=angle,
-        keep=keep,
-        where=where,
-    )
+    c.nuclei(y, x, FIBROBLAST, angle=angle, keep=keep, where=where)
 
 
 def _tumour_cells(c: _Canvas, where: Field | None, keep: float) -> None:
     y, x = c.sites(c.uniform(14.5, 18.5), 0.28)
-    c.nuclei(
-        y,
-        x,
-        long=(6.2, 10.0),
-        aspect=(0.55, 0.9),
-        dark=(0.55, 1.05),
-        chromatin=0.5,
-        rim=0.6,
-        nucleolus=0.7,
-        ragged=0.12,
-        keep=keep,
-        where=where,
-    )
+    c.nuclei(y, x, TUMOUR_CELL, keep=keep, where=where)
 
 
 def _stroma_ground(c: _Canvas) -> None:
@@ -542,29 +545,10 @@ def _debris(c: _Canvas) -> None:
     ground = 0.75 + 0.45 * c.coarse + 0.5 * c.fine + _noise(rng, (25, 0.45))
     ground = c.uniform(0.3, 0.7) * np.clip(ground, 0.04, 2)
     c.cover(dead, ground, 0.16 * ground)
-    y, x = c.sites(c.uniform(5.5, 8.0), 0.5)  # nuclear dust
-    c.nuclei(
-        y,
-        x,
-        long=(0.9, 2.6),
-        aspect=(0.5, 1.0),
-        dark=(0.5, 1.4),
-        ragged=0.2,
-        keep=c.uniform(0.15, 0.5),
-        where=dead,
-    )
-    y, x = c.sites(17, 0.4)  # ghosts of cells
-    c.nuclei(
-        y,
-        x,
-        long=(4, 8),
-        aspect=(0.5, 1.0),
-        dark=(0.2, 0.6),
-        chromatin=0.6,
-        ragged=0.25,
-        keep=0.4,
-        where=dead,
-    )
+    y, x = c.sites(c.uniform(5.5, 8.0), 0.5)
+    c.nuclei(y, x, NUCLEAR_DUST, keep=c.uniform(0.15, 0.5), where=dead)
+    y, x = c.sites(17, 0.4)
+    c.nuclei(y, x, GHOST, keep=0.4, where=dead)
     _lymphocytes(c, 13, c.uniform(0, 0.25))
     if rng.random() < 0.3:
         _tumour_cells(c, c.region(0.15), 0.8)

@@ -32,7 +32,7 @@ from histo_export.errors import HistoError, UsageError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 KEPT_BYTES = 512 << 20
-"""Sets whose pixels fit in this many bytes are decoded once and kept; larger ones are decoded when read."""
+"""Tiles whose pixels fit in this many bytes together are decoded once and kept; others are decoded whenever read."""
 LISTED = 20
 """Unreadable files named in one message."""
 
@@ -46,12 +46,12 @@ def open_folder(
     split: Split | None = None,
     seed: int = 0,
 ) -> TileData:
-    """Open a folder of images, decode every file once, and report all unusable ones together.
+    """Open a folder of images, decode every file once, and report all unusable files together.
 
     Args:
         root: holds `train`, `val` (or `valid`, `validation`) and `test` with a folder per class each,
             or a folder per class. Folders inside a class folder are searched too.
-        name: what the user typed.
+        name: of the data set, for messages and model cards.
         classes: the class folders to use, in label order; default all, sorted.
         crop: side in pixels that every tile must have at least.
         split: how to split a folder of classes; default 0.68/0.16/0.16.
@@ -61,84 +61,97 @@ def open_folder(
         UsageError: an unknown class, or `split` for a folder that is split already.
         HistoError: no images, one class, a class missing from a split, unreadable or too small files.
     """
-    found = _find(root)
-    if found.is_split:
-        if split is not None:
-            raise UsageError("split", f"{root} is already split into train, val and test", "Leave --split out")
-        chosen = _classes_in_all_splits(found, classes)
-    else:
-        check_split(split or DEFAULT_SPLIT)
-        chosen = choose_classes(sorted(found.parts[""]), classes, where=root)
-        need_two_classes(chosen, root)
-        empty = [c for c in chosen if not found.parts[""][c]]
-        if empty:
-            raise HistoError(
-                root / empty[0], f"holds no image ({_suffixes()})", "Put tiles there, or delete the folder"
-            )
-
-    parts = SPLITS if found.is_split else ("",)
-    paths, labels = [], []
-    bounds = [0]
-    for part in parts:
-        for label, c in enumerate(chosen):
-            files = found.parts[part][c]
-            paths += files
-            labels += [label] * len(files)
-        bounds.append(len(paths))
+    listing = _list_images(root)
+    chosen = _chosen_classes(root, listing, classes, split)
+    paths, labels, bounds = listing.images_of(chosen)
     names = [path.relative_to(root).as_posix() for path in paths]
-    all_labels = np.array(labels, dtype=np.int64)
-    if not found.is_split:  # before decoding: too few tiles is found out at once
-        indices = stratified_split(all_labels, chosen, split or DEFAULT_SPLIT, seed, root)
-    else:
-        indices = tuple(np.arange(a, b) for a, b in pairwise(bounds))  # type: ignore[assignment]
+    if listing.is_split:
+        indices = [np.arange(first, end) for first, end in pairwise(bounds)]
+    else:  # before decoding: too few tiles of a class are reported at once
+        indices = list(stratified_split(labels, chosen, split or DEFAULT_SPLIT, seed, root))
 
     checked = _decode_all(root, paths, names)
     smallest, largest = need_crop([c.size for c in checked], names, crop, root)
-    splits = [[(int(all_labels[i]), checked[i].digest) for i in part] for part in indices]
+    digests = [[(int(labels[i]), checked[i].digest) for i in part] for part in indices]
     split_names = [[names[i] for i in part] for part in indices]
-    sets = [
-        TileSet(
-            chosen,
-            all_labels[part],
-            split_names[k],
-            _FileSource([paths[i] for i in part], split_names[k], [checked[i] for i in part]),
-        )
-        for k, part in enumerate(indices)
-    ]
-    notes = leakage_notes(split_names, splits)
-    if found.ignored:
-        notes.append(
-            f"{len(found.ignored):,} files were ignored because they are not {_suffixes()} "
-            f"(for example {found.ignored[0].relative_to(root).as_posix()})"
-        )
+    train, val, test = (
+        TileSet(chosen, labels[part], own_names, _FileSource([paths[i] for i in part], [checked[i] for i in part]))
+        for part, own_names in zip(indices, split_names, strict=True)
+    )
+    notes = leakage_notes(split_names, digests) + listing.notes(root)
+    sizes = f"{smallest}x{smallest}"
     if smallest != largest:
         notes.append(f"tile sides range from {smallest} to {largest} pixels")
-    sizes = f"{smallest}x{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        sizes = f"{smallest} to {largest}"
     return TileData(
         name=name,
         classes=chosen,
-        train=sets[0],
-        val=sets[1],
-        test=sets[2],
+        train=train,
+        val=val,
+        test=test,
         tile_size=smallest,
         mpp=None,
         synthetic=False,
-        fingerprint=fingerprint(chosen, splits),
-        description=f"{name}: {sum(map(len, sets)):,} image tiles of {sizes} pixels, {len(chosen)} classes, "
-        f"train/val/test {'/'.join(str(len(s)) for s in sets)}",
+        fingerprint=fingerprint(chosen, digests),
+        description=f"{name}: {len(paths):,} image tiles of {sizes} pixels, {len(chosen)} classes, "
+        f"train/val/test {'/'.join(str(len(part)) for part in indices)}",
         notes=tuple(notes),
     )
 
 
+def _chosen_classes(
+    root: Path, listing: _Listing, classes: Sequence[str] | None, split: Split | None
+) -> tuple[str, ...]:
+    """The classes to use; UsageError or HistoError where the folder doesn't fit the request."""
+    if listing.is_split:
+        if split is not None:
+            raise UsageError("split", f"{root} is already split into train, val and test", "Leave --split out")
+        return _classes_in_all_splits(listing, classes)
+    check_split(split or DEFAULT_SPLIT)
+    chosen = choose_classes(sorted(listing.parts[""]), classes, where=root)
+    need_two_classes(chosen, root)
+    empty = [c for c in chosen if not listing.parts[""][c]]
+    if empty:
+        raise HistoError(root / empty[0], f"holds no image ({_suffixes()})", "Put tiles there, or delete the folder")
+    return chosen
+
+
 @dataclass
-class _Found:
+class _Listing:
+    """The files of a folder.
+
+    Attributes:
+        parts: name of a split ("" where the folder is not split yet) → class → its sorted image files.
+        ignored: files that are not images.
+    """
+
     parts: dict[str, dict[str, list[Path]]]
-    """Split name ("" when not split yet) to class name to its sorted image files."""
     ignored: list[Path]
 
     @property
     def is_split(self) -> bool:
         return "" not in self.parts
+
+    def notes(self, root: Path) -> list[str]:
+        """A line about the ignored files, where there are any."""
+        if not self.ignored:
+            return []
+        return [
+            f"{len(self.ignored):,} files were ignored because they are not {_suffixes()} "
+            f"(for example {self.ignored[0].relative_to(root).as_posix()})"
+        ]
+
+    def images_of(self, classes: Sequence[str]) -> tuple[list[Path], NDArray[np.int64], list[int]]:
+        """The images of these classes, split by split; their labels, int64 `(n,)`; and where each split begins."""
+        paths: list[Path] = []
+        labels: list[int] = []
+        bounds = [0]
+        for part in SPLITS if self.is_split else ("",):
+            for label, c in enumerate(classes):
+                paths += self.parts[part][c]
+                labels += [label] * len(self.parts[part][c])
+            bounds.append(len(paths))
+        return paths, np.array(labels, dtype=np.int64), bounds
 
 
 def _suffixes() -> str:
@@ -162,7 +175,7 @@ def _listdir(root: Path) -> list[Path]:
         raise HistoError(root, f"cannot be read ({error.strerror})", "Check the path and the disk") from error
 
 
-def _find(root: Path) -> _Found:
+def _list_images(root: Path) -> _Listing:
     folders = _folders(root)
     if not folders:
         loose = [p for p in _listdir(root) if p.suffix.lower() in SUFFIXES]
@@ -195,10 +208,10 @@ def _find(root: Path) -> _Found:
                 "Add it, or give one folder of classes and let it be split (--split)",
             )
         parts = {s: {c.name: _images_under(c, ignored) for c in _folders(folder)} for s, folder in by_split.items()}
-        return _Found({s: parts[s] for s in SPLITS}, ignored)
+        return _Listing({s: parts[s] for s in SPLITS}, ignored)
     if by_split and len(by_split) == len(folders):
         raise HistoError(root, f"has {' and '.join(by_split)} but no train folder", "Add train/<class>/* to it")
-    return _Found({"": {c.name: _images_under(c, ignored) for c in folders}}, ignored)
+    return _Listing({"": {c.name: _images_under(c, ignored) for c in folders}}, ignored)
 
 
 def _images_under(folder: Path, ignored: list[Path]) -> list[Path]:
@@ -219,12 +232,12 @@ def _images_under(folder: Path, ignored: list[Path]) -> list[Path]:
     return sorted(images, key=lambda p: p.relative_to(folder).as_posix())
 
 
-def _classes_in_all_splits(found: _Found, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    union = sorted({c for part in found.parts.values() for c in part})
+def _classes_in_all_splits(listing: _Listing, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    union = sorted({c for part in listing.parts.values() for c in part})
     if not union:
         raise HistoError("train", "has no folder per class", "Sort the tiles into train/<class>/*")
     chosen = choose_classes(union, wanted, where="the folder")
-    counts = {c: [len(found.parts[s].get(c, ())) for s in SPLITS] for c in chosen}
+    counts = {c: [len(listing.parts[s].get(c, ())) for s in SPLITS] for c in chosen}
     if not any(n for per_split in counts.values() for n in per_split):
         raise HistoError("train, val and test", f"hold no image ({_suffixes()})", "Put tiles into <split>/<class>/")
     need_two_classes(chosen, "the folder")
@@ -239,6 +252,8 @@ def _classes_in_all_splits(found: _Found, wanted: Sequence[str] | None) -> tuple
 
 @dataclass
 class _Checked:
+    """A decoded file: sha256 of its bytes, (height, width), and its pixels where they are kept."""
+
     digest: bytes
     size: tuple[int, int]
     pixels: NDArray[np.uint8] | None
@@ -268,7 +283,7 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(cpus, 16), thread_name_prefix="decode")
     try:
-        # Here and not in check(): the warning filters are per process, not per thread.
+        # Here and not in check(): the warning filters belong to the process, not to a thread.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name, result in track(
@@ -291,28 +306,32 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if bad:
-        if len(bad) == 1:
-            raise HistoError(root / bad[0][0], str(bad[0][1]), "Repair or delete it and run again")
-        lines = [f"  {name} {error}" for name, error in bad[:LISTED]]
-        if len(bad) > LISTED:
-            lines.append(f"  and {len(bad) - LISTED:,} more")
-        raise HistoError(
-            root,
-            "files that cannot be used:\n" + "\n".join(lines) + f"\n{len(bad):,} of {len(paths):,} files",
-            "Repair or delete them and run again",
-        )
-    if not keep:
+        raise _unusable(root, bad, len(paths))
+    if not keep:  # of files that were decoded before the limit was noticed
         for c in checked:
             c.pixels = None
     return checked
 
 
+def _unusable(root: Path, bad: Sequence[tuple[str, BadImageError]], files: int) -> HistoError:
+    """The error for these of so many files, with the reason of each."""
+    if len(bad) == 1:
+        return HistoError(root / bad[0][0], str(bad[0][1]), "Repair or delete it and run again")
+    lines = [f"  {name} {error}" for name, error in bad[:LISTED]]
+    if len(bad) > LISTED:
+        lines.append(f"  and {len(bad) - LISTED:,} more")
+    return HistoError(
+        root,
+        "files that cannot be used:\n" + "\n".join(lines) + f"\n{len(bad):,} of {files:,} files",
+        "Repair or delete them and run again",
+    )
+
+
 class _FileSource:
     """Tiles from files, or from the pixels kept when they were checked."""
 
-    def __init__(self, paths: list[Path], names: list[str], checked: list[_Checked]) -> None:
+    def __init__(self, paths: list[Path], checked: list[_Checked]) -> None:
         self._paths = [path.absolute() for path in paths]
-        self._names = names
         self._pixels = [c.pixels for c in checked]
 
     def __call__(self, i: int) -> NDArray[np.uint8]:
@@ -330,4 +349,4 @@ class _FileSource:
 
     def __getstate__(self) -> dict[str, object]:
         # A spawned worker reads the files again: sending it every pixel would cost more.
-        return {"_paths": self._paths, "_names": self._names, "_pixels": [None] * len(self._paths)}
+        return {"_paths": self._paths, "_pixels": [None] * len(self._paths)}

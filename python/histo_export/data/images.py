@@ -12,8 +12,8 @@ more than 8 bits, float, CMYK, Lab     refused
 TIFF or PNG of several pages           refused
 =====================================  ==========================================================
 
-EXIF orientation is ignored, as PIL and torchvision ignore it by default: tiles have no upright side,
-and every tool then sees the same pixels.
+EXIF orientation is ignored, as PIL and torchvision do by default: tiles have no upright side, and so all
+tools see the same pixels.
 
 Partial transparency is refused rather than put on white or black, because tools disagree on the
 colour (PIL shows what lies beneath, usually black) and a model would learn the choice.
@@ -31,9 +31,9 @@ from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 MAX_PIXELS = 8192 * 8192
-"""A tile is not larger than this; PIL's own limit (twice 89 million) lies above."""
+"""Most pixels of a tile; PIL's own limit (twice 89 million) is higher."""
 MAX_BYTES = 256 << 20
-"""Larger files are not read into memory to find out."""
+"""Largest size of a file; larger ones are refused without reading them into memory."""
 
 
 class BadImageError(Exception):
@@ -71,7 +71,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         uint8 RGB `(h, w, 3)`, C-contiguous.
 
     Raises:
-        BadImageError: for anything else, arbitrary bytes included; never another exception.
+        BadImageError: for any other bytes; no other exception is raised.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
@@ -84,7 +84,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise BadImageError(f"claims more than {MAX_PIXELS:,} pixels, too many for a tile") from error
     except MemoryError as error:
         raise BadImageError("does not fit in memory") from error
-    # PIL's decoders raise nearly anything on damaged input: SyntaxError, struct.error, KeyError, ...
+    # PIL's decoders may raise anything on damaged input: SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "truncated" in text.lower():
@@ -114,7 +114,7 @@ def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
             raise BadImageError(f"has {clear:,} transparent pixels (flatten it on the colour you want)")
         return np.ascontiguousarray(rgba[..., :3])
     if image.mode not in ("RGB", "L", "1", "P", "YCbCr", "RGBX"):
-        raise BadImageError(f"is of kind {image.mode}, not 8-bit RGB or grey")
+        raise BadImageError(f"has PIL mode {image.mode}, not 8-bit RGB or grey")
     if image.mode != "RGB":
         image = image.convert("RGB")
     # np.array, not asarray: the copy is writable and does not keep PIL's buffer alive.
@@ -122,7 +122,7 @@ def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
 
 
 def _bits_per_channel(image: Image.Image, data: bytes) -> int:
-    """Bits as stored: PIL silently halves 16-bit RGB, so its mode does not tell."""
+    """Bits of a channel as stored in the file, because PIL converts 16-bit RGB to 8 bits and its mode hides that."""
     if image.format == "PNG":
         return data[24]  # IHDR: 8-byte signature, 8-byte chunk head, width, height, bit depth
     if image.format == "TIFF":

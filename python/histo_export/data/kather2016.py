@@ -44,18 +44,18 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.files import atomic_folder, cache_folder
 
 URL = "https://zenodo.org/record/53169/files"
-"""Where the archive lies; `$HISTO_KATHER2016_URL` replaces it (a mirror, a test server)."""
+"""The folder of the archive on the server; `$HISTO_KATHER2016_URL` replaces it (a mirror, a test server)."""
 FOLDER = "Kather_texture_2016_image_tiles_5000"
 ARCHIVE = f"{FOLDER}.zip"
-# The sum that public loaders of the set state (and Zenodo's record page shows). MD5 is Zenodo's choice:
-# it finds damage in transit; against a forger only https protects.
+# As stated by public loaders of the set and by Zenodo's page. Zenodo chose MD5, which detects damage in transit; only
+# https protects against a forged archive.
 ARCHIVE_MD5 = "0ddbebfc56344752028fda72602aaade"
 MPP = 0.495
 ALL_CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA", "ADIPOSE", "EMPTY")
 DEFAULT_CLASSES = ALL_CLASSES[:6]
 DEFAULT_SPLIT: Split = (425, 100, 100)
 TIMEOUT = 30.0
-"""Seconds without a byte before a connection is given up."""
+"""Seconds without a byte after which a connection is closed."""
 ATTEMPTS = 4
 MAX_UNPACKED = 2 << 30
 """Bytes; the real archive unpacks to about 350 MB."""
@@ -116,9 +116,9 @@ def open_kather2016(
 
 
 def fetch(cache: Path, *, url: str | None = None) -> Path:
-    """The unpacked archive's folder inside `cache`: found there, unpacked, or downloaded and unpacked.
+    """The folder of the unpacked archive inside `cache`, which is downloaded and unpacked if necessary.
 
-    A download that stops is resumed by the next call. Two processes do not get into each other's way.
+    The next call resumes an interrupted download. Processes that call this at the same time wait for each other.
     """
     target = cache / FOLDER
     try:
@@ -126,7 +126,7 @@ def fetch(cache: Path, *, url: str | None = None) -> Path:
             return target
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{FOLDER}.lock"):  # the system releases it if this process is killed
-            if target.is_dir():  # another process was faster
+            if target.is_dir():  # made by another process while this one waited
                 return target
             archive = cache / ARCHIVE
             if not archive.exists():
@@ -157,7 +157,7 @@ def _by_hand(archive: Path) -> str:
 
 
 def _download(address: str, archive: Path) -> None:
-    """Download to `<archive>.part`, going on where an earlier try stopped, then rename."""
+    """Download to `<archive>.part`, continue where an earlier attempt stopped, then rename."""
     part = archive.with_name(archive.name + ".part")
     console = Console(stderr=True)
     columns = (
@@ -193,7 +193,7 @@ def _download(address: str, archive: Path) -> None:
 
 
 def _receive(address: str, part: Path) -> Iterator[tuple[int, int | None]]:
-    """One request; yields (bytes had so far, total bytes if known). Raises ConnectionError if cut short."""
+    """One request; yields (bytes received so far, total bytes if known). ConnectionError if it ends too early."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "histo-export", "Accept-Encoding": "identity"}
     if have:
@@ -202,7 +202,8 @@ def _receive(address: str, part: Path) -> Iterator[tuple[int, int | None]]:
         response = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
-            # Nothing follows: we have it all (then md5 agrees), or more than all (then it starts anew).
+            # The server has no more bytes: the file is complete (then its md5 is right), or too long (then it is
+            # downloaded again).
             error.close()
             if error.headers.get("Content-Range") == f"bytes */{have}":
                 return

@@ -76,7 +76,7 @@ def stratified_split(
         classes: names, indexed by label.
         split: fractions or counts per class.
         seed: any integer ≥ 0.
-        where: what to blame in messages.
+        where: the thing that messages name.
     """
     parts: tuple[list[NDArray[np.int64]], ...] = ([], [], [])
     for label, name in enumerate(classes):

@@ -57,7 +57,7 @@ class TileSet:
         return self._source(int(i))
 
     def preload(self) -> None:
-        """Make all tiles that are made once and kept (the demo's), so that forked workers inherit them."""
+        """Generate all tiles that are generated once and kept (the demo's), so that forked workers inherit them."""
         if hasattr(self._source, "preload"):
             self._source.preload()
 
@@ -86,8 +86,8 @@ class TileData:
     synthetic: bool
     """True for generated tiles. Shown with every result."""
     fingerprint: str
-    """sha256 hex over classes, split membership and content. The same on every machine, wherever the
-    files lie, whatever they are called and whenever they were written."""
+    """sha256 hex over classes, split membership and content. It does not depend on the machine, nor on the
+    place, name or time of the files."""
     description: str
     """One line for model cards."""
     notes: tuple[str, ...] = ()
@@ -106,8 +106,8 @@ def choose_classes(
     Args:
         available: the names that exist.
         wanted: the names asked for; upper and lower case count as equal.
-        where: what to blame in messages.
-        match: maps a name to what is compared.
+        where: the thing that messages name.
+        match: maps a name to the text that is compared.
 
     Raises:
         UsageError: an unknown or repeated name, or a single one.
@@ -117,19 +117,19 @@ def choose_classes(
     if isinstance(wanted, str):
         raise UsageError(f"classes {wanted!r}", "is one text, not a list of names", 'Write ["A", "B"]')
     known = {match(name): name for name in available}
-    if len(known) < len(available):  # names that differ in case only: then case must be typed right
+    if len(known) < len(available):  # names that differ in case only, so that case matters
         known = {name: name for name in available}
         match = str
     chosen: list[str] = []
     for name in wanted:
-        found = known.get(match(name))
-        if found is None:
+        spelling = known.get(match(name))
+        if spelling is None:
             near = difflib.get_close_matches(match(name), list(known), n=1, cutoff=0.5)
             step = f"Did you mean {known[near[0]]}? " if near else ""
             raise UsageError(f"class {name!r}", f"is not in {where}", f"{step}The classes are {', '.join(available)}")
-        if found in chosen:
+        if spelling in chosen:
             raise UsageError(f"class {name!r}", "is asked for twice", "Name each class once")
-        chosen.append(found)
+        chosen.append(spelling)
     if len(chosen) < 2:
         raise UsageError(
             f"classes {', '.join(chosen) or '(none)'}",
@@ -140,7 +140,7 @@ def choose_classes(
 
 
 def need_two_classes(classes: Sequence[str], where: object) -> None:
-    """Raise HistoError for a set of a single class: there is nothing to tell apart."""
+    """Raise HistoError for a set with a single class, because a classifier needs two."""
     if len(classes) == 1:
         raise HistoError(where, f"holds one class only ({classes[0]})", "Add tiles of at least one more class")
 

@@ -1,7 +1,7 @@
 """The bundle: the folder that is shipped.
 
-`config.json` is a valid WSInfer configuration with one more block, `histo`, that holds what WSInfer has no word for.
-A bundle is written whole or not at all, and every file's sha256 is checked before anything in it is opened.
+`config.json` is a valid WSInfer configuration with one more block, `histo`, for what WSInfer's format has no field for.
+A bundle is written completely or not at all, and every file's sha256 is checked before any of its files is opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from histo_export.bundle_files import CARD, CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
-from histo_export.spec import Precision
+from histo_export.spec import ModelSpec, Precision
 
 FORMAT_1_CHECKED_BY = {
     "model.onnx": "onnxruntime",
@@ -28,11 +28,11 @@ FORMAT_1_CHECKED_BY = {
     "model.safetensors": "torch",
     "model.pt2": "torch-export",
 }
-"""Format 1 of `HistoBlock` knew one runtime for each file, and did not name it by its id."""
+"""In format 1 of `HistoBlock` one runtime checked each file, and its id was not recorded."""
 
 
 class FileEntry(BaseModel):
-    """A file of the bundle."""
+    """Size and sha256 of a file of the bundle."""
 
     model_config = ConfigDict(extra="forbid")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -40,14 +40,14 @@ class FileEntry(BaseModel):
 
 
 class LayerError(BaseModel):
-    """What int8 costs in one convolution.
+    """The error of int8 in one convolution.
 
     Attributes:
         layer: its name in model.safetensors.
         precision: in which the bundle runs it.
-        sqnr_db: 10·log10 of the power of its fp32 output over that of the error, when it alone is int8.
+        sqnr_db: 10·log10 of the power of its fp32 output over that of the error, when only this convolution is int8.
         logit_error: of the network when only the map that it reads is int8 (see `arithmetic.logit_error`).
-        multiply_adds: its share of the network's.
+        multiply_adds: its share of the network's multiply-adds.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,21 +59,21 @@ class LayerError(BaseModel):
 
 
 class Calibration(BaseModel):
-    """How the scales of an int8 model were found.
+    """How the scales of an int8 model were chosen.
 
     Attributes:
         split: whose tiles were used.
-        tiles: that gave the ranges.
-        held_out: other tiles of the split, on which all errors are measured.
-        seed: that chose them.
+        tiles: number of tiles that gave the ranges.
+        held_out: number of other tiles of the split, on which all errors are measured.
+        seed: of the choice of the tiles.
         errors: activation method and weight scales → `arithmetic.logit_error` with every map in int8.
-        chosen: the key of `errors` that is kept.
-        bf16_error: the same figure of bf16, which no int8 model of the same weights can be expected to beat.
+        chosen: the key of `errors` whose scales are used.
+        bf16_error: the same error in bf16, which no int8 model of the same weights can be expected to beat.
         error: of the model that is shipped, with `kept` in bf16.
         kept: convolutions that stay in bf16.
-        kept_multiply_adds: their share of the network's.
-        tried: maps that the search took out of int8.
-        layers: all that could be int8, in the order of the computation.
+        kept_multiply_adds: their share of the network's multiply-adds.
+        tried: number of maps that the search tried in bf16.
+        layers: all convolutions that could be int8, in the order of the computation.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -95,9 +95,9 @@ class Measured(BaseModel):
     """One precision on the validation split.
 
     Attributes:
-        accuracy, interval: fraction correct, and its 95 % bootstrap interval.
-        agreement: share of tiles whose top class is fp32's.
-        drop: fp32's accuracy less this one, in percentage points.
+        accuracy, interval: fraction of correct tiles, and its 95 % bootstrap interval.
+        agreement: fraction of tiles whose top class is fp32's.
+        drop: fp32's accuracy minus this one, in percentage points.
         measured_with: what ran it.
     """
 
@@ -115,8 +115,8 @@ class OnnxCheck(BaseModel):
     Attributes:
         runtime: what ran the file.
         error: `arithmetic.logit_error` over the real tiles.
-        allowed: `error` at most.
-        agreement: share of all golden tiles whose top class is the same.
+        allowed: upper limit of `error`.
+        agreement: fraction of all golden tiles whose top class is the same.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -127,14 +127,14 @@ class OnnxCheck(BaseModel):
 
 
 class LowPrecision(BaseModel):
-    """What a precision below fp32 costs.
+    """The loss of accuracy below fp32.
 
     Attributes:
-        tiles: of the validation split, by which the run chose its best epoch.
+        split, tiles: on which it is measured: all tiles of the split by which the run chose its best epoch.
         fingerprint: of the data.
-        precisions: all that model.safetensors can run in, fp32 first.
-        max_drop: in points; the export fails where the bundle's precision loses more.
-        drop_accepted: whether it was told not to fail.
+        precisions: all precisions that model.safetensors can run in, fp32 first.
+        max_drop: percentage points; the export fails where the bundle's precision loses more.
+        drop_accepted: whether a larger loss was accepted at export.
         not_native: precision → why the native engine could not measure it at export.
         calibration: int8 only.
         onnx: int8 only, where the file was asked for.
@@ -153,18 +153,18 @@ class LowPrecision(BaseModel):
 
 
 class HistoBlock(BaseModel):
-    """What WSInfer's configuration has no word for.
+    """What WSInfer's configuration has no field for.
 
     Attributes:
         format: version of this block.
         spec: `ModelSpec.to_dict()`.
         head_pool: the pool that the exported head keeps (see `lowering.head_pool`).
-        input: what ONNX, TorchScript and .pt2 take (see `lowering.InputKind`).
-        precision: that the bundle is made for; the native engine runs it in others when asked.
+        input: what the ONNX, TorchScript and .pt2 files take (see `lowering.InputKind`).
+        precision: that the bundle is made for; the native engine can run it in others.
         files: name → size and sha256.
-        parity: per file and runtime (an id of `runtimes.RUNTIMES`) what the check at export found.
-        unchecked: runtime → why it could not be had at export.
-        low_precision: figures of a precision below fp32; fp32 bundles have none.
+        parity: file → runtime (an id of `runtimes.RUNTIMES`) → result of the check at export.
+        unchecked: runtime → why it was unavailable at export.
+        low_precision: the loss of accuracy below fp32; fp32 bundles have none.
         training: provenance.
         versions: of the tools that made the bundle.
     """
@@ -185,9 +185,9 @@ class HistoBlock(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_format_1(cls, block: Any) -> Any:
-        """Files that format 1 did not know make the rest of the validation fail, as they should."""
+        """Converts format 1. A file that format 1 did not have makes the rest of the validation fail, as it should."""
         if isinstance(block, dict) and block.get("format") == 1 and isinstance(block.get("parity"), dict):
-            parity = {name: {FORMAT_1_CHECKED_BY.get(name, ""): found} for name, found in block["parity"].items()}
+            parity = {name: {FORMAT_1_CHECKED_BY.get(name, ""): result} for name, result in block["parity"].items()}
             return block | {"format": 2, "parity": parity}
         return block
 
@@ -226,7 +226,7 @@ def entry(content: bytes) -> FileEntry:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads `config.json` and checks the size and sha256 of every file it lists; opens none of them.
+    """Reads `config.json` and checks the size and sha256 of every file that it lists.
 
     Raises:
         UsageError: there is no bundle at `path`.
@@ -252,6 +252,14 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, config)
 
 
+def spec_of(bundle: Bundle) -> ModelSpec:
+    """The model's spec; HistoError where it is invalid."""
+    try:
+        return ModelSpec.from_dict(bundle.config.histo.spec)
+    except (TypeError, ValueError) as error:
+        raise HistoError(bundle.path / CONFIG, f"has an invalid spec ({error})", "Export again") from error
+
+
 def _check_file(file: Path, expected: FileEntry) -> None:
     """HistoError where the file is missing or differs from its entry in `config.json`."""
     if not file.is_file():
@@ -269,11 +277,11 @@ def _check_file(file: Path, expected: FileEntry) -> None:
 
 @contextmanager
 def staging(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes otherwise.
+    """A temporary folder beside `out`. It becomes `out` when the block ends without an error, and is removed otherwise.
 
     Args:
         out: the bundle's folder.
-        force: replace a bundle that is there. Anything else there is never replaced.
+        force: replace a bundle at `out`. Anything else at `out` is never replaced.
 
     Raises:
         UsageError: `out` exists and may not be replaced.

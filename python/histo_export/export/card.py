@@ -94,10 +94,10 @@ def _precision_lines(precision: str, low: LowPrecision) -> list[str]:
         "| precision | accuracy | 95 % interval | top-1 as fp32 | points lost | measured with |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in low.precisions.items():
+    for name, figures in low.precisions.items():
         lines.append(
-            f"| {name} | {found.accuracy:.1%} | {found.interval[0]:.1%} to {found.interval[1]:.1%} "
-            f"| {found.agreement:.1%} | {found.drop:.2f} | {found.measured_with} |"
+            f"| {name} | {figures.accuracy:.1%} | {figures.interval[0]:.1%} to {figures.interval[1]:.1%} "
+            f"| {figures.agreement:.1%} | {figures.drop:.2f} | {figures.measured_with} |"
         )
     if (calibration := low.calibration) is not None:
         kept = ", ".join(calibration.kept) or "none"

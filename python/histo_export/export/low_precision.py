@@ -1,4 +1,4 @@
-"""What a precision below fp32 costs in accuracy, and whether that may be shipped."""
+"""How much accuracy a precision below fp32 loses, and whether that is acceptable."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from histo_export.data.tiles import TileSet
 
 MAX_DROP = 0.5
-"""Percentage points of accuracy that a bundle may lose, unless told otherwise."""
+"""Percentage points of accuracy that a bundle may lose by default."""
 
 ONNX_ALLOWED = 2.0
-"""Times the error of int8 itself by which two computations of one int8 model may differ.
+"""Two computations of one int8 model may differ by this many times the error of int8 itself.
 
-A sum that differs in its last bit can fall on the other side of a tie, and in a deep network such steps of a whole byte
-grow until the two differ as two roundings do: by 1.4 times the error of either if they had nothing in common.
+A sum that differs in its last bit can be rounded to the other neighbour. Such differences of one step grow through a
+deep network until the two computations differ as two independent roundings do: by 1.4 times the error of either.
 """
 
 _BATCH = 32
@@ -46,17 +46,17 @@ def measure(
     threads: int,
     report: Callable[[str], None] = lambda step: None,
 ) -> tuple[dict[Precision, Measured], dict[str, str]]:
-    """Every precision that the file can run in, on all tiles: with the native engine, else simulated in torch.
+    """Measures every precision that the file can run in, with the native engine or else simulated in torch.
 
     Args:
         file: `model.safetensors`.
-        lowered, scales: what it holds.
+        lowered, scales: the content of the file.
         tiles: of the validation split.
         threads: of the engine.
         report: told of progress.
 
     Returns:
-        The figures, and precision → why the engine could not compute it.
+        Precision → figures; and precision → why the native engine could not compute it.
     """
     from histo_export.data.transforms import center_crop
 
@@ -67,7 +67,7 @@ def measure(
             try:
                 runs[precision] = _engine(file, precision, threads)
             except (ValueError, RuntimeError) as error:
-                not_native[precision] = str(error).removeprefix(f"{file}: ")  # a name that is soon gone
+                not_native[precision] = str(error).removeprefix(f"{file}: ")  # without the path, which is temporary
                 runs[precision] = _simulation(lowered, precision, scales), "PyTorch simulation"
     top: dict[Precision, list[npt.NDArray[np.int64]]] = {precision: [] for precision in runs}
     for start in range(0, len(tiles), _BATCH):
@@ -101,7 +101,13 @@ def figures(
     labels: npt.NDArray[np.int64],
     measured_with: Mapping[Precision, str],
 ) -> dict[Precision, Measured]:
-    """From the top class of each tile `(n,)` in each precision, fp32 among them, and the true ones."""
+    """The figures of each precision.
+
+    Args:
+        chosen: precision → top class of each tile, int64 `(n,)`; fp32 is among them.
+        labels: the true classes, int64 `(n,)`.
+        measured_with: precision → what ran it.
+    """
     correct = {precision: int((top == labels).sum()) for precision, top in chosen.items()}
     n = len(labels)
     return {
@@ -109,7 +115,9 @@ def figures(
             accuracy=correct[precision] / n,
             interval=bootstrap_interval(correct[precision], n),
             agreement=float((top == chosen["fp32"]).mean()),
-            drop=100 * (correct["fp32"] - correct[precision]) / n,  # of whole tiles: 0.5 is 0.5, not 0.50000000000004
+            drop=100
+            * (correct["fp32"] - correct[precision])
+            / n,  # from counts, so that 0.5 is 0.5 and not 0.50000000000004
             measured_with=measured_with[precision],
         )
         for precision, top in chosen.items()
@@ -117,16 +125,16 @@ def figures(
 
 
 def raise_if_lossy(precision: Precision, low: LowPrecision) -> None:
-    """The gate: HistoError where `precision` loses more accuracy than it may, and nobody accepted that."""
+    """HistoError where `precision` loses more accuracy than allowed, unless the user accepted that."""
     own, full = low.precisions[precision], low.precisions["fp32"]
     if own.drop > low.max_drop and not low.drop_accepted:
-        safer = PRECISIONS[PRECISIONS.index(precision) - 1]  # the next more exact
+        safer = PRECISIONS[PRECISIONS.index(precision) - 1]  # the next more accurate one
         raise HistoError(
             f"--precision {precision}",
             f"loses {own.drop:.2f} points of accuracy where {low.max_drop:g} are allowed: {own.accuracy:.1%} of "
             f"{low.tiles:,} validation tiles right, fp32 {full.accuracy:.1%}; "
             f"{own.agreement:.1%} of top classes agree ({own.measured_with})",
-            f"Use --precision {safer}, allow more with --max-drop, or export all the same with --accept-drop",
+            f"Use --precision {safer}, allow more with --max-drop, or export anyway with --accept-drop",
         )
 
 

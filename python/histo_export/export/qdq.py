@@ -1,8 +1,8 @@
 """`model-int8.onnx`: the quantised model for other runtimes, with QuantizeLinear and DequantizeLinear (QDQ).
 
-Made from the bundle's own `model.onnx`: each int8 map is quantised once, where it is made, and all that reads it, the
-residual connection too, reads the dequantised value; int8 weights are stored as such. The stem, the head and the maps
-that the search kept in bf16 are fp32 here: an ONNX graph that computes them in bf16 would be slower in most runtimes.
+It is made from the bundle's own `model.onnx`. Each int8 map is quantised once, where it is computed; every node that
+reads it, the residual connection included, reads the dequantised value. Weights are stored as int8. The stem, the head
+and the maps that the search kept in bf16 are fp32 here, because bf16 in an ONNX graph is slower in most runtimes.
 """
 
 from __future__ import annotations

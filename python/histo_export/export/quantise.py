@@ -1,11 +1,11 @@
 """Post-training quantisation: the scales of an int8 model, from real tiles of the training split.
 
 1. The range of each map is searched on three quarters of the tiles by three methods: `METHODS`.
-2. Each is combined with two kinds of weight scale per output channel: the largest weight over 127 ("max"), or the
+2. Each is combined with two ways to scale the weights of an output channel: the largest weight over 127 ("max"), or the
    clipping of least squared error ("mse"). The pair whose logits are nearest to fp32's on the last quarter is kept.
-3. `keep_worst` takes maps out of int8 again, into bf16, where that is worth its time.
+3. `keep_worst` returns maps to bf16 where that reduces the error enough to be worth the time.
 
-Nearness is `logit_error`; all is computed by `arithmetic.Simulation`.
+The distance of logits is `arithmetic.logit_error`; everything is computed by `arithmetic.Simulation`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ if TYPE_CHECKING:
     from histo_export.data.tiles import TileSet
 
 TILES = 300
-"""For the whole of the calibration."""
+"""Tiles of a calibration."""
 
 HELD_OUT = 4
-"""One tile in so many judges the ranges that the others gave."""
+"""One of this many tiles is held out: it judges the ranges that the others gave."""
 
 BINS = 2048
-"""Of the histograms whose entropy is compared, as in TensorRT."""
+"""Bins of the histograms whose entropy is compared, as in TensorRT."""
 
 FINE = 4
-"""Finer bins in each of these for the other methods: a byte's step stays wider than a bin at any range searched."""
+"""Each of `BINS` is divided into this many for the other methods, so that at every range that is searched a step of a
+uint8 is wider than a bin."""
 
 PERCENTILE = 99.99
 
@@ -58,7 +59,7 @@ Histogram = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Quantisation:
-    """An int8 model: the scales of the convolutions that are int8, and how they were found."""
+    """An int8 model: the scales of its int8 convolutions, and how they were chosen."""
 
     scales: Mapping[str, Scales]
     calibration: Calibration
@@ -67,7 +68,7 @@ class Quantisation:
 def choose_tiles(tiles: TileSet, spec: ModelSpec, count: int = TILES, seed: int = 0) -> Tensor:
     """Up to `count` tiles, uint8 `(count, crop, crop, 3)`: classes in turn, and within a class at random.
 
-    Any run of them is as balanced as the sizes of the classes allow.
+    So consecutive tiles are as balanced over the classes as the sizes of the classes allow.
     """
     from histo_export.data.transforms import center_crop
 
@@ -85,13 +86,13 @@ def quantise(
     seed: int = 0,
     report: Callable[[str], None] = lambda step: None,
 ) -> Quantisation:
-    """Finds the scales.
+    """Chooses the scales, and which convolutions stay in bf16.
 
     Args:
         lowered: the network.
-        spec: its.
+        spec: of the same model.
         tiles: uint8 `(n, side, side, 3)`, from `choose_tiles`; at least `HELD_OUT`.
-        seed: that chose the tiles; recorded.
+        seed: recorded: `choose_tiles` used it.
         report: told of each step.
 
     Raises:
@@ -104,35 +105,11 @@ def quantise(
     held = tiles[-(len(tiles) // HELD_OUT) :]
     searched = tiles[: len(tiles) - len(held)]
     with torch.inference_mode():
-        report(f"finding the ranges of {len(MAPS)} maps on {len(searched)} tiles")
-        histograms, largest = map_histograms(lowered, searched)
         reference = _logits(Simulation(lowered), held)
         if not torch.isfinite(reference).all():
             raise HistoError("the network", "gives logits that are not finite", "Train again")
-
-        inputs = {
-            method: {name: activation_scale(clip(histograms[name]) * largest[name]) for name in MAPS}
-            for method, clip in METHODS.items()
-        }
-        weights = {kind: {name: find(_weight(lowered, name)) for name in _CONVS} for kind, find in WEIGHTS.items()}
-        errors: dict[str, float] = {}
-        best: Simulation | None = None
-        for method in METHODS:
-            for kind in WEIGHTS:
-                pair = f"{method}, weights {kind}"
-                report(f"trying {pair}")
-                scales = {
-                    conv: Scales(inputs[method][name], weights[kind][conv])
-                    for name, convs in MAPS.items()
-                    for conv in convs
-                }
-                simulation = Simulation(lowered, "bf16", scales, exact=False)
-                errors[pair] = logit_error(_logits(simulation, held), reference)
-                if best is None or errors[pair] < min(errors[other] for other in errors if other != pair):
-                    best = simulation
-        assert best is not None
-        chosen = min(errors, key=lambda pair: errors[pair])
-
+        report(f"finding the ranges of {len(MAPS)} maps on {len(searched)} tiles")
+        best, chosen, errors = _best_scales(lowered, searched, held, reference, report)
         report("measuring the error of each layer")
         noise = layer_noise(lowered, best.scales, held)
         alone = map_errors(lowered, best.scales, held, reference)
@@ -145,17 +122,7 @@ def quantise(
 
         kept, error, tried = keep_worst(alone, shares, errors[chosen], error_without)
         bf16_error = logit_error(_logits(Simulation(lowered, "bf16"), held), reference)
-    layers = [
-        LayerError(
-            layer=conv,
-            precision="bf16" if name in kept else "int8",
-            sqnr_db=noise[conv],
-            logit_error=alone[name],
-            multiply_adds=macs[conv],
-        )
-        for name, convs in MAPS.items()
-        for conv in convs
-    ]
+    layers = _layer_errors(kept, noise, alone, macs)
     calibration = Calibration(
         tiles=len(searched),
         held_out=len(held),
@@ -172,17 +139,72 @@ def quantise(
     return Quantisation(best.subset(MAPS.keys() - kept).scales, calibration)
 
 
+def _best_scales(
+    lowered: LoweredNet, searched: Tensor, held: Tensor, reference: Tensor, report: Callable[[str], None]
+) -> tuple[Simulation, str, dict[str, float]]:
+    """Tries every pair of an activation method and a kind of weight scale, with every map in int8.
+
+    Args:
+        lowered: the network.
+        searched: tiles that give the ranges.
+        held: tiles that judge them.
+        reference: fp32's logits of `held`.
+        report: told of each pair.
+
+    Returns:
+        The network with the scales of the pair of least error; that pair; and pair → error.
+    """
+    histograms, largest = map_histograms(lowered, searched)
+    inputs = {
+        method: {name: activation_scale(clip(histograms[name]) * largest[name]) for name in MAPS}
+        for method, clip in METHODS.items()
+    }
+    weights = {way: {name: find(_weight(lowered, name)) for name in _CONVS} for way, find in WEIGHTS.items()}
+    errors: dict[str, float] = {}
+    best: tuple[Simulation, str] | None = None
+    for method in METHODS:
+        for way in WEIGHTS:
+            pair = f"{method}, weights {way}"
+            report(f"trying {pair}")
+            scales = {
+                conv: Scales(inputs[method][name], weights[way][conv]) for name, convs in MAPS.items() for conv in convs
+            }
+            simulation = Simulation(lowered, "bf16", scales, exact=False)
+            errors[pair] = logit_error(_logits(simulation, held), reference)
+            if best is None or errors[pair] < errors[best[1]]:
+                best = simulation, pair
+    assert best is not None
+    return *best, errors
+
+
+def _layer_errors(
+    kept: frozenset[str], noise: Mapping[str, float], alone: Mapping[str, float], macs: Mapping[str, float]
+) -> list[LayerError]:
+    """The errors of all convolutions that could be int8; `kept` maps are in bf16."""
+    return [
+        LayerError(
+            layer=conv,
+            precision="bf16" if name in kept else "int8",
+            sqnr_db=noise[conv],
+            logit_error=alone[name],
+            multiply_adds=macs[conv],
+        )
+        for name, convs in MAPS.items()
+        for conv in convs
+    ]
+
+
 def keep_worst(
     alone: Mapping[str, float],
     shares: Mapping[str, float],
     error: float,
     error_without: Callable[[frozenset[str]], float],
 ) -> tuple[frozenset[str], float, int]:
-    """Which maps leave int8. Greedy, from the map that does most harm by itself.
+    """Which maps stay in bf16: a greedy search, from the map with the largest error of its own on.
 
-    A map is kept in bf16 when the error of the logits falls by `MIN_GAIN` of itself. The search ends when the error is
-    at most `TARGET_ERROR`, or `MAX_TRIED` maps were tried; maps that would bring the share of multiply-adds in bf16
-    above `MAX_KEPT` are passed over.
+    A map is kept in bf16 if that reduces the error of the logits by the fraction `MIN_GAIN` or more. The search ends
+    when the error is at most `TARGET_ERROR`, or `MAX_TRIED` maps were tried. A map that would bring the share of
+    multiply-adds in bf16 above `MAX_KEPT` is skipped.
 
     Args:
         alone: map → error of the logits when it alone is int8.
@@ -191,7 +213,7 @@ def keep_worst(
         error_without: the error with these maps in bf16.
 
     Returns:
-        The maps, the error that is left, and how many were tried.
+        The maps, the remaining error, and how many maps were tried.
     """
     kept: frozenset[str] = frozenset()
     tried = 0
@@ -202,17 +224,17 @@ def keep_worst(
         if sum(shares[other] for other in wider) > MAX_KEPT:
             continue
         tried += 1
-        left = error_without(wider)
-        if left <= (1 - MIN_GAIN) * error:
-            kept, error = wider, left
+        remaining = error_without(wider)
+        if remaining <= (1 - MIN_GAIN) * error:
+            kept, error = wider, remaining
     return kept, error, tried
 
 
-# Ranges of activations: a histogram → the share of its range that a byte should cover.
+# Ranges of activations: a histogram → the fraction of its range that the 256 values of a uint8 should cover.
 
 
 def entropy(histogram: Histogram) -> float:
-    """The range whose 256 levels keep most of the distribution: least Kullback-Leibler divergence.
+    """The range whose 256 levels have the least Kullback-Leibler divergence from the histogram.
 
     TensorRT's method: S. Migacz, 8-bit Inference with TensorRT, GPU Technology Conference 2017.
     """
@@ -229,7 +251,7 @@ def entropy(histogram: Histogram) -> float:
         spread = np.where(full, (sums / np.maximum(bins_used, 1))[level], 0)
         p, q = clipped / max(clipped.sum(), 1), spread / max(spread.sum(), 1)
         some = p > 0
-        # Only the last bin can have p without q: all that was clipped, and nothing of its own.
+        # q is 0 where p is not in the last bin only: when it holds clipped values and none of its own.
         divergence = float((p[some] * np.log(p[some] / np.maximum(q[some], 1e-4))).sum())
         if divergence < least:
             best, least = bins, divergence
@@ -243,7 +265,7 @@ def percentile(histogram: Histogram) -> float:
 
 
 def least_squares(histogram: Histogram) -> float:
-    """The range, from an eighth of the largest value up, of least mean squared error of rounding and clipping."""
+    """The range of least mean squared error of rounding and clipping, from an eighth of the largest value up."""
     centres = (np.arange(len(histogram)) + 0.5) / len(histogram)
     ranges = np.linspace(1 / 8, 1, 141)
     errors = [
@@ -261,7 +283,7 @@ METHODS: Mapping[str, Callable[[Histogram], float]] = {
 
 
 def activation_scale(largest: float) -> Tensor:
-    """float32 `(1,)`: what one step of a byte is worth when 255 stands for `largest`. 1 for a map of zeros."""
+    """float32 `(1,)`: the value of one step when 255 represents `largest`; 1 for a map of zeros."""
     return torch.tensor([largest / 255 if largest > 0 else 1.0], dtype=torch.float32).clamp(min=_TINY)
 
 
@@ -269,13 +291,13 @@ def activation_scale(largest: float) -> Tensor:
 
 
 def largest_weight(weight: Tensor) -> Tensor:
-    """The largest magnitude of each output over 127; 1 for an output whose weights are all 0."""
+    """For each output its largest magnitude over 127; 1 for an output whose weights are all 0."""
     largest = weight.abs().flatten(1).amax(1)
     return torch.where(largest > 0, (largest / LIMIT).clamp(min=_TINY), 1.0)
 
 
 def least_squares_weight(weight: Tensor) -> Tensor:
-    """Of scales from half of `largest_weight` up to it, that of least squared error, for each output."""
+    """For each output the scale of least squared error, of scales from half of `largest_weight` up to it."""
     full = largest_weight(weight)
     best, least = full, torch.full_like(full, math.inf)
     for part in np.linspace(0.5, 1, 26):
@@ -289,13 +311,13 @@ def least_squares_weight(weight: Tensor) -> Tensor:
 WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = {"max": largest_weight, "mse": least_squares_weight}
 
 
-# What is measured on the network.
+# Measurements on the network.
 
 _CONVS = tuple(conv for convs in MAPS.values() for conv in convs)
 
 
 def multiply_adds(spec: ModelSpec) -> dict[str, float]:
-    """Convolution → its share of the network's multiply-adds, the stem and the head counted in the whole."""
+    """Convolution → its share of all multiply-adds, those of stem and head included."""
     from histo_export.model.layers import layer_table
 
     table = {layer.name.replace("downsample.0", "shortcut"): layer.macs for layer in layer_table(spec)}
@@ -303,7 +325,7 @@ def multiply_adds(spec: ModelSpec) -> dict[str, float]:
 
 
 def map_histograms(lowered: LoweredNet, tiles: Tensor) -> tuple[dict[str, Histogram], dict[str, float]]:
-    """Of each map in fp32: the histogram of its values, and the largest of them."""
+    """Map → histogram of its values in fp32; and map → the largest of them."""
     largest = dict.fromkeys(MAPS, 0.0)
     histograms = {name: np.zeros(BINS * FINE) for name in MAPS}
 
@@ -322,7 +344,7 @@ def map_histograms(lowered: LoweredNet, tiles: Tensor) -> tuple[dict[str, Histog
 
 
 def layer_noise(lowered: LoweredNet, scales: Mapping[str, Scales], tiles: Tensor) -> dict[str, float]:
-    """Convolution → signal to quantisation noise in dB of its output, its input and weights alone being int8."""
+    """Convolution → signal-to-quantisation-noise ratio of its output (dB), when only its input and weights are int8."""
     plain, low = Simulation(lowered), Simulation(lowered, scales=scales, exact=False)
     power = {name: [0.0, 0.0] for name in _CONVS}
 
@@ -338,7 +360,7 @@ def layer_noise(lowered: LoweredNet, scales: Mapping[str, Scales], tiles: Tensor
 
 
 def map_errors(lowered: LoweredNet, scales: Mapping[str, Scales], tiles: Tensor, reference: Tensor) -> dict[str, float]:
-    """Map → `logit_error` when it alone is int8. Each starts from the fp32 input of its own block."""
+    """Map → `logit_error` when only this map is int8. Each starts from the fp32 input of its own block."""
     plain = Simulation(lowered, scales=scales, exact=False)
     alone = {name: plain.subset([name]) for name in MAPS}
     plain = plain.subset([])

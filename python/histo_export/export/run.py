@@ -261,12 +261,3 @@ def raise_if_diverged(results: Sequence[FileParity]) -> None:
                 f"first diverging stage: {result.diverges}",
                 "Do not ship it; histo doctor shows the runtimes",
             )
-
-
-def spec_of(path: Path) -> ModelSpec:
-    """The spec of a bundle whose files are intact."""
-    opened = bundle.open_bundle(path)
-    try:
-        return ModelSpec.from_dict(opened.config.histo.spec)
-    except (TypeError, ValueError) as error:
-        raise HistoError(path / CONFIG, f"has an invalid spec ({error})", "Export again") from error

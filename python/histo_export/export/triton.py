@@ -30,11 +30,11 @@ TRITON = "triton"
 """The folder within the bundle."""
 
 MAX_BATCH = 64
-"""Throughput no longer grows beyond 32 tiles a call (docs/benchmarks), and memory does."""
+"""Tiles of a batch at most. Beyond 32 tiles the throughput no longer grows (docs/benchmarks), but memory does."""
 
 QUEUE_DELAY_US = 2000
-"""How long a request may wait for others: a fraction of what a single tile takes on a CPU, enough for clients that send
-one tile each to meet in a batch."""
+"""How long (µs) a request may wait for others: a fraction of the time of a single tile on a CPU, and long enough to
+batch the requests of clients that send one tile each."""
 
 _TYPES: dict[int, str] = {onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.UINT8: "TYPE_UINT8"}
 
@@ -70,7 +70,7 @@ dynamic_batching {{
 
 
 def model_name(out: Path) -> str:
-    """What clients call the model: the name of the bundle's folder, with a dash for what a URL would have to escape."""
+    """The name that clients use: that of the bundle's folder, with dashes for characters that a URL would escape."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", out.absolute().name).strip("-") or "model"
 
 
@@ -95,7 +95,7 @@ def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[st
 
     Args:
         bundle: the bundle's folder.
-        name: of the model, see `model_name`.
+        name: of the model, from `model_name`.
         classes: in the order of the logits.
 
     Returns:

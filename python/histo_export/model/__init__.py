@@ -1,1 +1,1 @@
-"""The network: as it is trained, as it is exported, its low-precision arithmetic and its native file."""
+"""The network: as it is trained (`net`) and exported (`lowering`), its precisions, its files and its size."""

@@ -1,7 +1,7 @@
-"""What each precision computes, in torch: the reference for the native engine and the means to search for scales.
+"""What each precision computes, in torch: the reference for the native engine, and the basis of the search for scales.
 
 A *map* is what one layer writes and others read. It is stored once, in the type that the convolutions which read it
-want, and the residual connection reads the same stored map:
+expect; the residual connection reads the same stored map:
 
 - fp32: as computed;
 - bf16: rounded to nearest even, as are the weights; sums, bias and residual in float32;
@@ -38,21 +38,21 @@ MAPS: Mapping[str, tuple[str, ...]] = {
     for block in BLOCKS
     for conv in ("conv1", "conv2")
 }
-"""A map that may be int8, by the name of the first convolution that reads it → all convolutions that read it."""
+"""A map that may be int8, named after the first convolution that reads it → all convolutions that read it."""
 
 FEATURES = "head"
 """The map that the head reads."""
 
 LIMIT = 127
-"""Of quantised weights, on both sides of zero."""
+"""Largest magnitude of a quantised weight."""
 
 
 class Scales(NamedTuple):
-    """Of one convolution that runs in int8; float32, finite, above 0.
+    """The scales of one convolution that runs in int8: float32, finite, above 0.
 
     Attributes:
-        input: `(1,)`, of its input: a real value is the byte times this.
-        weight: `(outputs,)`, of its weights.
+        input: `(1,)`, of its input: the uint8 times this is the real value.
+        weight: `(outputs,)`, of the weights of each output.
     """
 
     input: Tensor
@@ -60,12 +60,12 @@ class Scales(NamedTuple):
 
 
 def quantise_activations(x: Tensor, scale: Tensor) -> Tensor:
-    """float32 of at least 0 → whole numbers 0 to 255, as float32: x times the reciprocal of the scale, ties to even."""
+    """float32 of at least 0 → integers 0 to 255, as float32: x times the reciprocal of the scale, ties to even."""
     return torch.round(x * (1 / scale)).clamp(0, 255)
 
 
 def quantise_weights(weight: Tensor, scale: Tensor) -> Tensor:
-    """float32 `(outputs, …)` over its output's scale `(outputs,)`, ties to even, -127 to 127, as float32."""
+    """float32 `(outputs, …)` → integers -127 to 127, as float32: over the output's scale `(outputs,)`, ties to even."""
     return torch.round(weight / scale.view(-1, *[1] * (weight.ndim - 1))).clamp(-LIMIT, LIMIT)
 
 
@@ -75,7 +75,7 @@ def to_bf16(x: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor, precision: Float) -> Tensor:
-    """float32 as a map or a weight of this precision holds it; hi and lo of bf16x3 added, which is exact."""
+    """float32 as a map or a weight stores it in this precision; hi and lo of bf16x3 are added, which is exact."""
     if precision == "fp32":
         return x
     high = to_bf16(x)
@@ -83,7 +83,10 @@ def rounded(x: Tensor, precision: Float) -> Tensor:
 
 
 def logit_error(logits: Tensor, reference: Tensor) -> float:
-    """RMS of the differences over RMS of the reference, each tile's mean taken off both, since softmax ignores it."""
+    """The relative error of logits `(n, classes)`: RMS of the differences over RMS of the reference.
+
+    Each tile's mean is subtracted from both first, because softmax ignores it.
+    """
     difference, spread = (x.double() - x.double().mean(1, keepdim=True) for x in (logits - reference, reference))
     return float(
         difference.square().mean().sqrt() / spread.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
@@ -94,8 +97,8 @@ class StoredMap(NamedTuple):
     """A map in memory.
 
     Attributes:
-        values: float32 `(n, channels, h, w)`; the bytes where `scale` is given.
-        scale: `(1,)` of an int8 map; None of others.
+        values: float32 `(n, channels, h, w)`; integers 0 to 255 where `scale` is not None.
+        scale: `(1,)` of an int8 map; None for other maps.
     """
 
     values: Tensor
@@ -103,7 +106,7 @@ class StoredMap(NamedTuple):
 
     @property
     def real(self) -> Tensor:
-        """The values that it stands for."""
+        """The values that it represents, float32."""
         return self.values if self.scale is None else self.values * self.scale
 
 
@@ -112,10 +115,11 @@ class Simulation:
 
     Args:
         lowered: with the folded float32 weights.
-        rest: of all that has no scales.
+        rest: the precision of convolutions without scales.
         scales: by convolution. Convolutions that read one map have the same input scale.
-        exact: int32 sums of int8 products to the last bit, for twice the time; else in float32, 1e-7 off.
-        observe: told each of `MAPS` and its float32 values before they are stored.
+        exact: compute the int32 sums of int8 products exactly, in twice the time; otherwise in float32, with errors of
+            1e-7.
+        observe: called with the name of each of `MAPS` and its float32 values before they are stored.
     """
 
     def __init__(
@@ -133,18 +137,18 @@ class Simulation:
 
     @classmethod
     def of(cls, lowered: LoweredNet, precision: Precision, scales: Mapping[str, Scales]) -> Simulation:
-        """What the native engine computes in `precision`."""
+        """The simulation of what the native engine computes in `precision`."""
         return cls(lowered, "bf16", scales) if precision == "int8" else cls(lowered, precision)
 
     def subset(self, maps: Collection[str]) -> Simulation:
-        """The same with only these of `MAPS` in int8; prepared weights are shared."""
+        """The same network with only these of `MAPS` in int8; prepared weights are shared."""
         scales = {conv: self.scales[conv] for name, convs in MAPS.items() if name in maps for conv in convs}
         other = Simulation(self.lowered, self.rest, scales, exact=self.exact, observe=self.observe)
         other._weights = self._weights
         return other
 
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Logits `(n, classes)` float32 of tiles uint8 `(n, side, side, 3)`, of at least the crop."""
+        """Logits, float32 `(n, classes)`, of tiles, uint8 `(n, side, side, 3)` with sides of at least the crop."""
         with torch.inference_mode():
             return self.finish(0, self.stem(tiles))
 
@@ -175,7 +179,7 @@ class Simulation:
         return self.store(torch.relu(y + shortcut), following)
 
     def store(self, x: Tensor, name: str) -> StoredMap:
-        """Values float32 as the readers of map `name` want them."""
+        """Float32 values, stored as the convolutions that read map `name` expect them."""
         if self.observe is not None and name in MAPS:
             self.observe(name, x)
         if name in self.scales:
@@ -196,7 +200,8 @@ class Simulation:
             y = functional.conv2d(high, weight, layer.bias, layer.stride, layer.padding)
             return y + functional.conv2d(x.values - high, w_high, None, layer.stride, layer.padding)
         if self.exact:
-            # Float32 sums whole numbers exactly below 2^24: bytes in two halves, 4608 · 127 · 15 at most each.
+            # Float32 sums of integers are exact below 2^24, so the four upper and the four lower bits of the input are
+            # summed apart: at most 4608 · 127 · 15 each.
             upper = torch.floor(x.values / 16)
             sums = [
                 functional.conv2d(half, weight, None, layer.stride, layer.padding).double()
@@ -206,7 +211,7 @@ class Simulation:
         else:
             y = functional.conv2d(x.values, weight, None, layer.stride, layer.padding)
         assert layer.bias is not None
-        # A fused multiply-add: the product of two float32 is exact in float64.
+        # As a fused multiply-add: in float64 the product of two float32 is exact.
         scale = (x.scale * self.scales[name].weight).double().view(-1, 1, 1)
         return torch.addcmul(layer.bias.double().view(-1, 1, 1), y.double(), scale).float()
 

@@ -53,7 +53,7 @@ def layer_table(spec: ModelSpec) -> list[LayerInfo]:
 
 @dataclass(frozen=True)
 class Size:
-    """Of the whole network and of its head.
+    """The size of the network and of its head.
 
     Attributes:
         parameters: of all layers.

@@ -1,13 +1,13 @@
-"""Lowering: the network that is shipped, made of static operators only.
+"""Lowering: the network that is shipped, which has static operators only.
 
-Batch norm is folded into the convolutions. The head, adaptive pooling followed by a linear layer, is one linear map
-of the final m×m feature map, so it is lowered to whichever exact form has only static operators:
+Batch norm is folded into the convolutions. The head, adaptive pooling followed by a linear layer, is one linear
+function of the final m×m feature map, and is lowered to an exact form that has only static operators:
 
 - n divides m: an average pool with kernel and stride m/n (none at all when n = m), then the trained linear layer;
 - otherwise (n does not divide m, or exceeds it): the linear layer folded to the map's own resolution. On a 4×4 map
   pool 8 only repeats cells, so its 196,614 parameters for six classes become 49,158.
 
-Crop and normalisation are part of the graph: what goes in is what a decoder gives.
+Crop and normalisation are part of the graph: its input is what an image decoder returns.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from histo_export.spec import CHANNELS, STAGES, ModelSpec
 
-if TYPE_CHECKING:  # imports torchvision, which those who run an exported file do not need
+if TYPE_CHECKING:  # it imports torchvision, which runtimes of exported files do not need
     from histo_export.model.net import TileNet
 
 InputKind = Literal["float", "uint8"]
@@ -32,7 +32,7 @@ def describe_input(kind: InputKind, side: int) -> tuple[str, str]:
 
 
 def pooling_matrix(pool: int, size: int) -> Tensor:
-    """`(pool, size)` float64: row p averages the cells that `adaptive_avg_pool2d` puts into bin p of one axis.
+    """float64 `(pool, size)`: row p averages the cells that `adaptive_avg_pool2d` puts into bin p of one axis.
 
     Bin p covers the cells floor(p·size/pool) to ceil((p+1)·size/pool) - 1 (ATen's AdaptiveAveragePooling).
     """
@@ -49,7 +49,7 @@ def head_pool(pool: int, size: int) -> int:
 
 
 def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
-    """Folds adaptive pooling into the linear layer's weight, in float64.
+    """Folds adaptive pooling into the weight of the linear layer, in float64.
 
     Args:
         weight: `(classes, channels·pool²)`, in the order of `flatten(1)` of a `(n, channels, pool, pool)` tensor.
@@ -57,7 +57,7 @@ def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
         size: side of the feature map.
 
     Returns:
-        `(classes, channels·size²)` float64, to be applied to the flattened map itself.
+        float64 `(classes, channels·size²)`, to be applied to the flattened map itself.
     """
     matrix = pooling_matrix(pool, size)
     cells = weight.double().unflatten(1, (-1, pool, pool))
@@ -65,7 +65,7 @@ def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A float32 convolution with bias that equals `conv` followed by `norm` in evaluation mode; folded in float64."""
+    """A float32 convolution with bias, equal to `conv` followed by `norm` in evaluation mode; computed in float64."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
     scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
@@ -110,7 +110,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions and the shortcut, which is a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions, and a shortcut that is a 1×1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Pooling with a static kernel, where any is left, and the linear layer."""
+    """Average pooling with a static kernel, if any is left, and the linear layer."""
 
     def __init__(self, pool: int, size: int, classes: int) -> None:
         super().__init__()
@@ -140,9 +140,9 @@ class Head(nn.Module):
 
 
 class LoweredNet(nn.Module):
-    """The shipped network, in float32. Input by `kind`, any batch, any tile of at least the crop; output logits.
+    """The shipped network in float32: tiles as `kind` says, any batch, sides of at least the crop → logits.
 
-    Its children are named after `model.STAGES`; every file that holds it is compared stage by stage.
+    Its children have the names of `spec.STAGES`: every exported file is compared with the checkpoint stage by stage.
     """
 
     def __init__(self, spec: ModelSpec, kind: InputKind = "float") -> None:
@@ -162,7 +162,7 @@ class LoweredNet(nn.Module):
 
 
 def lower(net: "TileNet", spec: ModelSpec, kind: InputKind = "float") -> LoweredNet:
-    """The lowered twin of a trained network, in evaluation mode."""
+    """A trained network, lowered, in evaluation mode."""
     lowered = LoweredNet(spec, kind).eval()
     lowered.stem.conv = fold_batch_norm(net.conv1, net.bn1)
     for name in STAGES[1:-1]:

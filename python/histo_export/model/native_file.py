@@ -1,14 +1,14 @@
-"""`model.safetensors`: the native engine's file, folded float32 weights and all that is needed to run them.
+"""`model.safetensors`, the native engine's file: folded float32 weights, and all that is needed to run them.
 
 Keys are those of `LoweredNet.state_dict()` (`stem.conv.weight`, `layer1.0.conv1.bias`, …, `head.linear.weight`), plus
-`stem.mean` and `stem.std`. The header's metadata makes the file self-sufficient:
+`stem.mean` and `stem.std`. The metadata in its header makes the file complete in itself:
 
 - `histo.format`: "1", or "2" where there are scales;
 - `histo.spec`: `ModelSpec.to_dict()` as JSON;
 - `histo.head_pool`: the pool that the stored linear layer expects; n where n divides the map, else the map's side.
 
-Format 2 holds for each convolution that may run in int8 also `NAME.input_scale` and `NAME.weight_scale`, see
-`arithmetic.Scales`. The weights are float32 all the same, so that one file runs in every precision.
+Format 2 also holds `NAME.input_scale` and `NAME.weight_scale` for each convolution that may run in int8, see
+`arithmetic.Scales`. The weights are float32 in both formats, so that one file runs in every precision.
 """
 
 import json
@@ -30,16 +30,16 @@ INPUT_SCALE, WEIGHT_SCALE = ".input_scale", ".weight_scale"
 
 
 def native_bytes(lowered: LoweredNet, spec: ModelSpec, scales: Mapping[str, Scales] | None = None) -> bytes:
-    """The file's bytes; of format 2 where there are scales."""
+    """The content of the file; format 2 where there are scales."""
     metadata = {
         "histo.format": QUANTISED if scales else FORMAT,
         "histo.spec": json.dumps(spec.to_dict()),
         "histo.head_pool": str(head_pool(spec.pool, spec.map_size)),
     }
     tensors = {key: value.contiguous() for key, value in lowered.state_dict().items()}
-    for name, of in (scales or {}).items():
-        # Convolutions that read one map share the tensor, which the library refuses to write twice.
-        tensors |= {name + INPUT_SCALE: of.input.clone(), name + WEIGHT_SCALE: of.weight.clone()}
+    for name, scale in (scales or {}).items():
+        # Copies, because convolutions that read one map share a tensor, and the library refuses to write one twice.
+        tensors |= {name + INPUT_SCALE: scale.input.clone(), name + WEIGHT_SCALE: scale.weight.clone()}
     return safetensors.torch.save(tensors, metadata=metadata)
 
 
@@ -54,7 +54,11 @@ def read_native(path: Path) -> tuple[LoweredNet, ModelSpec]:
 
 
 def read_quantised(path: Path) -> tuple[LoweredNet, ModelSpec, dict[str, Scales]]:
-    """`read_native`, and the scales by convolution; none in format 1."""
+    """As `read_native`, and the scales by convolution; format 1 has none.
+
+    Raises:
+        HistoError: as `read_native`; or a scale is missing or impossible.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -72,13 +76,13 @@ def read_quantised(path: Path) -> tuple[LoweredNet, ModelSpec, dict[str, Scales]
 
 
 def _take_scales(tensors: dict[str, Tensor], lowered: LoweredNet) -> dict[str, Scales]:
-    """Moves the scales out of `tensors`; ValueError where one is missing or can't be right."""
+    """Removes the scales from `tensors` and returns them; ValueError where one is missing or impossible."""
     scales: dict[str, Scales] = {}
     for name, convs in MAPS.items():
         if not any(conv + ending in tensors for conv in convs for ending in (INPUT_SCALE, WEIGHT_SCALE)):
             continue
         for conv in convs:
-            found = []
+            pair = []
             outputs = len(lowered.get_parameter(f"{conv}.weight"))
             for key, count in ((conv + INPUT_SCALE, 1), (conv + WEIGHT_SCALE, outputs)):
                 if key not in tensors:
@@ -86,11 +90,11 @@ def _take_scales(tensors: dict[str, Tensor], lowered: LoweredNet) -> dict[str, S
                 scale = tensors.pop(key)
                 if scale.dtype != torch.float32 or scale.shape != (count,):
                     raise ValueError(f"{key} is {scale.dtype} {tuple(scale.shape)}, not float32 ({count},)")
-                # As the native engine: its reciprocal must be finite too, so subnormal ones are out.
+                # As in the native engine. Subnormal values are refused, because their reciprocals may be infinite.
                 if not (torch.isfinite(scale).all() and (scale >= torch.finfo(scale.dtype).tiny).all()):
                     raise ValueError(f"{key} holds a value that is not finite or not above 0")
-                found.append(scale)
-            scales[conv] = Scales(*found)
+                pair.append(scale)
+            scales[conv] = Scales(*pair)
         if any(not torch.equal(scales[conv].input, scales[name].input) for conv in convs):
             raise ValueError(f"{', '.join(convs)} read one map with different input scales")
     return scales

@@ -34,7 +34,7 @@ class TileNet(ResNet):
         return cls(spec.pool, len(spec.classes), spec.dropout)
 
     def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The output of each of `STAGES` in turn; the last one is the logits."""
+        """Yields the name and the output of each of `STAGES`; the last output is the logits."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         yield "stem", x
         for name in STAGES[1:-1]:
@@ -49,7 +49,7 @@ class TileNet(ResNet):
 
 
 def normalise(tiles: Tensor, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 `(n, 3, h, w)` → what `TileNet` takes: scaled to [0, 1], less the mean, over the standard deviation."""
+    """uint8 `(n, 3, h, w)` → what `TileNet` takes: in [0, 1], minus the mean, over the standard deviation."""
     mean = torch.tensor(spec.mean, dtype=dtype, device=tiles.device).view(3, 1, 1)
     std = torch.tensor(spec.std, dtype=dtype, device=tiles.device).view(3, 1, 1)
     return (tiles.to(dtype) / 255 - mean) / std

@@ -21,7 +21,7 @@ from histo_export.model.net import TileNet
 
 @dataclass
 class WeightReport:
-    """What `load_weights` did: the keys copied, and for each key left out the reason."""
+    """What `load_weights` did: the keys that were copied, and for each other key the reason."""
 
     source: str
     copied: list[str] = field(default_factory=list)
@@ -36,12 +36,12 @@ class WeightReport:
 
 
 def load_weights(net: TileNet, source: str) -> WeightReport:
-    """Copies every tensor that exists in both, bn1 and the running statistics too.
+    """Copies every tensor that exists in both, including bn1 and the running statistics.
 
     Args:
         net: changed in place.
         source: "none", "imagenet" (torchvision's own loader and cache), or a `.pth`, `.pt`, `.ckpt` or
-            `.safetensors` file. Pickled code is never run: `torch.load(weights_only=True)`.
+            `.safetensors` file. Pickled code is never run: the file is read by `torch.load(weights_only=True)`.
 
     Raises:
         UsageError: there is no such file.
@@ -86,7 +86,7 @@ def _imagenet_state() -> Mapping[str, Tensor]:
 
 
 def load_torch_file(path: Path) -> Any:
-    """`torch.load` on the CPU with `weights_only=True`; every way in which a file can be bad is a HistoError."""
+    """`torch.load` on the CPU with `weights_only=True`; any damaged or foreign file is a HistoError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -99,14 +99,18 @@ def load_torch_file(path: Path) -> Any:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HistoError(path, f"is not a readable PyTorch file ({reason})", "Check that it is whole") from error
+        raise HistoError(path, f"is not a readable PyTorch file ({reason})", "Check that it is complete") from error
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file or of a PyTorch file, under torchvision's keys.
 
-    A `state_dict` or `model` entry is looked into, and a `module.`, `model.` or `net.` prefix that all keys share
-    is dropped, as training scripts commonly leave them.
+    Training scripts often store the weights in a `state_dict` or `model` entry, or with a `module.`, `model.` or `net.`
+    prefix: such an entry is opened, and a prefix that all keys share is removed.
+
+    Raises:
+        UsageError: there is no such file.
+        HistoError: it cannot be read or holds no state_dict.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -117,7 +121,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except FileNotFoundError as error:
             raise UsageError(path, "does not exist", "Check the path") from error
         except (OSError, SafetensorError) as error:
-            raise HistoError(path, f"is not a readable safetensors file ({error})", "Check that it is whole") from error
+            raise HistoError(
+                path, f"is not a readable safetensors file ({error})", "Check that it is complete"
+            ) from error
     else:
         state = load_torch_file(path)
     for wrapper in ("state_dict", "model"):

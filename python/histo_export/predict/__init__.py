@@ -1,8 +1,9 @@
-"""Predictions for tiles and whole slides: `histo predict`, and `histo_export.load(bundle)` for programs.
+"""Predictions for tiles and slides: `histo predict`, and `histo_export.load(bundle)` for programs.
 
-`inputs` sorts out what the user named, `loop` reads ahead and runs the batch loop, `tile_set` and `whole_slide` do one
-input each with `slide`, `tissue` and `pictures`. `run` cuts them into units, which `work` does here or `on_ray` on
-other machines, each whole or not at all, and resumes.
+`inputs` finds slides and sets of tiles in what the user named, and `settings` holds the user's choices. `run` divides
+the inputs into units, which `work` does in this process or `on_ray` on other machines, and continues an interrupted
+run. `tile_set` and `whole_slide` do one input; both send its tiles through `loop`. A slide has its file (`slide`),
+`tissue`, `grid` and `pictures`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
-from histo_export.predict.loop import softmax
+from histo_export.predict.loop import TileLoop, softmax
+from histo_export.predict.settings import SlideSettings
 from histo_export.runtimes import Runtime
 from histo_export.spec import ModelSpec, Precision
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TilePrediction:
-    """Of a batch of tiles.
+    """The predictions for some tiles.
 
     Attributes:
         classes: names, in the order of `probabilities`.
@@ -49,7 +51,7 @@ class Classifier:
     Attributes:
         spec: classes, crop, tile size and µm per pixel of the model.
         runtime: what runs it.
-        threads: of the runtime; as many read slides.
+        threads: of the runtime; as many others read slides.
     """
 
     def __init__(self, spec: ModelSpec, runtime: Runtime, threads: int) -> None:
@@ -77,26 +79,28 @@ class Classifier:
         return TilePrediction(self.spec.classes, logits, softmax(logits))
 
     def predict_slide(self, path: str | Path, *, batch: int = 32, **settings: Any) -> SlidePrediction:
-        """Runs a whole slide.
+        """Runs a slide.
 
         Args:
             path: of a format that OpenSlide reads, or a TIFF.
             batch: tiles per call of the runtime.
-            **settings: of `whole_slide.SlideSettings`: mpp, overlap, stride_um, min_tissue, everything, tissue.
+            **settings: fields of `predict.settings.SlideSettings`: mpp, overlap, stride_um, min_tissue, everything,
+                tissue.
 
         Returns:
             Grid, probabilities, areas and mask; `write(folder)` writes what `histo predict` does.
 
         Raises:
+            UsageError: an impossible setting.
             HistoError: not a slide, no µm per pixel, no tissue, or a damaged part.
         """
         from histo_export.predict.slide import open_slide
-        from histo_export.predict.whole_slide import SlideSettings, predict_slide
+        from histo_export.predict.whole_slide import predict_slide
 
         slide = open_slide(Path(path))
         try:
-            chosen = SlideSettings(**settings)
-            return predict_slide(slide, self.runtime, self.spec, chosen, batch=batch, readers=self.threads)
+            loop = TileLoop(self.runtime, self.spec, batch=batch, readers=self.threads)
+            return predict_slide(slide, loop, SlideSettings(**settings))
         finally:
             slide.close()
 
@@ -109,7 +113,7 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
 ) -> Classifier:
-    """Opens a bundle, every file checked against its sha256 before.
+    """Opens a bundle after checking every file against its sha256.
 
     Args:
         bundle: a folder that `histo export` wrote.
@@ -120,8 +124,8 @@ def load(
         device: "cpu" or "cuda".
 
     Raises:
-        UsageError: no bundle there, no such runtime, or not in this precision.
-        HistoError: the bundle is damaged, lacks the runtime's file, or the runtime or the precision can't be had.
+        UsageError: `bundle` is not a bundle, or there is no such runtime, or not in this precision.
+        HistoError: the bundle is damaged or lacks the runtime's file, or the runtime or the precision is unavailable.
     """
     from histo_export.predict.work import check_model, open_model
 

@@ -1,6 +1,6 @@
-"""What the user names, as slides and sets of tiles.
+"""Finds slides and sets of tiles in what the user named.
 
-A folder may hold both. What can't be used is no reason to stop: it is a `Failure`, and the rest goes on.
+A folder may hold both. An input that can't be used does not stop the others: it becomes a `Failure`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from PIL import Image
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi", ".tif", ".tiff"}
 )
-"""Of the formats that OpenSlide 4 reads."""
+"""Suffixes of the formats that OpenSlide 4 reads."""
 TILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 LARGEST_TILE = 1024
-"""A TIFF may be a tile or a slide: with a longer side than this, and than four tiles, it is a slide."""
+"""Pixels. A TIFF whose longer side exceeds this, and four sides of the model's tiles, is a slide, otherwise a tile."""
 
 
 def text_of(path: Path | str) -> str:
-    """A path as text that every file format takes; bytes that are no UTF-8 show as question marks."""
+    """A path as text for any file format; bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(path).decode(errors="replace")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input, or one tile of it, that could not be used: `reason` is a sentence with the next step."""
+    """An input, or one tile of it, that could not be used; `reason` is a sentence that ends with the next step."""
 
     path: str
     reason: str
@@ -50,7 +50,7 @@ class TileSetInput:
 
     Attributes:
         source: the folder, list or array that the user named.
-        files: the images; empty where they are `rows` of the array.
+        files: the images; empty where the tiles are `rows` of an array.
         rows: of the .npy array at `source`, uint8 `(n, side, side, 3)`.
         name: its folder in the output.
     """
@@ -64,18 +64,18 @@ class TileSetInput:
         return len(self.files if self.rows is None else self.rows)
 
     def part(self, first: int, end: int) -> TileSetInput:
-        """The tiles `first` to `end` - 1, which keep their labels."""
+        """The set of the tiles `first` to `end` - 1; their names in tables stay the same."""
         return replace(self, files=self.files[first:end], rows=None if self.rows is None else self.rows[first:end])
 
     def label(self, i: int) -> str:
-        """What tile `i` is called in tables: its path below a named folder, else as it was named."""
+        """The name of tile `i` in tables: its path below the folder that was named, otherwise its path as named."""
         if self.rows is not None:
             return f"{text_of(self.source.name)}[{self.rows[i]}]"
         path = self.files[i]
         return text_of(path.relative_to(self.source) if path.is_relative_to(self.source) else path)
 
     def folder(self, i: int) -> str:
-        """The name of the folder that tile `i` lies in, which may be its class."""
+        """The name of the folder that holds tile `i`, which may be its class."""
         return "" if self.rows is not None else self.files[i].parent.name
 
 
@@ -83,27 +83,32 @@ Input = SlideInput | TileSetInput
 
 
 def find_inputs(paths: Sequence[Path], tile_size: int) -> tuple[list[Input], list[Failure]]:
-    """Sorts out what the user named, in that order; the same file is taken once.
+    """Slides and sets of tiles in the order in which the user named them; a file that is named twice is taken once.
 
     Args:
         paths: tiles, slides, folders, lists of paths (.txt, or the first column of a .csv), .npy arrays.
         tile_size: side of the model's tiles in pixels.
+
+    Returns:
+        The inputs, and what could not be used.
     """
-    found = _Found(tile_size)
+    search = _Search(tile_size)
     for path in paths:
-        found.add(path)
-    if found.loose:
-        found.inputs.append(TileSetInput(Path("tiles"), found.loose))
-    _name(found.inputs)
-    return found.inputs, found.failures
+        search.add(path)
+    if search.single_tiles:
+        search.inputs.append(TileSetInput(Path("tiles"), search.single_tiles))
+    _name(search.inputs)
+    return search.inputs, search.failures
 
 
-class _Found:
+class _Search:
+    """Collects inputs; `single_tiles` are the images that the user named one by one."""
+
     def __init__(self, tile_size: int) -> None:
         self.tile_size = tile_size
         self.inputs: list[Input] = []
         self.failures: list[Failure] = []
-        self.loose: list[Path] = []
+        self.single_tiles: list[Path] = []
         self._seen: set[Path] = set()
 
     def add(self, path: Path) -> None:
@@ -112,13 +117,13 @@ class _Found:
             if not path.exists():
                 self.fail(path, "does not exist. Check the path")
             elif path.is_dir():
-                self._add_files(path, list(self._walk(path)), said=False)
+                self._add_files(path, list(self._walk(path)), explicit=False)
             elif suffix in LIST_SUFFIXES:
-                self._add_files(path, list(self._read_list(path)), said=True)
+                self._add_files(path, list(self._read_list(path)), explicit=True)
             elif suffix == ".npy":
                 self._add_array(path)
             else:
-                self._add_file(path, self.loose, said=True)
+                self._add_file(path, self.single_tiles, explicit=True)
         except OSError as error:
             self.fail(path, f"cannot be read ({error.strerror or error}). Check its permissions")
 
@@ -126,7 +131,7 @@ class _Found:
         self.failures.append(Failure(text_of(path), reason))
 
     def _walk(self, root: Path) -> Iterator[Path]:
-        """All files of a folder, sorted; of a folder of DICOM files one, by which OpenSlide finds the others."""
+        """All files below a folder, sorted; only one of a folder of DICOM files, because OpenSlide finds the others."""
 
         def unreadable(error: OSError) -> None:
             self.fail(error.filename, f"cannot be read ({error.strerror}). Check its permissions")
@@ -149,32 +154,32 @@ class _Found:
                     if number == 0 and Path(text).suffix == "":  # a heading
                         continue
                 if text and not text.startswith("#"):
-                    yield path.parent / text  # an absolute path stays what it is
+                    yield path.parent / text  # an absolute path stays as it is
 
-    def _add_files(self, source: Path, files: Sequence[Path], said: bool) -> None:
+    def _add_files(self, source: Path, files: Sequence[Path], explicit: bool) -> None:
         tiles: list[Path] = []
         before = len(self.inputs), len(self.failures)
         for file in files:
-            self._add_file(file, tiles, said)
+            self._add_file(file, tiles, explicit)
         if tiles:
             self.inputs.append(TileSetInput(source, tiles))
         if before == (len(self.inputs), len(self.failures)):
             self.fail(source, "holds neither tiles nor slides. Name images, slides or a folder of them")
 
-    def _add_file(self, path: Path, tiles: list[Path], said: bool) -> None:
-        """Appends a tile, or adds a slide; `said`: the user named it, so that it must be one of them."""
+    def _add_file(self, path: Path, tiles: list[Path], explicit: bool) -> None:
+        """Adds a slide, or appends a tile to `tiles`. Any other file is a failure if the user named it (`explicit`)."""
         suffix = path.suffix.lower()
         if path.resolve() in self._seen:
             return
         self._seen.add(path.resolve())
-        if said and not path.exists():
+        if explicit and not path.exists():
             self.fail(path, "does not exist. Check the path")
         elif suffix in TILE_SUFFIXES and not (suffix in SLIDE_SUFFIXES and self._is_large(path)):
             tiles.append(path)
         elif suffix in SLIDE_SUFFIXES:
             self.inputs.append(SlideInput(path))
-        elif said:
-            self.fail(path, f"is of a kind that is not read here ({suffix or 'no suffix'}). Name images or slides")
+        elif explicit:
+            self.fail(path, f"is of an unknown type ({suffix or 'no suffix'}). Name images or slides")
 
     def _is_large(self, path: Path) -> bool:
         try:
@@ -182,7 +187,7 @@ class _Found:
                 return max(image.size) > max(LARGEST_TILE, 4 * self.tile_size)
         except Image.DecompressionBombError:
             return True
-        except Exception:  # PIL raises nearly anything; what is wrong is found out when the tile is read
+        except Exception:  # PIL may raise anything; the error is reported when the tile is read
             return False
 
     def _add_array(self, path: Path) -> None:
@@ -194,13 +199,13 @@ class _Found:
             shape = "×".join(map(str, array.shape))
             return self.fail(path, f"holds {array.dtype} {shape}. Save uint8 (tiles, side, side, 3)")
         if not len(array):
-            return self.fail(path, "holds no tile. Check what wrote it")
+            return self.fail(path, "holds no tile. Check the program that wrote it")
         self.inputs.append(TileSetInput(path, rows=range(len(array))))
         return None
 
 
 def _name(inputs: Sequence[Input]) -> None:
-    """Different folder names for the output, the same in every run over the same inputs."""
+    """Gives each input another folder name for the output, the same in every run over the same inputs."""
     used: set[str] = set()
     for item in inputs:
         path = item.path if isinstance(item, SlideInput) else item.source

@@ -1,7 +1,7 @@
 """Tiles through a runtime: read by several threads, inferred in batches, delivered in order, in bounded memory.
 
-The inference side is the C++ batch loop (`BatchRunner`). In front of it stand reader threads, because decoding a tile
-takes as long as inferring it; libjpeg, OpenSlide and the engine all work without the GIL.
+The C++ batch loop (`BatchRunner`) infers. Threads read ahead of it, because decoding a tile takes as long as inferring
+it; libjpeg, OpenSlide and the engine all work without the GIL.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +20,26 @@ import numpy.typing as npt
 from histo_export._core import BatchRunner, TileResult
 from histo_export.errors import HistoError
 from histo_export.runtimes import Runtime
+from histo_export.spec import ModelSpec
 
 Job = TypeVar("Job")
 Pixels = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 AHEAD = 64
-"""Tiles that may wait, decoded, for the batch loop; enough that one slow read stops nobody."""
+"""Decoded tiles that may wait for the batch loop; enough that one slow read does not stop it."""
 
 
 @dataclass
 class StageSeconds:
-    """Where the time went. Stages overlap, so they may exceed `wall`; `read` adds up all reader threads.
+    """Seconds of each stage. Stages overlap, so that their sum may exceed `wall`.
 
     Attributes:
-        wait: the batch loop had no tile.
+        wall: from the first read to the last delivery.
+        read: of all reader threads together.
+        wait: in which the batch loop had no tile.
+        infer: in the runtime.
+        write: in which results were delivered and written.
     """
 
     wall: float = 0.0
@@ -44,110 +49,118 @@ class StageSeconds:
     write: float = 0.0
 
     def add(self, other: StageSeconds) -> None:
+        """Adds the seconds of other tiles."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> Probabilities:
-    """Probabilities along the last axis, by way of float64, so that they add up to 1 in float32."""
+    """Probabilities along the last axis, computed in float64, so that they add up to 1 in float32."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
     probabilities: Probabilities = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return probabilities
 
 
-def run_tiles(
-    runtime: Runtime,
-    classes: int,
-    jobs: Iterable[Job],
-    read: Callable[[Job], Pixels],
-    deliver: Callable[[int, Probabilities | HistoError], None],
-    *,
-    side: int,
-    batch: int,
-    readers: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> StageSeconds:
-    """Reads, infers and delivers every job.
+class TileLoop:
+    """Runs tiles through a runtime.
 
     Args:
         runtime: what infers.
-        classes: logits per tile.
-        jobs: what `read` is called with, in order.
-        read: in one of `readers` threads, to uint8 `(side, side, 3)`; a HistoError loses this one tile.
-        deliver: called in order with the job's index, and the probabilities `(classes)` or why the tile is lost.
-        side: of every tile, in pixels.
+        spec: of its model.
         batch: tiles per call of the runtime.
-        progress: called with the number of tiles delivered, at least every 100 ms.
-
-    Returns:
-        The seconds of each stage.
-
-    Raises:
-        HistoError: the runtime failed.
-        Exception: whatever else `jobs`, `read`, `deliver` or `progress` raise.
+        readers: threads that read tiles.
     """
-    busy = _Busy()
-    lost: dict[int, HistoError] = {}
-    broken: list[Exception] = []
 
-    def timed(job: Job) -> Pixels | HistoError:
+    def __init__(self, runtime: Runtime, spec: ModelSpec, *, batch: int, readers: int) -> None:
+        self.runtime, self.spec, self.batch, self.readers = runtime, spec, batch, readers
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        read: Callable[[Job], Pixels],
+        deliver: Callable[[int, Probabilities | HistoError], None],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> StageSeconds:
+        """Reads, infers and delivers every job.
+
+        Args:
+            jobs: what `read` is called with, in order.
+            read: called in one of the reader threads; gives uint8 `(side, side, 3)` of the model's tile size. Where
+                it raises HistoError, only this tile is lost.
+            deliver: called in order with the job's index, and float32 probabilities `(classes)` or why the tile is
+                lost.
+            progress: called with the number of tiles delivered, at least every 100 ms.
+
+        Returns:
+            The seconds of each stage.
+
+        Raises:
+            HistoError: the runtime failed.
+            Exception: whatever else `jobs`, `read`, `deliver` or `progress` raise.
+        """
+        timed = _TimedReader(read)
+        lost: dict[int, HistoError] = {}
+        raised: list[Exception] = []
+
+        def source() -> Generator[Pixels | HistoError]:
+            # The batch loop takes an exception of its source for the loss of one tile, and then for the end.
+            try:
+                for index, tile in enumerate(_read_ahead(pool, timed, jobs)):
+                    if isinstance(tile, HistoError):
+                        lost[index] = tile
+                    yield tile
+            except Exception as error:
+                raised.append(error)
+
+        def receive(result: TileResult) -> None:
+            if result.logits is not None:
+                deliver(result.index, softmax(result.logits))
+            elif result.index in lost:
+                deliver(result.index, lost.pop(result.index))
+            else:
+                step = "Try another --runtime or a smaller --batch"
+                raise HistoError(self.runtime.name, f"failed ({result.error})", step)
+
+        classes, side = len(self.spec.classes), self.spec.tile_size
+        runner = BatchRunner(self.runtime.batch_target(), classes, batch=self.batch, on_error="report")
         start = time.perf_counter()
-        try:
-            return read(job)
-        except HistoError as error:
-            return error
-        finally:
-            busy.add(time.perf_counter() - start)
-
-    def source() -> Generator[Pixels | HistoError]:
-        # What is raised in here would lose one tile and silently end the rest.
-        try:
-            for index, tile in enumerate(_read_ahead(pool, timed, jobs)):
-                if isinstance(tile, HistoError):
-                    lost[index] = tile
-                yield tile
-        except Exception as error:
-            broken.append(error)
-
-    def receive(result: TileResult) -> None:
-        if result.logits is not None:
-            deliver(result.index, softmax(result.logits))
-        elif result.index in lost:
-            deliver(result.index, lost.pop(result.index))
-        else:
-            raise HistoError(runtime.name, f"failed ({result.error})", "Try another --runtime or a smaller --batch")
-
-    runner = BatchRunner(runtime.batch_target(), classes, batch=batch, on_error="report")
-    start = time.perf_counter()
-    with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
-        tiles = source()
-        try:
-            stats = runner.run(tiles, receive, shape=(side, side), progress=lambda stats: progress(stats.tiles))
-        finally:
-            tiles.close()
-    if broken:
-        raise broken[0]
-    wall = time.perf_counter() - start
-    return StageSeconds(wall, busy.seconds, stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds)
+        with ThreadPoolExecutor(self.readers, thread_name_prefix="read") as pool:
+            tiles = source()
+            try:
+                stats = runner.run(tiles, receive, shape=(side, side), progress=lambda stats: progress(stats.tiles))
+            finally:
+                tiles.close()
+        if raised:
+            raise raised[0]
+        wall = time.perf_counter() - start
+        return StageSeconds(wall, timed.seconds, stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds)
 
 
-class _Busy:
-    """Seconds, added up by many threads."""
+class _TimedReader(Generic[Job]):
+    """Reads jobs in many threads: returns a HistoError, and adds up the seconds of all threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Job], Pixels]) -> None:
+        self.read = read
         self.seconds = 0.0
         self._lock = threading.Lock()
 
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self.seconds += seconds
+    def __call__(self, job: Job) -> Pixels | HistoError:
+        start = time.perf_counter()
+        try:
+            return self.read(job)
+        except HistoError as error:
+            return error
+        finally:
+            spent = time.perf_counter() - start
+            with self._lock:
+                self.seconds += spent
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor, read: Callable[[Job], Pixels | HistoError], jobs: Iterable[Job]
 ) -> Iterator[Pixels | HistoError]:
-    """`map(read, jobs)` with at most `AHEAD` under way; closing it cancels those that have not begun."""
+    """`map(read, jobs)` in the pool, with at most `AHEAD` results waiting; closing it cancels what has not begun."""
     waiting: deque[Future[Pixels | HistoError]] = deque()
     try:
         for job in jobs:

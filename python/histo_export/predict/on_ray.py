@@ -1,7 +1,8 @@
-"""The units of a run on the machines of a Ray cluster, one open model on each.
+"""The units of a run on the machines of a Ray cluster, with one open model in each actor.
 
-Ray Data streams them through a pool of actors: each holds as many CPUs as a runtime has threads, or a GPU. An actor
-that ends (killed, out of memory, its machine gone) is started again and its unit done anew, there or elsewhere.
+Ray Data sends the units through a pool of actors. An actor reserves as many CPUs as the runtime has threads, or a GPU.
+When an actor ends (killed, out of memory, its machine lost), Ray starts it again and repeats its unit, on the same
+machine or another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle
 from histo_export.predict.inputs import Failure
 from histo_export.predict.loop import StageSeconds
-from histo_export.predict.work import TRIED, PredictSettings, Work, WorkDone, Worker, named
+from histo_export.predict.settings import PredictSettings
+from histo_export.predict.work import TRIED, Work, WorkDone, Worker, named
 from histo_export.spec import ModelSpec
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here calls home
@@ -28,18 +30,18 @@ except ModuleNotFoundError as error:
     raise HistoError("--ray", "needs Ray, which is not installed", "pip install 'histo-export[ray]'") from error
 
 TRIES = 3
-"""Of one unit whose actor ends."""
+"""How often a unit is begun whose actor ends."""
 
 
 class _Actor:
-    """A worker that Ray starts where it has room."""
+    """A worker in an actor, which Ray starts where resources are free."""
 
     def __init__(self, home: Path, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
-        os.chdir(home)  # so that relative paths mean what the user meant
+        os.chdir(home)  # so that the user's relative paths are valid
         self.worker = Worker(bundle, spec, out, settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Does the unit, unless it has ended its actor too often: Ray itself would try it for ever."""
+        """Does the unit, unless it has ended its actor too often: Ray itself would repeat it for ever."""
         tries = self.worker.out / f"{TRIED}{row['number']}"
         with tries.open("ab") as file:
             file.write(b".")
@@ -56,13 +58,13 @@ def _given_up(unit: Work) -> WorkDone:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Sequence[Mapping[str, float]]]:
-    """Joins a cluster, or takes the one that this process belongs to already, and gives each machine's resources."""
+    """Joins a cluster, or uses the one that this process has joined already; gives the resources of each machine."""
     mine = not ray.is_initialized()
     if mine:
         local = {"include_dashboard": False} if address == "local" else {}
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
-        except Exception as error:  # of many kinds, by what the address looks like
+        except Exception as error:  # of many types, depending on the address
             cause = " ".join(str(error).split())
             step = "Start one with ray start --head, or use --ray local"
             raise HistoError(f"--ray {address}", f"reaches no cluster ({cause})", step) from error
@@ -80,7 +82,7 @@ def _cluster(address: str) -> Iterator[Sequence[Mapping[str, float]]]:
 def on_ray(
     address: str, work: Sequence[Work], bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings
 ) -> Iterator[WorkDone]:
-    """Yields what came of each unit, in the order in which they end.
+    """Yields the outcome of each unit, in the order in which they end.
 
     Args:
         address: "local" for a cluster of this machine's own, "auto" for the one it belongs to, or an address of one.
@@ -101,7 +103,7 @@ def on_ray(
         answers = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor,
             fn_constructor_args=(Path.cwd(), bundle, spec, out, settings),
-            # One unit each, because a second one would wait behind a slide while another actor has nothing to do.
+            # One unit at a time: a second one would wait behind a slide while another actor is idle.
             compute=ray.data.ActorPoolStrategy(size=min(room, len(work)), max_tasks_in_flight_per_actor=1),
             **{f"num_{resource.lower()}s": each},
         )

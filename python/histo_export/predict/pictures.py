@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -16,9 +16,8 @@ from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
 
 from histo_export.figures import new_figure, save_figure
-
-if TYPE_CHECKING:
-    from histo_export.predict.whole_slide import SlidePrediction
+from histo_export.predict.grid import Grid
+from histo_export.predict.tissue import Tissue
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
 """Colours that colour-blind readers tell apart (Okabe and Ito 2008); none is the pink or purple of a stain."""
@@ -27,35 +26,71 @@ LONG_SIDE = 9.0
 """Inches of the longer side of a slide's picture."""
 
 
+@dataclass(frozen=True)
+class Background:
+    """A small image of a slide, which its pictures are drawn over.
+
+    Attributes:
+        pixels: uint8 RGB `(height, width, 3)`.
+        mm_per_pixel: of `pixels`.
+        name: of the slide's file.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    mm_per_pixel: float
+    name: str
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top in mm; y grows downwards."""
+        height, width = self.pixels.shape[:2]
+        return 0, width * self.mm_per_pixel, height * self.mm_per_pixel, 0
+
+
 def class_colours(classes: int) -> list[tuple[float, float, float]]:
     """A colour for each class, as red, green and blue in [0, 1]; the same for a class in every output."""
-    found = [matplotlib.colors.to_rgb(colour) for colour in OKABE_ITO]
-    # More hues by the golden ratio, which keeps neighbours apart however many there are.
-    found += [colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.85) for i in range(len(found), classes)]
-    return found[:classes]
+    colours = [matplotlib.colors.to_rgb(colour) for colour in OKABE_ITO]
+    # Steps of the golden ratio around the colour circle keep neighbours apart, however many follow.
+    colours += [colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.85) for i in range(len(colours), classes)]
+    return colours[:classes]
 
 
-def save_heat_map(path: Path, slide: SlidePrediction) -> None:
-    """Each tile in its class's colour, the more so the surer it is, over the slide in grey."""
-    figure, axes = _canvas(slide)
-    grey = slide.picture.mean(axis=2)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=_extent(slide), interpolation="antialiased")
-    grid, scale = slide.grid, slide.mpp / 1000
+def save_heat_map(
+    path: Path,
+    background: Background,
+    grid: Grid,
+    mpp: float,
+    probabilities: npt.NDArray[np.float32],
+    area_mm2: Mapping[str, float],
+) -> None:
+    """Draws each tile in its class's colour, the stronger the higher its probability, over the slide in grey.
+
+    Args:
+        path: the PNG.
+        background: the slide.
+        grid: its tiles.
+        mpp: µm per pixel of level 0.
+        probabilities: float32 `(n, classes)` of the tiles.
+        area_mm2: area of tissue by class, in the order of the probabilities.
+    """
+    figure, axes = _canvas(background)
+    grey = background.pixels.mean(axis=2)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=background.extent, interpolation="antialiased")
+    scale = mpp / 1000
     cells = np.zeros((int(grid.row.max()) + 1, int(grid.column.max()) + 1, 4))
-    colours = np.array(class_colours(len(slide.classes)))
-    chosen = slide.probabilities.argmax(1)
-    surest = slide.probabilities.max(1)
-    chance = 1 / len(slide.classes)
-    cells[grid.row, grid.column, :3] = colours[chosen]
-    cells[grid.row, grid.column, 3] = 0.15 + 0.6 * (surest - chance) / (1 - chance)
+    colours = np.array(class_colours(len(area_mm2)))
+    highest = probabilities.max(1)
+    chance = 1 / len(area_mm2)
+    cells[grid.row, grid.column, :3] = colours[probabilities.argmax(1)]
+    cells[grid.row, grid.column, 3] = 0.15 + 0.6 * (highest - chance) / (1 - chance)
     margin = (grid.side - grid.stride) / 2
     left, top = margin * scale, margin * scale
     width, height = cells.shape[1] * grid.stride * scale, cells.shape[0] * grid.stride * scale
     axes.imshow(cells, extent=(left, left + width, top + height, top), interpolation="nearest")
-    _crop(axes, slide)
+    _crop(axes, background)
     handles = [
-        Patch(color=tuple(colours[i]), label=f"{name}  {slide.area_mm2[name]:.2f} mm²")
-        for i, name in enumerate(slide.classes)
+        Patch(color=tuple(colours[i]), label=f"{name}  {area:.2f} mm²")
+        for i, (name, area) in enumerate(area_mm2.items())
     ]
     figure.legend(
         handles=handles,
@@ -66,30 +101,38 @@ def save_heat_map(path: Path, slide: SlidePrediction) -> None:
         title="class of a tile and area of its tissue; the stronger, the surer",
         title_fontsize=8,
     )
-    axes.set_title(slide.name, fontsize=10)
+    axes.set_title(background.name, fontsize=10)
     save_figure(figure, path)
 
 
-def save_tissue(path: Path, slide: SlidePrediction) -> None:
-    """The overview with what counts as tissue outlined, and the tiles that were taken."""
-    figure, axes = _canvas(slide)
-    axes.imshow(slide.picture, extent=_extent(slide), interpolation="antialiased")
-    mask = slide.tissue.mask
-    scale = slide.tissue.downsample * slide.mpp / 1000
+def save_tissue(path: Path, background: Background, grid: Grid, mpp: float, tissue: Tissue) -> None:
+    """Draws the slide with the outline of its tissue, and the tiles that were taken.
+
+    Args:
+        path: the PNG.
+        background: the slide.
+        grid: its tiles.
+        mpp: µm per pixel of level 0.
+        tissue: the mask.
+    """
+    figure, axes = _canvas(background)
+    axes.imshow(background.pixels, extent=background.extent, interpolation="antialiased")
+    mask = tissue.mask
+    scale = tissue.downsample * mpp / 1000
     if mask.any() and not mask.all():
         padded = np.pad(mask, 1)
         x, y = ((np.arange(size + 2) - 0.5) * scale for size in (mask.shape[1], mask.shape[0]))
         axes.contour(x, y, padded.astype(np.float64), levels=[0.5], colors="#0072B2", linewidths=1.0)
-    grid, um = slide.grid, slide.mpp / 1000
-    if len(grid) <= 20_000:  # more would be a grey veil
-        for left, top in zip((grid.x * um).tolist(), (grid.y * um).tolist(), strict=True):
+    mm = mpp / 1000
+    if len(grid) <= 20_000:  # more outlines would cover the slide in grey
+        for left, top in zip((grid.x * mm).tolist(), (grid.y * mm).tolist(), strict=True):
             axes.add_patch(
-                Rectangle((left, top), grid.side * um, grid.side * um, fill=False, color="#333333", linewidth=0.25)
+                Rectangle((left, top), grid.side * mm, grid.side * mm, fill=False, color="#333333", linewidth=0.25)
             )
-    _crop(axes, slide)
+    _crop(axes, background)
     area = mask.sum() * scale**2
     axes.set_title(
-        f"{slide.name}: {area:.2f} mm² of tissue (saturation above {slide.tissue.threshold}), {len(grid):,} tiles",
+        f"{background.name}: {area:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} tiles",
         fontsize=10,
     )
     save_figure(figure, path)
@@ -98,7 +141,7 @@ def save_tissue(path: Path, slide: SlidePrediction) -> None:
 def save_mistakes(
     path: Path, tiles: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], *, title: str, columns: int = 6
 ) -> None:
-    """A contact sheet."""
+    """Draws tiles, uint8 `(side, side, 3)`, in rows of `columns`, each below its caption."""
     rows = math.ceil(len(tiles) / columns)
     figure = new_figure(1.55 * columns, 1.95 * rows + 0.4)
     for axes in figure.subplots(rows, columns, squeeze=False).ravel():
@@ -110,8 +153,8 @@ def save_mistakes(
     save_figure(figure, path)
 
 
-def _canvas(slide: SlidePrediction) -> tuple[matplotlib.figure.Figure, Axes]:
-    height, width = slide.picture.shape[:2]
+def _canvas(background: Background) -> tuple[matplotlib.figure.Figure, Axes]:
+    height, width = background.pixels.shape[:2]
     longest = max(height, width)
     figure = new_figure(max(4.0, LONG_SIDE * width / longest), max(3.0, LONG_SIDE * height / longest) + 0.9)
     axes = figure.subplots()
@@ -119,16 +162,9 @@ def _canvas(slide: SlidePrediction) -> tuple[matplotlib.figure.Figure, Axes]:
     return figure, axes
 
 
-def _extent(slide: SlidePrediction) -> tuple[float, float, float, float]:
-    """Of the picture, in mm."""
-    scale = slide.picture_downsample * slide.mpp / 1000
-    height, width = slide.picture.shape[:2]
-    return 0, width * scale, height * scale, 0
-
-
-def _crop(axes: Axes, slide: SlidePrediction) -> None:
-    """Shows the slide and no more, with a scale bar."""
-    _, right, bottom, _ = _extent(slide)
+def _crop(axes: Axes, background: Background) -> None:
+    """Shows the slide and nothing around it, with a scale bar."""
+    _, right, bottom, _ = background.extent
     axes.set_xlim(0, right)
     axes.set_ylim(bottom, 0)
     exponent = math.floor(math.log10(right / 4))

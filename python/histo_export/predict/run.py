@@ -1,9 +1,9 @@
-"""`histo predict`: every input through one runtime, each result whole or not at all.
+"""`histo predict`: every input through one runtime, each result complete or absent.
 
-An input's results come into being in a hidden folder beside their place and are moved there when they are complete. So
-a killed run leaves nothing half-written, and the same command again does what is missing: an input is done if its
-folder holds `done.json` with the same key, a hash of the model, the settings and the input, and so is a shard of a set
-if its file lies in the hidden folder of that key.
+A result is written into a hidden folder beside its place, which is renamed when the result is complete. So a killed
+run leaves nothing incomplete, and the same command continues it. An input is done if its folder holds `done.json` with
+the same key: a hash of the model, the settings and the input. A shard of a set is done if its file lies in the hidden
+folder of that key.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from histo_export.export.bundle import Bundle
 from histo_export.files import atomic_folder, write_atomic
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
 from histo_export.predict.loop import StageSeconds
+from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import write_tile_set
 from histo_export.predict.work import (
     DONE,
     SHARD,
     TRIED,
-    PredictSettings,
     Work,
     WorkDone,
     Worker,
@@ -41,7 +41,6 @@ from histo_export.predict.work import (
     failure_of,
     named,
     read_shard,
-    slide_settings,
     write_done,
 )
 from histo_export.spec import ModelSpec
@@ -51,14 +50,14 @@ RUN, FAILED = "run.json", "failed.csv"
 
 @dataclass
 class Done:
-    """One input's outcome.
+    """The outcome of one input.
 
     Attributes:
         name: of its folder below `out`.
         path: as the user named it.
         tiles: with a prediction.
-        run: tiles that this run did in `seconds`, fewer where an earlier one had begun; 0 where it had done it.
-        seconds: of its units together, which with Ray run at the same time.
+        run: tiles that this run did, in `seconds`; an earlier run did the others.
+        seconds: of its units added up, although with Ray they run at the same time.
     """
 
     name: str
@@ -70,14 +69,14 @@ class Done:
 
 @dataclass
 class Outcome:
-    """A run's.
+    """The outcome of a run.
 
     Attributes:
-        done: what is complete.
-        failures: what could not be used.
-        executed: what ran, of each kind of machine.
+        done: the inputs that are complete.
+        failures: inputs and tiles that could not be used.
+        executed: what the runtime executed; several where machines differ.
         wall: seconds from the first unit to the last result.
-        peak_mb: of this process.
+        peak_mb: the largest resident memory of this process, in MB.
     """
 
     done: list[Done]
@@ -89,7 +88,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """Input `number` of `inputs`, `done` of its `tiles`, and the tiles of all inputs that are done in this run."""
+    """How far a run is.
+
+    Attributes:
+        name: of the input that is being done.
+        number, inputs: it is input `number` (from 1) of `inputs`.
+        done, tiles: of this input.
+        all_done: tiles of all inputs that this run has done.
+    """
 
     name: str
     number: int
@@ -113,88 +119,133 @@ def predict(
     """Predicts every input into a folder of its own below `out`.
 
     Args:
+        bundle: a folder that `histo export` wrote.
+        paths: what the user named, see `find_inputs`.
+        out: gets a folder for each input, run.json and, where something failed, failed.csv.
+        settings: how inputs are run.
         ray: the address of a cluster that does the work: "local" for one of this machine's own, "auto" for the one it
             belongs to. All machines must see bundle, inputs and `out` at the same paths.
+        force: replace results of another model or other settings.
+        command: recorded in run.json.
+        report: told of progress.
 
     Raises:
-        UsageError: an impossible setting, or `out` holds results of another model or other settings and `force` is not
-            set.
+        UsageError: `out` holds results of another model or other settings and `force` is not set.
         HistoError: the bundle can't be opened, or `out` can't be written.
     """
     began = time.time()
     opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
     settings = replace(settings, runtime=str(variant), precision=variant.precision)
     inputs, failures = find_inputs(paths, spec.tile_size)
-    if any(isinstance(item, SlideInput) for item in inputs):
-        try:
-            slide_settings(settings.slide)
-        except UsageError:
-            raise  # an impossible option is no fault of a slide
-        except HistoError:
-            pass  # the packages that read slides are absent: each slide will say so, and the tiles go on
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HistoError(out, f"can't be made ({error.strerror})", "Choose another --out") from error
     model = hashlib.sha256((bundle / CONFIG).read_bytes()).hexdigest()
-    keys = {item.name: _key(item, model, settings) for item in inputs}
-    _check_earlier(out, keys, force)
-    run = _Run(out, spec, settings, inputs, keys, failures, report)
+    records = [_InputRun(item, number, _key(item, model, settings)) for number, item in enumerate(inputs, 1)]
+    run = _Run(out, spec, settings, records, report)
+    run.check_earlier(force)
     for old in out.glob(f"{TRIED}*"):
         old.unlink()
     start = time.perf_counter()
-    work = [unit for item in inputs for unit in run.begin(item)]
+    work = run.begin()
     if ray is not None:
         from histo_export.predict.on_ray import on_ray
 
         for done in on_ray(ray, work, opened, spec, out, settings):
             run.receive(done)
     elif work:
-        worker = Worker(opened, spec, out, settings)
-        for unit in work:
-            if run.wanted(unit):
-                progress = run.progress_of(unit)
-                progress(0, 0)
-                run.receive(worker(unit, progress))
-    outcome = run.outcome()
-    outcome.wall = time.perf_counter() - start
+        run.do(work, Worker(opened, spec, out, settings))
+    outcome = Outcome(run.done, [*failures, *run.failures], run.executed, wall=time.perf_counter() - start)
     outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     _write_record(out, opened, settings, ray, command, began, outcome)
     return outcome
 
 
+@dataclass
+class _InputRun:
+    """One input, and how far it is.
+
+    Attributes:
+        item: the input.
+        number: its place among the inputs, from 1.
+        key: see `_key`.
+        done: what is reported of it.
+        units_left: units whose outcome is not known yet.
+        tiles_before: in shards that an earlier run left.
+        failures: why the input, or single tiles of it, could not be used.
+        failed: the input has no result.
+        complete: its result is in its place.
+    """
+
+    item: Input
+    number: int
+    key: str
+    done: Done = field(init=False)
+    units_left: int = 0
+    tiles_before: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    failed: bool = False
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        self.done = Done(text_of(self.item.name), named(self.item))
+
+    def fail(self, failure: Failure) -> None:
+        """The input gets no result."""
+        self.failed = True
+        self.failures.append(failure)
+
+
 class _Run:
-    """What is done, what is awaited, and the sets whose shards are all there."""
+    """All inputs of a run; `executed`: what the runtime executed, several where machines differ."""
 
     def __init__(
         self,
         out: Path,
         spec: ModelSpec,
         settings: PredictSettings,
-        inputs: Sequence[Input],
-        keys: dict[str, str],
-        failures: list[Failure],
+        inputs: Sequence[_InputRun],
         report: Callable[[Progress], None],
     ) -> None:
         self.out, self.spec, self.settings, self.report = out, spec, settings, report
-        self.inputs = {item.name: item for item in inputs}
-        self.numbers = {item.name: number for number, item in enumerate(inputs, 1)}
-        self.keys = keys
-        self.results = {item.name: Done(text_of(item.name), named(item)) for item in inputs}
-        self.awaited = dict.fromkeys(self.inputs, 0)
-        self.there = dict.fromkeys(self.inputs, 0)  # tiles of shards that an earlier run has left
-        self.lost: dict[str, list[Failure]] = {name: [] for name in self.inputs}
-        self.failed: set[str] = set()
-        self.complete: set[str] = set()
-        self.found = failures
+        self.inputs = {each.item.name: each for each in inputs}
         self.executed: list[str] = []
 
-    def begin(self, item: Input) -> list[Work]:
-        """The units of an input that are still to do."""
-        key = self.keys[item.name]
+    @property
+    def done(self) -> list[Done]:
+        """What is complete, in the order of the inputs, whichever ended first."""
+        return [each.done for each in self.inputs.values() if each.complete]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """What could not be used, in the order of the inputs."""
+        return list(chain.from_iterable(each.failures for each in self.inputs.values()))
+
+    def check_earlier(self, force: bool) -> None:
+        """UsageError where an input's place is taken: by another result, unless `force` is set, or by other files."""
+        for name, each in self.inputs.items():
+            folder = self.out / name
+            if not folder.exists() or _tiles_done(folder, each.key) is not None:
+                continue
+            if not (folder / DONE).is_file():
+                raise UsageError(folder, "exists and is not a result of histo predict", "Choose another --out")
+            if not force:
+                raise UsageError(
+                    folder,
+                    "holds the result of another model, other settings or a changed input",
+                    "Add --force to replace it, or choose another --out",
+                )
+
+    def begin(self) -> list[Work]:
+        """The units that are still to do; inputs that are done already become complete."""
+        return [unit for each in self.inputs.values() for unit in self._units(each)]
+
+    def _units(self, each: _InputRun) -> list[Work]:
+        item, key = each.item, each.key
         if (tiles := _tiles_done(self.out / item.name, key)) is not None:
-            self.results[item.name].tiles = tiles
-            self.complete.add(item.name)
+            each.done.tiles = tiles
+            each.complete = True
             return []
         units = []
         if isinstance(item, SlideInput):
@@ -204,104 +255,99 @@ class _Run:
                 part = item.part(first, first + SHARD)
                 unit = Work(part, key, first)
                 if unit.place(self.out).is_file():
-                    self.there[item.name] += len(part)
+                    each.tiles_before += len(part)
                 else:
                     units.append(unit)
-        self.awaited[item.name] = len(units)
-        if not units:  # an earlier run ended between the last shard and the whole
-            self._finish(item)
+        each.units_left = len(units)
+        if not units:  # an earlier run ended after the last shard
+            self._finish(each)
         return units
 
-    def wanted(self, unit: Work) -> bool:
-        """Whether the unit's input can still become complete."""
-        return unit.item.name not in self.failed
+    def do(self, work: Sequence[Work], worker: Worker) -> None:
+        """Does the units here, one after another, but none of an input that has failed."""
+        for unit in work:
+            if not self.inputs[unit.item.name].failed:
+                progress = self._progress_of(unit)
+                progress(0, 0)
+                self.receive(worker(unit, progress))
 
-    def progress_of(self, unit: Work) -> Callable[[int, int], None]:
-        """What reports the tiles of the unit that are done, and of a slide how many there are."""
-        name, item = unit.item.name, self.inputs[unit.item.name]
-        before = self.there[name] + self.results[name].run
-        before_all = sum(done.run for done in self.results.values())
+    def _progress_of(self, unit: Work) -> Callable[[int, int], None]:
+        """A function that reports the tiles of a unit that are done, and in all (a slide's are known only later)."""
+        each = self.inputs[unit.item.name]
+        before = each.tiles_before + each.done.run
+        all_before = sum(other.done.run for other in self.inputs.values())
 
         def progress(done: int, tiles: int) -> None:
-            whole = len(item) if isinstance(item, TileSetInput) else tiles
-            shown = text_of(name), self.numbers[name], len(self.inputs)
-            self.report(Progress(*shown, before + done, whole, before_all + done))
+            total = len(each.item) if isinstance(each.item, TileSetInput) else tiles
+            shown = text_of(each.item.name), each.number, len(self.inputs)
+            self.report(Progress(*shown, before + done, total, all_before + done))
 
         return progress
 
     def receive(self, unit: WorkDone) -> None:
-        """Takes what came of a unit."""
-        name = unit.work.item.name
-        item, result = self.inputs[name], self.results[name]
+        """Takes the outcome of a unit; the last one of an input makes it complete."""
+        each = self.inputs[unit.work.item.name]
         if unit.executed and unit.executed not in self.executed:
             self.executed.append(unit.executed)
-        self.awaited[name] -= 1
-        if name in self.failed:
+        each.units_left -= 1
+        if each.failed:
             return
         if unit.failure:
-            self._fail(name, unit.failure)
+            each.fail(unit.failure)
             return
-        self.progress_of(unit.work)(unit.tiles, unit.tiles)
-        result.run += unit.tiles
-        result.seconds.add(unit.seconds)
-        if not self.awaited[name]:
-            if isinstance(item, SlideInput):
-                result.tiles = unit.tiles
-                self.complete.add(name)
-            else:
-                self._finish(item)
+        self._progress_of(unit.work)(unit.tiles, unit.tiles)
+        each.done.run += unit.tiles
+        each.done.seconds.add(unit.seconds)
+        if each.units_left:
+            return
+        if isinstance(each.item, SlideInput):
+            each.done.tiles = unit.tiles
+            each.complete = True
+        else:
+            self._finish(each)
 
-    def _fail(self, name: str, failure: Failure) -> None:
-        self.failed.add(name)
-        self.lost[name].append(failure)
-
-    def outcome(self) -> Outcome:
-        """What is done and what is not, in the order of the inputs, whichever ended first."""
-        done = [result for name, result in self.results.items() if name in self.complete]
-        return Outcome(done, [*self.found, *chain.from_iterable(self.lost.values())], self.executed)
-
-    def _finish(self, item: Input) -> None:
+    def _finish(self, each: _InputRun) -> None:
         """Makes a set's result of its shards."""
+        item, key = each.item, each.key
         assert isinstance(item, TileSetInput)
-        result, key = self.results[item.name], self.keys[item.name]
         start = time.perf_counter()
         places = (Work(item, key, first).place(self.out) for first in range(0, len(item), SHARD))
         try:
             with atomic_folder(self.out / item.name) as folder:
                 lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
-                result.tiles = len(item) - len(lost)
-                write_done(folder, key, result.tiles)
+                each.done.tiles = len(item) - len(lost)
+                write_done(folder, key, each.done.tiles)
         except HistoError as error:
-            self._fail(item.name, failure_of(error, item))
+            each.fail(failure_of(error, item))
         except OSError as error:
-            self._fail(item.name, failure_of(error, item))
+            each.fail(failure_of(error, item))
             return  # the shards stay for the next run
         else:
-            self.lost[item.name] += lost
-            self.complete.add(item.name)
+            each.failures += lost
+            each.complete = True
         for old in self.out.glob(f".{glob.escape(item.name)}.shards-*"):
             shutil.rmtree(old, ignore_errors=True)
         seconds = time.perf_counter() - start
-        result.seconds.write += seconds
-        result.seconds.wall += seconds
+        each.done.seconds.write += seconds
+        each.done.seconds.wall += seconds
 
 
 def _key(item: Input, model: str, settings: PredictSettings) -> str:
-    """Changes with whatever could change the result; the runtime's id names the precision."""
+    """A hash that changes with everything that could change an input's result. The runtime's id names the precision."""
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
-        facts: Any = [item.path.name, _size(item.path), settings.slide]
+        facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
     else:
         files = [item.source] if item.rows is not None else item.files
         digest = hashlib.sha256()
         for i, file in enumerate(files):
-            digest.update(f"{item.label(i)}\0{_size(file)}\0".encode(errors="surrogateescape"))
+            digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
     return hashlib.sha256(json.dumps([model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
-def _size(path: Path) -> list[int]:
-    """Bytes and time of change; hashing the content of an archive would take as long as reading it."""
+def _size_and_time(path: Path) -> list[int]:
+    """A file's bytes and time of change (ns). Hashing its content would take as long as reading it."""
     try:
         stat = path.stat()
     except OSError:
@@ -310,28 +356,12 @@ def _size(path: Path) -> list[int]:
 
 
 def _tiles_done(folder: Path, key: str) -> int | None:
-    """The number of tiles, if the folder holds this very result."""
+    """The number of tiles in a folder that holds the result of this key; None where it does not."""
     try:
         done = json.loads((folder / DONE).read_text())
         return int(done["tiles"]) if done["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _check_earlier(out: Path, keys: dict[str, str], force: bool) -> None:
-    """What is at an input's place must be its own result, or be replaced on purpose."""
-    for name, key in keys.items():
-        folder = out / name
-        if not folder.exists() or _tiles_done(folder, key) is not None:
-            continue
-        if not (folder / DONE).is_file():
-            raise UsageError(folder, "exists and is no result of histo predict", "Choose another --out")
-        if not force:
-            raise UsageError(
-                folder,
-                "holds the result of another model, other settings or a changed input",
-                "Add --force to replace it, or choose another --out",
-            )
 
 
 def _write_record(

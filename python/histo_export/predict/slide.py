@@ -1,7 +1,7 @@
-"""A slide as a grid of tiles at the model's µm per pixel.
+"""Reading slides: tiles at the model's µm per pixel, and small overviews.
 
-OpenSlide reads whatever it knows. TIFFs that it doesn't know (no tiles inside, as ImageJ and many exports write them)
-are read by tifffile, whole, because nothing in such a file can be found without the rest.
+OpenSlide reads the formats that it knows. A TIFF that it does not know (without tiles inside, as ImageJ and many
+programs export it) is read by tifffile into memory completely, because its parts can't be read one by one.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ except ModuleNotFoundError as error:
 Pixels = npt.NDArray[np.uint8]
 
 WHITE = (255, 255, 255)
-"""What lies outside a slide, and where a slide has no pixels: glass."""
+"""The colour of glass, for what is outside of a slide or has no pixels."""
 
 PLAUSIBLE_MPP = (0.05, 50.0)
-"""A TIFF's resolution is often a screen's (72 dpi is 353 µm); outside of this range it says nothing."""
+"""A TIFF's resolution is often that of a screen (72 dpi are 353 µm per pixel); values out of this range are ignored."""
 
-MAX_WHOLE_BYTES = 4 << 30
-"""Of a TIFF that has to be read whole."""
+MAX_MEMORY_BYTES = 4 << 30
+"""Largest size of a TIFF that must be read completely."""
 
 BLOCK = 4096
-"""Side of the blocks that an overview is read in, so that no slide is ever in memory as a whole."""
+"""Side in pixels of the blocks in which an overview is read, so that no slide is in memory completely."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Slide(ABC):
     Attributes:
         path: the file.
         levels: from the finest on.
-        mpp: µm per pixel of level 0; None where the file doesn't tell.
-        vendor: the format, as its reader calls it.
+        mpp: µm per pixel of level 0; None where the file does not state it.
+        vendor: the name that the reader gives to the format.
     """
 
     path: Path
@@ -67,12 +67,12 @@ class Slide(ABC):
 
     @property
     def width(self) -> int:
-        """Of level 0."""
+        """Of level 0, in pixels."""
         return self.levels[0].width
 
     @property
     def height(self) -> int:
-        """Of level 0."""
+        """Of level 0, in pixels."""
         return self.levels[0].height
 
     @abstractmethod
@@ -80,22 +80,22 @@ class Slide(ABC):
         """RGB pixels of a level from (x, y) in pixels of level 0; white outside of the slide.
 
         Raises:
-            HistoError: the file is damaged there.
+            HistoError: the file is damaged at this place.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back the file."""
+        """Closes the file."""
 
     def tile(self, x: int, y: int, side: int, pixels: int) -> Pixels:
-        """`side` pixels of level 0 from (x, y), as `(pixels, pixels, 3)`.
+        """A tile: `side` by `side` pixels of level 0 from (x, y), as uint8 `(pixels, pixels, 3)`.
 
-        Resampled (PIL's antialiased bicubic) from the coarsest level that is still as fine as the tile, and as it is
-        where that has the same size.
+        It is resampled (PIL's antialiased bicubic) from the coarsest level that is at least as fine as the tile, and
+        not resampled where that level has the same resolution.
         """
         wanted = side / pixels
-        # A level half a per cent coarser is the same one: downsamples are rounded in many files.
-        level = max(i for i, found in enumerate(self.levels) if i == 0 or found.downsample <= wanted * 1.005)
+        # A level half a per cent coarser counts as the same: many files state rounded downsamples.
+        level = max(i for i, each in enumerate(self.levels) if i == 0 or each.downsample <= wanted * 1.005)
         read = max(1, round(side / self.levels[level].downsample))
         image = self.read(level, x, y, read, read)
         if read != pixels:
@@ -103,30 +103,34 @@ class Slide(ABC):
         return np.asarray(image)
 
     def overview(self, downsample: float) -> tuple[Pixels, float]:
-        """The whole slide, small: pixels and how many of level 0 stand for one of them, at most `downsample`.
+        """A small image of the slide, averaged block by block from the coarsest level that is fine enough.
 
-        It is averaged, block by block, from the coarsest level that is fine enough.
+        Args:
+            downsample: pixels of level 0 for one of the image, at most.
+
+        Returns:
+            uint8 RGB `(height, width, 3)`; and its downsample.
         """
-        level = max(i for i, found in enumerate(self.levels) if i == 0 or found.downsample <= downsample * 1.005)
-        found = self.levels[level]
-        factor = max(1, math.floor(downsample / found.downsample * 1.005))
+        level = max(i for i, each in enumerate(self.levels) if i == 0 or each.downsample <= downsample * 1.005)
+        source = self.levels[level]
+        factor = max(1, math.floor(downsample / source.downsample * 1.005))
         block = max(factor, BLOCK // factor * factor)
-        out = np.full((-(-found.height // factor), -(-found.width // factor), 3), 255, np.uint8)
-        for y in range(0, found.height, block):
-            for x in range(0, found.width, block):
-                at = round(x * found.downsample), round(y * found.downsample)
-                image = self.read(level, *at, min(block, found.width - x), min(block, found.height - y))
+        out = np.full((-(-source.height // factor), -(-source.width // factor), 3), 255, np.uint8)
+        for y in range(0, source.height, block):
+            for x in range(0, source.width, block):
+                at = round(x * source.downsample), round(y * source.downsample)
+                image = self.read(level, *at, min(block, source.width - x), min(block, source.height - y))
                 small = np.asarray(image.reduce(factor))
                 top, left = y // factor, x // factor
                 out[top : top + small.shape[0], left : left + small.shape[1]] = small
-        return out, found.downsample * factor
+        return out, source.downsample * factor
 
 
 def open_slide(path: Path) -> Slide:
-    """Opens what OpenSlide or tifffile reads.
+    """Opens a slide with OpenSlide, or a TIFF with tifffile.
 
     Raises:
-        HistoError: nothing there, unreadable, or not a slide.
+        HistoError: the file does not exist, cannot be read, or is not a slide.
     """
     if not path.is_file():
         raise HistoError(path, "does not exist" if not path.exists() else "is not a file", "Name a slide")
@@ -142,7 +146,7 @@ def open_slide(path: Path) -> Slide:
     except openslide.OpenSlideError as error:
         raise HistoError(path, f"is not a slide that OpenSlide can open ({_text(error)})", "Copy it again") from error
     if path.suffix.lower() in (".tif", ".tiff"):
-        return _WholeTiff(path)
+        return _TiffInMemory(path)
     raise HistoError(path, "is not a slide of a format that OpenSlide knows", "Check the file, or convert it")
 
 
@@ -169,8 +173,8 @@ class _OpenSlide(Slide):
     @staticmethod
     def _find_mpp(properties: Mapping[str, str]) -> float | None:
         try:
-            if told := properties.get("openslide.mpp-x"):
-                return _plausible(float(told))
+            if stated := properties.get("openslide.mpp-x"):
+                return _plausible(float(stated))
             unit = {"centimeter": 1e4, "inch": 25400.0}.get(properties.get("tiff.ResolutionUnit", ""))
             resolution = float(properties.get("tiff.XResolution", "0"))
         except ValueError:
@@ -195,16 +199,16 @@ class _OpenSlide(Slide):
         self._slide.close()
 
 
-class _WholeTiff(Slide):
+class _TiffInMemory(Slide):
     def __init__(self, path: Path) -> None:
         self.path, self.vendor = path, "tiff"
         try:
             with tifffile.TiffFile(path) as file:
                 page = file.pages.first
-                if page.nbytes > MAX_WHOLE_BYTES:
+                if page.nbytes > MAX_MEMORY_BYTES:
                     raise HistoError(
                         path,
-                        f"holds no tiles inside, and {page.nbytes / 2**30:.0f} GiB are too many to read whole",
+                        f"holds no tiles inside, and {page.nbytes / 2**30:.0f} GiB are too many to read at once",
                         "Convert it to a tiled TIFF, e.g. with vips tiffsave --tile --pyramid",
                     )
                 self.mpp = self._find_mpp(page)
@@ -213,7 +217,7 @@ class _WholeTiff(Slide):
             raise
         except MemoryError as error:
             raise HistoError(path, "does not fit in memory", "Convert it to a tiled TIFF") from error
-        except Exception as error:  # tifffile and its codecs raise nearly anything on damaged input
+        except Exception as error:  # tifffile and its codecs may raise anything on damaged input
             raise HistoError(path, f"is not a TIFF that can be read ({_text(error)})", "Copy it again") from error
         if pixels.ndim == 2 and pixels.dtype == np.uint8:
             pixels = np.repeat(pixels[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""A set of tiles: one row per tile, and how good they are where their folders say what they show."""
+"""A set of tiles: a table with one row per tile, and the accuracy where the tiles' folders are named like classes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from PIL import Image
 from histo_export.data.images import BadImageError, decode_image, read_image_bytes
 from histo_export.errors import HistoError
 from histo_export.predict.inputs import Failure, TileSetInput
-from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, run_tiles
+from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
 from histo_export.predict.pictures import save_mistakes
-from histo_export.runtimes import Runtime
 from histo_export.spec import ModelSpec
 
 ROWS = 4096
-"""Of a Parquet row group, and so in memory."""
+"""Rows of a Parquet row group, which are kept in memory until it is written."""
 MISTAKES = 24
+"""Tiles in mistakes.png."""
 
 
 def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], Pixels]:
-    """What reads tile number so and so as uint8 `(side, side, 3)`.
+    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`.
 
-    It raises HistoError where that is no image, or of another size and `resize` is not set.
+    It raises HistoError where the tile is not an image, or has another size and `resize` is not set.
 
     Raises:
-        HistoError: the array they lie in can't be opened any more.
+        HistoError: the array that holds the tiles can't be opened any more.
     """
     if tiles.rows is not None:
         try:
@@ -69,20 +69,24 @@ def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], 
 
 def predict_tiles(
     tiles: TileSetInput,
-    runtime: Runtime,
-    spec: ModelSpec,
+    loop: TileLoop,
     *,
     resize: bool,
-    batch: int,
-    readers: int,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
 ) -> tuple[Probabilities, list[str], StageSeconds]:
     """Runs every tile.
+
+    Args:
+        tiles: the set.
+        loop: what runs its tiles.
+        resize: resample tiles of other sizes than the model's.
+        progress: told the number of tiles done and in all.
 
     Returns:
         Probabilities, float32 `(n, classes)`, NaN where a tile could not be used; why not, for each tile, else "";
         the seconds of each stage.
     """
+    spec = loop.spec
     probabilities = np.full((len(tiles), len(spec.classes)), np.nan, np.float32)
     reasons = [""] * len(tiles)
 
@@ -92,17 +96,8 @@ def predict_tiles(
         else:
             probabilities[index] = result
 
-    seconds = run_tiles(
-        runtime,
-        len(spec.classes),
-        range(len(tiles)),
-        open_tiles(tiles, spec.tile_size, resize),
-        deliver,
-        side=spec.tile_size,
-        batch=batch,
-        readers=readers,
-        progress=lambda done: progress(done, len(tiles)),
-    )
+    read = open_tiles(tiles, spec.tile_size, resize)
+    seconds = loop.run(range(len(tiles)), read, deliver, lambda done: progress(done, len(tiles)))
     return probabilities, reasons, seconds
 
 
@@ -119,8 +114,12 @@ def write_tile_set(
     Where every folder that holds tiles has the name of a class, confusion.png and mistakes.png too.
 
     Args:
-        shards: probabilities and reasons of `predict_tiles`, and what the runtime executed, of one stretch of the set
-            after another.
+        tiles: the set.
+        spec: of the model.
+        shards: probabilities and reasons of `predict_tiles`, and what the runtime executed, shard by shard in the order
+            of the set.
+        folder: exists.
+        resize: resample tiles of other sizes for mistakes.png.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -128,8 +127,8 @@ def write_tile_set(
     Raises:
         HistoError: no tile at all could be used.
     """
-    truth = [spec.classes.index(name) if name in spec.classes else -1 for name in map(tiles.folder, range(len(tiles)))]
-    labelled = min(truth, default=-1) >= 0
+    truth = [tiles.folder(i) for i in range(len(tiles))]
+    labelled = bool(truth) and set(truth) <= set(spec.classes)
     failures: list[Failure] = []
     counts = np.zeros(len(spec.classes), np.int64)
     executed: set[str] = set()
@@ -143,15 +142,14 @@ def write_tile_set(
                 if reason:
                     failures.append(Failure(tiles.label(index), str(reason)))
                 else:
-                    writer.add(tiles.label(index), row, spec.classes[truth[index]] if labelled else None)
+                    writer.add(tiles.label(index), row, truth[index] if labelled else None)
                 index += 1
             counts += np.bincount(probabilities[usable].argmax(1), minlength=len(counts))
             if labelled:
                 kept.append((index - len(usable) + np.flatnonzero(usable), probabilities[usable]))
     if not counts.any():
-        raise HistoError(
-            tiles.source, f"holds no tile that could be used ({failures[0].path}: {failures[0].reason})", "Mend them"
-        )
+        first = f"{failures[0].path}: {failures[0].reason}"
+        raise HistoError(tiles.source, f"holds no tile that could be used ({first})", "Repair them")
     summary: dict[str, Any] = {
         "tiles": int(counts.sum()),
         "failed": len(failures),
@@ -166,7 +164,7 @@ def write_tile_set(
 
 
 class _Writer:
-    """tiles.csv and tiles.parquet, row by row."""
+    """Writes tiles.csv and tiles.parquet row by row."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], labelled: bool) -> None:
         self.columns = ["path", "class", *(f"prob_{name}" for name in classes), *(["label"] if labelled else [])]
@@ -211,12 +209,12 @@ def _judge(
     folder: Path,
     resize: bool,
 ) -> dict[str, Any]:
-    """Accuracy and its pictures; `probabilities` are those of the tiles `indices`."""
+    """The accuracy as plain values, and its pictures; `probabilities` `(n, classes)` belong to the tiles `indices`."""
     from histo_export.figures import save_confusion
     from histo_export.metrics import report_of  # imports torch, which nothing else here needs
 
     labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
-    # Their logarithms are logits of the same probabilities.
+    # Logarithms of probabilities are logits that give the same probabilities.
     report = report_of(spec.classes, np.log(np.maximum(probabilities, 1e-30)), labels)
     save_confusion(folder / "confusion.png", report, title=f"{tiles.source.name}: {report.tiles:,} tiles")
     chosen = probabilities.argmax(1)
@@ -228,7 +226,7 @@ def _judge(
             folder / "mistakes.png",
             [read(int(indices[i])) for i in worst],
             [
-                f"{spec.classes[labels[i]]}, said {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
+                f"{spec.classes[labels[i]]}, predicted {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
                 for i in worst
             ],
             title=f"{tiles.source.name}: the surest of {len(wrong):,} mistakes in {report.tiles:,} tiles",

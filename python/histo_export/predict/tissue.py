@@ -1,7 +1,7 @@
 """Where a slide has tissue.
 
-Stained tissue is coloured and glass is not, so the mask is Otsu's threshold on the saturation of an overview, closed,
-without specks (Otsu 1979, doi:10.1109/TSMC.1979.4310076; WSInfer and CLAM find tissue the same way).
+Stained tissue is coloured and glass is not. So the mask is Otsu's threshold on the saturation of an overview, with
+gaps closed and specks removed (Otsu 1979, doi:10.1109/TSMC.1979.4310076; WSInfer and CLAM find tissue the same way).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import HistoError
+from histo_export.predict.settings import TissueSettings
 
 try:
     from scipy import ndimage
@@ -19,32 +20,11 @@ except ModuleNotFoundError as error:
     raise HistoError("Finding tissue", "needs scipy", "pip install 'histo-export[slides]'") from error
 
 OTSU_LIMITS = (12, 50)
-"""Otsu divides whatever it gets. A slide of glass alone must not be divided by its noise, nor one of tissue alone by
-its stains, so its threshold is kept within what separates glass from tissue."""
+"""Otsu's method splits any image in two. Its threshold is kept within the range that separates glass from tissue, so
+that a slide of glass alone is not split by its noise, nor one of tissue alone by its stains."""
 
 DARK = 40
-"""Below this value (of 255) a colour has no meaning: pen, scanner's edge, no pixels."""
-
-
-@dataclass(frozen=True)
-class TissueSettings:
-    """How tissue is told from glass.
-
-    Attributes:
-        threshold: on saturation, 0 to 255; None: Otsu's.
-        closing_um: gaps up to this width are closed.
-        min_area_um2: smaller pieces are dropped, and smaller holes filled.
-    """
-
-    threshold: int | None = None
-    closing_um: float = 50.0
-    min_area_um2: float = 40_000.0
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 255:
-            raise UsageError(f"--tissue-threshold {self.threshold}", "is not in 0 to 255", "Leave it out for Otsu's")
-        if not (self.closing_um >= 0 and self.min_area_um2 >= 0):
-            raise UsageError("--closing and --min-area", "are not 0 or more", "Use e.g. --closing 50 --min-area 40000")
+"""A pixel whose brightest channel is below this value (of 255) has no usable colour: pen, scanner's edge, no pixels."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +34,7 @@ class Tissue:
     Attributes:
         mask: bool `(height, width)`.
         downsample: pixels of level 0 for one of the mask.
-        threshold: that was used, on saturation of 0 to 255.
+        threshold: the one that was used, on saturation of 0 to 255.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -64,11 +44,19 @@ class Tissue:
     def areas(
         self, x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], width: int, height: int
     ) -> npt.NDArray[np.float64]:
-        """Tissue in rectangles of level 0, in its pixels² (a mask pixel counts by the part of it inside)."""
+        """Area of tissue in rectangles; a mask pixel that is partly inside counts in part.
+
+        Args:
+            x, y: int64 `(n,)`, upper left corners in pixels of level 0.
+            width, height: of every rectangle, in pixels of level 0.
+
+        Returns:
+            float64 `(n,)`, in pixels² of level 0.
+        """
         sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
         sums[1:, 1:] = self.mask.cumsum(0).cumsum(1)
 
-        def upto(px: npt.NDArray[np.float64], py: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        def area_to(px: npt.NDArray[np.float64], py: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             """Tissue above and left of a point, bilinear between the mask's corners, which is exact."""
             px = np.clip(px / self.downsample, 0, self.mask.shape[1])
             py = np.clip(py / self.downsample, 0, self.mask.shape[0])
@@ -82,7 +70,7 @@ class Tissue:
 
         x0, y0 = x.astype(np.float64), y.astype(np.float64)
         x1, y1 = x0 + width, y0 + height
-        inside = upto(x1, y1) - upto(x0, y1) - upto(x1, y0) + upto(x0, y0)
+        inside = area_to(x1, y1) - area_to(x0, y1) - area_to(x1, y0) + area_to(x0, y0)
         return np.maximum(inside, 0) * self.downsample**2
 
 
@@ -111,6 +99,7 @@ def find_tissue(overview: npt.NDArray[np.uint8], downsample: float, mpp: float, 
         overview: RGB `(h, w, 3)`.
         downsample: pixels of level 0 for one of the overview.
         mpp: µm per pixel of level 0.
+        settings: threshold, closing and smallest area.
     """
     um = downsample * mpp
     values: npt.NDArray[np.uint8] = ndimage.median_filter(saturation(overview), 3)
@@ -120,7 +109,7 @@ def find_tissue(overview: npt.NDArray[np.uint8], downsample: float, mpp: float, 
     mask = values > threshold
     radius = round(settings.closing_um / 2 / um)
     if radius:
-        # A border first: closing erodes from outside of the image.
+        # Padded first: the erosion of a closing would otherwise eat tissue at the edge of the image.
         padded = np.pad(mask, radius, mode="edge")
         disc = np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
         mask = ndimage.binary_closing(padded, disc)[radius:-radius, radius:-radius]

@@ -1,7 +1,7 @@
-"""The units of a run, a slide or so many tiles of a set, and what does them: in this process, or on machines of Ray.
+"""The units of a run, a slide or `SHARD` tiles of a set, and the worker that does them, here or on a machine of Ray.
 
-What a unit finds goes into `out`, whole or not at all: a slide's folder, or a shard of its set in a hidden folder. So
-the folder is all that machines share and all that a run that was killed needs to go on.
+The result of a unit is written into `out`, complete or not at all: a slide's folder, or a shard of its set in a hidden
+folder. So machines share nothing but this folder, and an interrupted run needs nothing else to go on.
 """
 
 from __future__ import annotations
@@ -10,49 +10,28 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from histo_export.errors import HistoError
-from histo_export.export.bundle import Bundle, open_bundle
+from histo_export.export.bundle import Bundle, open_bundle, spec_of
 from histo_export.files import atomic_file, atomic_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
-from histo_export.predict.loop import StageSeconds
+from histo_export.predict.loop import StageSeconds, TileLoop
+from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import predict_tiles
 from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
 
 DONE = "done.json"
 TRIED = ".tried-"
-"""Begins the name of a hidden file in `out` that counts how often Ray has begun a unit."""
+"""Prefix of a hidden file in `out` that counts how often Ray has begun a unit."""
 SHARD = 4096
-"""Tiles: less than a minute of work, so that a kill costs little and a large set keeps many machines busy."""
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How to predict. All but `batch` and `threads`, which change the speed only, may change a result.
-
-    Attributes:
-        runtime: the id of a `Variant`, e.g. "native" or "native-int8".
-        precision: in which it is to run; None for that which the bundle is made for.
-        device: "cpu" or "cuda".
-        resize: resample tiles of other sizes.
-        slide: keyword arguments of `SlideSettings`, and of `TissueSettings` below "tissue".
-        batch: tiles per call of the runtime.
-        threads: of the runtime, and reader threads.
-    """
-
-    runtime: str = "native"
-    precision: Precision | None = None
-    device: str = "cpu"
-    resize: bool = False
-    slide: dict[str, Any] = field(default_factory=dict)
-    batch: int = 32
-    threads: int = 1
+"""Tiles of a unit: less than a minute of work, so that little is lost with a killed process, and a large set is divided
+among many machines."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +40,8 @@ class Work:
 
     Attributes:
         item: a slide, or these tiles of a set.
-        key: changes with whatever could change the result of the whole input.
-        first: the number of its first tile in the set.
+        key: of the input that the unit belongs to; it changes with everything that could change the input's result.
+        first: index of the unit's first tile in the set.
     """
 
     item: Input
@@ -70,7 +49,7 @@ class Work:
     first: int = 0
 
     def place(self, out: Path) -> Path:
-        """Where its result will be."""
+        """The path of its result."""
         if isinstance(self.item, SlideInput):
             return out / self.item.name
         return shard_folder(out, self.item, self.key) / f"{self.first:010}.npz"
@@ -78,10 +57,14 @@ class Work:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """What came of `work`: `tiles` were run, or `failure` tells why there is no result.
+    """The outcome of a unit.
 
     Attributes:
+        work: the unit.
+        tiles: how many were run.
+        seconds: of each stage.
         executed: what the runtime says that it runs on this machine.
+        failure: why there is no result; None where there is one.
     """
 
     work: Work
@@ -97,7 +80,7 @@ def named(item: Input) -> str:
 
 
 def failure_of(error: HistoError | OSError, item: Input) -> Failure:
-    """Why an input has no result; an OSError is one of the output, because readers report theirs as HistoError."""
+    """Why an input has no result. An OSError is about the output, because readers report their errors as HistoError."""
     if isinstance(error, HistoError):
         return Failure(text_of(error.thing), f"{error.cause}. {error.next_step}")
     reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
@@ -105,12 +88,12 @@ def failure_of(error: HistoError | OSError, item: Input) -> Failure:
 
 
 def shard_folder(out: Path, item: Input, key: str) -> Path:
-    """The hidden folder in which the shards of a set wait for each other."""
+    """The hidden folder for the shards of a set, until all are complete."""
     return out / f".{item.name}.shards-{key[:16]}"
 
 
 def read_shard(path: Path) -> tuple[Any, Any, str]:
-    """A shard's probabilities, float32 `(n, classes)`; for each tile why it was lost, "" where not; and what ran.
+    """A shard: probabilities, float32 `(n, classes)`; for each tile why it could not be used, else ""; and what ran.
 
     Raises:
         HistoError: it is damaged.
@@ -138,7 +121,7 @@ def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tupl
         raise HistoError(
             bundle, f"has no {variant.file}, which {variant} runs", "Export again, or use another --runtime"
         )
-    return opened, ModelSpec.from_dict(opened.config.histo.spec), variant
+    return opened, spec_of(opened), variant
 
 
 def open_model(bundle: Bundle, variant: Variant, threads: int, device: str) -> Runtime:
@@ -147,27 +130,20 @@ def open_model(bundle: Bundle, variant: Variant, threads: int, device: str) -> R
     return open_runtime(variant.runtime, file, threads=threads, device=device, precision=variant.precision)
 
 
-def slide_settings(values: dict[str, Any]) -> Any:
-    """`SlideSettings` from plain values; UsageError where one is impossible."""
-    from histo_export.predict.tissue import TissueSettings
-    from histo_export.predict.whole_slide import SlideSettings
-
-    return SlideSettings(**(values | {"tissue": TissueSettings(**values.get("tissue", {}))}))
-
-
 class Worker:
-    """Does one unit after another with an open model."""
+    """Does one unit after another with an open model; Ray starts one on each machine."""
 
     def __init__(self, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
-        self.spec, self.out, self.settings = spec, out, settings
+        self.out, self.settings = out, settings
         self.runtime = open_model(bundle, Variant.parse(settings.runtime), settings.threads, settings.device)
+        self.loop = TileLoop(self.runtime, spec, batch=settings.batch, readers=settings.threads)
 
     def __call__(self, work: Work, progress: Callable[[int, int], None] = lambda done, tiles: None) -> WorkDone:
-        """Puts the unit's result in its place, or says why there is none.
+        """Does a unit and writes its result.
 
         Args:
-            work: what to do.
-            progress: told the tiles done and in all.
+            work: the unit.
+            progress: told the number of tiles done and in all.
         """
         tiles, seconds, failure = 0, StageSeconds(), None
         try:
@@ -177,20 +153,16 @@ class Worker:
             failure = failure_of(error, work.item)
         return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
 
-    def _loop(self, progress: Callable[[int, int], None]) -> dict[str, Any]:
-        return {"batch": self.settings.batch, "readers": self.settings.threads, "progress": progress}
-
     def _slide(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
-        # Only here, because the packages that read slides are an extra.
+        # Imported only here, because the packages that read slides are an extra.
         from histo_export.predict.slide import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
         assert isinstance(work.item, SlideInput)
-        chosen = slide_settings(self.settings.slide)
         with atomic_folder(work.place(self.out)) as folder:
             slide = open_slide(work.item.path)
             try:
-                prediction = predict_slide(slide, self.runtime, self.spec, chosen, **self._loop(progress))
+                prediction = predict_slide(slide, self.loop, self.settings.slide, progress)
             finally:
                 slide.close()
             start = time.perf_counter()
@@ -203,7 +175,7 @@ class Worker:
     def _shard(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
         assert isinstance(work.item, TileSetInput)
         probabilities, reasons, seconds = predict_tiles(
-            work.item, self.runtime, self.spec, resize=self.settings.resize, **self._loop(progress)
+            work.item, self.loop, resize=self.settings.resize, progress=progress
         )
         start = time.perf_counter()
         place = work.place(self.out)

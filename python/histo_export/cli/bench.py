@@ -1,0 +1,167 @@
+"""`histo bench`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import Progress as ProgressBar
+
+from histo_export.cli import show
+from histo_export.cli.options import OutputOptions, counts, one_of, precisions, usable_cpus
+from histo_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from histo_export.bench.document import Document
+    from histo_export.bench.progress import Progress
+    from histo_export.bench.settings import Settings
+
+
+@dataclass(frozen=True)
+class MeasurementOptions:
+    """What is timed, and for how long."""
+
+    runtimes: Annotated[
+        str | None, typer.Option(metavar="R,R,…", help="Which to time.  [dim]\\[default: all that run here][/dim]")
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P,…",
+            help="Of fp32, bf16x3, bf16 and int8, each in tables of its own.  [dim]\\[default: fp32][/dim]",
+        ),
+    ] = None
+    batches: Annotated[str, typer.Option(metavar="N,N,…", help="Tiles per call.")] = "1,8,32"
+    threads: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Of each runtime.  [dim]\\[default: all usable CPUs][/dim]")
+    ] = None
+    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu"
+    rounds: Annotated[int, typer.Option(metavar="N", help="Every row is timed once in each.")] = 15
+    time: Annotated[float, typer.Option(metavar="S", help="Timed seconds of each row in all, at least.")] = 3.0
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the order within rounds.")] = 0
+
+
+def bench(
+    measurement: MeasurementOptions,
+    output: OutputOptions,
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="Folders that [b]histo export[/b] wrote.")
+    ] = None,
+    pools: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Untrained networks instead of bundles.  [dim]\\[default: 1,2,4,8][/dim]"),
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="OLD.json", help="A report.json of this machine to set beside this run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets report.json, .md, .html and plots.")] = Path("bench"),
+) -> None:
+    """Time every runtime on the same tiles, interleaved, and say which differences are real.
+
+    Without bundles it makes untrained networks that share all but their heads: --pools 1,2,4,8.
+    """
+    if bundles and pools:
+        raise UsageError("--pools", "makes networks of its own, and bundles are named", "Leave one of them out")
+    one_of("--device", measurement.device, ("cpu", "cuda"))
+    from histo_export.bench.document import document
+    from histo_export.bench.report import Report
+    from histo_export.bench.write import check_destination, write_report
+
+    check_destination(out, output.force)
+    old = Report.read(compare) if compare else None
+    from histo_export.bench.run import run_bench
+
+    settings = _settings(measurement)
+    with _progress(output.quiet) as progress:
+        report = run_bench(
+            bundles or [],
+            counts("--pools", pools or "1,2,4,8"),
+            settings,
+            command=" ".join(["histo", *sys.argv[1:]]),
+            old=old,
+            progress=progress,
+        )
+    written = write_report(report, out, output.force)
+    if output.as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        return
+    _print(document(report))
+    if not output.quiet:
+        show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
+
+
+def _settings(options: MeasurementOptions) -> Settings:
+    from histo_export.bench.settings import Settings
+    from histo_export.runtimes import all_variants, default_variants, variants
+
+    wanted = precisions(options.precision or "fp32")
+    chosen = default_variants(options.device, wanted)
+    if options.runtimes:
+        names = [name.strip() for name in options.runtimes.split(",")]
+        for name in names:
+            one_of("--runtimes", name, [str(variant) for variant in all_variants()])
+        chosen = variants(*names)
+        if options.precision is not None:
+            chosen = tuple(variant.in_precision(precision) for precision in wanted for variant in chosen)
+    if not chosen:
+        raise UsageError(
+            f"--precision {options.precision}",
+            f"has no runtime on {options.device}",
+            "Use another, or --device cpu",
+        )
+    return Settings(
+        runtimes=tuple(dict.fromkeys(chosen)),
+        batches=counts("--batches", options.batches),
+        threads=counts("--threads", options.threads or str(usable_cpus())),
+        rounds=options.rounds,
+        seconds=options.time,
+        device=options.device,
+        seed=options.seed,
+        may_lack=options.runtimes is None,
+    )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A live line on stderr with what is done and how long it will take."""
+    if quiet:
+        yield lambda progress: None
+        return
+    bar = ProgressBar("[progress.description]{task.description}", BarColumn(), "{task.fields[left]}", console=show.log)
+    with bar:
+        task = bar.add_task("starting", total=1, left="")
+
+        def update(progress: Progress) -> None:
+            minutes, seconds = divmod(0 if math.isnan(progress.left_s) else round(progress.left_s), 60)
+            left = "" if math.isnan(progress.left_s) else f"about {minutes}:{seconds:02} left"
+            bar.update(task, description=progress.doing, completed=progress.done, left=left)
+
+        yield update
+
+
+def _print(document: Document) -> None:
+    """The sections of a report that are short enough for a terminal."""
+    for line in document.lead:
+        show.out_console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    for section in document.sections:
+        if section.brief:
+            show.out_console.print()
+            table = show.table(section.title)
+            for column in section.columns:
+                justify: Any = "left" if column.startswith("<") else "right"
+                table.add_column(escape(column.removeprefix("<")), justify=justify, no_wrap=True)
+            for row in section.rows:
+                table.add_row(*map(escape, row))
+            show.out_console.print(table)
+            if section.note:
+                show.out_console.print(f"[dim]{escape(section.note)}[/]")
+    for note in document.notes:
+        show.out_console.print(f"[yellow]note:[/] {escape(note)}")

@@ -1,0 +1,248 @@
+"""`histo export`, which is `histo-export` too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from histo_export.cli import show
+from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
+from histo_export.cli.tiles import open_tiles, tiles_of_checkpoint
+from histo_export.cli.train import run_training
+from histo_export.errors import UsageError
+from histo_export.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from histo_export.data import TileData
+    from histo_export.export.run import Checks, ExportSettings
+    from histo_export.model.checkpoint import Checkpoint
+    from histo_export.training.result import TrainResult
+
+
+@dataclass(frozen=True)
+class BundleOptions:
+    """What the bundle is to hold."""
+
+    formats: Annotated[
+        str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2, triton; or [b]all[/b].")
+    ] = "onnx,torchscript,native"
+    input_kind: Annotated[
+        str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
+    ] = "float"
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="P",
+            help="Of the bundle: fp32, bf16x3, bf16 or int8. Below fp32 the loss of accuracy is measured; with "
+            "--checkpoint, --data must name its tiles.",
+        ),
+    ] = "fp32"
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="PTS", help="Points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"),
+    ] = None
+    accept_drop: Annotated[
+        bool, typer.Option("--accept-drop", metavar="", help="Export even where more than that is lost.")
+    ] = False
+
+
+def export(
+    tiles: TileOptions,
+    training: TrainingOptions,
+    bundle: BundleOptions,
+    output: OutputOptions,
+    pool: Pool = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic)."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="CKPT", help="Export what [b]histo train[/b] wrote instead of training.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The bundle.  [dim]\\[default: bundles/DATA-poolN][/dim]")
+    ] = None,
+) -> None:
+    """Train if necessary, export to every format, and prove that each file is the same model.
+
+    Without --data or --checkpoint it trains on generated, synthetic tiles, as a one-minute demonstration.
+    """
+    formats = _formats(bundle.formats)
+    _check_precision(bundle, formats)
+    if checkpoint is not None:
+        _check_checkpoint_options(data, tiles, training, bundle)
+
+    from histo_export.export.bundle import check_destination
+
+    with show.status("starting torch", output.quiet):
+        import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
+        from histo_export.model.checkpoint import read_checkpoint
+
+    result = opened = None
+    if checkpoint is None:
+        spec, opened = open_tiles(data or "demo", tiles, pool=pool or 1, dropout=training.dropout, seed=training.seed)
+        out = out or Path("bundles") / f"{opened.name}-pool{spec.pool}"
+        check_destination(out, output.force)
+        result = run_training(opened, spec, training, out.with_name(f"{out.name}-run"), output)
+        checkpoint = result.checkpoint
+    loaded = read_checkpoint(checkpoint)
+    _check_agreement(loaded, pool, tiles)
+    if tiles.mpp is not None:
+        loaded = replace(loaded, spec=replace(loaded.spec, mpp=tiles.mpp))
+    if opened is None and data is not None:
+        opened = tiles_of_checkpoint(loaded, data, tiles.split)
+    if out is None:
+        name = loaded.training.get("data", {}).get("name", "model")
+        out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
+    checks = _export(loaded, out, _settings(bundle, formats, output.force), opened, output.quiet)
+    following = _next_steps(out, formats)
+    if output.as_json:
+        _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
+    else:
+        _print(result, loaded, out, checks, bundle.precision, [] if output.quiet else following)
+
+
+def _formats(text: str) -> list[str]:
+    """ "onnx,native" or "all" → keys of `FORMATS`, in its order."""
+    from histo_export.export.formats import FORMATS
+
+    known = tuple(FORMATS)
+    names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        one_of("--formats", name, known)
+    if not names:
+        raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
+    """UsageError where the options of the bundle contradict each other."""
+    one_of("--input", bundle.input_kind, ("float", "uint8"))
+    one_of("--precision", bundle.precision, PRECISIONS)
+    low = bundle.precision != "fp32"
+    if not low and (bundle.max_drop is not None or bundle.accept_drop):
+        raise UsageError(
+            "--max-drop" if bundle.max_drop is not None else "--accept-drop",
+            "is for precisions below fp32",
+            "Add --precision int8, or leave it out",
+        )
+    if bundle.max_drop is not None and not 0 <= bundle.max_drop <= 100:
+        raise UsageError(
+            f"--max-drop {bundle.max_drop:g}", "is not a number of points from 0 to 100", "Use e.g. --max-drop 1"
+        )
+    if low and "native" not in formats:
+        raise UsageError(
+            f"--precision {bundle.precision}", "is for the native engine's file", "Add native to --formats"
+        )
+
+
+def _check_checkpoint_options(
+    data: str | None, tiles: TileOptions, training: TrainingOptions, bundle: BundleOptions
+) -> None:
+    """UsageError for an option that says how to train, and where a precision lacks the tiles to measure it on."""
+    low = bundle.precision != "fp32"
+    if low and data is None:
+        raise UsageError(
+            f"--precision {bundle.precision}",
+            "is measured on tiles, and a checkpoint has none",
+            "Add --data, and --split if there was one, as the checkpoint was trained",
+        )
+    clash = given(training)
+    if not low:
+        clash += [option for option, value in (("--data", data), ("--split", tiles.split)) if value is not None]
+    if clash:
+        raise UsageError(clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out")
+
+
+def _check_agreement(checkpoint: Checkpoint, pool: int | None, tiles: TileOptions) -> None:
+    """UsageError where an option contradicts the checkpoint."""
+    spec = checkpoint.spec
+    pairs = {
+        "--pool": (pool, spec.pool),
+        "--crop": (tiles.crop, spec.crop),
+        "--classes": (tiles.class_names, list(spec.classes)),
+    }
+    for option, (asked, recorded) in pairs.items():
+        if asked is not None and asked != recorded:
+            shown = ",".join(recorded) if isinstance(recorded, list) else recorded
+            raise UsageError(option, f"contradicts the checkpoint, which has {shown}", f"Leave {option} out")
+
+
+def _settings(bundle: BundleOptions, formats: Sequence[str], force: bool) -> ExportSettings:
+    from histo_export.export.low_precision import MAX_DROP
+    from histo_export.export.run import ExportSettings
+
+    return ExportSettings(
+        formats,
+        kind=bundle.input_kind,  # type: ignore[arg-type]  # checked by _check_precision
+        precision=bundle.precision,  # type: ignore[arg-type]  # checked by _check_precision
+        max_drop=MAX_DROP if bundle.max_drop is None else bundle.max_drop,
+        accept_drop=bundle.accept_drop,
+        force=force,
+        threads=usable_cpus(),
+    )
+
+
+def _export(checkpoint: Checkpoint, out: Path, settings: ExportSettings, tiles: TileData | None, quiet: bool) -> Checks:
+    from histo_export.export.run import export_bundle
+
+    with show.status("exporting", quiet) as report:
+        return export_bundle(checkpoint, out, settings, data=tiles, report=report)
+
+
+def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
+    """Shell commands to go on with."""
+    from histo_export.export.formats import FORMATS
+
+    # From the end of the table: what serves the model comes before what only opens a file.
+    steps = (FORMATS[name].writer.next_step(out) for name in reversed(FORMATS) if name in formats)
+    return [f"histo verify {out}", f"histo inspect {out}", *(step for step in steps if step)]
+
+
+def _print_json(
+    file: Path, checkpoint: Checkpoint, out: Path, checks: Checks, precision: str, following: Sequence[str]
+) -> None:
+    show.print_json(
+        {
+            "bundle": str(out),
+            "checkpoint": str(file),
+            "synthetic": bool(checkpoint.training.get("data", {}).get("synthetic")),
+            "test": checkpoint.training.get("test"),
+            "files": [show.file_facts(out, result) for result in checks.results],
+            "unchecked": checks.unchecked,
+            "precision": precision,
+            "low_precision": checks.low_precision and checks.low_precision.model_dump(),
+            "next": following,
+        }
+    )
+
+
+def _print(
+    result: TrainResult | None,
+    checkpoint: Checkpoint,
+    out: Path,
+    checks: Checks,
+    precision: str,
+    following: Sequence[str],
+) -> None:
+    if result is not None:
+        show.print_accuracy(result)
+    spec = checkpoint.spec
+    synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
+    title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{synthetic}"
+    show.print_files(title, out, checks)
+    if checks.low_precision is not None:
+        show.out_console.print()
+        show.print_low_precision(precision, checks.low_precision)
+    if spec.mpp is None and not synthetic:
+        show.log.print("[yellow]µm per pixel unknown:[/] config.json says 0.5; state the true one with --mpp.")
+    if following:
+        show.out_console.print("\nNext:")
+        for line in following:
+            show.out_console.print(f"  {line}", markup=False, soft_wrap=True)

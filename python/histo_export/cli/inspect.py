@@ -1,0 +1,178 @@
+"""`histo inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from histo_export.cli import show
+from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
+from histo_export.errors import HistoError, UsageError
+from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from histo_export.export.bundle import HistoBlock
+    from histo_export.model.layers import LayerInfo, Size
+
+
+def inspect(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE|CKPT]", help="A bundle or a checkpoint; or give --pool.")
+    ] = None,
+    pool: Pool = None,
+    classes: Annotated[int, typer.Option(metavar="K", help="With --pool: number of classes.")] = 6,
+    crop: Crop = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", help="The native engine's plan for a bundle, timed: throughput or latency."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="With --plan: fp32, bf16x3, bf16 or int8.  [dim]\\[default: what the bundle is made for][/dim]",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="With --plan: tiles to time.")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Show layers, parameters, multiply-accumulates and head, as trained and as exported; or the engine's plan."""
+    if plan is not None:
+        _inspect_plan(source, plan, precision, batch, as_json)
+        return
+    if precision is not None:
+        raise UsageError(f"--precision {precision}", "is for the engine's plan", "Add --plan throughput")
+    if (source is None) == (pool is None):
+        raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
+    if source is None:
+        names = tuple(f"class{i}" for i in range(classes))
+        spec, block = ModelSpec(pool or 1, names, crop=crop or 128, tile_size=crop or 150), None
+    else:
+        spec, block = _read(source)
+
+    from histo_export.model.layers import layer_table, size_as_exported, size_as_trained
+    from histo_export.model.lowering import head_pool
+
+    layers = layer_table(spec)
+    trained, exported = size_as_trained(layers), size_as_exported(spec, layers)
+    kept = head_pool(spec.pool, spec.map_size)
+    if as_json:
+        facts: dict[str, Any] = {
+            "spec": spec.to_dict(),
+            "feature_map": [CHANNELS, spec.map_size, spec.map_size],
+            "trained": dataclasses.asdict(trained),
+            "exported": dataclasses.asdict(exported) | {"head_pool": kept},
+        }
+        if block is not None and block.low_precision is not None:
+            facts |= {"precision": block.precision, "low_precision": block.low_precision.model_dump()}
+        show.print_json(facts | {"layers": [dataclasses.asdict(layer) for layer in layers]})
+        return
+    _print_layers(spec, layers)
+    _print_sizes(spec, trained, exported, kept)
+    if block is not None and block.low_precision is not None:
+        show.out_console.print()
+        show.print_low_precision(block.precision, block.low_precision, layers=True)
+
+
+def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None]:
+    """The model of a checkpoint or a bundle, and the bundle's own block."""
+    if source.is_dir():
+        from histo_export.export.bundle import open_bundle, spec_of
+
+        opened = open_bundle(source)
+        return spec_of(opened), opened.config.histo
+    from histo_export.model.checkpoint import read_checkpoint
+
+    return read_checkpoint(source).spec, None
+
+
+def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:
+    table = show.table(f"ResNet34, pool {spec.pool}, {len(spec.classes)} classes, crop {spec.crop}")
+    table.add_column("layer")
+    table.add_column("kind")
+    for heading in ("output", "parameters", "MMAC"):
+        table.add_column(heading, justify="right")
+    for layer in layers:
+        if layer.kind != "BatchNorm2d":  # one row for all of them below; exported files have none
+            output = "×".join(map(str, layer.output))
+            macs = f"{layer.macs / 1e6:.3f}" if layer.macs else ""
+            table.add_row(layer.name, layer.kind, output, f"{layer.parameters:,}" if layer.parameters else "", macs)
+    norms = [layer for layer in layers if layer.kind == "BatchNorm2d"]
+    table.add_row(f"{len(norms)} batch norms", "BatchNorm2d", "", f"{sum(n.parameters for n in norms):,}", "")
+    show.out_console.print(table)
+
+
+def _print_sizes(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> None:
+    """The sizes side by side; `kept` is the pool of the exported head."""
+    side = spec.map_size
+    pooled = f"{CHANNELS}×{spec.pool}×{spec.pool}"
+    how = "folded into the linear layer" if kept != spec.pool else "average pool" if kept < side else "no pooling left"
+    table = show.table()
+    for heading in ("", "as trained", "as exported"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("parameters", f"{trained.parameters:,}", f"{exported.parameters:,}")
+    table.add_row("of these in the head", f"{trained.head_parameters:,}", f"{exported.head_parameters:,}")
+    table.add_row("GMAC per tile", f"{trained.macs / 1e9:.4f}", f"{exported.macs / 1e9:.4f}")
+    table.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
+    show.out_console.print(table)
+
+
+def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batch: int, as_json: bool) -> None:
+    """The layers as the native engine runs them, with the median time of each over nine runs."""
+    if bundle is None or not bundle.is_dir():
+        raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
+    one_of("--plan", profile, ("throughput", "latency"))
+    if precision is not None:
+        one_of("--precision", precision, PRECISIONS)
+    import numpy as np
+
+    from histo_export.bundle_files import NATIVE
+    from histo_export.export.bundle import open_bundle
+    from histo_export.runtimes.native import median_layer_times, open_engine
+
+    opened = open_bundle(bundle)
+    if NATIVE not in opened.models:
+        raise HistoError(bundle, f"has no {NATIVE}, the native engine's file", "Export with --formats native")
+    chosen: Precision = precision or opened.config.histo.precision  # type: ignore[assignment]  # checked above
+    engine = open_engine(bundle / NATIVE, threads=usable_cpus(), precision=chosen, profile=profile)
+    info = engine.info()
+    side = info["crop"]
+    tiles = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    engine.warmup(batch)
+    layers = median_layer_times(engine, tiles)
+    info = engine.info()  # again: the workspace is allocated by now
+    if as_json:
+        show.print_json({"engine": info, "batch": batch, "layers": layers})
+    else:
+        _print_plan(info, profile, layers, batch)
+
+
+def _print_plan(info: dict[str, Any], profile: str, layers: Sequence[dict[str, Any]], batch: int) -> None:
+    table = show.table(f"Native engine: {info['isa']}, {info['precision']}, {profile}, {info['threads']} threads")
+    table.add_column("layer")
+    table.add_column("convolution")
+    table.add_column("precision")
+    for heading in ("output", "MMAC", "executed", "ms", "GFLOP/s"):
+        table.add_column(heading, justify="right")
+    total = {key: sum(layer[key] for layer in layers) for key in ("multiply_adds", "executed_multiply_adds", "seconds")}
+    last = {"name": "all", "convolution": "", "precision": "", "output": (), **total}
+    for layer in [*layers, last]:
+        table.add_row(
+            layer["name"],
+            layer["convolution"],
+            layer["precision"],
+            "×".join(map(str, layer["output"])),
+            f"{layer['multiply_adds'] / 1e6:.3f}",
+            f"{layer['executed_multiply_adds'] / 1e6:.3f}",
+            f"{layer['seconds'] * 1e3 / batch:.3f}",
+            f"{2e-9 * layer['executed_multiply_adds'] * batch / layer['seconds']:.0f}",
+        )
+    show.out_console.print(table)
+    show.out_console.print(
+        f"MMAC and ms per tile, at batch {batch}; executed: after Winograd's reduction, its transforms apart.\n"
+        f"Packed weights {info['weight_bytes'] / 1e6:.0f} MB, workspace {info['workspace_bytes'] / 1e6:.0f} MB."
+    )

@@ -1,0 +1,221 @@
+"""Options that several commands share, how their texts are read, and how a command takes them as dataclasses.
+
+A frozen dataclass stands for a group of options: each field is an option, with its default and, in its annotation, its
+help. A command takes the group as one parameter, and `expand_options` turns the command into a function with one
+parameter for each option, which is what Typer reads:
+
+    def train(data: …, tiles: TileOptions) -> None: …
+
+    app.command()(expand_options(train))        # histo train --data … --classes … --split … --crop … --mpp …
+
+To add an option to the commands that share a group, add the field, and its place in `TRAINING_ORDER` if they use that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from histo_export.errors import UsageError
+from histo_export.spec import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def _pool(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise UsageError(f"--pool {text}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
+    return int(text)
+
+
+Pool = Annotated[
+    int | None,
+    typer.Option("--pool", parser=_pool, metavar="N", help="n of the n×n adaptive average pool; any n ≥ 1."),
+]
+Crop = Annotated[int | None, typer.Option(metavar="PX", help="Side of the centre crop.  [dim]\\[default: 128][/dim]")]
+AsJson = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print the result as JSON; nothing else goes to stdout.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="No progress, only the result.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote.")]
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """Which tiles a network learns from, and which part of each tile it sees."""
+
+    classes: Annotated[str | None, typer.Option(metavar="A,B,…", help="Use these classes only, in this order.")] = None
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="T,V,T", help="Train, val and test of one folder: fractions, or tiles per class."),
+    ] = None
+    crop: Crop = None
+    mpp: Annotated[
+        float | None, typer.Option(metavar="UM", help="µm per pixel of the tiles, where the data don't state it.")
+    ] = None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes one by one; None for all."""
+        return [name.strip() for name in self.classes.split(",")] if self.classes else None
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a network is trained."""
+
+    weights: Annotated[
+        str, typer.Option(metavar="W", help="[b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file.")
+    ] = "none"
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="[b]strong[/b] (default), or [b]report[/b]: the report's, no augmentation."),
+    ] = None
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Length of the run.  [dim]\\[default: the recipe's][/dim]")
+    ] = None
+    dropout: Annotated[float, typer.Option(metavar="P", help="Before the linear layer, while training.")] = 0.0
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Tiles a step and device.  [dim]\\[default: 32][/dim]")
+    ] = None
+    lr: Annotated[
+        float | None, typer.Option("--lr", metavar="R", help="Adam's, at its peak.  [dim]\\[default: 0.001][/dim]")
+    ] = None
+    autocast: Annotated[
+        str, typer.Option(metavar="T", help="Training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
+    ] = "auto"
+    device: Annotated[
+        str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
+    ] = "auto"
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order, augmentation and splits.")] = 0
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What becomes of earlier results, and how this one is reported."""
+
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Replace what an earlier run left at the same place.")
+    ] = False
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+
+TRAINING_ORDER = (
+    *("pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop", "mpp"),
+    *("dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
+    *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
+)
+"""The order of help for `export` and `train`: what people set most often comes first, whatever group it is in."""
+
+
+def expand_options(command: Callable[..., None], order: Sequence[str] = ()) -> Callable[..., None]:
+    """A function for Typer in place of a command that takes dataclasses of options.
+
+    Args:
+        command: parameters whose type is a dataclass are replaced by the fields of that class.
+        order: names of all parameters, in the order of the help, where required ones come first; default: as they are
+            in the signature and in the classes.
+
+    Returns:
+        A function with keyword parameters only, which builds the dataclasses and calls `command`.
+
+    Raises:
+        ValueError: two parameters have one name, or `order` lacks one.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[DataclassInstance]] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if dataclasses.is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            parameters += _parameters_of(hints[name])
+        else:
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    if order:
+        parameters.sort(key=lambda p: (p.default is not Parameter.empty, order.index(p.name)))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
+
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameters_of(group: type[DataclassInstance]) -> list[Parameter]:
+    """A parameter for each field of a dataclass, with the field's default and annotation."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def given(options: DataclassInstance) -> list[str]:
+    """The options of a group that differ from their defaults, as a user types them."""
+    changed = (field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default)
+    return [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> None:
+    """UsageError unless `value` is one of `known`."""
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
+        raise UsageError(f"{option} {value}", "is unknown", hint)
+
+
+def three_numbers(option: str, text: str | None) -> Any:
+    """ "425,100,100" → ints; "0.7,0.15,0.15" → floats; None stays None."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) if "." in part else int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise UsageError(f"{option} {text}", "is not three numbers", f"Use e.g. {option} 425,100,100")
+    return numbers
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    """ "1,8,32" → different integers of 1 or more."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise UsageError(f"{option} {text}", "is not a list of integers of 1 or more", f"Use e.g. {option} 1,8")
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"{option} {text}", "names a number twice", "Name each once")
+    return tuple(map(int, parts))
+
+
+def precisions(text: str) -> tuple[Precision, ...]:
+    """ "fp32,int8" → different precisions, from the most exact on."""
+    names = dict.fromkeys(part.strip() for part in text.split(","))
+    for name in names:
+        one_of("--precision", name, PRECISIONS)
+    return tuple(name for name in PRECISIONS if name in names)
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use, by affinity and cgroup."""
+    from histo_export import _core
+
+    return _core.usable_cpus()

@@ -1,0 +1,227 @@
+"""`histo predict`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn
+from rich.progress import Progress as ProgressBar
+
+from histo_export.cli import show
+from histo_export.cli.options import BundleArgument, OutputOptions, one_of, usable_cpus
+from histo_export.errors import UsageError
+from histo_export.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from histo_export.predict.run import Outcome, Progress
+    from histo_export.predict.settings import PredictSettings, SlideSettings
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """What runs the model, and how."""
+
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="R", help="native, native-latency, onnxruntime, openvino, libtorch, torchscript, torch."),
+    ] = "native"
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Tiles per call of the runtime.")] = 32
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Of the runtime; as many others read tiles.  [dim]\\[default: all usable CPUs][/dim]",
+        ),
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="fp32, bf16x3, bf16 or int8; never replaced.  [dim]\\[default: what the bundle is made for][/dim]",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu"
+    resize: Annotated[
+        bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How a slide is cut into tiles, and where it has tissue."""
+
+    mpp: Annotated[
+        float | None, typer.Option(metavar="UM", help="µm per pixel of slides whose files lack it or are wrong.")
+    ] = None
+    overlap: Annotated[float, typer.Option(metavar="F", help="Of neighbouring tiles, as a fraction of their side.")] = 0
+    stride: Annotated[
+        float | None, typer.Option(metavar="UM", help="From tile to tile in µm, in place of --overlap.")
+    ] = None
+    min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a tile that must be tissue.")] = 0.1
+    tissue_threshold: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="On saturation, 0 to 255.  [dim]\\[default: Otsu's][/dim]"),
+    ] = None
+    closing: Annotated[float, typer.Option(metavar="UM", help="Gaps in tissue up to this width are closed.")] = 50
+    min_area: Annotated[float, typer.Option(metavar="UM2", help="Smaller pieces of tissue are ignored.")] = 40_000
+    everything: Annotated[
+        bool, typer.Option("--everything", metavar="", help="Take every tile of a slide, with tissue or without.")
+    ] = False
+
+
+def predict(
+    bundle: BundleArgument,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT…", help="Tiles, slides, folders of them, lists (.txt, .csv) and .npy arrays."),
+    ],
+    runtime: RuntimeOptions,
+    slide: SlideOptions,
+    output: OutputOptions,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets a folder for each slide and set of tiles.")] = Path(
+        "predictions"
+    ),
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Share the work on a Ray cluster: [b]local[/b] (this machine's own), [b]auto[/b], HOST:PORT.",
+        ),
+    ] = None,
+) -> None:
+    """Run a bundle over tiles and whole slides.
+
+    A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv,
+    tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. After an
+    interruption the same command does what is missing. What can't be used is listed at the end, and the exit code is 1.
+    """
+    settings = _settings(runtime, slide)
+    from histo_export.predict.run import predict as predict_all
+
+    with _progress(output.quiet) as report:
+        command = " ".join(["histo", *sys.argv[1:]])
+        outcome = predict_all(
+            bundle, inputs, out, settings, ray=ray, force=output.force, command=command, report=report
+        )
+    if output.as_json:
+        show.print_json(
+            {
+                "out": str(out),
+                "inputs": [dataclasses.asdict(done) for done in outcome.done],
+                "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+                "executed": outcome.executed,
+                "seconds": outcome.wall,
+                "peak_memory_mb": round(outcome.peak_mb),
+            }
+        )
+    else:
+        _print(out, outcome)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
+    from histo_export.predict.settings import PredictSettings
+    from histo_export.runtimes import all_variants
+
+    one_of("--runtime", options.runtime, [str(variant) for variant in all_variants()])
+    if options.precision is not None:
+        one_of("--precision", options.precision, PRECISIONS)
+    one_of("--device", options.device, ("cpu", "cuda"))
+    return PredictSettings(
+        runtime=options.runtime,
+        precision=options.precision,  # type: ignore[arg-type]  # checked above
+        device=options.device,
+        resize=options.resize,
+        slide=_slide_settings(slide),
+        batch=options.batch,
+        threads=options.threads or usable_cpus(),
+    )
+
+
+def _slide_settings(options: SlideOptions) -> SlideSettings:
+    from histo_export.predict.settings import SlideSettings, TissueSettings
+
+    if options.stride is not None and options.overlap:
+        raise UsageError("--stride", "contradicts --overlap", "Leave one of them out")
+    return SlideSettings(
+        mpp=options.mpp,
+        overlap=options.overlap,
+        stride_um=options.stride,
+        min_tissue=options.min_tissue,
+        everything=options.everything,
+        tissue=TissueSettings(
+            threshold=options.tissue_threshold, closing_um=options.closing, min_area_um2=options.min_area
+        ),
+    )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A live line on stderr: the input, its tiles, and how fast they go."""
+    if quiet:
+        yield lambda progress: None
+        return
+    columns = ("[progress.description]{task.description}", BarColumn(), "{task.fields[rate]}")
+    with ProgressBar(*columns, console=show.log, transient=True) as bar:
+        task = bar.add_task("starting", total=None, rate="")
+        began: dict[int, float] = {}
+
+        def update(progress: Progress) -> None:
+            rate = ""
+            start = began.setdefault(progress.number, monotonic())
+            if progress.done and (passed := monotonic() - start) > 0:
+                per_second = progress.done / passed
+                minutes, seconds = divmod(round((progress.tiles - progress.done) / per_second), 60)
+                rate = f"{progress.done:,} of {progress.tiles:,} tiles, {per_second:.0f}/s, {minutes}:{seconds:02} left"
+                rate += f"; {progress.all_done:,} in all"
+            bar.update(
+                task,
+                description=f"{escape(progress.name)} ({progress.number} of {progress.inputs})",
+                total=progress.tiles or None,
+                completed=progress.done,
+                rate=rate,
+            )
+
+        yield update
+
+
+def _print(out: Path, outcome: Outcome) -> None:
+    table = show.table(str(out))
+    table.add_column("input", overflow="fold")
+    for heading in ("tiles", "tiles/s", "s", "read", "wait", "infer", "write"):
+        table.add_column(heading, justify="right")
+    for done in outcome.done:
+        spent = done.seconds
+        figures = ["done before"] + [""] * 5
+        if done.run:
+            stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
+            figures = [f"{done.run / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
+        table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
+    show.out_console.print(table)
+    run = sum(done.run for done in outcome.done)
+    total = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
+    show.out_console.print(
+        "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
+        f"{total}Peak memory {outcome.peak_mb:,.0f} MB."
+        + (f" Executed: {escape('; '.join(outcome.executed))}.[/]" if outcome.executed else "[/]")
+    )
+    if len(outcome.executed) > 1:
+        show.log.print(
+            f"[yellow]note:[/] machines differ ({escape('; '.join(outcome.executed))}), and so may the last bits; set "
+            "HISTO_ISA to the lowest for identical results."
+        )
+    if outcome.failures:
+        show.log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {out / 'failed.csv'}):")
+        for failure in outcome.failures[:10]:
+            show.log.print(f"  {failure.path}: {failure.reason}.", markup=False, soft_wrap=True)

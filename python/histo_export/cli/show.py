@@ -1,0 +1,164 @@
+"""What is printed: the two consoles, live progress, and what several commands show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from histo_export.cli.options import usable_cpus
+
+if TYPE_CHECKING:
+    from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
+    from histo_export.export.run import Checks
+    from histo_export.parity import FileParity
+    from histo_export.training.result import TrainResult
+
+log = Console(stderr=True, highlight=False)
+"""For progress and messages."""
+out_console = Console(highlight=False)
+"""For results."""
+
+
+@contextmanager
+def status(doing: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A live line on stderr; gives what changes its text."""
+    if quiet:
+        yield lambda step: None
+        return
+    with log.status(doing) as line:
+        yield line.update
+
+
+def print_json(value: Any) -> None:
+    """Writes indented JSON to stdout."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def table(title: str | None = None, show_header: bool = True) -> Table:
+    """An empty table; its title is printed at once, because rich would wrap it to the table's width."""
+    if title:
+        out_console.print(f"[b]{escape(title)}[/b]", soft_wrap=True)
+    return Table(show_header=show_header, box=None, pad_edge=False, padding=(0, 1))
+
+
+def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
+    """A checked file of the bundle `folder`, as plain values."""
+    return dataclasses.asdict(result) | {"bytes": (folder / result.file).stat().st_size, "passed": result.passed}
+
+
+def print_accuracy(result: TrainResult) -> None:
+    """The best epoch of a training run, and its accuracy on the test split."""
+    test = result.test
+    low, high = test.interval
+    out_console.print(
+        f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {result.val_accuracy:.1%}, "
+        f"test accuracy [b]{test.accuracy:.1%}[/b]\n"
+        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles)\n"
+    )
+
+
+def print_files(title: str, folder: Path, checks: Checks) -> None:
+    """The files of the bundle `folder`: size, error and time in each runtime."""
+    results = checks.results
+    files = table(title)
+    files.add_column("file", no_wrap=True)
+    for heading in ("MB", "|Δlogit|", "top-1", "ms at 1", "at 32"):
+        files.add_column(heading, justify="right", no_wrap=True)
+    files.add_column("run by", no_wrap=True)
+    for r in results:
+        files.add_row(
+            r.file if r.passed else f"[red]{r.file}[/]",
+            f"{(folder / r.file).stat().st_size / 1e6:.1f}",
+            f"{r.max_abs:.1e}",
+            f"{r.agreement:.1%}",
+            f"{r.ms_per_tile[1]:.1f}",
+            f"{r.ms_per_tile[32]:.1f}",
+            r.runtime,
+        )
+    out_console.print(files)
+    executed: dict[str, list[str]] = {}
+    for r in results:
+        executed.setdefault(r.executed, []).append(r.runtime)
+    out_console.print(
+        "[dim]|Δlogit|: largest difference from the checkpoint in float64 on real tiles; with noise tiles\n"
+        f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
+        f"ms per tile at batch 1 and 32, {usable_cpus()} threads:\n"
+        + "\n".join(f"{', '.join(runtimes)}: {how}" for how, runtimes in executed.items())
+        + "[/]",
+        soft_wrap=True,
+    )
+    for runtime_id, reason in checks.unchecked.items():
+        out_console.print(f"[yellow]Not checked in {runtime_id}:[/] {escape(reason)}", soft_wrap=True)
+
+
+def print_low_precision(precision: str, low: LowPrecision, layers: bool = False) -> None:
+    """What a precision costs, and for int8 how its scales were chosen; `layers`: the error of each layer too."""
+    losses = table(f"For {precision}: accuracy on the {low.tiles:,} validation tiles")
+    losses.add_column("precision")
+    for heading in ("accuracy", "95 % interval", "as fp32", "points lost"):
+        losses.add_column(heading, justify="right", no_wrap=True)
+    losses.add_column("measured with", no_wrap=True)
+    for measured, figures in low.precisions.items():
+        interval = f"{figures.interval[0]:.1%} to {figures.interval[1]:.1%}"
+        cells = (f"{figures.accuracy:.1%}", interval, f"{figures.agreement:.1%}", f"{figures.drop:.2f}")
+        losses.add_row(f"[b]{measured}[/b]" if measured == precision else measured, *cells, figures.measured_with)
+    out_console.print(losses)
+    accepted = ", more was accepted" if low.drop_accepted else ""
+    out_console.print(
+        f"[dim]as fp32: tiles with the same top class. Allowed to lose: {low.max_drop:g} points{accepted}.[/]"
+    )
+    for reason in dict.fromkeys(low.not_native.values()):
+        names = ", ".join(name for name, why in low.not_native.items() if why == reason)
+        out_console.print(f"[yellow]{names} not measured with the native engine:[/] {escape(reason)}", soft_wrap=True)
+    if low.calibration is not None:
+        _print_calibration(low.calibration, layers)
+    if low.onnx is not None:
+        print_int8_onnx(low.onnx)
+
+
+def _print_calibration(calibration: Calibration, layers: bool) -> None:
+    kept = f"{len(calibration.kept)} of {len(calibration.layers)} convolutions kept in bf16"
+    kept += f" ({calibration.kept_multiply_adds:.1%} of multiply-adds)" if calibration.kept else ""
+    out_console.print(
+        f"[dim]Calibrated on {calibration.tiles} training tiles: {calibration.chosen}; {kept}. Error of the logits "
+        f"on {calibration.held_out} others {calibration.error:.1%} of their spread (bf16 "
+        f"{calibration.bf16_error:.1%}).[/]",
+        soft_wrap=True,
+    )
+    if not layers:
+        return
+    errors = table()
+    for heading in ("calibration", "logits' error"):
+        errors.add_column(heading)
+    for pair, error in calibration.errors.items():
+        errors.add_row(pair, f"{error:.1%}")
+    out_console.print(errors)
+    by_layer = table()
+    by_layer.add_column("convolution")
+    by_layer.add_column("precision")
+    for heading in ("SQNR dB", "logits' error", "multiply-adds"):
+        by_layer.add_column(heading, justify="right")
+    for layer in calibration.layers:
+        cells = (f"{layer.sqnr_db:.1f}", f"{layer.logit_error:.2%}", f"{layer.multiply_adds:.1%}")
+        by_layer.add_row(layer.layer, layer.precision, *cells)
+    out_console.print(by_layer)
+    out_console.print("[dim]SQNR and error of the logits with only this convolution, or its input, in int8.[/]")
+
+
+def print_int8_onnx(check: OnnxCheck) -> None:
+    """How far `model-int8.onnx` in ONNX Runtime is from the same arithmetic in torch."""
+    out_console.print(
+        f"[dim]model-int8.onnx in {check.runtime}: {check.error:.1%} from the same arithmetic in torch "
+        f"(allowed {check.allowed:.1%}), {check.agreement:.1%} of top classes the same.[/]",
+        soft_wrap=True,
+    )

@@ -1,0 +1,67 @@
+"""The tiles of a data set, opened and checked for a command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from histo_export.cli import show
+from histo_export.cli.options import TileOptions, three_numbers
+from histo_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from histo_export.data import TileData
+    from histo_export.model.checkpoint import Checkpoint
+    from histo_export.spec import ModelSpec
+
+
+def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, seed: int) -> tuple[ModelSpec, TileData]:
+    """The tiles, checked, and the model that will be trained on them.
+
+    Args:
+        data: as the user typed it, see `data.open_data`.
+        options: classes, split, crop and µm per pixel.
+        pool, dropout: of the model.
+        seed: of the split.
+    """
+    from histo_export.data import open_data
+    from histo_export.spec import ModelSpec
+
+    crop = options.crop or 128
+    split = three_numbers("--split", options.split)
+    tiles = open_data(data, classes=options.class_names, crop=crop, split=split, seed=seed)
+    _print_notes(tiles)
+    spec = ModelSpec(
+        pool=pool,
+        classes=tiles.classes,
+        crop=crop,
+        tile_size=tiles.tile_size,
+        mpp=options.mpp if options.mpp is not None else tiles.mpp,
+        dropout=dropout,
+    )
+    return spec, tiles
+
+
+def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, split: str | None) -> TileData:
+    """The tiles that a checkpoint was trained on, split as they were then; UsageError where they are others."""
+    from histo_export.data import open_data
+
+    spec, training = checkpoint.spec, checkpoint.training
+    parts = three_numbers("--split", split)
+    tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=parts, seed=training.get("seed", 0))
+    _print_notes(tiles)
+    trained_on = training.get("data", {})
+    if trained_on.get("fingerprint") not in (None, tiles.fingerprint):
+        raise UsageError(
+            f"--data {data}",
+            f"is not what the checkpoint was trained on ({trained_on.get('name')}, fingerprint "
+            f"{trained_on['fingerprint'][:12]}…; here {tiles.fingerprint[:12]}…)",
+            "Give the same tiles, and the same --split if there was one",
+        )
+    return tiles
+
+
+def _print_notes(tiles: TileData) -> None:
+    for note in tiles.notes:
+        show.log.print(f"[yellow]note:[/] {escape(note)}")
