@@ -50,8 +50,7 @@ class MeasurementOptions:
 
 
 def bench(
-    measurement: MeasurementOptions,
-    output: OutputOptions,
+    *,
     bundles: Annotated[
         list[Path] | None, typer.Argument(metavar="[BUNDLE…]", help="Folders that [b]histo export[/b] wrote.")
     ] = None,
@@ -59,10 +58,12 @@ def bench(
         str | None,
         typer.Option(metavar="N,N,…", help="Untrained networks instead of bundles.  [dim]\\[default: 1,2,4,8][/dim]"),
     ] = None,
+    measurement: MeasurementOptions,
     compare: Annotated[
         Path | None, typer.Option(metavar="OLD.json", help="A report.json of this machine to set beside this run.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets report.json, .md, .html and plots.")] = Path("bench"),
+    output: OutputOptions,
 ) -> None:
     """Time every runtime on the same tiles, interleaved, and say which differences are real.
 

@@ -80,17 +80,17 @@ class SlideOptions:
 
 
 def predict(
+    *,
     bundle: BundleArgument,
     inputs: Annotated[
         list[Path],
         typer.Argument(metavar="INPUT…", help="Tiles, slides, folders of them, lists (.txt, .csv) and .npy arrays."),
     ],
-    runtime: RuntimeOptions,
-    slide: SlideOptions,
-    output: OutputOptions,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets a folder for each slide and set of tiles.")] = Path(
         "predictions"
     ),
+    runtime: RuntimeOptions,
+    slide: SlideOptions,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +98,7 @@ def predict(
             help="Share the work on a Ray cluster: [b]local[/b] (this machine's own), [b]auto[/b], HOST:PORT.",
         ),
     ] = None,
+    output: OutputOptions,
 ) -> None:
     """Run a bundle over tiles and whole slides.
 
