@@ -43,8 +43,7 @@ test:  ## what every change must pass: pytest, the C++ tests and lint
 test-all:  ## the same with the tests marked slow and all tests under all sanitizers
 	$(TOGETHER) python-test-all cpp-test sanitize-all lint
 
-# Apart, because the second half opens all runtimes in one process.
-PYTEST = pytest $(1) tests --ignore=tests/bench && pytest $(1) benchmarks tests/bench --benchmark-disable
+PYTEST = pytest $(1) tests benchmarks --benchmark-disable
 
 python-test: $(STAMP)  ## pytest without the tests marked slow; benchmarks run once, untimed
 	$(call PYTEST,-m "not slow")
