@@ -23,7 +23,7 @@ namespace histo {
 /// missing the constructor fails; no other precision is used instead. precision_support() tells in advance.
 ///
 /// AlgorithmPolicy::fastest lets layers run by Winograd's algorithm in fp32, in bf16 (with more rounding) and
-/// in int8 (with the same result to the bit); bf16x3 and everything on AMX always run directly.
+/// in int8 (with the same result to the bit). bf16x3 always runs directly, and so do bf16 and int8 on AMX.
 struct EngineOptions {
   unsigned threads = 0;  ///< that one call uses, the caller's included; 0: usable_cpus()
   Precision precision = Precision::fp32;
