@@ -82,15 +82,17 @@ struct Thrown {
   std::function<void()> raise;
   ErrorCode code;
   std::string message;
+  std::string remedy = {};
 };
 
 const std::vector<Thrown>& all_kinds() {
   static const std::vector<Thrown> kinds = {
       {[] { throw std::runtime_error("a slide that ends here"); }, ErrorCode::failed,
        "a slide that ends here"},
-      {[] { throw Error(ErrorCode::io, "no such slide"); }, ErrorCode::io, "no such slide"},
-      {[] { throw std::bad_alloc(); }, ErrorCode::out_of_memory, "not enough memory"},
-      {[] { throw 7; }, ErrorCode::failed, "no std::exception"},
+      {[] { throw Error(ErrorCode::io, "no such slide", "check the path"); }, ErrorCode::io,
+       "no such slide; check the path", "check the path"},
+      {[] { throw std::bad_alloc(); }, ErrorCode::out_of_memory, "not enough memory", "use a smaller batch"},
+      {[] { throw 7; }, ErrorCode::failed, "unknown exception"},
       {[] { throw std::runtime_error(""); }, ErrorCode::failed, ""},
   };
   return kinds;
@@ -126,6 +128,7 @@ struct Outcome {
   BatchRunnerStats stats;
   std::optional<ErrorCode> code;
   std::string message;
+  std::string remedy;
 
   // All of the tiles there are, or those before the loop ended, except those in `lost`.
   [[nodiscard]] bool right(const std::set<std::size_t>& lost = {}) const {
@@ -156,6 +159,7 @@ Outcome run(const BatchRunner& runner, const histo::TileSource& source,
   } catch (const Error& error) {
     outcome.code = error.code();
     outcome.message = error.what();
+    outcome.remedy = error.remedy();
   }
   return outcome;
 }
@@ -220,6 +224,7 @@ TEST_CASE("batch runner: a tile that the source loses") {
       CHECK(before.code == thrown.code);
       CHECK(contains(before.message, "tile " + std::to_string(lost) + ": "));
       CHECK(contains(before.message, thrown.message));
+      CHECK(before.remedy == thrown.remedy);
       CHECK(before.tiles.size() == lost);
       CHECK(before.right());
     }
@@ -275,6 +280,7 @@ TEST_CASE("batch runner: a batch that cannot be run") {
       CHECK(contains(before.message, "tiles " + std::to_string(*lost.begin()) + " to " +
                                          std::to_string(*lost.rbegin()) + ": "));
       CHECK(contains(before.message, thrown.message));
+      CHECK(before.remedy == thrown.remedy);
       CHECK(before.tiles.size() == 4 * bad);
       CHECK(before.right());
     }

@@ -260,7 +260,7 @@ TEST_CASE("check_finite finds what is not, wherever it is") {
   for (const std::size_t size : {1U, 3U, 16U, 33U}) {
     for (std::size_t at = 0; at < size; ++at) {
       std::vector<float> values(size, 1.0F);
-      const std::string place = " as element " + std::to_string(at);
+      const std::string place = " as element " + std::to_string(at) + "; export the file again";
       values[at] = std::numeric_limits<float>::quiet_NaN();
       CHECK_THROWS_WITH_AS(histo::check_finite(tensor, values), ("tensor \"w\" has NaN" + place).c_str(),
                            Error);
