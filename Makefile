@@ -43,8 +43,7 @@ test:  ## what every change must pass: pytest, the C++ tests and lint
 test-all:  ## the same with the tests marked slow and all tests under all sanitizers
 	$(TOGETHER) python-test-all cpp-test sanitize-all lint
 
-# Apart, because the second half opens all runtimes in one process.
-PYTEST = pytest $(1) tests --ignore=tests/bench && pytest $(1) benchmarks tests/bench --benchmark-disable
+PYTEST = pytest $(1) tests benchmarks --benchmark-disable
 
 python-test: $(STAMP)  ## pytest without the tests marked slow; benchmarks run once, untimed
 	$(call PYTEST,-m "not slow")
@@ -66,7 +65,7 @@ sanitize: $(TOOLS)  ## readers, C interface, threads and the kernels of one inst
 	ctest --preset tsan
 
 sanitize-all: $(TOOLS)  ## all C++ tests with the address and undefined-behaviour sanitizers, and threads as above
-	$(call BUILD,asan)
+	$(call BUILD,asan-all)
 	ctest --preset asan-all
 	$(call BUILD,tsan)
 	ctest --preset tsan

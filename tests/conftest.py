@@ -156,3 +156,18 @@ def other_threads_advance() -> Callable[[Callable[[], object]], bool]:
         return turns == 5
 
     return advance
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _writable_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache, which keeps the compiled libtorch runtime for the next run, or one of this run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            writable = os.access(cache, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            patch.setenv("HISTO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -108,11 +108,6 @@ def test_an_error_of_the_core_has_its_remedy_apart() -> None:
     assert str(caught.value) == 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'
 
 
-@pytest.mark.parametrize("key", ["isa", "precision", "profile", "algorithm", "threads", "crop"])
-def test_what_info_returns_is_documented(key: str) -> None:
-    assert key in str(_core.Engine.info.__doc__)
-
-
 def test_the_core_has_the_version_of_the_package() -> None:
     assert _core.build_config()["version"] == histo_export.__version__
 

@@ -288,6 +288,7 @@ def test_info_says_what_is_executed(model: Model, monkeypatch: pytest.MonkeyPatc
     assert info["weight_bytes"] > 0
     monkeypatch.setenv("HISTO_ISA", "portable")
     assert default_isa() == "portable"
+    assert [key for key in info if f"``{key}``" not in str(Engine.info.__doc__)] == []
     info = Engine(model, threads=3).info()
     assert (info["isa"], info["threads"]) == ("portable", 3)
     monkeypatch.setenv("HISTO_ISA", "sse9")

@@ -36,7 +36,7 @@ needs_headers = pytest.mark.skipif(
 
 def compiled(test: Callable[..., None]) -> Callable[..., None]:
     """Compiles the runtime once per change, for half a minute; the cache is the user's."""
-    return pytest.mark.slow(needs_compiler(needs_headers(test)))
+    return needs_compiler(needs_headers(test))
 
 
 @pytest.fixture(scope="module")
@@ -325,12 +325,11 @@ def test_doctor_tells_without_compiling(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no CMake")
-def test_the_cmake_target(models: dict[InputKind, Path], tmp_path: Path) -> None:
+def test_the_cmake_target(models: dict[InputKind, Path]) -> None:
     """histo::torch in a program without Python, against the libtorch inside Python's torch."""
-    build = tmp_path / "build"
+    build = REPOSITORY / "build/torch"  # kept, so that the next run compiles only what changed
     options = {
         "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path,
         "HISTO_WITH_TORCH": "ON",

@@ -635,6 +635,8 @@ def coarse(monkeypatch: pytest.MonkeyPatch, small: Checkpoint, lowered: LoweredN
     native = dataclasses.replace(FORMATS["native"], checked_by=("torch",))  # other tests check the other runtime
     monkeypatch.setitem(FORMATS, "native", native)
     data = tile_data(small.spec)
+    quantisation = run._quantisation(small, data, lambda step: None)  # once for all exports of these data
+    monkeypatch.setattr(run, "_quantisation", lambda *_: quantisation)
     tiles = torch.from_numpy(np.stack([data.val.tile(i) for i in range(len(data.val))]))
     labels = Simulation(lowered)(tiles).argmax(1).numpy()
     assert len(np.unique(labels)) > 1

@@ -255,7 +255,7 @@ std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py:
                                "; an Engine, an object with a method run(tiles) or a function is needed");
   }
   if (!classes) {
-    raise(PyExc_TypeError, "classes is missing; only an Engine knows how many logits a tile has");
+    raise(PyExc_TypeError, "classes is missing; only an Engine has this number itself");
   }
   runner->classes = at_least_one("classes", *classes);
   return runner;

@@ -571,6 +571,33 @@ TEST_CASE("engine: low precisions compute the network, each as exactly as it can
   }
 }
 
+TEST_CASE("engine: low precisions at crops of so few pixels that a row is shorter than a vector") {
+  const Model model =
+      Model::from_memory(make_model_file(1, 6, 33, 1, [](const std::string&) { return true; }));
+  for (const auto& [precision, allowed] :
+       {std::pair{Precision::bf16, 3e-2}, std::pair{Precision::bf16x3, 1e-4},
+        std::pair{Precision::int8, 0.3}}) {
+    CAPTURE(histo::name(precision));
+    for (const Isa isa : isas_for(precision)) {
+      for (const std::size_t crop : {1, 2, 5, 6}) {
+        CAPTURE(crop);
+        const TileShape shape{.batch = 3, .height = crop, .width = crop};
+        const Bytes tiles = random_tiles(shape, 4);
+        const auto exact = Engine(model, {.threads = 1, .crop = crop}).stages(tiles, shape);
+        const auto stages = Engine(model, {.threads = 1, .precision = precision, .isa = isa, .crop = crop})
+                                .stages(tiles, shape);
+        double error = 0, size = 0;  // of the stem's output
+        for (std::size_t i = 0; i < exact.front().data.size(); ++i) {
+          const double off = static_cast<double>(stages.front().data[i] - exact.front().data[i]);
+          error += off * off;
+          size += static_cast<double>(exact.front().data[i]) * static_cast<double>(exact.front().data[i]);
+        }
+        CHECK(std::sqrt(error / size) < allowed);
+      }
+    }
+  }
+}
+
 TEST_CASE("engine: low precisions, too, give bits that do not depend on batch, position or threads") {
   const Model& model = quantised_model();
   const TileShape all{.batch = 67, .height = 38, .width = 34};

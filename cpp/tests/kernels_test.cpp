@@ -1,65 +1,147 @@
-// The engine's kernels for every instruction set that this machine has, beside scalar twins in double.
+// The kernels beside scalar twins, in every precision: those that this machine can run and, for the
+// precisions below float32, an emulation of all.
 
 #include "cpu/kernels/kernels.h"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "aligned_buffer.h"
 #include "cpu/isa_selection.h"
 #include "cpu/packing.h"
+#include "emulated_kernels.h"
 #include "model/network.h"
+#include "plan/map_format.h"
+#include "plan/plan.h"
 
 namespace {
 
 using histo::Algorithm;
-using histo::AlignedBuffer;
 using histo::ConvLayer;
+using histo::MapFormat;
+using histo::Precision;
 using histo::Range;
+using histo::Storage;
+using histo::kernels::Conv;
 using histo::kernels::KernelSet;
+using histo::kernels::Strides;
 
-// The kernel sets of this machine that execute float32, one for each instruction set.
-std::vector<const histo::IsaRecord*> records() {
-  std::vector<const histo::IsaRecord*> found;
-  for (const histo::IsaRecord* const record : histo::isa_records()) {
-    if (record->executes.fp32 && histo::runs(*record, histo::this_machine())) {
-      found.push_back(record);
+// Those that this machine can run, and the emulated ones.
+const std::vector<std::pair<std::string, const KernelSet*>>& kernel_sets() {
+  static const auto sets = [] {
+    std::vector<std::pair<std::string, const KernelSet*>> found{
+        {"emulated vectors", &histo::kernels::emulated_vectors},
+        {"emulated AMX", &histo::kernels::emulated_amx}};
+    for (const histo::IsaRecord* const record : histo::isa_records()) {
+      if (histo::runs(*record, histo::this_machine())) {
+        found.emplace_back(record->description, record->kernels);
+      } else {
+        MESSAGE("this machine lacks " << record->description << ": kernels that use it are not tested");
+      }
     }
-  }
-  return found;
+    return found;
+  }();
+  return sets;
 }
 
-std::uint32_t* units(float* p) { return reinterpret_cast<std::uint32_t*>(p); }
+// --- formats, by their definition ------------------------------------------------------------------------
 
-// Channels-last images with a border of zeros on all sides, wide enough for every kernel and tile here.
-struct Image {
-  static constexpr std::size_t border = 4;
+std::uint16_t to_bf16(float x) {  // of the two neighbours the nearer, of two as near the even one
+  if (std::isnan(x)) {
+    return 0x7FC0;
+  }
+  const std::uint32_t below = std::bit_cast<std::uint32_t>(x) >> 16U;
+  const auto at = [](std::uint32_t bits) { return static_cast<double>(std::bit_cast<float>(bits << 16U)); };
+  const double down = std::abs(static_cast<double>(x) - at(below));
+  const double up = std::abs(at(below + 1) - static_cast<double>(x));
+  return static_cast<std::uint16_t>(below + (up < down || (up == down && below % 2 == 1) ? 1 : 0));
+}
+
+float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t{bits} << 16U); }
+
+std::uint8_t to_u8(float x, MapFormat format) {
+  return static_cast<std::uint8_t>(std::clamp(std::nearbyint(x * format.inverse), 0.0F, 255.0F));
+}
+
+std::size_t storage_bytes(Storage storage) {
+  return storage == Storage::f32 ? 4 : storage == Storage::bf16 ? 2 : storage == Storage::bf16x3 ? 6 : 1;
+}
+
+// Channels-last images with a border of zeros, in any format.
+struct Map {
+  static constexpr std::size_t border = 4;  // wide enough for every kernel and Winograd tile here
   std::size_t count, height, width, channels;
-  std::vector<float> data;
+  MapFormat format;
+  std::vector<std::uint32_t> data;
 
-  Image(std::size_t n, std::size_t h, std::size_t w, std::size_t c)
-      : count(n), height(h), width(w), channels(c), data(n * image()) {}
+  Map(std::size_t n, std::size_t h, std::size_t w, std::size_t c, MapFormat f)
+      : count(n), height(h), width(w), channels(c), format(f), data(n * image()) {}
 
-  [[nodiscard]] std::size_t row() const { return (width + 2 * border) * channels; }
+  [[nodiscard]] std::size_t pixel() const { return channels * storage_bytes(format.storage) / 4; }
+  [[nodiscard]] std::size_t row() const { return (width + 2 * border) * pixel(); }
   [[nodiscard]] std::size_t image() const { return (height + 2 * border) * row(); }
-  [[nodiscard]] float* at(std::size_t n, std::size_t y, std::size_t x) {
-    return data.data() + n * image() + (y + border) * row() + (x + border) * channels;
+  [[nodiscard]] Strides strides(std::size_t step = 1) const {
+    return {.column = step * pixel(), .row = step * row(), .image = image()};
   }
-  [[nodiscard]] histo::kernels::Strides strides(std::size_t step = 1) const {
-    return {.column = step * channels, .row = step * row(), .image = image()};
+  // Coordinates below zero are in the border.
+  [[nodiscard]] std::size_t at(std::size_t n, std::ptrdiff_t y, std::ptrdiff_t x) const {
+    constexpr auto b = static_cast<std::ptrdiff_t>(border);
+    return n * image() + static_cast<std::size_t>(y + b) * row() + static_cast<std::size_t>(x + b) * pixel();
   }
-  // The cells that belong to the images, without the border.
-  template <typename Function>
-  void for_each_cell(const Function& function) {
+  [[nodiscard]] std::uint16_t half(std::size_t pixel_at, std::size_t i) const {
+    return static_cast<std::uint16_t>(data[pixel_at + i / 2] >> i % 2 * 16);
+  }
+  [[nodiscard]] std::uint8_t byte(std::size_t pixel_at, std::size_t c) const {
+    return static_cast<std::uint8_t>(data[pixel_at + c / 4] >> c % 4 * 8);
+  }
+  [[nodiscard]] float number(std::size_t pixel_at, std::size_t c) const {
+    switch (format.storage) {
+      case Storage::bf16:
+        return from_bf16(half(pixel_at, c));
+      case Storage::bf16x3:
+        return from_bf16(half(pixel_at, c)) + from_bf16(half(pixel_at, channels + c));
+      case Storage::u8:
+        return format.scale * static_cast<float>(byte(pixel_at, c));
+      default:
+        return std::bit_cast<float>(data[pixel_at + c]);
+    }
+  }
+  void set(std::size_t pixel_at, std::size_t c, float x) {
+    const auto set_half = [&](std::size_t i, std::uint16_t bits) {
+      std::uint32_t& unit = data[pixel_at + i / 2];
+      unit = (unit & ~(0xFFFFU << i % 2 * 16)) | std::uint32_t{bits} << i % 2 * 16;
+    };
+    switch (format.storage) {
+      case Storage::bf16:
+        set_half(c, to_bf16(x));
+        break;
+      case Storage::bf16x3:
+        set_half(c, to_bf16(x));
+        set_half(channels + c, to_bf16(x - from_bf16(to_bf16(x))));
+        set_half(2 * channels + c, to_bf16(x));
+        break;
+      case Storage::u8: {
+        std::uint32_t& unit = data[pixel_at + c / 4];
+        unit = (unit & ~(0xFFU << c % 4 * 8)) | std::uint32_t{to_u8(x, format)} << c % 4 * 8;
+        break;
+      }
+      default:
+        data[pixel_at + c] = std::bit_cast<std::uint32_t>(x);
+    }
+  }
+  void for_each_cell(
+      const std::function<void(std::size_t, std::size_t, std::size_t, std::size_t)>& function) const {
     for (std::size_t n = 0; n < count; ++n) {
       for (std::size_t y = 0; y < height; ++y) {
         for (std::size_t x = 0; x < width; ++x) {
@@ -73,211 +155,330 @@ struct Image {
 };
 
 struct Case {
+  Precision precision;
   Algorithm algorithm;
   std::size_t images, height, width, inputs, outputs, kernel, stride;
-  bool residual, relu;
+  std::optional<Storage> residual;
+  bool relu;
 };
 
-std::string describe(const Case& c) {
-  std::string text(histo::name(c.algorithm));
-  for (const std::size_t value : {c.images, c.height, c.width, c.inputs, c.outputs, c.kernel, c.stride}) {
-    text += " " + std::to_string(value);
-  }
-  return text + (c.residual ? " residual" : "") + (c.relu ? " relu" : "");
+MapFormat format_of(Storage storage, float scale) {
+  return storage == Storage::u8 ? MapFormat{storage, scale, 1 / scale} : MapFormat{storage};
 }
 
 struct Problem {
   Case c;
-  Image input, residual, expected, tolerance;  // expected in double, rounded once
-  std::vector<float> weight, bias;
+  Storage storage;  // of the input
+  Map input, residual;
+  std::vector<float> weight, bias, scales, sum_scales;
   ConvLayer layer;
 
   explicit Problem(const Case& given)
       : c(given),
-        input(c.images, c.height, c.width, c.inputs),
-        residual(c.images, (c.height + c.stride - 1) / c.stride, (c.width + c.stride - 1) / c.stride,
-                 c.outputs),
-        expected(residual),
-        tolerance(residual),
+        storage(histo::storage_of(c.precision)),
+        input(c.images, c.height, c.width, c.inputs, format_of(storage, 0.01F)),
+        residual(c.images, out(c.height), out(c.width), c.outputs,
+                 format_of(c.residual.value_or(Storage::f32), 0.02F)),
         weight(c.outputs * c.inputs * c.kernel * c.kernel),
-        bias(c.outputs) {
+        bias(c.outputs),
+        scales(c.outputs) {
     std::mt19937 generator(static_cast<unsigned>(c.height * 31 + c.width * 7 + c.inputs));
     std::normal_distribution<float> normal;
-    input.for_each_cell([&](auto n, auto y, auto x, auto k) { input.at(n, y, x)[k] = normal(generator); });
+    input.for_each_cell(
+        [&](auto n, auto y, auto x, auto k) { input.set(at(input, n, y, x), k, normal(generator)); });
     residual.for_each_cell(
-        [&](auto n, auto y, auto x, auto k) { residual.at(n, y, x)[k] = normal(generator); });
+        [&](auto n, auto y, auto x, auto k) { residual.set(at(residual, n, y, x), k, normal(generator)); });
     std::ranges::generate(weight, [&] { return normal(generator); });
     std::ranges::generate(bias, [&] { return normal(generator); });
+    std::ranges::generate(scales, [&] { return 0.02F + 0.01F * std::abs(normal(generator)); });
     layer = {.name = "test",
              .inputs = c.inputs,
              .outputs = c.outputs,
              .kernel = c.kernel,
              .stride = c.stride,
              .weight = weight,
-             .bias = bias};
-    expected.for_each_cell([&](auto n, auto y, auto x, auto k) { compute(n, y, x, k); });
+             .bias = bias,
+             .scales = histo::Scales{.input = input.format.scale, .weight = scales}};
+    for (const float scale : scales) {
+      sum_scales.push_back(input.format.scale * scale);
+    }
   }
 
-  void compute(std::size_t n, std::size_t y, std::size_t x, std::size_t k) {
-    double sum = static_cast<double>(bias[k]), size = std::abs(sum);
+  [[nodiscard]] std::size_t out(std::size_t side) const { return (side + c.stride - 1) / c.stride; }
+  [[nodiscard]] Map empty_output(MapFormat format) const {
+    return {c.images, out(c.height), out(c.width), c.outputs, format};
+  }
+  static std::size_t at(const Map& map, std::size_t n, std::size_t y, std::size_t x) {
+    return map.at(n, static_cast<std::ptrdiff_t>(y), static_cast<std::ptrdiff_t>(x));
+  }
+  [[nodiscard]] std::int8_t weight_byte(std::size_t k, std::size_t i) const {
+    return static_cast<std::int8_t>(std::clamp(std::nearbyint(weight[i] / scales[k]), -127.0F, 127.0F));
+  }
+
+  // What an output should be before it is stored, and how far from that float32 sums in any order may be.
+  std::pair<double, double> expected(std::size_t n, std::size_t y, std::size_t x, std::size_t k) const {
+    double sum = 0, size = 0;
+    std::int64_t integer_sum = 0;
     for (std::size_t i = 0; i < c.kernel; ++i) {
       for (std::size_t j = 0; j < c.kernel; ++j) {
-        const float* const cell =
-            input.at(n, y * c.stride + i, x * c.stride + j) - c.kernel / 2 * (input.row() + input.channels);
+        const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
+        const std::size_t cell = input.at(n, static_cast<std::ptrdiff_t>(y * c.stride + i) - pad,
+                                          static_cast<std::ptrdiff_t>(x * c.stride + j) - pad);
         for (std::size_t channel = 0; channel < c.inputs; ++channel) {
-          const double term =
-              static_cast<double>(cell[channel]) *
-              static_cast<double>(weight[((k * c.inputs + channel) * c.kernel + i) * c.kernel + j]);
+          const std::size_t w = ((k * c.inputs + channel) * c.kernel + i) * c.kernel + j;
+          if (storage == Storage::u8) {
+            integer_sum += input.byte(cell, channel) * weight_byte(k, w);
+            continue;
+          }
+          if (storage == Storage::f32) {
+            const double term =
+                static_cast<double>(input.number(cell, channel)) * static_cast<double>(weight[w]);
+            sum += term;
+            size += std::abs(term);
+            continue;
+          }
+          const double high = static_cast<double>(from_bf16(to_bf16(weight[w])));
+          const double a = static_cast<double>(from_bf16(input.half(cell, channel)));
+          double term = a * high;
+          if (storage == Storage::bf16x3) {
+            const double low = static_cast<double>(from_bf16(to_bf16(weight[w] - static_cast<float>(high))));
+            term += static_cast<double>(from_bf16(input.half(cell, c.inputs + channel))) * high + a * low;
+          }
           sum += term;
           size += std::abs(term);
         }
       }
     }
-    if (c.residual) {
-      sum += static_cast<double>(residual.at(n, y, x)[k]);
-      size += std::abs(static_cast<double>(residual.at(n, y, x)[k]));
+    double y_value = sum + static_cast<double>(bias[k]);
+    if (storage == Storage::u8) {  // exact: the sum is an integer, and the rest is rounded as in the kernel
+      y_value = static_cast<double>(std::fma(static_cast<float>(integer_sum), sum_scales[k], bias[k]));
     }
-    expected.at(n, y, x)[k] = static_cast<float>(c.relu ? std::max(sum, 0.0) : sum);
-    // A float sum of n terms in any order is off by at most n / 2^24 of the sum of the sizes; it is far less
-    // on average, and Winograd's transforms, whose entries add up to about 10, stay below as well.
+    if (c.residual) {
+      const float r = residual.number(at(residual, n, y, x), k);
+      y_value = storage == Storage::u8 ? static_cast<double>(static_cast<float>(y_value) + r)
+                                       : y_value + static_cast<double>(r);
+      size += std::abs(static_cast<double>(r));
+    }
+    // A float32 sum of n terms in any order is off by at most n / 2^24 of the sum of the sizes. On average it
+    // is off by far less, and so is Winograd's algorithm, the entries of whose transforms add up to about 10.
     constexpr double unit = 1.0 / (1 << 24);
-    tolerance.at(n, y, x)[k] = static_cast<float>(
-        unit * size * std::sqrt(static_cast<double>(c.inputs * c.kernel * c.kernel) + 16) * 4);
+    const auto terms =
+        static_cast<double>(c.inputs * c.kernel * c.kernel * (storage == Storage::bf16x3 ? 3 : 1));
+    size += storage == Storage::f32 ? std::abs(static_cast<double>(bias[k])) : std::abs(sum);
+    return {c.relu ? std::max(y_value, 0.0) : y_value,
+            storage == Storage::u8 ? 0 : unit * size * std::sqrt(terms + 16) * 4};
   }
 };
 
-// Runs the kernel with its work cut at `cut` (pixels or tiles), and with a canary where nothing may be
-// written.
-Image run(const KernelSet& set, Problem& p, std::size_t cut) {
+constexpr std::uint32_t canary = 0xC0FFEE77;
+
+const histo::kernels::WinogradKernels* winograd_of(const KernelSet& set, const Case& c) {
+  const histo::kernels::ConvKernels& kernels = *set.of[c.precision];
+  return c.algorithm == Algorithm::winograd4   ? &kernels.winograd4
+         : c.algorithm == Algorithm::winograd2 ? &kernels.winograd2
+                                               : nullptr;
+}
+
+bool has_kernels(const KernelSet& set, const Case& c) {
+  return set.of[c.precision] != nullptr &&
+         (c.algorithm == Algorithm::direct || winograd_of(set, c)->input != nullptr);
+}
+
+// `cut` tiles at a time, and one block of channels after the other.
+void run_winograd(const KernelSet& set, const Problem& p, const histo::kernels::Epilogue& epilogue,
+                  const std::uint32_t* weight, std::size_t cut) {
   const Case& c = p.c;
-  const histo::kernels::ConvKernels& kernels = *set.of.fp32;
-  const std::size_t block = kernels.block;
-  const histo::Packing packing{p.layer, c.algorithm, histo::Precision::fp32, block};
-  const std::size_t blocks = packing.blocks();
-  AlignedBuffer weight(blocks * packing.block_units()), bias(blocks * block);
-  for (std::size_t i = 0; i < blocks; ++i) {
-    packing.pack(i, weight.units() + i * packing.block_units());
-  }
-  std::ranges::copy(p.bias, bias.data());
-  Image output(p.expected.count, p.expected.height, p.expected.width, c.outputs);
-  std::ranges::fill(output.data, 77.0F);
-  const histo::kernels::Epilogue epilogue{.bias = bias.data(),
-                                          .scale = nullptr,
-                                          .channels = c.outputs,
-                                          .residual = c.residual ? units(p.residual.at(0, 0, 0)) : nullptr,
-                                          .residual_strides = p.residual.strides(),
-                                          .residual_format = {},
-                                          .output = units(output.at(0, 0, 0)),
-                                          .output_strides = output.strides(),
-                                          .output_format = {},
-                                          .height = output.height,
-                                          .width = output.width,
-                                          .relu = c.relu};
-  const std::uint32_t* const input =
-      units(p.input.at(0, 0, 0)) - c.kernel / 2 * (p.input.row() + p.input.channels);
-  if (c.algorithm == Algorithm::direct) {
-    const histo::kernels::Conv conv{.input = input,
-                                    .input_strides = p.input.strides(c.stride),
-                                    .window_rows = c.kernel,
-                                    .window_run = packing.window_run(),
-                                    .window_row = p.input.row(),
-                                    .weight = weight.units(),
-                                    .epilogue = epilogue};
-    const std::size_t total = c.images * output.height * output.width;
-    for (std::size_t begin = 0; begin < total; begin += cut) {
-      kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
-    }
-    return output;
-  }
-  const std::size_t m = c.algorithm == Algorithm::winograd4 ? 4 : 2;
-  const histo::kernels::WinogradKernels& winograd = m == 4 ? kernels.winograd4 : kernels.winograd2;
-  const histo::kernels::Winograd w{.input = input,
+  const histo::kernels::WinogradKernels& winograd = *winograd_of(set, c);
+  const std::size_t m = histo::winograd_tile(c.algorithm), points = (m + 2) * (m + 2);
+  const std::size_t block = set.of[c.precision]->block,
+                    units = histo::transformed_units(c.precision, c.inputs);
+  const histo::kernels::Winograd w{.input = p.input.data.data() + p.input.at(0, -1, -1),
                                    .input_strides = p.input.strides(),
                                    .channels = c.inputs,
-                                   .tile_rows = (output.height + m - 1) / m,
-                                   .tile_columns = (output.width + m - 1) / m,
-                                   .weight = weight.units(),
+                                   .tile_rows = (epilogue.height + m - 1) / m,
+                                   .tile_columns = (epilogue.width + m - 1) / m,
+                                   .weight = weight,
                                    .epilogue = epilogue};
   const std::size_t total = c.images * w.tile_rows * w.tile_columns;
-  for (std::size_t begin = 0; begin < total; begin += cut) {
+  for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
     const Range tiles{begin, std::min(begin + cut, total)};
-    const std::size_t count = tiles.end - begin, points = (m + 2) * (m + 2);
-    std::vector<float> transformed(points * count * c.inputs), products(points * count * block);
-    winograd.input(w, tiles, units(transformed.data()), count * c.inputs);
-    for (std::size_t b = 0; b < blocks; ++b) {
-      winograd.output(w, tiles, {b, b + 1}, units(transformed.data()), count * c.inputs, products.data(),
+    const std::size_t count = tiles.end - begin;
+    std::vector<std::uint32_t> transformed(points * count * units);
+    std::vector<float> products(points * count * block);
+    winograd.input(w, tiles, transformed.data(), count * units);
+    for (std::size_t b = 0; b < (c.outputs + block - 1) / block; ++b) {
+      winograd.output(w, tiles, {b, b + 1}, transformed.data(), count * units, products.data(),
                       count * block);
     }
+  }
+}
+
+// With the work cut at `cut` pixels or tiles, and a canary where nothing may be written.
+Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cut) {
+  const Case& c = p.c;
+  const histo::kernels::ConvKernels& kernels = *set.of[c.precision];
+  const histo::Packing packing{p.layer, c.algorithm, c.precision, kernels.block};
+  const std::size_t blocks = packing.blocks();
+  std::vector<std::uint32_t> weight(blocks * packing.block_units());
+  std::vector<float> bias(blocks * kernels.block), scale(blocks * kernels.block);
+  for (std::size_t i = 0; i < blocks; ++i) {
+    packing.pack(i, weight.data() + i * packing.block_units());
+  }
+  std::ranges::copy(p.bias, bias.begin());
+  std::ranges::copy(p.sum_scales, scale.begin());
+  Map output = p.empty_output(format);
+  std::ranges::fill(output.data, canary);
+  const histo::kernels::Epilogue epilogue{
+      .bias = bias.data(),
+      .scale = scale.data(),
+      .channels = c.outputs,
+      .residual = c.residual ? p.residual.data.data() + p.residual.at(0, 0, 0) : nullptr,
+      .residual_strides = p.residual.strides(),
+      .residual_format = p.residual.format,
+      .output = output.data.data() + output.at(0, 0, 0),
+      .output_strides = output.strides(),
+      .output_format = format,
+      .height = output.height,
+      .width = output.width,
+      .relu = c.relu};
+  if (c.algorithm != Algorithm::direct) {
+    run_winograd(set, p, epilogue, weight.data(), cut);
+    return output;
+  }
+  const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
+  const Conv conv{.input = p.input.data.data() + p.input.at(0, -pad, -pad),
+                  .input_strides = p.input.strides(c.stride),
+                  .window_rows = c.kernel,
+                  .window_run = packing.window_run(),
+                  .window_row = p.input.row(),
+                  .weight = weight.data(),
+                  .epilogue = epilogue};
+  const std::size_t total = c.images * output.height * output.width;
+  for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
+    kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
   }
   return output;
 }
 
+std::string describe(const Case& c) {
+  std::string text = std::string(histo::name(c.precision)) + " " + std::string(histo::name(c.algorithm));
+  for (const std::size_t value : {c.images, c.height, c.width, c.inputs, c.outputs, c.kernel, c.stride}) {
+    text += " " + std::to_string(value);
+  }
+  return text + (c.residual ? " residual" : "") + (c.relu ? " relu" : "");
+}
+
+// Pixels, or tiles, of a task.
+std::vector<std::size_t> cuts_of(const Map& output, const Case& c) {
+  if (c.precision == Precision::fp32 || c.algorithm != Algorithm::direct) {
+    return {1, 5, 7};
+  }
+  // The emulations are slow.
+  const std::size_t pixels = output.count * output.height * output.width;
+  return pixels < 16 ? std::vector<std::size_t>{1, 5} : std::vector<std::size_t>{13, 33};
+}
+
 void check(const Case& c) {
-  CAPTURE(describe(c));
-  Problem problem(c);
-  for (const histo::IsaRecord* const record : records()) {
-    CAPTURE(record->description);
-    const KernelSet& kernel = *record->kernels;
-    Image output = run(kernel, problem, std::numeric_limits<std::size_t>::max() / 2);
+  const Problem problem(c);
+  const Map shape = problem.empty_output({Storage::f32});
+  std::vector<std::pair<double, double>> expected_values;
+  shape.for_each_cell(
+      [&](auto n, auto y, auto x, auto k) { expected_values.push_back(problem.expected(n, y, x, k)); });
+  constexpr std::size_t all = std::numeric_limits<std::size_t>::max() / 2;
+  std::optional<std::vector<std::uint32_t>> of_vectors, of_amx;
+  for (const auto& [name, set] : kernel_sets()) {
+    if (!has_kernels(*set, c)) {
+      continue;
+    }
+    CAPTURE(name);
+    CAPTURE(describe(c));
+    const Map exact = run(*set, problem, format_of(Storage::f32, 1), all);
     double worst = 0;
-    output.for_each_cell([&](auto n, auto y, auto x, auto k) {
-      const double difference = std::abs(static_cast<double>(output.at(n, y, x)[k]) -
-                                         static_cast<double>(problem.expected.at(n, y, x)[k]));
-      worst = std::max(worst, difference / static_cast<double>(problem.tolerance.at(n, y, x)[k]));
+    auto next = expected_values.begin();
+    exact.for_each_cell([&](auto n, auto y, auto x, auto k) {
+      const auto [value, tolerance] = *next++;
+      const double off = std::abs(static_cast<double>(exact.number(Problem::at(exact, n, y, x), k)) - value);
+      worst = std::max(worst, tolerance == 0 ? (off == 0 ? 0 : 2) : off / tolerance);
     });
     CHECK(worst <= 1);
-    // However the work is cut, the same bits; and nothing but the output is written.
-    for (const std::size_t cut : {1, 5, 7}) {
-      CHECK(run(kernel, problem, cut).data == output.data);
+
+    // Every format that the kernels can write holds what float32 holds, rounded once; however the work is
+    // cut; and nothing else is written.
+    for (const Storage storage : {Storage::f32, Storage::bf16, Storage::bf16x3, Storage::u8}) {
+      if (c.precision == Precision::fp32 && storage != Storage::f32) {
+        continue;
+      }
+      const MapFormat format = format_of(storage, 0.03F);
+      Map expected = problem.empty_output(format);
+      std::ranges::fill(expected.data, canary);
+      exact.for_each_cell([&](auto n, auto y, auto x, auto k) {
+        expected.set(Problem::at(expected, n, y, x), k, exact.number(Problem::at(exact, n, y, x), k));
+      });
+      CHECK(run(*set, problem, format, all).data == expected.data);
+      if (storage == problem.storage) {
+        for (const std::size_t cut : cuts_of(shape, c)) {
+          CAPTURE(cut);
+          CHECK(run(*set, problem, format, cut).data == expected.data);
+        }
+      }
     }
-    std::vector<float> border = output.data;
-    output.for_each_cell([&](auto n, auto y, auto x, auto k) { output.at(n, y, x)[k] = 77.0F; });
-    CHECK(std::ranges::count(output.data, 77.0F) == static_cast<std::ptrdiff_t>(border.size()));
+
+    // The processor's instructions and their emulation give the same bits.
+    if (c.precision != Precision::fp32) {
+      auto& same = name.ends_with("AMX") && c.precision != Precision::int8 ? of_amx : of_vectors;
+      if (!same) {
+        same = exact.data;
+      }
+      CHECK(exact.data == *same);
+    }
   }
 }
 
 TEST_CASE("convolutions: those of the network, on maps of odd sizes") {
   for (const std::size_t side : {1, 2, 4, 5, 9}) {
-    check({Algorithm::direct, 2, side, side + 1, 64, 64, 3, 1, true, true});
-    check({Algorithm::direct, 2, side, side, 64, 128, 3, 2, false, true});
-    check({Algorithm::direct, 3, side + 2, side, 64, 128, 1, 2, false, false});
-    check({Algorithm::direct, 1, side + 6, side, 3, 64, 7, 2, false, true});
+    check({Precision::fp32, Algorithm::direct, 2, side, side + 1, 64, 64, 3, 1, Storage::f32, true});
+    check({Precision::fp32, Algorithm::direct, 2, side, side, 64, 128, 3, 2, {}, true});
+    check({Precision::fp32, Algorithm::direct, 3, side + 2, side, 64, 128, 1, 2, {}, false});
+    check({Precision::fp32, Algorithm::direct, 1, side + 6, side, 3, 64, 7, 2, {}, true});
     for (const Algorithm winograd : {Algorithm::winograd2, Algorithm::winograd4}) {
-      check({winograd, 2, side, side + 1, 64, 64, 3, 1, true, true});
-      check({winograd, 1, side + 3, side, 128, 64, 3, 1, false, false});
+      check({Precision::fp32, winograd, 2, side, side + 1, 64, 64, 3, 1, Storage::f32, true});
+      check({Precision::fp32, winograd, 1, side + 3, side, 128, 64, 3, 1, {}, false});
     }
   }
 }
 
-TEST_CASE("direct convolutions whose weights and pixels are taken in pieces") {
-  check({Algorithm::direct, 2, 10, 11, 128, 64, 3, 1, true, true});   // 220 pixels
-  check({Algorithm::direct, 1, 3, 4, 352, 64, 3, 1, true, true});     // rows of 1056 floats
-  check({Algorithm::direct, 1, 5, 3, 1056, 64, 1, 2, false, false});  // a window of one pixel
+TEST_CASE("direct convolutions whose weights and pixels are taken in slices") {
+  // 220 pixels
+  check({Precision::fp32, Algorithm::direct, 2, 10, 11, 128, 64, 3, 1, Storage::f32, true});
+  // rows of 1056 floats
+  check({Precision::fp32, Algorithm::direct, 1, 3, 4, 352, 64, 3, 1, Storage::f32, true});
+  // a window of one pixel
+  check({Precision::fp32, Algorithm::direct, 1, 5, 3, 1056, 64, 1, 2, {}, false});
 }
 
 TEST_CASE("maximum pooling, NaN included") {
   constexpr std::size_t channels = 64;
-  for (const histo::IsaRecord* const record : records()) {
-    CAPTURE(record->description);
-    Image input(1, 7, 9, channels);
+  for (const auto& [name, set] : kernel_sets()) {
+    CAPTURE(name);
+    Map input(1, 7, 9, channels, {Storage::f32}), output(1, 4, 5, channels, {Storage::f32});
     std::mt19937 generator(1);
     std::uniform_real_distribution<float> uniform(0, 1);
-    input.for_each_cell([&](auto n, auto y, auto x, auto k) { input.at(n, y, x)[k] = uniform(generator); });
-    input.at(0, 2, 3)[5] = std::numeric_limits<float>::quiet_NaN();
-    Image output(1, 4, 5, channels);
-    record->kernels->max_pool(input.at(0, 0, 0) - input.row() - channels, input.row(),
-                              units(output.at(0, 0, 0)), output.row(), {}, 4, 5, channels);
-    output.for_each_cell([&](auto, auto y, auto x, auto k) {
+    input.for_each_cell([&](auto n, auto y, auto x, auto k) {
+      input.set(Problem::at(input, n, y, x), k, uniform(generator));
+    });
+    input.set(input.at(0, 2, 3), 5, std::numeric_limits<float>::quiet_NaN());
+    set->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
+                  output.data.data() + output.at(0, 0, 0), output.row(), output.format, 4, 5, channels);
+    output.for_each_cell([&](auto n, auto y, auto x, auto k) {
       float largest = 0;
       bool nan = false;
-      for (std::size_t i = 0; i < 3; ++i) {
-        for (std::size_t j = 0; j < 3; ++j) {
-          const float value = *(input.at(0, 2 * y + i, 2 * x + j) - input.row() - channels + k);
-          nan = nan || std::isnan(value);
-          largest = std::max(largest, value);
-        }
+      for (std::size_t i = 0; i < 9; ++i) {
+        const std::size_t cell = input.at(n, static_cast<std::ptrdiff_t>(2 * y + i / 3) - 1,
+                                          static_cast<std::ptrdiff_t>(2 * x + i % 3) - 1);
+        nan = nan || std::isnan(input.number(cell, k));
+        largest = std::max(largest, input.number(cell, k));
       }
-      const float got = output.at(0, y, x)[k];
+      const float got = output.number(Problem::at(output, n, y, x), k);
       CHECK((nan ? std::isnan(got) : got == largest));
     });
   }
@@ -285,18 +486,122 @@ TEST_CASE("maximum pooling, NaN included") {
 
 TEST_CASE("a NaN goes through ReLU and residual, and reaches no other image") {
   for (const Algorithm algorithm : {Algorithm::direct, Algorithm::winograd2, Algorithm::winograd4}) {
-    Problem problem({algorithm, 2, 4, 4, 64, 64, 3, 1, true, true});
-    problem.input.at(1, 2, 2)[9] = std::numeric_limits<float>::quiet_NaN();
-    for (const histo::IsaRecord* const record : records()) {
-      CAPTURE(record->description);
-      Image output = run(*record->kernels, problem, 100);
+    Problem problem({Precision::fp32, algorithm, 2, 4, 4, 64, 64, 3, 1, Storage::f32, true});
+    problem.input.set(problem.input.at(1, 2, 2), 9, std::numeric_limits<float>::quiet_NaN());
+    for (const auto& [name, set] : kernel_sets()) {
+      if (!has_kernels(*set, problem.c)) {
+        continue;
+      }
+      CAPTURE(name);
+      const Map output = run(*set, problem, {Storage::f32}, 100);
       output.for_each_cell([&](auto n, auto y, auto x, auto k) {
+        const float number = output.number(Problem::at(output, n, y, x), k);
         if (n == 0) {
-          CHECK_FALSE(std::isnan(output.at(n, y, x)[k]));
+          CHECK_FALSE(std::isnan(number));
         } else if (y >= 1 && x >= 1) {
-          CHECK(std::isnan(output.at(n, y, x)[k]));
+          CHECK(std::isnan(number));
         }
       });
+    }
+  }
+}
+
+TEST_CASE("low precision: convolutions of the network, on maps of odd sizes") {
+  for (const Precision precision : {Precision::bf16, Precision::bf16x3, Precision::int8}) {
+    const Algorithm direct = Algorithm::direct;
+    for (const std::size_t side : {1, 5}) {
+      check({precision, direct, 2, side, side + 1, 64, 64, 3, 1, Storage::u8, true});
+      check({precision, direct, 1, side, side, 64, 128, 3, 2, {}, true});
+      check({precision, direct, 3, side + 2, side, 128, 64, 1, 2, Storage::bf16, false});
+    }
+    check(
+        {precision, direct, 1, 2, 37, 64, 64, 3, 1, Storage::bf16x3, true});  // tiles of 16 pixels of one row
+    check({precision, direct, 1, 15, 14, 64, 64, 3, 1, Storage::f32, true});  // 210 pixels
+    check({precision, direct, 1, 2, 3, 512, 64, 3, 1, {}, false});            // weights in slices
+  }
+}
+
+TEST_CASE("low precision: F(4 x 4) in integers equals the definition to the bit, on maps of odd sizes") {
+  for (const std::size_t side : {1, 4, 5, 9}) {
+    check({Precision::int8, Algorithm::winograd4, 2, side, side + 1, 64, 64, 3, 1, Storage::u8, true});
+    check({Precision::int8, Algorithm::winograd4, 1, side + 3, side, 128, 64, 3, 1, {}, false});
+  }
+}
+
+TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and bytes saturate") {
+  // A convolution of one pixel, 1 x 1, whose weights are zero: the bias comes out as it is.
+  for (const auto& [name, set] : kernel_sets()) {
+    CAPTURE(name);
+    if (set->of.int8 == nullptr) {
+      continue;
+    }
+    Problem p({Precision::int8, Algorithm::direct, 1, 1, 1, 64, 64, 1, 1, {}, false});
+    std::ranges::fill(p.weight, 0.0F);
+    const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+    const std::vector<float> values{0.5F, 1.5F, 2.5F, 254.5F, 255.5F, 1e30F,  -1.0F,  0.0F,
+                                    inf,  -inf, nan,  0.49F,  127.5F, 128.5F, 1e-40F, -1e-40F};
+    const std::vector<int> bytes{0, 2, 2, 254, 255, 255, 0, 0, 255, 0, 0, 0, 128, 128, 0, 0};
+    for (std::size_t i = 0; i < p.bias.size(); ++i) {
+      p.bias[i] = values[i % values.size()];
+    }
+    const Map u8 = run(*set, p, {Storage::u8, 1, 1}, 1), bf16 = run(*set, p, {Storage::bf16}, 1);
+    for (std::size_t i = 0; i < p.bias.size(); ++i) {
+      CAPTURE(p.bias[i]);
+      CHECK(u8.byte(u8.at(0, 0, 0), i) == bytes[i % bytes.size()]);
+      const std::uint16_t half = bf16.half(bf16.at(0, 0, 0), i);
+      if (std::isnan(p.bias[i])) {
+        CHECK(std::isnan(from_bf16(half)));
+      } else {
+        CHECK(half == to_bf16(p.bias[i]));
+      }
+    }
+    const std::vector<std::uint16_t> ties{0x3F80, 0x3F82, 0x3F82};  // 1 + 1/256, 1 + 3/256, 1 + 2/128
+    p.bias = {1.00390625F, 1.01171875F, 1.015625F};
+    p.bias.resize(64);
+    const Map tied = run(*set, p, {Storage::bf16}, 1);
+    for (std::size_t i = 0; i < ties.size(); ++i) {
+      CHECK(tied.half(tied.at(0, 0, 0), i) == ties[i]);
+    }
+  }
+}
+
+TEST_CASE("low precision: parts of numbers, and the maximum to every format") {
+  for (const auto& [name, set] : kernel_sets()) {
+    CAPTURE(name);
+    if (set->split == nullptr) {
+      continue;  // float32 alone
+    }
+    std::mt19937 generator(1);
+    std::normal_distribution<float> normal;
+    std::vector<float> x(83);
+    std::ranges::generate(x, [&] { return normal(generator); });
+    std::vector<std::uint16_t> high(x.size()), low(x.size()), alone(x.size());
+    set->split(x.data(), x.size(), high.data(), low.data());
+    set->split(x.data(), x.size(), alone.data(), nullptr);
+    CHECK(high == alone);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      CHECK(high[i] == to_bf16(x[i]));
+      CHECK(low[i] == to_bf16(x[i] - from_bf16(high[i])));
+    }
+
+    Map input(1, 6, 8, 64, {Storage::f32});
+    input.for_each_cell([&](auto n, auto y, auto c, auto k) {
+      input.set(Problem::at(input, n, y, c), k, std::abs(normal(generator)));
+    });
+    for (const Storage storage : {Storage::f32, Storage::bf16, Storage::bf16x3, Storage::u8}) {
+      Map expected(1, 3, 4, 64, format_of(storage, 0.01F)), output = expected;
+      expected.for_each_cell([&](auto n, auto y, auto c, auto k) {
+        float largest = 0;
+        for (std::size_t i = 0; i < 9; ++i) {
+          largest = std::max(largest, input.number(input.at(n, static_cast<std::ptrdiff_t>(2 * y + i / 3) - 1,
+                                                            static_cast<std::ptrdiff_t>(2 * c + i % 3) - 1),
+                                                   k));
+        }
+        expected.set(Problem::at(expected, n, y, c), k, largest);
+      });
+      set->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
+                    output.data.data() + output.at(0, 0, 0), output.row(), output.format, 3, 4, 64);
+      CHECK(output.data == expected.data);
     }
   }
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +74,34 @@ def test_openvino_executes_fp32_where_its_default_is_bf16(bundle: Path) -> None:
     # The same reading of the same graph compiled without the pin: what it says is what was compiled.
     run.compiled = default  # type: ignore[attr-defined]
     assert precision_of(run.executed) == "bf16"
+
+
+CLOSED_OLDEST_FIRST = """
+import signal, sys
+from pathlib import Path
+from histo_export.runtimes import open_runtime
+
+first, second = (open_runtime("openvino", Path(sys.argv[1]), threads=1) for _ in range(2))
+del first, second
+signal.signal(signal.SIGUSR1, lambda *_: print("received"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_arrive_after_openvino_models_were_closed_oldest_first(bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", CLOSED_OLDEST_FIRST, str(bundle / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "received\n"), done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "openvino-streams"])
+def test_a_runtime_that_nobody_uses_is_freed(bundle: Path, runtime: str) -> None:
+    run = opened(runtime, bundle)
+    run.run(Golden.read(bundle / "golden.safetensors").tiles[:3])
+    alive = weakref.ref(run)
+    del run
+    assert alive() is None
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime-tensorrt", "torch-cuda-graph", "torch-compile"])

@@ -23,7 +23,6 @@ ray = pytest.importorskip("ray", reason="needs pip install 'histo-export[ray]'")
 from histo_export.predict.on_ray import TRIES, on_ray  # noqa: E402
 
 SETTINGS = PredictSettings(threads=1, batch=7)
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

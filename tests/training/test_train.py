@@ -95,6 +95,7 @@ def test_a_killed_run_continues_to_the_same_bits(whole: TrainResult, data: TileD
     out = tmp_path / "run"
     code = f"""
 import os, signal, sys
+os.fsync = lambda fd: None
 sys.path[:0] = {[str(HERE), str(HERE.parent)]}
 from drawn_tiles import coloured_data
 from pathlib import Path
@@ -360,10 +361,11 @@ def test_loader_processes_change_no_bit(few: TileData, spec: ModelSpec, tmp_path
 
 
 @pytest.mark.slow
-def test_two_processes_train_together(data: TileData, spec: ModelSpec, tmp_path) -> None:
+def test_two_processes_train_together(tmp_path) -> None:
     script = tmp_path / "two.py"
     script.write_text(f"""
-import sys
+import os, sys
+os.fsync = lambda fd: None
 sys.path[:0] = {[str(HERE), str(HERE.parent)]}
 from pathlib import Path
 import torch
@@ -371,17 +373,17 @@ from drawn_tiles import coloured_data
 from histo_export.spec import ModelSpec
 from histo_export.training.run import TrainConfig, is_main_process, train
 torch.set_num_threads(1)
-data = coloured_data()
+data = coloured_data(4, 3, 3)
 spec = ModelSpec(pool=1, classes=data.classes, crop=32, tile_size=36)
-config = TrainConfig(recipe="report", epochs=2, batch_size=8, device="cpu", devices=2, strategy="ddp")
+config = TrainConfig(recipe="report", epochs=2, batch_size=4, device="cpu", devices=2, strategy="ddp")
 result = train(data, spec, config, Path({str(tmp_path / "run")!r}), progress=is_main_process())
 print(is_main_process(), result.test.accuracy, flush=True)
 """)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     lines = sorted(done.stdout.splitlines())
     assert [line.split()[0] for line in lines] == ["False", "True"]
     assert lines[0].split()[1] == lines[1].split()[1]
     history = read_checkpoint(tmp_path / "run" / "last.ckpt").training["history"]
     assert len(history) == 2
-    assert (history[0]["val_accuracy"] * 18) % 1 == pytest.approx(0, abs=1e-9), "each tile counts once"
+    assert (history[0]["val_accuracy"] * 9) % 1 == pytest.approx(0, abs=1e-9), "each of nine tiles counts once"

@@ -50,7 +50,7 @@ extern "C" {
 typedef enum histo_status {
   HISTO_OK = 0,
   HISTO_INVALID_ARGUMENT = 1,  ///< an argument is null, zero or outside its range
-  HISTO_SIZE_MISMATCH = 2,     ///< a buffer does not hold as many elements as the shape says
+  HISTO_SIZE_MISMATCH = 2,     ///< a buffer does not hold as many elements as the shape needs
   HISTO_SIZE_OVERFLOW = 3,     ///< a shape's number of elements does not fit in size_t
   HISTO_IO = 4,                ///< a file cannot be opened or read
   HISTO_INVALID_FILE = 5,      ///< a file is not what it claims to be: damaged, or of another format

@@ -150,7 +150,7 @@ inline constexpr auto name_table<OnError> = std::to_array<Named<OnError>>({
 /// What went wrong. The numbers are stable: new codes are appended, and no number is used again.
 enum class ErrorCode : int {
   invalid_argument = 1,  ///< an argument is null, zero or outside its range
-  size_mismatch = 2,     ///< a buffer does not hold as many elements as the shape says
+  size_mismatch = 2,     ///< a buffer does not hold as many elements as the shape needs
   size_overflow = 3,     ///< a shape's number of elements does not fit in std::size_t
   io = 4,                ///< a file cannot be opened or read
   invalid_file = 5,      ///< a file is not what it claims to be: damaged, or of another format

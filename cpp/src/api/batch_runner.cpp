@@ -394,10 +394,10 @@ BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const T
   try {
     loop = std::make_unique<Loop>(height, width, source, infer_, classes_, sink, progress, options_);
   } catch (const std::exception&) {  // bad_alloc, or length_error where even the address space is too small
-    throw Error(
-        ErrorCode::out_of_memory,
-        "there is no memory for the " + std::to_string(bytes >> 20U) + " MiB of tiles of the batch loop",
-        "make batch or queued smaller");
+    throw Error(ErrorCode::out_of_memory,
+                "there is not enough memory for the " + std::to_string(bytes >> 20U) +
+                    " MiB of tiles of the batch loop",
+                "make batch or queued smaller");
   }
   return loop->run();
 }

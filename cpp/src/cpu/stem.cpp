@@ -90,23 +90,30 @@ bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::
   return finite;
 }
 
-// `values`, (crop, 3), in the format of the tile; float32 is in its place already.
-void Stem::write_row(const float* values, std::uint16_t* to) const {
-  const std::size_t count = crop_ * 3;
+// `values`, (crop, 3), in the format of the tile; float32 is in its place already. Behind the values there is
+// room for a vector.
+void Stem::write_row(float* values, std::uint16_t* to) const {
+  const std::size_t count = crop_ * 3, split_count = std::max(count, prepared_.kernels.lanes);
   if (storage_ == Storage::f32) {
     return;
   }
-  if (storage_ == Storage::bf16) {
+  if (storage_ == Storage::bf16 && count == split_count) {
     prepared_.kernels.split(values, count, to, nullptr);
     return;
   }
-  std::vector<std::uint16_t> parts(2 * count);
-  prepared_.kernels.split(values, count, parts.data(), parts.data() + count);
+  std::fill(values + count, values + split_count, 0.0F);  // split() takes at least one vector
+  std::vector<std::uint16_t> parts(2 * split_count);
+  const std::uint16_t *const high = parts.data(), *const low = parts.data() + split_count;
+  prepared_.kernels.split(values, split_count, parts.data(), parts.data() + split_count);
+  if (storage_ == Storage::bf16) {
+    std::copy_n(high, count, to);
+    return;
+  }
   for (std::size_t x = 0; x < crop_; ++x) {  // high, low and high again: see Storage::bf16x3
     std::uint16_t* const pixel = to + x * pixel_halves_;
-    std::copy_n(parts.data() + 3 * x, 3, pixel);
-    std::copy_n(parts.data() + count + 3 * x, 3, pixel + 3);
-    std::copy_n(parts.data() + 3 * x, 3, pixel + 6);
+    std::copy_n(high + 3 * x, 3, pixel);
+    std::copy_n(low + 3 * x, 3, pixel + 3);
+    std::copy_n(high + 3 * x, 3, pixel + 6);
   }
 }
 

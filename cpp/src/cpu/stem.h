@@ -40,7 +40,7 @@ class Stem {
   template <typename Value>
   bool read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows,
                  float* values) const;
-  void write_row(const float* values, std::uint16_t* to) const;
+  void write_row(float* values, std::uint16_t* to) const;
   void clear_border(const Band& band, float* map) const;
   void convolve(const Band& band, const std::uint32_t* rows, float* map) const;
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from histo_export.bench.rows import Conditions, Row
 from histo_export.errors import HistoError, UsageError
@@ -23,8 +23,8 @@ SCHEMA_VERSION = 1
 
 
 class _Part(BaseModel):
-    # The files of this schema say "like" for conditions and "standings" for ranked.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
+    # Files of this schema have `conditions` under the key "like" and `ranked` under "standings".
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class SubjectFacts(_Part):
@@ -49,14 +49,16 @@ class RankedRow(_Part):
 class Table(_Part):
     """Rows of equal conditions, fastest first for each model."""
 
-    conditions: Conditions = Field(alias="like")
-    ranked: list[RankedRow] = Field(alias="standings")
+    conditions: Conditions = Field(validation_alias=AliasChoices("like", "conditions"), serialization_alias="like")
+    ranked: list[RankedRow] = Field(
+        validation_alias=AliasChoices("standings", "ranked"), serialization_alias="standings"
+    )
 
 
 class Pair(_Part):
     """Two models in one runtime: how many times as long `a` takes as `b`, and whether that is a difference."""
 
-    conditions: Conditions = Field(alias="like")
+    conditions: Conditions = Field(validation_alias=AliasChoices("like", "conditions"), serialization_alias="like")
     runtime: str
     a: str
     b: str
@@ -66,7 +68,7 @@ class Pair(_Part):
 class Change(_Part):
     """A row beside the same row of an older run: new time over old."""
 
-    conditions: Conditions = Field(alias="like")
+    conditions: Conditions = Field(validation_alias=AliasChoices("like", "conditions"), serialization_alias="like")
     subject: str
     runtime: str
     ratio: Ratio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,7 +42,7 @@ class OpenVinoRuntime(Runtime):
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
         if device != "cpu":
             return "OpenVINO does not run on NVIDIA GPUs"
-        if precision == "bf16" and not _computes_bf16(ov.Core()):
+        if precision == "bf16" and not _computes_bf16(_core()):
             return "OpenVINO computes in bf16 on CPUs with AVX-512 BF16 or AMX only, and this one has neither"
         return None
 
@@ -50,7 +51,7 @@ class OpenVinoRuntime(Runtime):
         if reason := self.unavailable(device, precision):
             use = "Use another precision" if device == "cpu" else "Use --device cpu"
             raise HistoError(f"{self.name}, --device {device}", reason, use)
-        self.core = ov.Core()
+        self.core = _core()
         try:
             self.model = self.core.read_model(file)
             self.compiled = self._compile(self.model)
@@ -133,10 +134,13 @@ class OpenVinoStreamsRuntime(OpenVinoRuntime):
         super().__init__(file, threads=threads, device=device, precision=precision)
         self.queue = ov.AsyncInferQueue(self.compiled, threads)
         self.parts: dict[int, npt.NDArray[np.float32]] = {}
-        self.queue.set_callback(self._keep)
+        # Not a method of `self`: Python does not see the reference cycle through the queue and would never free it.
+        parts = self.parts
 
-    def _keep(self, request: ov.InferRequest, part: int) -> None:
-        self.parts[part] = request.get_output_tensor(0).data.copy()
+        def keep(request: ov.InferRequest, part: int) -> None:
+            parts[part] = request.get_output_tensor(0).data.copy()
+
+        self.queue.set_callback(keep)
 
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         batch = self._input(tiles)
@@ -145,6 +149,20 @@ class OpenVinoStreamsRuntime(OpenVinoRuntime):
             self.queue.start_async([part], i, share_inputs=True)
         self.queue.wait_all()
         return np.concatenate([self.parts.pop(i) for i in range(len(parts))])
+
+
+@cache
+def _core() -> ov.Core:
+    """The only `Core` of this process. It is never destroyed before the process ends.
+
+    Each `Core` loads a CPU plugin of its own. The plugin's constructor gives the calling thread a new alternate signal
+    stack (`sigaltstack`). Its destructor unmaps that stack and puts back the one that it found. When the older of two
+    plugins is destroyed first, the younger one puts back a stack that is no longer mapped; when a plugin is destroyed
+    in another thread, its stack stays in use although it is unmapped. The next signal with a Python handler (Ctrl-C,
+    or the end of a child process after torch's `DataLoader` had workers) then ends the process with SIGSEGV.
+    Seen with OpenVINO 2026.4 (src/plugins/intel_cpu/src/sigstack_manager.cpp).
+    """
+    return ov.Core()
 
 
 def _computes_bf16(core: ov.Core) -> bool:

@@ -58,7 +58,7 @@ namespace {
   write_numbers(sum, output, e.output_format, channel, e.channels);
 }
 
-// How sums of bf16 products begin and end: a base of the Arithmetics.
+// How sums of bf16 products begin and end. A base of each Arithmetic.
 struct Bf16Sums {
   using Sum = Vec;
   using Kept = float;

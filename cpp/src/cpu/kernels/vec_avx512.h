@@ -119,7 +119,7 @@ struct IntVec {
   [[nodiscard]] Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
-// Sixteen units of 32 bits that hold pairs of bf16 or int16, or four bytes each: a base of the Arithmetics.
+// Sixteen units of 32 bits that hold pairs of bf16 or int16, or four bytes each. A base of each Arithmetic.
 struct Units512 {
   using Units = __m512i;
 

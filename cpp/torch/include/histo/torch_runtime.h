@@ -64,7 +64,7 @@ class HISTO_API TorchRuntime {
 
   /// Logits of tiles as a decoder gives them.
   /// \param tiles   uint8 RGB, row-major `(batch, height, width, 3)`
-  /// \param logits  float32 `(batch, classes)`; written whole
+  /// \param logits  float32 `(batch, classes)`; all of it is written
   /// \throws Error  as Engine::run(), and out_of_memory and failed where libtorch does; `logits` is untouched
   ///                then
   void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
