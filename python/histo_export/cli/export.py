@@ -14,6 +14,7 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import open_tiles, tiles_of_checkpoint
 from histo_export.cli.train import run_training
 from histo_export.errors import UsageError
+from histo_export.export.formats import DEFAULT_FORMATS, FORMATS
 from histo_export.spec import PRECISIONS
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 class BundleOptions:
     """What the bundle is to hold."""
 
-    formats: Annotated[
-        str, typer.Option(metavar="F,F,…", help="Of onnx, torchscript, native, pt2, triton; or [b]all[/b].")
-    ] = "onnx,torchscript,native"
+    formats: Annotated[str, typer.Option(metavar="F,F,…", help=f"Of {', '.join(FORMATS)}; or [b]all[/b].")] = ",".join(
+        DEFAULT_FORMATS
+    )
     input_kind: Annotated[
         str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
     ] = "float"
@@ -110,8 +111,6 @@ def export(
 
 def _formats(text: str) -> list[str]:
     """ "onnx,native" or "all" → keys of `FORMATS`, in its order."""
-    from histo_export.export.formats import FORMATS
-
     known = tuple(FORMATS)
     names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -198,8 +197,6 @@ def _export(checkpoint: Checkpoint, out: Path, settings: ExportSettings, tiles: 
 
 def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
     """Shell commands to go on with."""
-    from histo_export.export.formats import FORMATS
-
     # From the end of the table: what serves the model comes before what only opens a file.
     steps = (FORMATS[name].writer.next_step(out) for name in reversed(FORMATS) if name in formats)
     return [f"histo verify {out}", f"histo inspect {out}", *(step for step in steps if step)]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
-from histo_export.parity import FP32_TOLERANCE
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Format:
         module: below `histo_export.export`, with the functions of `Writer`; imported when the format is written.
         file: the model file that it makes; None where it makes none of its own.
         checked_by: ids of the runtimes that check `file` against the checkpoint, in fp32.
-        tolerance: allowed error of the logits, in the unit of `parity.FP32_TOLERANCE`.
+        own_tolerance: allowed error of the logits where it is not `parity.FP32_TOLERANCE`, in the same unit.
         needs: names of the formats whose files it is made from, which are written too.
         further: matches the names of all other files that it may make.
     """
@@ -101,9 +100,16 @@ class Format:
     module: str
     file: str | None
     checked_by: tuple[str, ...] = ()
-    tolerance: float = FP32_TOLERANCE
+    own_tolerance: float | None = None
     needs: tuple[str, ...] = ()
     further: re.Pattern[str] | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """Allowed error of the logits, in the unit of `parity.FP32_TOLERANCE`."""
+        from histo_export.parity import FP32_TOLERANCE  # imports NumPy, which the command line's help does not need
+
+        return FP32_TOLERANCE if self.own_tolerance is None else self.own_tolerance
 
     @property
     def writer(self) -> Writer:
