@@ -102,3 +102,9 @@ def test_onnx_is_static_named_and_free_of_this_machine(make_checkpoint: MakeChec
     assert shapes["layer4"] == ["batch", 512, 2, 2]
     assert shapes["logits"] == ["batch", 6]
     assert b".py" not in content, "the exporter's stack traces name files of this machine"
+
+
+def test_files_of_all_versions_name_what_they_take_alike(checkpoint: Checkpoint) -> None:
+    """Runtimes read it from TorchScript files, those of older versions among them."""
+    for kind, takes_bytes in (("float", False), ("uint8", True)):
+        assert torch.jit.script(lower(checkpoint.net(), checkpoint.spec, kind)).stem.bytes is takes_bytes
