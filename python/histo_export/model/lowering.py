@@ -90,20 +90,20 @@ class Stem(nn.Module):
     def __init__(self, spec: ModelSpec, kind: InputKind) -> None:
         super().__init__()
         self.crop = spec.crop
-        self.takes_uint8 = kind == "uint8"
+        self.bytes = kind == "uint8"  # runtimes of TorchScript files ask for this name
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
         self.conv = _conv(3, 64, 7, 2)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        if self.takes_uint8:
+        if self.bytes:
             tiles = tiles.permute(0, 3, 1, 2)
         # torchvision's CenterCrop starts at round((side - crop) / 2), and Python rounds a half to the even number.
         top, left = (tiles.shape[2] - self.crop) // 2, (tiles.shape[3] - self.crop) // 2
         top += (tiles.shape[2] - self.crop) % 2 * (top % 2)
         left += (tiles.shape[3] - self.crop) % 2 * (left % 2)
         x = tiles[:, :, top : top + self.crop, left : left + self.crop]
-        if self.takes_uint8:
+        if self.bytes:
             x = x.to(torch.float32) / 255
         x = torch.relu(self.conv((x - self.mean) / self.std))
         return torch.max_pool2d(x, 3, 2, 1)
