@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from histo_export.errors import HistoError
-from histo_export.export.formats import FORMATS, Writer, format_of
+from histo_export.export.formats import FORMATS, Format, Source, Writer, format_of, with_needs, write_formats
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model import lowering
 from histo_export.model.checkpoint import Checkpoint
@@ -224,3 +226,25 @@ def test_every_runtime_can_be_found(runtime_id: str) -> None:
             runtime_class(runtime_id)
     else:
         assert set(runtime_class(runtime_id).names) == set(RUNTIMES[runtime_id].files)
+
+
+def test_a_new_format_is_a_module_and_a_line(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the line names is written, reported and accepted in a bundle, and nothing takes it for another format."""
+    module = types.ModuleType("histo_export.export.made_up")
+
+    def write(folder: Path, source: Source) -> list[str]:
+        (folder / "model.made").write_text(str(source.spec.pool))
+        return ["model.made"]
+
+    module.write = write  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(FORMATS, "made-up", Format("made_up", "model.made", ("native",), own_tolerance=1e-3))
+    steps: list[str] = []
+    assert write_formats(tmp_path, ["made-up"], Source(checkpoint), steps.append) == ["model.made"]
+    assert (tmp_path / "model.made").read_text() == "3"
+    assert steps == ["writing model.made"]
+    assert format_of("model.made").tolerance == 1e-3
+    assert [name for name, entry in FORMATS.items() if entry.makes("model.made")] == ["made-up"]
+    assert with_needs(["triton", "made-up"]) == ["onnx", "triton", "made-up"]

@@ -462,6 +462,15 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     assert "Did you mean native?" in run("--runtime", "nativ").stderr
 
 
+def test_sets_of_tiles_need_no_package_for_slides() -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('scipy', 'openslide', 'tifffile'))\n"
+        "import histo_export.predict.run, histo_export.predict.pictures, histo_export.cli"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["slide", "tiles"])
 def test_an_impossible_option_is_no_fault_of_an_input(
     histo: Callable[..., tuple[int, str, str]],

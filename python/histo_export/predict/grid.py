@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from histo_export.predict.settings import SlideSettings
-from histo_export.predict.tissue import Tissue
 from histo_export.spec import ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.predict.slide import Slide
+    from histo_export.predict.tissue import Tissue
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -16,8 +17,10 @@ from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
 
 from histo_export.figures import new_figure, save_figure
-from histo_export.predict.grid import Grid
-from histo_export.predict.tissue import Tissue
+
+if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
+    from histo_export.predict.grid import Grid
+    from histo_export.predict.tissue import Tissue
 
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
 """Colours that colour-blind readers tell apart (Okabe and Ito 2008); none is the pink or purple of a stain."""
