@@ -58,13 +58,13 @@ cpp-test: $(TOOLS)  ## build the C++ tests with warnings as errors in build/dev 
 	$(call BUILD,dev)
 	ctest --preset dev
 
-sanitize: $(TOOLS)  ## readers, C interface, threads and the kernels of one instruction set with sanitizers
+sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)
 	ctest --preset asan
 	$(call BUILD,tsan)
 	ctest --preset tsan
 
-sanitize-all: $(TOOLS)  ## all C++ tests with the address and undefined-behaviour sanitizers, and threads as above
+sanitize-all: $(TOOLS)  ## the same with all kernels
 	$(call BUILD,asan-all)
 	ctest --preset asan-all
 	$(call BUILD,tsan)

@@ -119,7 +119,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`runtime_id` and `pool` have the session's scope, so that the tests of one worker come one after the other."""
     choice = metafunc.config.stash[CHOICE]
     if "runtime_id" in metafunc.fixturenames:
-        metafunc.parametrize("runtime_id", choice.runtimes, scope="session")
+        compiled = {"torch-compile"}  # anew in each process
+        runtimes = [pytest.param(name, marks=pytest.mark.slow if name in compiled else ()) for name in choice.runtimes]
+        metafunc.parametrize("runtime_id", runtimes, scope="session")
     if "pool" in metafunc.fixturenames and metafunc.definition.path.name != "test_head.py":
         metafunc.parametrize("pool", choice.pools, ids=[f"pool{pool}" for pool in choice.pools], scope="session")
     if "batch" in metafunc.fixturenames and metafunc.definition.path.name != "test_head.py":
