@@ -109,10 +109,13 @@ template <int chains>
 [[gnu::target("avx2,fma")]] float multiply_add_avx2(std::size_t n) { return multiply_add<6>(n); }
 #endif
 
+// AMX multiplies no float32: CPUs with it run the AVX-512 loops.
+bool has_avx512(histo::Isa isa) { return isa == histo::Isa::avx512 || isa == histo::Isa::amx; }
+
 float read(histo::Isa isa, const float* p, std::size_t n) {
 #if defined(__x86_64__)
   if (isa != histo::Isa::portable) {
-    return isa >= histo::Isa::avx512 ? sum_avx512(p, n) : sum_avx2(p, n);
+    return has_avx512(isa) ? sum_avx512(p, n) : sum_avx2(p, n);
   }
 #endif
   return sum<>(p, n);
@@ -121,7 +124,7 @@ float read(histo::Isa isa, const float* p, std::size_t n) {
 float multiply(histo::Isa isa, std::size_t n) {
 #if defined(__x86_64__)
   if (isa != histo::Isa::portable) {
-    return isa >= histo::Isa::avx512 ? multiply_add_avx512(n) : multiply_add_avx2(n);
+    return has_avx512(isa) ? multiply_add_avx512(n) : multiply_add_avx2(n);
   }
 #endif
   return multiply_add<3>(n);
@@ -196,7 +199,7 @@ float multiply_low([[maybe_unused]] Kind kind, [[maybe_unused]] histo::Isa isa,
   if (isa == histo::Isa::amx && kind != Kind::words) {
     return static_cast<float>(kind == Kind::int8 ? tiles_int8(n) : tiles_bf16(n));
   }
-  if (isa >= histo::Isa::avx512 && (kind == Kind::bf16 ? cpu.avx512_bf16 : cpu.avx512_vnni)) {
+  if (has_avx512(isa) && (kind == Kind::bf16 ? cpu.avx512_bf16 : cpu.avx512_vnni)) {
     return static_cast<float>(kind == Kind::bf16   ? dot_bf16(n)
                               : kind == Kind::int8 ? dot_int8(n)
                                                    : dot_words(n));

@@ -47,7 +47,8 @@ const std::vector<std::pair<std::string, const KernelSet*>>& kernel_sets() {
       if (histo::runs(*record, histo::this_machine())) {
         found.emplace_back(record->description, record->kernels);
       } else {
-        MESSAGE("this machine lacks " << record->description << ": kernels that use it are not tested");
+        MESSAGE("this machine lacks " << std::string(record->description)
+                                      << ": kernels that use it are not tested");
       }
     }
     return found;

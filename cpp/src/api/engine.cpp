@@ -25,7 +25,7 @@ void check_options(const Model& model, const EngineOptions& options) {
     throw Error(ErrorCode::unsupported,
                 "crop " + std::to_string(options.crop) + " gives another feature map than crop " +
                     std::to_string(spec.crop) + ", for which the head of this model was folded",
-                "export for it");
+                "export the model for this crop");
   }
 }
 

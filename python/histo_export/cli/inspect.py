@@ -125,15 +125,16 @@ def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batc
     """The layers as the native engine runs them, with the median time of each over nine runs."""
     if bundle is None or not bundle.is_dir():
         raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
-    one_of("--plan", profile, ("throughput", "latency"))
-    if precision is not None:
-        one_of("--precision", precision, PRECISIONS)
     import numpy as np
 
+    from histo_export import _core
     from histo_export.bundle_files import NATIVE
     from histo_export.export.bundle import open_bundle
     from histo_export.runtimes.native import median_layer_times, open_engine
 
+    one_of("--plan", profile, _core.PROFILES)
+    if precision is not None:
+        one_of("--precision", precision, PRECISIONS)
     opened = open_bundle(bundle)
     if NATIVE not in opened.models:
         raise HistoError(bundle, f"has no {NATIVE}, the native engine's file", "Export with --formats native")

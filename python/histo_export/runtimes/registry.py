@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
 from histo_export.errors import UsageError
 from histo_export.runtimes.base import Runtime
 from histo_export.spec import PRECISIONS, Precision
@@ -31,33 +32,31 @@ class RuntimeEntry:
     timed_on: Sequence[str] = ()
 
 
-_NATIVE: Mapping[Precision, str] = dict.fromkeys(PRECISIONS, "model.safetensors")
-_EAGER: Mapping[Precision, str] = {"fp32": "model.safetensors"}
-_AUTOCAST: Mapping[Precision, str] = {"fp32": "model.safetensors", "bf16": "model.safetensors"}
-_ONNX: Mapping[Precision, str] = {"fp32": "model.onnx", "int8": "model-int8.onnx"}
-_OPENVINO: Mapping[Precision, str] = {"fp32": "model.onnx", "bf16": "model.onnx", "int8": "model-int8.onnx"}
+_NATIVE: Mapping[Precision, str] = dict.fromkeys(PRECISIONS, NATIVE)
+_EAGER: Mapping[Precision, str] = {"fp32": NATIVE}
+_AUTOCAST: Mapping[Precision, str] = {"fp32": NATIVE, "bf16": NATIVE}
+_ONNX: Mapping[Precision, str] = {"fp32": ONNX, "int8": INT8_ONNX}
+_OPENVINO: Mapping[Precision, str] = {"fp32": ONNX, "bf16": ONNX, "int8": INT8_ONNX}
 _CPU, _BOTH, _CUDA = ("cpu",), ("cpu", "cuda"), ("cuda",)
 
 RUNTIMES: Mapping[str, RuntimeEntry] = {
     "native": RuntimeEntry("native", "NativeRuntime", _NATIVE, "histo-export", _CPU),
     "native-latency": RuntimeEntry("native", "NativeLatencyRuntime", _NATIVE, "histo-export", _CPU),
     "onnxruntime": RuntimeEntry("onnxruntime", "OnnxRuntime", _ONNX, "onnxruntime", _BOTH),
-    "onnxruntime-tensorrt": RuntimeEntry(
-        "onnxruntime", "TensorRtRuntime", {"fp32": "model.onnx"}, "onnxruntime", _CUDA
-    ),
+    "onnxruntime-tensorrt": RuntimeEntry("onnxruntime", "TensorRtRuntime", {"fp32": ONNX}, "onnxruntime", _CUDA),
     # A bundle has no such file: benchmarks/low_precision_table.py quantises model.onnx with ONNX Runtime's own tool.
     "onnxruntime-tool": RuntimeEntry(
         "onnxruntime", "OnnxToolRuntime", {"int8": "model-int8-onnxruntime.onnx"}, "onnxruntime"
     ),
     "openvino": RuntimeEntry("openvino", "OpenVinoRuntime", _OPENVINO, "openvino", _CPU),
     "openvino-streams": RuntimeEntry("openvino", "OpenVinoStreamsRuntime", _OPENVINO, "openvino"),
-    "torchscript": RuntimeEntry("torchscript", "TorchScriptRuntime", {"fp32": "torchscript_model.pt"}, "torch"),
-    "libtorch": RuntimeEntry("libtorch", "LibtorchRuntime", {"fp32": "torchscript_model.pt"}, "torch", _BOTH),
+    "torchscript": RuntimeEntry("torchscript", "TorchScriptRuntime", {"fp32": TORCHSCRIPT}, "torch"),
+    "libtorch": RuntimeEntry("libtorch", "LibtorchRuntime", {"fp32": TORCHSCRIPT}, "torch", _BOTH),
     "torch": RuntimeEntry("torch_eager", "EagerRuntime", _EAGER, "torch", _BOTH),
     "torch-channels-last": RuntimeEntry("torch_eager", "ChannelsLastRuntime", _AUTOCAST, "torch", _CPU),
     "torch-compile": RuntimeEntry("torch_compile", "TorchCompileRuntime", _AUTOCAST, "torch", _BOTH),
     "torch-cuda-graph": RuntimeEntry("torch_cuda_graph", "CudaGraphRuntime", _EAGER, "torch", _CUDA),
-    "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": "model.pt2"}, "torch"),
+    "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": PT2}, "torch"),
 }
 
 PACKAGES: Sequence[str] = sorted({entry.package for entry in RUNTIMES.values()} - {"histo-export"})
