@@ -70,7 +70,8 @@ def test_paths_exist(page: Path) -> None:
     headers = re.findall(r"(?<![\w/])histo/\w+\.h\b", text)
     installed = [f"cpp/{part}include/{header}" for header in headers for part in ("", "torch/")]
     assert missing(iter(PATH.findall(text))) == []
-    assert len(missing(iter(installed))) == len(headers)  # each is in one of the two
+    if page.name != "CHANGELOG.md":  # which names headers of older versions
+        assert len(missing(iter(installed))) == len(headers)  # each is in one of the two
 
 
 def test_every_path_of_the_architecture_exists() -> None:

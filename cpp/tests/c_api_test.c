@@ -59,8 +59,7 @@ static void test_precision_support(void) {
   CHECK(executed != NULL && strcmp(executed, "portable") == 0);
   CHECK(histo_precision_support("fp32", NULL, NULL) == HISTO_OK);
   executed = NULL;
-  CHECK_FAILS(histo_precision_support("int8", "portable", &executed), HISTO_UNSUPPORTED,
-              "precision int8 needs ");
+  CHECK_FAILS(histo_precision_support("int8", "portable", &executed), HISTO_UNSUPPORTED, "precision int8 ");
   CHECK_FAILS(histo_precision_support("fp64", NULL, &executed), HISTO_INVALID_ARGUMENT,
               "\"fp64\" is unknown");
   CHECK_FAILS(histo_precision_support("fp32", "sse9", &executed), HISTO_INVALID_ARGUMENT,
@@ -322,7 +321,7 @@ static void test_engine_options(const histo_model* model) {
   if (histo_precision_support("int8", NULL, NULL) == HISTO_OK) {
     CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "no scales for int8");
   } else {
-    CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "precision int8 needs ");
+    CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "precision int8 ");
   }
   options.precision = "bf16";
   options.isa = "portable";

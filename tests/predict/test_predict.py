@@ -404,6 +404,9 @@ class Failing:
     def run(self, tiles):
         raise RuntimeError("out of order")
 
+    def batch_target(self):
+        return self
+
 
 def test_a_failing_runtime_or_reader_is_no_lost_tile() -> None:
     tile = np.zeros((64, 64, 3), np.uint8)
