@@ -1,7 +1,7 @@
 """Pooling and linear head on ResNet34's final map: FusedHead beside torch eager, in both layouts, one thread each.
 
 Quick checks that time calls from Python. benchmarks/head_table.py measures the head against all its peers, in C++ too,
-and against the bandwidth that there is.
+and against the bandwidth of the machine.
 """
 
 from __future__ import annotations

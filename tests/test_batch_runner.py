@@ -283,7 +283,7 @@ def test_what_sink_and_progress_raise_comes_through(where: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["source", "runtime"])
-def test_an_exit_is_no_fault_of_a_tile(where: str) -> None:
+def test_an_exit_is_not_the_fault_of_a_tile(where: str) -> None:
     def source() -> Iterator[Tiles]:
         yield from numbered(40)
         raise SystemExit(3)

@@ -123,7 +123,7 @@ def test_broken_configuration_is_named(copy: Path, text: str) -> None:
         open_bundle(copy)
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a bundle"):
         open_bundle(tmp_path)
 

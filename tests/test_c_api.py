@@ -200,7 +200,7 @@ def batches(
     report_errors: int = 0,
     progress: Callable[[], int] = lambda: 0,
 ) -> tuple[int, dict[int, npt.NDArray[np.float32] | str], Stats]:
-    """Runs the loop over `tiles`, of which `lost` cannot be had: status, what each tile became, statistics."""
+    """Runs the loop over `tiles`, of which `lost` are unavailable: status, what each tile became, statistics."""
     results: dict[int, npt.NDArray[np.float32] | str] = {}
     position = iter(range(len(tiles)))
 

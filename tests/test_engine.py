@@ -208,7 +208,7 @@ def engines(model: Model) -> dict[tuple[str, str], list[Engine]]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("isa", usable_isas())
-@settings(max_examples=15, deadline=None)  # a busy machine is no error
+@settings(max_examples=15, deadline=None)  # a busy machine is not an error
 @given(data=st.data())
 def test_a_tile_gets_the_same_bits_in_any_company(
     engines: dict[tuple[str, str], list[Engine]], isa: str, profile: str, data: st.DataObject
@@ -440,7 +440,7 @@ def test_tensors_are_the_files_own_memory(bundle: Path) -> None:
         Model.open(path).tensor("no.such")
 
 
-def test_files_that_are_no_model(bundle: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_a_model(bundle: Path, tmp_path: Path) -> None:
     contents = (bundle / "model.safetensors").read_bytes()
     for name, broken in {"empty": b"", "garbage": bytes(range(256)), "truncated": contents[:-1]}.items():
         (tmp_path / name).write_bytes(broken)

@@ -56,7 +56,7 @@ def assert_close(logits: Array, features: Array, weight: Array, bias: Array, poo
     assert excess.max() <= 0, f"{excess.max():.2e} beyond the bound"
 
 
-@settings(deadline=None)  # a busy machine is no error
+@settings(deadline=None)  # a busy machine is not an error
 @given(
     pool=st.integers(1, 9),
     height=st.integers(1, 9),

@@ -124,7 +124,7 @@ def test_wrong_types(models: dict[InputKind, Path]) -> None:
 
 
 @compiled
-def test_files_that_are_no_model(models: dict[InputKind, Path], tmp_path: Path) -> None:
+def test_files_that_are_not_a_model(models: dict[InputKind, Path], tmp_path: Path) -> None:
     content = models["float"].read_bytes()
     for name, broken in {"empty": b"", "garbage": b"not a model" * 100, "truncated": content[:100_000]}.items():
         (tmp_path / name).write_bytes(broken)

@@ -195,7 +195,7 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
             check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda", timing_s=0.01)
 
 
-def test_a_runtime_that_cannot_be_had_is_said_and_the_others_check(
+def test_an_unavailable_runtime_is_reported_and_the_others_check(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -35,7 +35,7 @@ class AlignedBuffer {
     data_.reset(static_cast<float*>(std::aligned_alloc(page, bytes)));
     if (data_ == nullptr && bytes != 0) {
       throw Error(ErrorCode::out_of_memory,
-                  "there is no memory for " + std::to_string(bytes >> 20U) + " MiB of weights or maps",
+                  "cannot allocate " + std::to_string(bytes >> 20U) + " MiB of weights or maps",
                   "use smaller tiles or batches");
     }
 #ifdef __linux__

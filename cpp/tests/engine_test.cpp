@@ -691,7 +691,7 @@ TEST_CASE("engine: what each layer runs in is told") {
   }
 }
 
-TEST_CASE("engine: a precision that cannot be had is refused, and the message says why") {
+TEST_CASE("engine: an unavailable precision is refused, and the message says why") {
   const auto complaint = [](const Model& model, const EngineOptions& options) -> std::string {
     try {
       const Engine engine(model, options);

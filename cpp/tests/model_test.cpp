@@ -230,7 +230,7 @@ TEST_CASE("many threads read one model") {
   CHECK(std::ranges::count(sums, sum(model)) == 4);
 }
 
-TEST_CASE("what is no file is an input error that names it") {
+TEST_CASE("what is not a file is an input error that names it") {
   const Folder folder;
   const auto open_complaint = [](const fs::path& path) {
     const std::string message = complaint(ErrorCode::io, [&] { (void)Model::open(path); });
@@ -260,7 +260,7 @@ TEST_CASE("what is no file is an input error that names it") {
 #endif
 }
 
-TEST_CASE("a file that is no model is named") {
+TEST_CASE("a file that is not a model is named") {
   const Folder folder;
   const fs::path empty = folder.write("empty", {});
   CHECK(complaint(ErrorCode::invalid_file, [&] { (void)Model::open(empty); }) ==
@@ -355,7 +355,7 @@ TEST_CASE("classes that are not names") {
   CHECK(contains(classes_complaint(R"([\"a\", \"b\"])"), "it must be [2, 2048]"));
 }
 
-TEST_CASE("a mean, a standard deviation or a scale that is no use") {
+TEST_CASE("a mean, a standard deviation or a scale that is useless") {
   for (const char* value : {"[0.1, 0.2]", "[0.1, 0.2, 0.3, 0.4]", "0.5", "null", "[0.1, 0.2, null]",
                             "[0.1, 0.2, 1e39]", "[-1e300, 0.2, 0.3]", R"([0.1, 0.2, \"0.3\"])"}) {
     CAPTURE(value);

@@ -171,7 +171,7 @@ TEST_CASE("self_test: a file that cannot be read") {
   CHECK(contains(complaint(std::span(whole).first(whole.size() - 1)), "truncated or damaged"));
 }
 
-TEST_CASE("self_test: a file that is no golden file") {
+TEST_CASE("self_test: a file that is not a golden file") {
   const std::vector<double> logits = engine_logits();
   const auto changed = [&](std::string_view from, std::string_view to) {
     const std::vector<std::byte> file = writer(logits).file();

@@ -191,7 +191,7 @@ def test_defaults_are_the_forms_that_there_are_in_a_precision() -> None:
     )
 
 
-def test_a_precision_that_was_not_asked_for_is_no_row(
+def test_a_precision_that_was_not_asked_for_gets_no_row(
     subjects: list[Subject], settings: Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Subject, "rounding", lambda *_: 0.01)

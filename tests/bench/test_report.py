@@ -82,7 +82,7 @@ def test_a_report_of_version_0_1_0_is_compared_with(make_report: MakeReport, mon
         ('{"schema_version": 1}', "is damaged"),
     ],
 )
-def test_what_is_no_report_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_what_is_not_a_report_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "old.json"
     path.write_text(content)
     with pytest.raises(HistoError, match=message):

@@ -113,7 +113,7 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path, runtime: str) -> None
 
 
 @pytest.mark.parametrize("runtime", ["torch-cuda-graph", "onnxruntime-tensorrt"])
-def test_gpu_runtimes_are_no_cpu_runtimes(bundle: Path, runtime: str) -> None:
+def test_gpu_runtimes_are_not_cpu_runtimes(bundle: Path, runtime: str) -> None:
     assert runtime_class(runtime).unavailable("cpu")
     with pytest.raises(HistoError, match="--device cpu"):
         opened(runtime, bundle, "cpu")
@@ -242,7 +242,7 @@ def test_a_wrong_layer_is_more_than_is_allowed(low: Subject) -> None:
             layer.weight.copy_(kept)
 
 
-def test_a_precision_that_cannot_be_had_is_refused_in_the_engines_words(
+def test_an_unavailable_precision_is_refused_in_the_engines_words(
     low: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HISTO_ISA", "portable")

@@ -40,7 +40,7 @@ def test_the_interval_covers_the_truth(noise: str, rounds: int) -> None:
     assert covered >= 274
 
 
-def test_the_interval_is_no_wider_than_it_must_be() -> None:
+def test_the_interval_is_as_narrow_as_possible() -> None:
     """With two rows of 1 % noise each and 30 rounds, the ratio's standard error is 0.26 %."""
     rng = np.random.default_rng(0)
     widths = [np.log(r.high / r.low) for r in (compare(*pair(rng, 30, NOISE["normal"], 0)) for _ in range(50))]

@@ -376,7 +376,7 @@ def test_a_precision_is_never_replaced(int8_bundle: Path, bundle: Path, monkeypa
         histo_export.load(int8_bundle)
 
 
-def test_names_that_are_no_utf8(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     Image.new("RGB", (75, 75)).save(folder / "good.png")
@@ -408,7 +408,7 @@ class Failing:
         return self
 
 
-def test_a_failing_runtime_or_reader_is_no_lost_tile() -> None:
+def test_a_failing_runtime_or_reader_is_not_a_lost_tile() -> None:
     tile = np.zeros((64, 64, 3), np.uint8)
 
     spec = ModelSpec(1, ("A", "B"), crop=64, tile_size=64)
@@ -475,7 +475,7 @@ def test_sets_of_tiles_need_no_package_for_slides() -> None:
 
 
 @pytest.mark.parametrize("name", ["slide", "tiles"])
-def test_an_impossible_option_is_no_fault_of_an_input(
+def test_an_impossible_option_is_not_the_fault_of_an_input(
     histo: Callable[..., tuple[int, str, str]],
     bundle: Path,
     large_slide_file: Path,

@@ -44,7 +44,7 @@ def test_an_overview_is_the_slides_mean_block_by_block(slide_file: Path, pixels,
     assert np.abs(overview[:43, :62] - means).max() <= 1
 
 
-def test_what_is_no_slide_is_said(tmp_path: Path, pixels, write_tiff: Callable[..., Path]) -> None:
+def test_what_is_not_a_slide_is_refused(tmp_path: Path, pixels, write_tiff: Callable[..., Path]) -> None:
     text = tmp_path / "notes.svs"
     text.write_text("not a slide")
     empty = tmp_path / "empty.svs"
@@ -68,7 +68,7 @@ def test_what_is_no_slide_is_said(tmp_path: Path, pixels, write_tiff: Callable[.
             open_slide(path).tile(0, 0, 150, 150)
 
 
-def test_a_screens_resolution_is_no_mpp(pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
+def test_the_resolution_of_a_screen_is_not_taken_as_mpp(pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
     assert open_slide(write_tiff(tmp_path / "none.tif", pixels, mpp=None)).mpp is None
     assert open_slide(write_tiff(tmp_path / "screen.tif", pixels, mpp=25400 / 72)).mpp is None
 

@@ -80,7 +80,7 @@ class HISTO_API FusedHead {
   /// \param bias      float32, `(classes)`
   /// \throws Error    invalid_argument for a zero or a null buffer, size_mismatch where a buffer is not as
   ///                  long as the shape says, size_overflow where the shape has no size, unsupported where
-  ///                  the instruction set cannot be had
+  ///                  the instruction set is unavailable
   FusedHead(std::size_t pool, std::size_t channels, std::size_t classes, std::span<const float> weight,
             std::span<const float> bias, const FusedHeadOptions& options = {});
 
