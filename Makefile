@@ -43,7 +43,9 @@ test:  ## what every change must pass: pytest, the C++ tests and lint
 test-all:  ## the same with the tests marked slow and all tests under all sanitizers
 	$(TOGETHER) python-test-all cpp-test sanitize-all lint
 
-PYTEST = pytest $(1) tests benchmarks --benchmark-disable
+# Two processes, a file at a time: tests of one file share what is costly to make. Threads of OpenMP that wait must not
+# take the CPU from the other process. Plain `pytest tests` does the same in one process.
+PYTEST = OMP_WAIT_POLICY=passive pytest $(1) -n 2 --dist loadfile tests benchmarks --benchmark-disable
 
 python-test: $(STAMP)  ## pytest without the tests marked slow; benchmarks run once, untimed
 	$(call PYTEST,-m "not slow")

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from histo_export import cli
+from histo_export import cli, parity
 from histo_export.cli import show
 from histo_export.data.demo import CLASSES
 from histo_export.model.checkpoint import Checkpoint, write_checkpoint
@@ -83,7 +83,7 @@ def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     from histo_export.export.run import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2, timing_s=0.01))
+    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
     yield out
     open_bundle(out)  # compares every file with its sha256
 
@@ -114,6 +114,14 @@ def own_file() -> Callable[[Path], Path]:
         return partial.replace(path)
 
     return own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_timing() -> Iterator[None]:
+    """Exports of the command line, too, time each file for a moment only: no test looks at the figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "TIMING_S", 0.01)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -140,7 +140,7 @@ def test_a_fault_in_a_file_makes_no_bundle(
     with pytest.raises(
         HistoError, match=r"model\.safetensors in native \(C\+\+\): .*first diverging stage: layer3"
     ) as caught:
-        export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["native"], threads=2, timing_s=0.01))
+        export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["native"], threads=2))
     assert caught.value.exit_code == 1
     assert not list(tmp_path.iterdir())
 
@@ -172,7 +172,7 @@ def test_a_changed_weight_in_a_shipped_file_is_found(bundle: Path, tmp_path: Pat
     save_file(tensors, changed, metadata=metadata)
     golden_path = bundle / "golden.safetensors"
     for runtime_id in FORMATS["native"].checked_by:
-        result = check_file(changed, runtime_id, golden_path, Golden.read(golden_path), 2, timing_s=0.01)
+        result = check_file(changed, runtime_id, golden_path, Golden.read(golden_path), 2)
         assert result.diverges == "layer2"
 
 
@@ -192,14 +192,14 @@ def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
     for runtime_id in ("onnxruntime", "torch", "native"):
         file = bundle / Variant(runtime_id).file
         with pytest.raises(HistoError, match="--device cuda"):
-            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda", timing_s=0.01)
+            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
 
 
 def test_an_unavailable_runtime_is_reported_and_the_others_check(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    checks = export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["torchscript"], threads=2, timing_s=0.01))
+    checks = export_bundle(checkpoint, tmp_path / "bundle", ExportSettings(["torchscript"], threads=2))
     assert [result.runtime_id for result in checks.results] == ["torchscript"]
     assert "needs a C++20 compiler, and no-such-compiler is not on the PATH" in checks.unchecked["libtorch"]
     assert "Not checked in libtorch: needs a C++20 compiler" in (tmp_path / "bundle" / "README.md").read_text()

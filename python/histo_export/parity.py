@@ -177,7 +177,6 @@ def check_file(
     threads: int,
     device: str = "cpu",
     tolerance: float = FP32_TOLERANCE,
-    timing_s: float = TIMING_S,
 ) -> FileParity:
     """Runs `file` in a fresh process at all of `BATCHES`, compares it with the reference, and times it.
 
@@ -188,7 +187,6 @@ def check_file(
         threads: of the runtime.
         device: "cpu" or "cuda".
         tolerance: of the file's format, see `FP32_TOLERANCE`.
-        timing_s: seconds of timed calls at each of `TIMED_BATCHES`, at least.
 
     Raises:
         HistoError: the file can't be opened or its process died. A file that runs but differs is returned as such.
@@ -197,7 +195,7 @@ def check_file(
         result_path = Path(folder) / "result.safetensors"
         command = [sys.executable, "-m", "histo_export.parity", runtime_id, str(file), str(golden_path)]
         done = subprocess.run(
-            [*command, str(result_path), str(threads), device, str(timing_s)],
+            [*command, str(result_path), str(threads), device, str(TIMING_S)],
             capture_output=True,
             text=True,
             errors="replace",

@@ -422,7 +422,7 @@ def test_a_failing_runtime_or_reader_is_not_a_lost_tile() -> None:
     def broken(job):
         return tile[job // 5 * 99]
 
-    class Zeros:
+    class Zeros(Failing):
         name = "zeros"
 
         def run(self, tiles):

@@ -25,7 +25,7 @@ from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import InputKind, head_pool, lower
 from histo_export.model.native_file import read_quantised
-from histo_export.parity import TIMING_S, FileParity, Golden, check_file, make_golden
+from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import runtime_class
 from histo_export.spec import STAGES, ModelSpec, Precision
 
@@ -55,7 +55,6 @@ class ExportSettings:
         accept_drop: export even where it loses more.
         force: replace an existing bundle.
         threads: of the runtimes that check the files.
-        timing_s: seconds of timed calls in each check, see `parity.check_file`.
     """
 
     formats: Sequence[str] = DEFAULT_FORMATS
@@ -65,7 +64,6 @@ class ExportSettings:
     accept_drop: bool = False
     force: bool = False
     threads: int = 1
-    timing_s: float = TIMING_S
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def export_bundle(
         source = Source(checkpoint, settings.kind, quantisation.scales if quantisation else None, name=model_name(out))
         written = write_formats(folder, formats, source, report)
         models = [file for name in formats if (file := FORMATS[name].file)]
-        checks = check_files(folder, models, settings.threads, report=report, timing_s=settings.timing_s)
+        checks = check_files(folder, models, settings.threads, report=report)
         raise_if_diverged(checks.results)
         if data is not None and precision != "fp32":
             calibration = quantisation.calibration if quantisation else None
@@ -229,7 +227,6 @@ def check_files(
     threads: int,
     device: str = "cpu",
     report: Callable[[str], None] = lambda step: None,
-    timing_s: float = TIMING_S,
 ) -> Checks:
     """`parity.check_file` for each of `files` in each of its runtimes, one by one so that timings are undisturbed."""
     golden_path = folder / GOLDEN
@@ -245,7 +242,7 @@ def check_files(
             if reason := runtime.unavailable(device):
                 checks.unchecked[runtime_id] = reason
                 continue
-            arguments = (folder / file, runtime_id, golden_path, golden, threads, device, entry.tolerance, timing_s)
+            arguments = (folder / file, runtime_id, golden_path, golden, threads, device, entry.tolerance)
             checks.results.append(check_file(*arguments))
     return checks
 
