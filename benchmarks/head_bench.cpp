@@ -135,7 +135,7 @@ float multiply(histo::Isa isa, std::size_t n) {
 #if defined(__x86_64__)
 //
 // The instructions are written out: of equal sums the compiler would compute one, and unequal ones it copies
-// to and fro.
+// back and forth.
 #define HISTO_BENCH_DOT(name, instruction, products)                                  \
   [[gnu::target("avx512f,avx512bw,avx512vl,avx512dq")]] int name(std::size_t count) { \
     constexpr int chains = 16;                                                        \
