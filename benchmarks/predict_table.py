@@ -32,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from histo_export.machine import this_machine, versions
-from histo_export.predict.slide import Slide, open_slide
+from histo_export.predict.readers import open_slide
+from histo_export.predict.slide import Slide
 
 SIDE, TIFF_TILE, QUALITY = 20_000, 256, 85
 HISTO, RAY = (str(Path(sys.executable).parent / name) for name in ("histo", "ray"))

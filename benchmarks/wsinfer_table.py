@@ -39,7 +39,7 @@ from histo_export.bench.worker_handle import Worker
 from histo_export.machine import this_machine, versions
 from histo_export.predict import Classifier
 from histo_export.predict.loop import TileLoop
-from histo_export.predict.slide import open_slide
+from histo_export.predict.readers import open_slide
 from histo_export.predict.work import check_model, open_model
 from histo_export.statistics import compare
 

@@ -31,9 +31,9 @@ from histo_export.predict import loop
 from histo_export.predict import run as run_module
 from histo_export.predict.grid import make_grid
 from histo_export.predict.inputs import SlideInput, find_inputs
+from histo_export.predict.readers import open_slide
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings, SlideSettings, TissueSettings
-from histo_export.predict.slide import open_slide
 from histo_export.spec import ModelSpec
 
 HISTO = str(Path(sys.executable).parent / "histo")

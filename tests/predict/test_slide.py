@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from histo_export.errors import HistoError
+from histo_export.predict.readers import open_slide
 from histo_export.predict.settings import TissueSettings
-from histo_export.predict.slide import open_slide
 from histo_export.predict.tissue import Tissue, find_tissue, otsu, saturation
 
 

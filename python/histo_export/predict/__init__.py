@@ -2,8 +2,8 @@
 
 `inputs` finds slides and sets of tiles in what the user named, and `settings` holds the user's choices. `run` divides
 the inputs into units, which `work` does in this process or `on_ray` on other machines, and continues an interrupted
-run. `tile_set` and `whole_slide` do one input; both send its tiles through `loop`. A slide has its file (`slide`),
-`tissue`, `grid` and `pictures`.
+run. `tile_set` and `whole_slide` do one input; both send its tiles through `loop`. `readers` open slides
+(`slide` is their interface); `tissue`, `grid` and `pictures` belong to slides.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Classifier:
             UsageError: an impossible setting.
             HistoError: not a slide, no µm per pixel, no tissue, or a damaged part.
         """
-        from histo_export.predict.slide import open_slide
+        from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
         slide = open_slide(Path(path))

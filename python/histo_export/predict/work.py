@@ -155,7 +155,7 @@ class Worker:
 
     def _slide(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
         # Imported only here, because the packages that read slides are an extra.
-        from histo_export.predict.slide import open_slide
+        from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
         assert isinstance(work.item, SlideInput)
