@@ -91,32 +91,34 @@ struct EmulatedTiles {
   static void multiply() {
     for (int sums = 0; sums < 4; ++sums) {
       for (std::size_t m = 0; m < tile_rows; ++m) {
-        for (std::size_t n = 0; n < tile_units; ++n) {
-          std::uint32_t& sum = tiles[sums][m][n];
-          sum = product(Sums{}, sum, tiles[4 + sums / 2][m], tiles[6 + sums % 2], n);
-        }
+        add_products(Sums{}, tiles[sums][m], tiles[4 + sums / 2][m], tiles[6 + sums % 2]);
       }
     }
   }
   // TDPBUSD
-  static std::uint32_t product(Int8Sums, std::uint32_t sum, const std::uint32_t* a, const Tile& b,
-                               std::size_t n) {
+  static void add_products(Int8Sums, std::uint32_t* sums, const std::uint32_t* a, const Tile& b) {
     for (std::size_t k = 0; k < tile_units; ++k) {
-      sum += static_cast<std::uint32_t>(four_products(a[k], b[k][n]));
-    }
-    return sum;
-  }
-  // TDPBF16PS: the products of the low halves are summed apart from those of the high halves.
-  static std::uint32_t product(Bf16Sums, std::uint32_t sum, const std::uint32_t* a, const Tile& b,
-                               std::size_t n) {
-    float halves[2] = {0, 0};
-    for (std::size_t k = 0; k < tile_units; ++k) {
-      for (int i = 0; i < 2; ++i) {
-        halves[i] = without_denormals(halves[i] + bf16(a[k], i) * bf16(b[k][n], i));
+      for (std::size_t n = 0; n < tile_units; ++n) {
+        sums[n] += static_cast<std::uint32_t>(four_products(a[k], b[k][n]));
       }
     }
-    return std::bit_cast<std::uint32_t>(
-        without_denormals(without_denormals(halves[0] + halves[1]) + std::bit_cast<float>(sum)));
+  }
+  // TDPBF16PS: the products of the low halves are summed apart from those of the high halves. The inner loops
+  // are over the columns, which compilers turn into vectors.
+  static void add_products(Bf16Sums, std::uint32_t* sums, const std::uint32_t* a, const Tile& b) {
+    float halves[2][tile_units] = {};
+    for (std::size_t k = 0; k < tile_units; ++k) {
+      for (int i = 0; i < 2; ++i) {
+        const float factor = bf16(a[k], i);
+        for (std::size_t n = 0; n < tile_units; ++n) {
+          halves[i][n] = without_denormals(halves[i][n] + factor * bf16(b[k][n], i));
+        }
+      }
+    }
+    for (std::size_t n = 0; n < tile_units; ++n) {
+      sums[n] = std::bit_cast<std::uint32_t>(
+          without_denormals(without_denormals(halves[0][n] + halves[1][n]) + std::bit_cast<float>(sums[n])));
+    }
   }
 
   template <typename Kept>

@@ -212,39 +212,67 @@ struct Problem {
   static std::size_t at(const Map& map, std::size_t n, std::size_t y, std::size_t x) {
     return map.at(n, static_cast<std::ptrdiff_t>(y), static_cast<std::ptrdiff_t>(x));
   }
-  [[nodiscard]] std::int8_t weight_byte(std::size_t k, std::size_t i) const {
-    return static_cast<std::int8_t>(std::clamp(std::nearbyint(weight[i] / scales[k]), -127.0F, 127.0F));
+  // What the arithmetic multiplies, by its definition: numbers as they are stored, in two parts for bf16x3.
+  struct Factor {
+    double high, low;
+  };
+  // Of the input, border included: channel c of the cell at `cell` has the index cell / input.pixel() *
+  // inputs + c.
+  std::vector<Factor> input_factors() const {
+    std::vector<Factor> factors;
+    for (std::size_t cell = 0; cell < input.data.size(); cell += input.pixel()) {
+      for (std::size_t channel = 0; channel < c.inputs; ++channel) {
+        const auto half = [&](std::size_t i) { return static_cast<double>(from_bf16(input.half(cell, i))); };
+        switch (storage) {
+          case Storage::u8:
+            factors.push_back({static_cast<double>(input.byte(cell, channel)), 0});
+            break;
+          case Storage::bf16:
+            factors.push_back({half(channel), 0});
+            break;
+          case Storage::bf16x3:
+            factors.push_back({half(channel), half(c.inputs + channel)});
+            break;
+          default:
+            factors.push_back({static_cast<double>(input.number(cell, channel)), 0});
+        }
+      }
+    }
+    return factors;
+  }
+  // In the order of `weight`.
+  std::vector<Factor> weight_factors() const {
+    std::vector<Factor> factors;
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      const float exact = weight[i], high = from_bf16(to_bf16(exact));
+      if (storage == Storage::u8) {
+        const float integer = std::nearbyint(exact / scales[i / (weight.size() / c.outputs)]);
+        factors.push_back({static_cast<double>(std::clamp(integer, -127.0F, 127.0F)), 0});
+      } else if (storage == Storage::f32) {
+        factors.push_back({static_cast<double>(exact), 0});
+      } else {
+        const double low = static_cast<double>(from_bf16(to_bf16(exact - high)));
+        factors.push_back({static_cast<double>(high), storage == Storage::bf16x3 ? low : 0});
+      }
+    }
+    return factors;
   }
 
   // What an output should be before it is stored, and how far from that float32 sums in any order may be.
-  std::pair<double, double> expected(std::size_t n, std::size_t y, std::size_t x, std::size_t k) const {
+  std::pair<double, double> expected(const std::vector<Factor>& inputs, const std::vector<Factor>& weights,
+                                     std::size_t n, std::size_t y, std::size_t x, std::size_t k) const {
     double sum = 0, size = 0;
-    std::int64_t integer_sum = 0;
     for (std::size_t i = 0; i < c.kernel; ++i) {
       for (std::size_t j = 0; j < c.kernel; ++j) {
         const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
         const std::size_t cell = input.at(n, static_cast<std::ptrdiff_t>(y * c.stride + i) - pad,
                                           static_cast<std::ptrdiff_t>(x * c.stride + j) - pad);
+        const Factor* const a = inputs.data() + cell / input.pixel() * c.inputs;
+        const Factor* const b = weights.data() + (k * c.inputs * c.kernel + i) * c.kernel + j;
         for (std::size_t channel = 0; channel < c.inputs; ++channel) {
-          const std::size_t w = ((k * c.inputs + channel) * c.kernel + i) * c.kernel + j;
-          if (storage == Storage::u8) {
-            integer_sum += input.byte(cell, channel) * weight_byte(k, w);
-            continue;
-          }
-          if (storage == Storage::f32) {
-            const double term =
-                static_cast<double>(input.number(cell, channel)) * static_cast<double>(weight[w]);
-            sum += term;
-            size += std::abs(term);
-            continue;
-          }
-          const double high = static_cast<double>(from_bf16(to_bf16(weight[w])));
-          const double a = static_cast<double>(from_bf16(input.half(cell, channel)));
-          double term = a * high;
-          if (storage == Storage::bf16x3) {
-            const double low = static_cast<double>(from_bf16(to_bf16(weight[w] - static_cast<float>(high))));
-            term += static_cast<double>(from_bf16(input.half(cell, c.inputs + channel))) * high + a * low;
-          }
+          const auto [w_high, w_low] = b[channel * c.kernel * c.kernel];
+          const auto [a_high, a_low] = a[channel];
+          const double term = a_high * w_high + (a_low * w_high + a_high * w_low);
           sum += term;
           size += std::abs(term);
         }
@@ -252,7 +280,7 @@ struct Problem {
     }
     double y_value = sum + static_cast<double>(bias[k]);
     if (storage == Storage::u8) {  // exact: the sum is an integer, and the rest is rounded as in the kernel
-      y_value = static_cast<double>(std::fma(static_cast<float>(integer_sum), sum_scales[k], bias[k]));
+      y_value = static_cast<double>(std::fma(static_cast<float>(sum), sum_scales[k], bias[k]));
     }
     if (c.residual) {
       const float r = residual.number(at(residual, n, y, x), k);
@@ -382,9 +410,11 @@ std::vector<std::size_t> cuts_of(const Map& output, const Case& c) {
 void check(const Case& c) {
   const Problem problem(c);
   const Map shape = problem.empty_output({Storage::f32});
+  const std::vector<Problem::Factor> inputs = problem.input_factors(), weights = problem.weight_factors();
   std::vector<std::pair<double, double>> expected_values;
-  shape.for_each_cell(
-      [&](auto n, auto y, auto x, auto k) { expected_values.push_back(problem.expected(n, y, x, k)); });
+  shape.for_each_cell([&](auto n, auto y, auto x, auto k) {
+    expected_values.push_back(problem.expected(inputs, weights, n, y, x, k));
+  });
   constexpr std::size_t all = std::numeric_limits<std::size_t>::max() / 2;
   std::optional<std::vector<std::uint32_t>> of_vectors, of_amx;
   for (const auto& [name, set] : kernel_sets()) {
