@@ -341,6 +341,7 @@ static void test_engine_options(const histo_model* model) {
   memset(&later, 0, sizeof later);
   later.known.struct_size = sizeof later;
   later.known.threads = 1;
+  later.known.algorithm = "direct"; /* whose weights are packed soonest */
   CHECK(histo_engine_create(model, &later.known, &engine) == HISTO_OK);
   histo_engine_free(engine);
   later.unknown = 1;
@@ -415,7 +416,7 @@ static void test_batches(const histo_model* model) {
   enum { tiles = 5 };
   const size_t side = histo_model_tile_size(model);
   const size_t size = side * side * 3;
-  histo_engine_options engine_options = {sizeof engine_options, 2, NULL, NULL, 0, NULL, NULL};
+  histo_engine_options engine_options = {sizeof engine_options, 2, NULL, NULL, 0, NULL, "direct"};
   histo_batch_options options = {sizeof options, 2, 1, 0};
   histo_batch_stats stats;
   histo_engine* engine = NULL;

@@ -90,34 +90,44 @@ struct EmulatedTiles {
   template <typename Sums>
   static void multiply() {
     for (int sums = 0; sums < 4; ++sums) {
-      for (std::size_t m = 0; m < tile_rows; ++m) {
-        add_products(Sums{}, tiles[sums][m], tiles[4 + sums / 2][m], tiles[6 + sums % 2]);
-      }
+      add_products(Sums{}, tiles[sums], tiles[4 + sums / 2], tiles[6 + sums % 2]);
     }
   }
   // TDPBUSD
-  static void add_products(Int8Sums, std::uint32_t* sums, const std::uint32_t* a, const Tile& b) {
-    for (std::size_t k = 0; k < tile_units; ++k) {
-      for (std::size_t n = 0; n < tile_units; ++n) {
-        sums[n] += static_cast<std::uint32_t>(four_products(a[k], b[k][n]));
+  static void add_products(Int8Sums, Tile& sums, const Tile& a, const Tile& b) {
+    for (std::size_t m = 0; m < tile_rows; ++m) {
+      for (std::size_t k = 0; k < tile_units; ++k) {
+        for (std::size_t n = 0; n < tile_units; ++n) {
+          sums[m][n] += static_cast<std::uint32_t>(four_products(a[m][k], b[k][n]));
+        }
       }
     }
   }
   // TDPBF16PS: the products of the low halves are summed apart from those of the high halves. The inner loops
-  // are over the columns, which compilers turn into vectors.
-  static void add_products(Bf16Sums, std::uint32_t* sums, const std::uint32_t* a, const Tile& b) {
-    float halves[2][tile_units] = {};
+  // are over columns, which compilers turn into vectors.
+  static void add_products(Bf16Sums, Tile& sums, const Tile& a, const Tile& b) {
+    float factors[tile_units][2][tile_units];
     for (std::size_t k = 0; k < tile_units; ++k) {
-      for (int i = 0; i < 2; ++i) {
-        const float factor = bf16(a[k], i);
-        for (std::size_t n = 0; n < tile_units; ++n) {
-          halves[i][n] = without_denormals(halves[i][n] + factor * bf16(b[k][n], i));
-        }
+      for (std::size_t n = 0; n < tile_units; ++n) {
+        factors[k][0][n] = bf16(b[k][n], 0);
+        factors[k][1][n] = bf16(b[k][n], 1);
       }
     }
-    for (std::size_t n = 0; n < tile_units; ++n) {
-      sums[n] = std::bit_cast<std::uint32_t>(
-          without_denormals(without_denormals(halves[0][n] + halves[1][n]) + std::bit_cast<float>(sums[n])));
+    for (std::size_t m = 0; m < tile_rows; ++m) {
+      float halves[2][tile_units] = {};
+      for (std::size_t k = 0; k < tile_units; ++k) {
+        for (int i = 0; i < 2; ++i) {
+          const float factor = bf16(a[m][k], i);
+          for (std::size_t n = 0; n < tile_units; ++n) {
+            halves[i][n] = without_denormals(halves[i][n] + factor * factors[k][i][n]);
+          }
+        }
+      }
+      for (std::size_t n = 0; n < tile_units; ++n) {
+        const float sum = std::bit_cast<float>(sums[m][n]);
+        sums[m][n] = std::bit_cast<std::uint32_t>(
+            without_denormals(without_denormals(halves[0][n] + halves[1][n]) + sum));
+      }
     }
   }
 

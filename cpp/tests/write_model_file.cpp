@@ -10,7 +10,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: %s FILE\n", argv[0]);
     return 2;
   }
-  const auto bytes = make_model_file(3, 6, 64, 1);
+  const auto bytes = make_model_file(3, 6, 33, 1);
   std::ofstream file(argv[1], std::ios::binary);
   file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   file.close();
