@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from histo_export.errors import HistoError
@@ -124,8 +125,15 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def take_text_literally(figure: Figure) -> None:
+    """Shows dollar signs as they are: in the name of a class or a file, formulas would be misread, or end the run."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]  # findobj is not typed
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG atomically; HistoError where it can't be written."""
+    take_text_literally(figure)
     try:
         with atomic_file(path) as partial:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.
