@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -120,20 +121,23 @@ def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches."""
     # Not pyplot: no global state, no display, safe in any thread.
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = _Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def take_text_literally(figure: Figure) -> None:
-    """Shows dollar signs as they are: in the name of a class or a file, formulas would be misread, or end the run."""
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]  # findobj is not typed
+class _Figure(Figure):
+    """A figure that shows dollar signs as they are: in a name, formulas would be misread, or end the run."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        for text in self.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_parse_math(False)
+        super().draw(renderer)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG atomically; HistoError where it can't be written."""
-    take_text_literally(figure)
     try:
         with atomic_file(path) as partial:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.

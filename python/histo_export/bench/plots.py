@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from histo_export.bench.report import RankedRow, Report, Table
 from histo_export.bench.rows import Row
-from histo_export.figures import new_figure, take_text_literally
+from histo_export.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,6 +181,5 @@ def _names(report: Report) -> dict[str, tuple[str, str, str]]:
 def _save(figure: Figure, path: Path, title: str, below: str) -> Path:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
-    take_text_literally(figure)
     figure.savefig(path, dpi=DPI)
     return path

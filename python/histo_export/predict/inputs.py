@@ -16,21 +16,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from histo_export.data.images import SUFFIXES
 from histo_export.data.walk import walk
+from histo_export.errors import HistoError
+from histo_export.predict.formats import dicom_series, is_slide, slide_format
 from histo_export.predict.lists import NotAListError, read_list
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff"})
 """A TIFF is a slide or a tile, depending on its size."""
-SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi"})
-"""Suffixes of the other formats that OpenSlide 4 reads. What lies in a file of any further suffix tells its content."""
+TIFF, GENERIC_TIFF, DICOM = "tiff", "generic-tiff", "dicom"
+SLIDE_SUFFIXES = {
+    ".svs": "aperio",
+    ".ndpi": "hamamatsu",
+    ".vms": "hamamatsu",
+    ".vmu": "hamamatsu",
+    ".mrxs": "mirax",
+    ".scn": "leica",
+    ".bif": "ventana",
+    ".svslide": "sakura",
+    ".czi": "zeiss",
+    ".dcm": DICOM,
+}
+"""Suffix → OpenSlide's name of the format. The content tells the format of a file of any other suffix."""
 TILE_SUFFIXES = SUFFIXES - TIFF_SUFFIXES
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
-KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES | TILE_SUFFIXES | LIST_SUFFIXES | {".npy"}
-LARGEST_TILE = 1024
-"""Pixels. A TIFF whose longer side exceeds this, and four sides of the model's tiles, is a slide, otherwise a tile."""
+KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES.keys() | TILE_SUFFIXES | LIST_SUFFIXES | {".npy"}
 LONGEST_SHOWN = 300
 """Characters of a path in a message."""
 
@@ -42,7 +53,7 @@ AGAIN = "files and folders that were reached before"
 def text_of(path: Path | str) -> str:
     """A path as text for any file format; bytes that are not UTF-8 become replacement characters."""
     try:
-        return os.fsencode(path).decode(errors="replace")
+        return str(path).encode(errors="surrogateescape").decode(errors="replace")
     except UnicodeEncodeError:  # from a damaged list; no name of a file is like this
         return str(path).encode(errors="replace").decode()
 
@@ -223,6 +234,7 @@ class _Search:
 
     def _add_folder(self, root: Path) -> None:
         found = walk(root)
+        before = len(self.inputs) + len(self.failures)
         for path in found.broken:
             self.fail(path, "is a link that leads nowhere. Repair or delete it")
         for path, error in found.unreadable:
@@ -231,7 +243,6 @@ class _Search:
             self._skip(kind, paths)
         parts = _parts_of_slides(found.files.values())
         tiles: list[Path] = []
-        slides = len(self.inputs)
         again = bool(found.again)
         for real, path in found.files.items():
             if path in parts or path.parent in parts:
@@ -242,7 +253,7 @@ class _Search:
                 self._skip(OTHER, [path])
         if tiles:
             self.inputs.append(TileSetInput(root, tiles))
-        elif slides == len(self.inputs) and not (again or found.broken or found.unreadable):
+        elif before == len(self.inputs) + len(self.failures) and not again:
             cause = "is a result of histo predict" if found.own == [root] else "holds neither tiles nor slides"
             self.fail(root, f"{cause}. Name images, slides or a folder of them")
 
@@ -268,28 +279,34 @@ class _Search:
     def _add_image(self, path: Path, tiles: list[Path]) -> bool:
         """Adds a slide, or appends a tile to `tiles`; False where the file is neither."""
         suffix = path.suffix.lower()
-        if suffix in TILE_SUFFIXES or (suffix in TIFF_SUFFIXES and not _is_slide(path, self.tile_size)):
+        if suffix in TILE_SUFFIXES:
             tiles.append(path)
-        elif suffix == ".dcm" or _starts_as_dicom(path):
-            return self._add_dicom(path)
-        elif suffix in TIFF_SUFFIXES | SLIDE_SUFFIXES or _slide_format(path) is not None:
-            self.inputs.append(SlideInput(path))
+            return True
+        if suffix in TIFF_SUFFIXES:
+            kind: str | None = TIFF
         else:
-            return False
-        return True
+            kind = SLIDE_SUFFIXES.get(suffix) or slide_format(path)
+        if kind in (TIFF, GENERIC_TIFF) and not is_slide(path, self.tile_size):
+            tiles.append(path)
+        elif kind == DICOM:
+            self._add_dicom(path)
+        elif kind:
+            self.inputs.append(SlideInput(path))
+        return bool(kind)
 
-    def _add_dicom(self, path: Path) -> bool:
+    def _add_dicom(self, path: Path) -> None:
         """Adds the first file of each series, because the reader finds the others, which lie beside it."""
-        series = _dicom_series(path)
-        if series is None and path.suffix.lower() != ".dcm":
-            return False
+        try:
+            series = dicom_series(path)
+        except HistoError as error:  # a package is missing
+            self.fail(path, f"{error.cause}. {error.next_step}")
+            return
         place = os.path.realpath(path.parent), series or path.name
         if place in self._series:
             self._skip(PARTS, [path])
         else:
             self._series.add(place)
             self.inputs.append(SlideInput(path))
-        return True
 
     def _add_array(self, path: Path) -> None:
         try:
@@ -349,55 +366,10 @@ def _named_in(index: Path) -> list[str]:
     return [value.strip() for value in re.findall(r"=([^\r\n]+)", text)]
 
 
-def _start_of(path: Path) -> bytes:
-    """The first bytes of a file, none where it can't be read."""
+def _is_image(path: Path) -> bool:
+    """Whether a file starts like a PNG or a JPEG."""
     try:
         with path.open("rb") as file:
-            return file.read(132)
+            return file.read(8).startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
     except OSError:
-        return b""
-
-
-def _starts_as_dicom(path: Path) -> bool:
-    return path.suffix.lower() not in SLIDE_SUFFIXES and _start_of(path)[128:] == b"DICM"
-
-
-def _is_image(path: Path) -> bool:
-    """Whether a file starts like a PNG, JPEG or TIFF."""
-    return _start_of(path).startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*"))
-
-
-def _is_slide(path: Path, tile_size: int) -> bool:
-    """Whether a TIFF is too large for a tile."""
-    try:
-        with Image.open(path, formats=("TIFF",)) as image:
-            return max(image.size) > max(LARGEST_TILE, 4 * tile_size)
-    except Image.DecompressionBombError:
-        return True
-    except Exception:  # PIL may raise anything; the error is reported when the tile is read
         return False
-
-
-def _slide_format(path: Path) -> str | None:
-    """What OpenSlide calls the format of a file; None where it knows none, or is not installed."""
-    try:
-        import openslide
-    except ModuleNotFoundError:
-        return None
-    try:
-        return openslide.OpenSlide.detect_format(path)
-    except openslide.OpenSlideError:
-        return None
-
-
-def _dicom_series(path: Path) -> str | None:
-    """The series that a DICOM slide belongs to; None where it is not one, or OpenSlide is not installed."""
-    if _slide_format(path) != "dicom":
-        return None
-    import openslide
-
-    try:
-        with openslide.OpenSlide(path) as slide:
-            return slide.properties.get("dicom.SeriesInstanceUID")
-    except openslide.OpenSlideError:
-        return None

@@ -24,8 +24,8 @@ LONGEST = 200
 """Bytes of a name. A file system allows 255; the hidden folder in which a result is written has a longer name."""
 DIGITS = 8
 """Of the hash in a name."""
-RESERVED = frozenset({"run.json", "runs", "failed.csv"})
-"""Names in the output that are no input's."""
+RECORDS = (".json", ".csv")
+"""Ends of the names of files that a run writes beside the results."""
 
 
 def name_inputs(inputs: Sequence[Input], keys: Sequence[str], out: Path) -> list[Input]:
@@ -72,7 +72,7 @@ def _without_suffix(name: str) -> str:
 
 
 def _usable(name: str) -> bool:
-    return len(os.fsencode(name)) <= LONGEST and _folded(name) not in RESERVED
+    return len(os.fsencode(name)) <= LONGEST and not _folded(name).endswith(RECORDS)
 
 
 def _hashed(name: str, source: str, digits: int) -> str:
