@@ -316,6 +316,23 @@ def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_pat
     assert [(done.name, done.tiles) for done in outcome.done] == [("sets", 2)]
     outcome = predict(bundle, [root], root / "predictions", SETTINGS)
     assert [(done.tiles, done.run) for done in outcome.done] == [(2, 0)]
+    skipped = {
+        kind["kind"]: kind["count"] for kind in json.loads((root / "predictions/run.json").read_text())["skipped"]
+    }
+    assert skipped == {"results of histo": 3, "files of other types": 1}
+
+
+def test_what_is_left_out_is_told(bundle: Path, histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (75, 75)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/[red]notes.xml").touch()
+    (tmp_path / "list.csv").write_text("case;tile\n1;in/a.png\n")
+    inputs = [tmp_path / "in", tmp_path / "list.csv"]
+    code, _, err = histo("predict", bundle, *inputs, "--out", tmp_path / "out", "--threads", 1)
+    assert code == 0
+    assert f"left out: 1 files of other types, e.g. {tmp_path}/in/[red]notes.xml" in err
+    assert "left out: 1 files and folders that were reached before" in err
+    assert "list.csv: column 2 (tile), separated by semicolon" in err
 
 
 def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,16 @@ from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle
 from histo_export.files import atomic_folder, write_atomic
-from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, source_of, text_of
+from histo_export.predict.inputs import (
+    Failure,
+    Input,
+    Skipped,
+    SlideInput,
+    TileSetInput,
+    find_inputs,
+    source_of,
+    text_of,
+)
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.names import name_inputs
 from histo_export.predict.settings import PredictSettings
@@ -78,6 +87,8 @@ class Outcome:
         executed: what the runtime executed; several where machines differ.
         wall: seconds from the first unit to the last result.
         peak_mb: the largest resident memory of this process, in MB.
+        skipped: what was left out of the inputs, by kind.
+        notes: how lists were read.
     """
 
     done: list[Done]
@@ -85,6 +96,8 @@ class Outcome:
     executed: list[str]
     wall: float = 0.0
     peak_mb: float = 0.0
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -160,6 +173,7 @@ def predict(
     elif work:
         run.do(work, Worker(opened, spec, out, settings))
     outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, wall=time.perf_counter() - start)
+    outcome.skipped, outcome.notes = found.skipped, found.notes
     outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     _write_record(out, opened, settings, ray, command, began, outcome)
     return outcome
@@ -391,6 +405,8 @@ def _write_record(
         "peak_memory_mb": round(outcome.peak_mb),
         "inputs": [asdict(done) for done in outcome.done],
         "failures": [asdict(failure) for failure in outcome.failures],
+        "skipped": [asdict(kind) for kind in outcome.skipped],
+        "notes": outcome.notes,
     }
     try:
         write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")
