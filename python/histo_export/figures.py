@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from histo_export.errors import HistoError
@@ -119,9 +121,19 @@ def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches."""
     # Not pyplot: no global state, no display, safe in any thread.
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = _Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+class _Figure(Figure):
+    """A figure that shows dollar signs as they are: in a name, formulas would be misread, or end the run."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        for text in self.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_parse_math(False)
+        super().draw(renderer)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

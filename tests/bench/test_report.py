@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from histo_export.bench.document import document
+from histo_export.bench.plots import draw
 from histo_export.bench.report import Report, schema
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject
@@ -55,6 +56,14 @@ def test_a_report_of_version_0_1_0_loads_and_means_the_same() -> None:
     ran = {row[0]: row for row in texts(old, "What ran")}
     assert ran["Fake native-int8"][3] == "histo-export 0.1.0"
     assert ran["Fake onnxruntime-tool-int8"][3] == "onnxruntime 1.31.1"
+
+
+def test_a_model_with_dollar_signs_in_its_name_is_drawn(tmp_path: Path) -> None:
+    """Two of them would enclose a formula; this one is an error."""
+    report = Report.model_validate_json(OLD.read_text(encoding="utf-8").replace("pool 8", "m$^^$8"))
+    pictures = [path.name for path in draw(report, tmp_path)]
+    assert "latency.png" in pictures
+    assert {path.name for path in tmp_path.iterdir()} == set(pictures)
 
 
 def test_a_report_of_version_0_1_0_is_compared_with(make_report: MakeReport, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,10 +311,10 @@ def test_permission_denied(flat: Path) -> None:
 def test_permission_error_is_told(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As root nothing is forbidden, so the refusal is played."""
 
-    def refuse(self: Path) -> object:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(HistoError, match="may not be read"):
         folder.open_folder(flat, name="x", crop=8)
 
@@ -322,6 +322,90 @@ def test_permission_error_is_told(flat: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_broken_link_is_listed(flat: Path) -> None:
     (flat / "A" / "link.png").symlink_to(flat / "gone.png")
     with pytest.raises(HistoError, match=r"link\.png: does not exist"):
+        open_data(flat, crop=8)
+
+
+def tiles_of(root: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The number of tiles of each class in all splits, and the notes."""
+    data = open_data(root, crop=8)
+    labels = np.concatenate([part.labels for part in (data.train, data.val, data.test)])
+    return dict(zip(data.classes, np.bincount(labels).tolist(), strict=True)), data.notes
+
+
+def test_linked_folders_hold_tiles(flat: Path) -> None:
+    store = flat.parent / "store"
+    (flat / "A").rename(store)
+    (flat / "A").symlink_to(store)  # a class
+    (flat.parent / "more").mkdir()
+    (flat / "B/0.png").rename(flat.parent / "more/0.png")
+    (flat / "B/patient").symlink_to(flat.parent / "more")  # a folder in a class
+    (flat / "C/0.png").rename(flat.parent / "other.png")
+    (flat / "C/0.png").symlink_to(flat.parent / "other.png")  # a tile
+    assert tiles_of(flat) == ({"A": 10, "B": 10, "C": 10}, ())
+
+
+def test_linked_split_folders(make_split: MakeSplit) -> None:
+    root = make_split()
+    (root / "test").rename(root.parent / "elsewhere")
+    (root / "test").symlink_to(root.parent / "elsewhere")
+    assert tiles_of(root) == ({"A": 7, "B": 7}, ())
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "sub"])
+def test_a_tile_counts_once_however_many_links_lead_to_it(flat: Path, target: str) -> None:
+    """Above all where a folder is linked into itself: the search ends, and no other class is taken in."""
+    (flat / "A/sub").mkdir()
+    shutil.move(flat / "A/0.png", flat / "A/sub/0.png")
+    (flat / "A/a-link").symlink_to(target)  # sorts before the folder
+    counts, (note,) = tiles_of(flat)
+    assert counts == {"A": 10, "B": 10, "C": 10}
+    assert note.startswith("1 links lead to what was reached by another path")
+    assert "A/a-link" in note
+
+
+def test_linked_tiles_count_once(flat: Path) -> None:
+    (flat / "A/00.png").symlink_to(flat / "A/0.png")
+    counts, (note,) = tiles_of(flat)
+    assert counts["A"] == 10
+    assert "1 links" in note
+    assert "A/00.png" in note
+
+
+@pytest.mark.parametrize("target", ["gone", "SELF"])
+@pytest.mark.parametrize("place", ["SELF", "A/SELF"])
+def test_a_link_that_leads_nowhere_may_be_half_of_the_tiles(flat: Path, place: str, target: str) -> None:
+    (flat / place).symlink_to(target)
+    with pytest.raises(HistoError, match=f"{place}: is a link that leads nowhere. Repair or delete it"):
+        open_data(flat, crop=8)
+
+
+def test_results_of_histo_are_not_tiles(flat: Path) -> None:
+    for place in ("predictions/a", "A/predictions/b"):
+        save(flat / place / "heatmap.png", noise_tile(1))
+        (flat / place / "done.json").write_text('{"key": "0123", "tiles": 3}')
+    save(flat / "B/run/curves.png", noise_tile(2))
+    (flat / "B/run/report.json").write_text("{}")
+    counts, notes = tiles_of(flat)
+    assert counts == {"A": 10, "B": 10, "C": 10}
+    assert "1 files were ignored" in notes[0]
+    assert "B/run/report.json" in notes[0]
+    assert "3 results of histo were left out" in notes[1]
+
+
+def test_what_lies_beside_the_classes_is_noted(make_split: MakeSplit) -> None:
+    root = make_split()
+    save(root / "extra/A/0.png", noise_tile(1))
+    save(root / "loose.png", noise_tile(2))
+    save(root / "val/looser.png", noise_tile(3))
+    ignored, folders = open_data(root, crop=8).notes
+    assert "2 files were ignored" in ignored
+    assert "1 folders beside train, val and test were ignored (for example extra)" in folders
+
+
+def test_a_pipe_is_no_tile(flat: Path) -> None:
+    os.mkfifo(flat / "A/pipe.png")
+    os.mkfifo(flat / "A/pipe")
+    with pytest.raises(HistoError, match=r"A/pipe\.png: is not a regular file"):
         open_data(flat, crop=8)
 
 

@@ -30,7 +30,7 @@ from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
 from histo_export.predict import run as run_module
 from histo_export.predict.grid import make_grid
-from histo_export.predict.inputs import SlideInput, find_inputs
+from histo_export.predict.inputs import SlideInput
 from histo_export.predict.readers import open_slide
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings, SlideSettings, TissueSettings
@@ -299,6 +299,42 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "failed.csv"}
 
 
+def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_path: Path) -> None:
+    """The second run finds the results of the first and takes none of them for tiles; a new input renames nothing."""
+    root = tmp_path / "sets"
+    for i, folder in enumerate(("p2/HE", "p1/HE")):
+        (root / folder).mkdir(parents=True)
+        Image.new("RGB", (75, 75), (200, 20 * i, 170)).save(root / folder / "a.png")
+        outcome = predict(bundle, [root / "p1/HE", root / "p2/HE"][1 - i :], root / "predictions", SETTINGS)
+        assert not outcome.failures
+    new, old = outcome.done
+    assert (old.name, old.run) == ("HE", 0)
+    assert (new.name[:3], new.run) == ("HE-", 1)
+    sources = {json.loads(file.read_text())["source"] for file in root.glob("predictions/*/done.json")}
+    assert sources == {str(root / "p1/HE"), str(root / "p2/HE")}
+    outcome = predict(bundle, [root], root / "predictions", SETTINGS)
+    assert [(done.name, done.tiles) for done in outcome.done] == [("sets", 2)]
+    outcome = predict(bundle, [root], root / "predictions", SETTINGS)
+    assert [(done.tiles, done.run) for done in outcome.done] == [(2, 0)]
+    skipped = {
+        kind["kind"]: kind["count"] for kind in json.loads((root / "predictions/run.json").read_text())["skipped"]
+    }
+    assert skipped == {"results of histo": 3, "files of other types": 1}
+
+
+def test_what_is_left_out_is_told(bundle: Path, histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (75, 75)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/[red]notes.xml").touch()
+    (tmp_path / "list.csv").write_text("case;tile\n1;in/a.png\n")
+    inputs = [tmp_path / "in", tmp_path / "list.csv"]
+    code, _, err = histo("predict", bundle, *inputs, "--out", tmp_path / "out", "--threads", 1)
+    assert code == 0
+    assert f"left out: 1 files of other types, e.g. {tmp_path}/in/[red]notes.xml" in err
+    assert "left out: 1 files and folders that were reached before" in err
+    assert "list.csv: column 2 (tile), separated by semicolon" in err
+
+
 def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
     predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
     again = predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
@@ -387,15 +423,6 @@ def test_names_that_are_not_utf8(bundle: Path, large_slide_file: Path, tmp_path:
     assert sorted(done.tiles for done in outcome.done)[0] == 1
     with (tmp_path / "out/in/tiles.csv").open() as file:
         assert next(csv.DictReader(file))["path"] == "\ufffd,.png"
-
-
-def test_names_are_different_and_files_are_taken_once(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "slide.svs").write_text("x")
-    inputs, failures = find_inputs([tmp_path / "a", tmp_path / "b", tmp_path / "a/slide.svs"], 75)
-    assert [item.name for item in inputs] == ["slide", "slide-2"]
-    assert not failures
 
 
 class Failing:

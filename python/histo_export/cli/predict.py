@@ -120,6 +120,8 @@ def predict(
                 "out": str(out),
                 "inputs": [dataclasses.asdict(done) for done in outcome.done],
                 "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+                "skipped": [dataclasses.asdict(kind) for kind in outcome.skipped],
+                "notes": outcome.notes,
                 "executed": outcome.executed,
                 "seconds": outcome.wall,
                 "peak_memory_mb": round(outcome.peak_mb),
@@ -217,6 +219,10 @@ def _print(out: Path, outcome: Outcome) -> None:
         f"{total}Peak memory {outcome.peak_mb:,.0f} MB."
         + (f" Executed: {escape('; '.join(outcome.executed))}.[/]" if outcome.executed else "[/]")
     )
+    for note in outcome.notes:
+        show.log.print(f"note: {note}", markup=False, soft_wrap=True)
+    for kind in outcome.skipped:
+        show.log.print(f"left out: {kind.count:,} {kind.kind}, e.g. {kind.example}", markup=False, soft_wrap=True)
     if len(outcome.executed) > 1:
         show.log.print(
             f"[yellow]note:[/] machines differ ({escape('; '.join(outcome.executed))}), and so may the last bits; set "

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from histo_export.data.tiles import (
     need_crop,
     need_two_classes,
 )
+from histo_export.data.walk import Entries, Walk, list_folder, walk
 from histo_export.errors import HistoError, UsageError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -50,7 +51,7 @@ def open_folder(
 
     Args:
         root: holds `train`, `val` (or `valid`, `validation`) and `test` with a folder per class each,
-            or a folder per class. Folders inside a class folder are searched too.
+            or a folder per class. Folders inside a class folder are searched too, and links are followed.
         name: of the data set, for messages and model cards.
         classes: the class folders to use, in label order; default all, sorted.
         crop: side in pixels that every tile must have at least.
@@ -78,7 +79,7 @@ def open_folder(
         TileSet(chosen, labels[part], own_names, _FileSource([paths[i] for i in part], [checked[i] for i in part]))
         for part, own_names in zip(indices, split_names, strict=True)
     )
-    notes = leakage_notes(split_names, digests) + listing.notes(root)
+    notes = leakage_notes(split_names, digests) + listing.left_out.notes(root)
     sizes = f"{smallest}x{smallest}"
     if smallest != largest:
         notes.append(f"tile sides range from {smallest} to {largest} pixels")
@@ -117,29 +118,51 @@ def _chosen_classes(
 
 
 @dataclass
+class _LeftOut:
+    """What a folder holds besides its tiles.
+
+    Attributes:
+        ignored: files that are not images, or lie in no class.
+        folders: beside train, val and test.
+        own: what histo predict, train and bench wrote.
+        again: links to what was reached by another path.
+    """
+
+    ignored: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    own: list[Path] = field(default_factory=list)
+    again: list[Path] = field(default_factory=list)
+
+    def notes(self, root: Path) -> list[str]:
+        """A line for each kind that occurs."""
+        kinds = (
+            (self.ignored, f"files were ignored because they are not {_suffixes()}, or lie in no class"),
+            (self.folders, "folders beside train, val and test were ignored"),
+            (self.own, "results of histo were left out"),
+            (self.again, "links lead to what was reached by another path; each tile of a class is taken once"),
+        )
+        return [
+            f"{len(paths):,} {what} (for example {paths[0].relative_to(root).as_posix()})"
+            for paths, what in kinds
+            if paths
+        ]
+
+
+@dataclass
 class _Listing:
     """The files of a folder.
 
     Attributes:
         parts: name of a split ("" where the folder is not split yet) → class → its sorted image files.
-        ignored: files that are not images.
+        left_out: everything else.
     """
 
     parts: dict[str, dict[str, list[Path]]]
-    ignored: list[Path]
+    left_out: _LeftOut
 
     @property
     def is_split(self) -> bool:
         return "" not in self.parts
-
-    def notes(self, root: Path) -> list[str]:
-        """A line about the ignored files, where there are any."""
-        if not self.ignored:
-            return []
-        return [
-            f"{len(self.ignored):,} files were ignored because they are not {_suffixes()} "
-            f"(for example {self.ignored[0].relative_to(root).as_posix()})"
-        ]
 
     def images_of(self, classes: Sequence[str]) -> tuple[list[Path], NDArray[np.int64], list[int]]:
         """The images of these classes, split by split; their labels, int64 `(n,)`; and where each split begins."""
@@ -158,27 +181,32 @@ def _suffixes() -> str:
     return "jpg, jpeg, png, tif or tiff"
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX")) or name.casefold() in ("thumbs.db", "desktop.ini")
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in _listdir(root) if p.is_dir())
-
-
-def _listdir(root: Path) -> list[Path]:
+def _list(folder: Path) -> Entries:
+    """The entries of a folder that holds other folders: classes or splits."""
     try:
-        return [path for path in root.iterdir() if not _hidden(path.name)]
+        entries = list_folder(folder)
     except PermissionError as error:
-        raise HistoError(root, "may not be read (permission denied)", "Check its permissions") from error
+        raise HistoError(folder, "may not be read (permission denied)", "Check its permissions") from error
     except OSError as error:
-        raise HistoError(root, f"cannot be read ({error.strerror})", "Check the path and the disk") from error
+        raise HistoError(folder, f"cannot be read ({error.strerror})", "Check the path and the disk") from error
+    _check(entries)
+    return entries
+
+
+def _check(found: Entries | Walk) -> None:
+    """HistoError where a part can't be read: a class that lacks tiles would look complete."""
+    for path, error in found.unreadable:
+        raise HistoError(path, f"cannot be read ({error.strerror})", "Check its permissions") from error
+    for path in found.broken:
+        if path.suffix.lower() not in SUFFIXES:  # an image is reported with all others that can't be decoded
+            raise HistoError(path, "is a link that leads nowhere", "Repair or delete it")
 
 
 def _list_images(root: Path) -> _Listing:
-    folders = _folders(root)
+    entries = _list(root)
+    folders = entries.all_folders()
     if not folders:
-        loose = [p for p in _listdir(root) if p.suffix.lower() in SUFFIXES]
+        loose = [p for p in entries.all_files() if p.suffix.lower() in SUFFIXES]
         if loose:
             raise HistoError(
                 root,
@@ -187,10 +215,10 @@ def _list_images(root: Path) -> _Listing:
             )
         raise HistoError(
             root,
-            "is empty" if not _listdir(root) else "holds no images and no folders",
+            "holds no images and no folders" if entries.all_files() else "is empty",
             "Give a folder <class>/* or train|val|test/<class>/* of images, or .npy arrays",
         )
-    ignored: list[Path] = []
+    left_out = _LeftOut()
     by_split: dict[str, Path] = {}
     for folder in folders:
         key = SPLIT_FOLDERS.get(folder.name.casefold())
@@ -207,27 +235,34 @@ def _list_images(root: Path) -> _Listing:
                 f"has train but no {' and no '.join(missing)} folder",
                 "Add it, or give one folder of classes and let it be split (--split)",
             )
-        parts = {s: {c.name: _images_under(c, ignored) for c in _folders(folder)} for s, folder in by_split.items()}
-        return _Listing({s: parts[s] for s in SPLITS}, ignored)
+        left_out.ignored += entries.all_files()
+        left_out.folders += [folder for folder in folders if folder not in by_split.values()]
+        return _Listing({s: _classes_in(_list(by_split[s]), left_out) for s in SPLITS}, left_out)
     if by_split and len(by_split) == len(folders):
         raise HistoError(root, f"has {' and '.join(by_split)} but no train folder", "Add train/<class>/* to it")
-    return _Listing({"": {c.name: _images_under(c, ignored) for c in folders}}, ignored)
+    return _Listing({"": _classes_in(entries, left_out)}, left_out)
 
 
-def _images_under(folder: Path, ignored: list[Path]) -> list[Path]:
-    images = []
+def _classes_in(entries: Entries, left_out: _LeftOut) -> dict[str, list[Path]]:
+    """Class → its images, for each folder of these entries except those that hold nothing but results of histo."""
+    left_out.ignored += entries.all_files()
+    classes = {}
+    for each in entries.all_folders():
+        own = len(left_out.own)
+        images = _images_under(each, left_out)
+        if images or len(left_out.own) == own:
+            classes[each.name] = images
+    return classes
 
-    def fail(error: OSError) -> None:
-        raise HistoError(error.filename, f"cannot be read ({error.strerror})", "Check its permissions") from error
 
-    for parent, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(f for f in folders if not _hidden(f))
-        for file in files:
-            path = Path(parent, file)
-            if path.suffix.lower() in SUFFIXES and not _hidden(file):
-                images.append(path)
-            elif not _hidden(file):
-                ignored.append(path)
+def _images_under(folder: Path, left_out: _LeftOut) -> list[Path]:
+    found = walk(folder)
+    _check(found)
+    left_out.own += found.own
+    left_out.again += found.again
+    images: list[Path] = []
+    for path in [*found.files.values(), *found.broken, *found.special]:
+        (images if path.suffix.lower() in SUFFIXES else left_out.ignored).append(path)
     # By text, not by Path: Windows paths compare without case, and the order must not depend on that.
     return sorted(images, key=lambda p: p.relative_to(folder).as_posix())
 

@@ -1,31 +1,61 @@
 """Finds slides and sets of tiles in what the user named.
 
-A folder may hold both. An input that can't be used does not stop the others: it becomes a `Failure`.
+A folder may hold both. An input that can't be used does not stop the others: it becomes a `Failure`. What is left out
+is counted. `names` gives the inputs the names of their results.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+import stat
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi", ".tif", ".tiff"}
-)
-"""Suffixes of the formats that OpenSlide 4 reads."""
-TILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
-LIST_SUFFIXES = frozenset({".txt", ".csv"})
-LARGEST_TILE = 1024
-"""Pixels. A TIFF whose longer side exceeds this, and four sides of the model's tiles, is a slide, otherwise a tile."""
+from histo_export.data.images import SUFFIXES
+from histo_export.data.walk import walk
+from histo_export.errors import HistoError
+from histo_export.predict.formats import dicom_series, is_slide, slide_format
+from histo_export.predict.lists import NotAListError, read_list
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff"})
+"""A TIFF is a slide or a tile, depending on its size."""
+TIFF, GENERIC_TIFF, DICOM = "tiff", "generic-tiff", "dicom"
+SLIDE_SUFFIXES = {
+    ".svs": "aperio",
+    ".ndpi": "hamamatsu",
+    ".vms": "hamamatsu",
+    ".vmu": "hamamatsu",
+    ".mrxs": "mirax",
+    ".scn": "leica",
+    ".bif": "ventana",
+    ".svslide": "sakura",
+    ".czi": "zeiss",
+    ".dcm": DICOM,
+}
+"""Suffix → OpenSlide's name of the format. The content tells the format of a file of any other suffix."""
+TILE_SUFFIXES = SUFFIXES - TIFF_SUFFIXES
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
+KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES.keys() | TILE_SUFFIXES | LIST_SUFFIXES | {".npy"}
+LONGEST_SHOWN = 300
+"""Characters of a path in a message."""
+
+OTHER, HIDDEN, SPECIAL = "files of other types", "hidden files and folders", "pipes, sockets and devices"
+OWN, PARTS = "results of histo", "files that belong to another file of the same slide"
+AGAIN = "files and folders that were reached before"
 
 
 def text_of(path: Path | str) -> str:
     """A path as text for any file format; bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(path).decode(errors="replace")
+    try:
+        return str(path).encode(errors="surrogateescape").decode(errors="replace")
+    except UnicodeEncodeError:  # from a damaged list; no name of a file is like this
+        return str(path).encode(errors="replace").decode()
 
 
 @dataclass(frozen=True)
@@ -36,7 +66,16 @@ class Failure:
     reason: str
 
 
-@dataclass
+@dataclass(frozen=True)
+class Skipped:
+    """Files of one kind that were left out: how many, and the first of them."""
+
+    kind: str
+    count: int
+    example: str
+
+
+@dataclass(frozen=True)
 class SlideInput:
     """One slide; `name` is its folder in the output."""
 
@@ -44,21 +83,23 @@ class SlideInput:
     name: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TileSetInput:
     """Tiles that belong together.
 
     Attributes:
-        source: the folder, list or array that the user named.
+        source: the folder, list or array that the user named; only a name where `one_by_one`.
         files: the images; empty where the tiles are `rows` of an array.
         rows: of the .npy array at `source`, uint8 `(n, side, side, 3)`.
         name: its folder in the output.
+        one_by_one: the user named each of the files.
     """
 
     source: Path
     files: list[Path] = field(default_factory=list)
     rows: range | None = None
     name: str = ""
+    one_by_one: bool = False
 
     def __len__(self) -> int:
         return len(self.files if self.rows is None else self.rows)
@@ -82,119 +123,200 @@ class TileSetInput:
 Input = SlideInput | TileSetInput
 
 
-def find_inputs(paths: Sequence[Path], tile_size: int) -> tuple[list[Input], list[Failure]]:
-    """Slides and sets of tiles in the order in which the user named them; a file that is named twice is taken once.
+def path_of(item: Input) -> Path:
+    """The file or folder that an input is."""
+    return item.path if isinstance(item, SlideInput) else item.source
+
+
+def source_of(item: Input) -> str:
+    """The whole path of what an input was made from, without links; the same in every run, and different for others."""
+    if isinstance(item, TileSetInput) and item.one_by_one:
+        paths = sorted(os.path.realpath(path) for path in item.files)
+        if len(paths) == 1:
+            return text_of(paths[0])
+        digest = hashlib.sha256("\0".join(map(text_of, paths)).encode()).hexdigest()[:10]
+        return f"{text_of(os.path.commonpath(paths))} ({len(paths)} single tiles, {digest})"
+    return text_of(os.path.realpath(path_of(item)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the user's paths hold.
+
+    Attributes:
+        inputs: slides and sets of tiles in the order in which the user named them.
+        failures: what could not be used.
+        skipped: what was left out on purpose, by kind.
+        notes: how lists were read, where that is not obvious.
+    """
+
+    inputs: list[Input]
+    failures: list[Failure]
+    skipped: list[Skipped]
+    notes: list[str]
+
+
+def find_inputs(paths: Sequence[Path], tile_size: int) -> Found:
+    """Finds slides and sets of tiles; a file that several paths lead to is taken once.
 
     Args:
-        paths: tiles, slides, folders, lists of paths (.txt, or the first column of a .csv), .npy arrays.
+        paths: tiles, slides, folders, lists of paths (.txt, .csv, .tsv), .npy arrays. Linked folders are followed.
         tile_size: side of the model's tiles in pixels.
-
-    Returns:
-        The inputs, and what could not be used.
     """
     search = _Search(tile_size)
+    single_tiles: list[Path] = []
     for path in paths:
-        search.add(path)
-    if search.single_tiles:
-        search.inputs.append(TileSetInput(Path("tiles"), search.single_tiles))
-    _name(search.inputs)
-    return search.inputs, search.failures
+        search.add(path, single_tiles)
+    if single_tiles:
+        search.inputs.append(TileSetInput(Path("tiles"), single_tiles, one_by_one=True))
+    skipped = [Skipped(kind, count, example) for kind, (count, example) in search.skipped.items()]
+    return Found(search.inputs, search.failures, skipped, search.notes)
 
 
 class _Search:
-    """Collects inputs; `single_tiles` are the images that the user named one by one."""
+    """Collects inputs; `skipped`: kind → how many, and the first one."""
 
     def __init__(self, tile_size: int) -> None:
         self.tile_size = tile_size
         self.inputs: list[Input] = []
         self.failures: list[Failure] = []
-        self.single_tiles: list[Path] = []
-        self._seen: set[Path] = set()
+        self.skipped: dict[str, tuple[int, str]] = {}
+        self.notes: list[str] = []
+        self._seen: set[str] = set()
+        self._series: set[tuple[str, str]] = set()
 
-    def add(self, path: Path) -> None:
-        suffix = path.suffix.lower()
+    def add(self, path: Path, tiles: list[Path]) -> None:
+        """Adds what a path that the user named holds; a single tile goes to `tiles`."""
         try:
-            if not path.exists():
-                self.fail(path, "does not exist. Check the path")
-            elif path.is_dir():
-                self._add_files(path, list(self._walk(path)), explicit=False)
-            elif suffix in LIST_SUFFIXES:
-                self._add_files(path, list(self._read_list(path)), explicit=True)
-            elif suffix == ".npy":
-                self._add_array(path)
+            mode = path.stat().st_mode
+        except (OSError, ValueError) as error:
+            self.fail(path, _why_not(path, error))
+            return
+        if stat.S_ISDIR(mode):
+            self._add_folder(path)
+        elif not stat.S_ISREG(mode):
+            self.fail(path, "is a pipe, a socket or a device. Name a file")
+        elif self._is_new(path, os.path.realpath(path)):
+            self._add_named_file(path, tiles)
+
+    def _add_named_file(self, path: Path, tiles: list[Path]) -> None:
+        suffix = path.suffix.lower()
+        if suffix in LIST_SUFFIXES:
+            self._add_list(path)
+        elif suffix == ".npy":
+            self._add_array(path)
+        elif not self._add_image(path, tiles):
+            if _is_image(path):
+                tiles.append(path)
             else:
-                self._add_file(path, self.single_tiles, explicit=True)
-        except OSError as error:
-            self.fail(path, f"cannot be read ({error.strerror or error}). Check its permissions")
+                self.fail(
+                    path, f"is of an unknown type ({suffix or 'no suffix'}). Name images, slides or lists of them"
+                )
 
     def fail(self, path: Path | str, reason: str) -> None:
-        self.failures.append(Failure(text_of(path), reason))
+        text = text_of(path)
+        if len(text) > LONGEST_SHOWN:
+            text = f"{text[: LONGEST_SHOWN // 2]}…{text[-LONGEST_SHOWN // 2 :]}"
+        self.failures.append(Failure(text, reason))
 
-    def _walk(self, root: Path) -> Iterator[Path]:
-        """All files below a folder, sorted; only one of a folder of DICOM files, because OpenSlide finds the others."""
+    def _skip(self, kind: str, paths: Collection[Path]) -> None:
+        for path in paths:
+            count, example = self.skipped.get(kind, (0, text_of(path)))
+            self.skipped[kind] = count + 1, example
 
-        def unreadable(error: OSError) -> None:
-            self.fail(error.filename, f"cannot be read ({error.strerror}). Check its permissions")
-
-        for parent, folders, files in os.walk(root, onerror=unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            dicom = False
-            for name in sorted(files):
-                is_dicom = name.lower().endswith(".dcm")
-                if not name.startswith(".") and not (is_dicom and dicom):
-                    yield Path(parent, name)
-                dicom |= is_dicom
-
-    def _read_list(self, path: Path) -> Iterator[Path]:
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
-            for number, line in enumerate(lines):
-                text = line.strip()
-                if path.suffix.lower() == ".csv":
-                    text = text.split(",")[0].strip().strip('"')
-                    if number == 0 and Path(text).suffix == "":  # a heading
-                        continue
-                if text and not text.startswith("#"):
-                    yield path.parent / text  # an absolute path stays as it is
-
-    def _add_files(self, source: Path, files: Sequence[Path], explicit: bool) -> None:
-        tiles: list[Path] = []
-        before = len(self.inputs), len(self.failures)
-        for file in files:
-            self._add_file(file, tiles, explicit)
-        if tiles:
-            self.inputs.append(TileSetInput(source, tiles))
-        if before == (len(self.inputs), len(self.failures)):
-            self.fail(source, "holds neither tiles nor slides. Name images, slides or a folder of them")
-
-    def _add_file(self, path: Path, tiles: list[Path], explicit: bool) -> None:
-        """Adds a slide, or appends a tile to `tiles`. Any other file is a failure if the user named it (`explicit`)."""
-        suffix = path.suffix.lower()
-        if path.resolve() in self._seen:
-            return
-        self._seen.add(path.resolve())
-        if explicit and not path.exists():
-            self.fail(path, "does not exist. Check the path")
-        elif suffix in TILE_SUFFIXES and not (suffix in SLIDE_SUFFIXES and self._is_large(path)):
-            tiles.append(path)
-        elif suffix in SLIDE_SUFFIXES:
-            self.inputs.append(SlideInput(path))
-        elif explicit:
-            self.fail(path, f"is of an unknown type ({suffix or 'no suffix'}). Name images or slides")
-
-    def _is_large(self, path: Path) -> bool:
-        try:
-            with Image.open(path, formats=("TIFF",)) as image:
-                return max(image.size) > max(LARGEST_TILE, 4 * self.tile_size)
-        except Image.DecompressionBombError:
-            return True
-        except Exception:  # PIL may raise anything; the error is reported when the tile is read
+    def _is_new(self, path: Path, real: str) -> bool:
+        """Whether a file was not reached before; `real` is its path without links."""
+        if real in self._seen:
+            self._skip(AGAIN, [path])
             return False
+        self._seen.add(real)
+        return True
+
+    def _add_folder(self, root: Path) -> None:
+        found = walk(root)
+        before = len(self.inputs) + len(self.failures)
+        for path in found.broken:
+            self.fail(path, "is a link that leads nowhere. Repair or delete it")
+        for path, error in found.unreadable:
+            self.fail(path, _why_not(path, error))
+        for kind, paths in ((HIDDEN, found.hidden), (OWN, found.own), (AGAIN, found.again), (SPECIAL, found.special)):
+            self._skip(kind, paths)
+        parts = _parts_of_slides(found.files.values())
+        tiles: list[Path] = []
+        again = bool(found.again)
+        for real, path in found.files.items():
+            if path in parts or path.parent in parts:
+                self._skip(PARTS, [path])
+            elif not self._is_new(path, real):
+                again = True
+            elif not self._add_image(path, tiles):
+                self._skip(OTHER, [path])
+        if tiles:
+            self.inputs.append(TileSetInput(root, tiles))
+        elif before == len(self.inputs) + len(self.failures) and not again:
+            cause = "is a result of histo predict" if found.own == [root] else "holds neither tiles nor slides"
+            self.fail(root, f"{cause}. Name images, slides or a folder of them")
+
+    def _add_list(self, path: Path) -> None:
+        try:
+            read = read_list(path, KNOWN_SUFFIXES)
+        except NotAListError as error:
+            self.fail(path, str(error))
+            return
+        if read.taken:
+            self.notes.append(f"{text_of(path)}: {read.taken}")
+        if not read.entries:
+            self.fail(path, "holds no path. Write one in each line")
+        tiles: list[Path] = []
+        for entry in read.entries:
+            if entry.problem:
+                self.fail(entry.path, entry.problem)
+            else:
+                self.add(entry.path, tiles)
+        if tiles:
+            self.inputs.append(TileSetInput(path, tiles))
+
+    def _add_image(self, path: Path, tiles: list[Path]) -> bool:
+        """Adds a slide, or appends a tile to `tiles`; False where the file is neither."""
+        suffix = path.suffix.lower()
+        if suffix in TILE_SUFFIXES:
+            tiles.append(path)
+            return True
+        if suffix in TIFF_SUFFIXES:
+            kind: str | None = TIFF
+        else:
+            kind = SLIDE_SUFFIXES.get(suffix) or slide_format(path)
+        if kind in (TIFF, GENERIC_TIFF) and not is_slide(path, self.tile_size):
+            tiles.append(path)
+        elif kind == DICOM:
+            self._add_dicom(path)
+        elif kind:
+            self.inputs.append(SlideInput(path))
+        return bool(kind)
+
+    def _add_dicom(self, path: Path) -> None:
+        """Adds the first file of each series, because the reader finds the others, which lie beside it."""
+        try:
+            series = dicom_series(path)
+        except HistoError as error:  # a package is missing
+            self.fail(path, f"{error.cause}. {error.next_step}")
+            return
+        place = os.path.realpath(path.parent), series or path.name
+        if place in self._series:
+            self._skip(PARTS, [path])
+        else:
+            self._series.add(place)
+            self.inputs.append(SlideInput(path))
 
     def _add_array(self, path: Path) -> None:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            return self.fail(path, f"is not a .npy array ({error}). Save it with numpy.save")
+        except OSError as error:
+            return self.fail(path, _why_not(path, error))
+        except Exception as error:  # of many types, depending on the damage
+            return self.fail(path, f"is not a .npy array ({' '.join(str(error).split())}). Save it with numpy.save")
+        if not isinstance(array, np.ndarray):
+            return self.fail(path, "is an archive of arrays. Save one array with numpy.save")
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
             shape = "×".join(map(str, array.shape))
             return self.fail(path, f"holds {array.dtype} {shape}. Save uint8 (tiles, side, side, 3)")
@@ -204,16 +326,50 @@ class _Search:
         return None
 
 
-def _name(inputs: Sequence[Input]) -> None:
-    """Gives each input another folder name for the output, the same in every run over the same inputs."""
-    used: set[str] = set()
-    for item in inputs:
-        path = item.path if isinstance(item, SlideInput) else item.source
-        base = path.resolve().name if path.is_dir() else path.stem
-        base = base or "tiles"
-        name, number = base, 1
-        while name.casefold() in used:
-            number += 1
-            name = f"{base}-{number}"
-        used.add(name.casefold())
-        item.name = name
+def _why_not(path: Path, error: OSError | ValueError) -> str:
+    """Why a path can't be used, as the predicate of a sentence, with the next step."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, ValueError):
+        return "is not a path (it holds a character that no path may hold). Check the program that wrote it"
+    if number == errno.ELOOP:
+        return "is a link that leads to itself. Repair or delete it"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        if path.is_symlink():
+            return "is a link that leads nowhere. Repair or delete it"
+        return "does not exist. Check the path"
+    if number == errno.ENAMETOOLONG:
+        return "is longer than a path may be. Check the program that wrote it"
+    if number in (errno.EACCES, errno.EPERM):
+        return "may not be read (permission denied). Check its permissions"
+    return f"cannot be read ({error.strerror or error}). Check the disk or the network"
+
+
+def _parts_of_slides(files: Iterable[Path]) -> set[Path]:
+    """Files, and folders whose files belong to slides among these files: MIRAX's data, and what a VMS file names."""
+    parts = set()
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix == ".mrxs" and (path.with_suffix("") / "Slidedat.ini").is_file():
+            parts.add(path.with_suffix(""))
+        elif suffix in (".vms", ".vmu"):
+            parts |= {path.parent / name for name in _named_in(path)}
+    return parts
+
+
+def _named_in(index: Path) -> list[str]:
+    """The values of a Hamamatsu index, some of which are file names."""
+    try:
+        with index.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 20)
+    except OSError:
+        return []  # the reader will say why
+    return [value.strip() for value in re.findall(r"=([^\r\n]+)", text)]
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file starts like a PNG or a JPEG."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8).startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
+    except OSError:
+        return False

@@ -23,15 +23,25 @@ from pathlib import Path
 from typing import Any
 
 from histo_export.bundle_files import CONFIG
+from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle
 from histo_export.files import atomic_folder, write_atomic
-from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, find_inputs, text_of
+from histo_export.predict.inputs import (
+    Failure,
+    Input,
+    Skipped,
+    SlideInput,
+    TileSetInput,
+    find_inputs,
+    source_of,
+    text_of,
+)
 from histo_export.predict.loop import StageSeconds
+from histo_export.predict.names import name_inputs
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import write_tile_set
 from histo_export.predict.work import (
-    DONE,
     SHARD,
     TRIED,
     Work,
@@ -77,6 +87,8 @@ class Outcome:
         executed: what the runtime executed; several where machines differ.
         wall: seconds from the first unit to the last result.
         peak_mb: the largest resident memory of this process, in MB.
+        skipped: what was left out of the inputs, by kind.
+        notes: how lists were read.
     """
 
     done: list[Done]
@@ -84,6 +96,8 @@ class Outcome:
     executed: list[str]
     wall: float = 0.0
     peak_mb: float = 0.0
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -136,13 +150,15 @@ def predict(
     began = time.time()
     opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
     settings = replace(settings, runtime=str(variant), precision=variant.precision)
-    inputs, failures = find_inputs(paths, spec.tile_size)
+    found = find_inputs(paths, spec.tile_size)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HistoError(out, f"can't be made ({error.strerror})", "Choose another --out") from error
     model = hashlib.sha256((bundle / CONFIG).read_bytes()).hexdigest()
-    records = [_InputRun(item, number, _key(item, model, settings)) for number, item in enumerate(inputs, 1)]
+    keys = [_key(item, model, settings) for item in found.inputs]
+    inputs = name_inputs(found.inputs, keys, out)
+    records = [_InputRun(item, number, key) for number, (item, key) in enumerate(zip(inputs, keys, strict=True), 1)]
     run = _Run(out, spec, settings, records, report)
     run.check_earlier(force)
     for old in out.glob(f"{TRIED}*"):
@@ -156,7 +172,8 @@ def predict(
             run.receive(done)
     elif work:
         run.do(work, Worker(opened, spec, out, settings))
-    outcome = Outcome(run.done, [*failures, *run.failures], run.executed, wall=time.perf_counter() - start)
+    outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, wall=time.perf_counter() - start)
+    outcome.skipped, outcome.notes = found.skipped, found.notes
     outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     _write_record(out, opened, settings, ray, command, began, outcome)
     return outcome
@@ -316,7 +333,7 @@ class _Run:
             with atomic_folder(self.out / item.name) as folder:
                 lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
                 each.done.tiles = len(item) - len(lost)
-                write_done(folder, key, each.done.tiles)
+                write_done(folder, key, each.done.tiles, source_of(item))
         except HistoError as error:
             each.fail(failure_of(error, item))
         except OSError as error:
@@ -388,6 +405,8 @@ def _write_record(
         "peak_memory_mb": round(outcome.peak_mb),
         "inputs": [asdict(done) for done in outcome.done],
         "failures": [asdict(failure) for failure in outcome.failures],
+        "skipped": [asdict(kind) for kind in outcome.skipped],
+        "notes": outcome.notes,
     }
     try:
         write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")

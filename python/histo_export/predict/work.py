@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from histo_export.data.walk import DONE
 from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
 from histo_export.files import atomic_file, atomic_folder
-from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, text_of
+from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import predict_tiles
 from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
 
-DONE = "done.json"
 TRIED = ".tried-"
 """Prefix of a hidden file in `out` that counts how often Ray has begun a unit."""
 SHARD = 4096
@@ -167,7 +167,7 @@ class Worker:
                 slide.close()
             start = time.perf_counter()
             prediction.write(folder)
-            write_done(folder, work.key, len(prediction.grid))
+            write_done(folder, work.key, len(prediction.grid), source_of(work.item))
         prediction.seconds.write += time.perf_counter() - start
         prediction.seconds.wall += time.perf_counter() - start
         return len(prediction.grid), prediction.seconds
@@ -187,6 +187,6 @@ class Worker:
         return len(work.item), seconds
 
 
-def write_done(folder: Path, key: str, tiles: int) -> None:
-    """Marks a result as complete."""
-    (folder / DONE).write_text(json.dumps({"key": key, "tiles": tiles}) + "\n")
+def write_done(folder: Path, key: str, tiles: int, source: str) -> None:
+    """Marks a result as complete; `source` is the whole path of its input."""
+    (folder / DONE).write_text(json.dumps({"key": key, "tiles": tiles, "source": source}) + "\n")
