@@ -1,9 +1,9 @@
 """Predictions for tiles and slides: `histo predict`, and `histo_export.load(bundle)` for programs.
 
-`inputs` finds slides and sets of tiles in what the user named, and `settings` holds the user's choices. `run` divides
-the inputs into units, which `work` does in this process or `on_ray` on other machines, and continues an interrupted
-run. `tile_set` and `whole_slide` do one input; both send its tiles through `loop`. `readers` open slides
-(`slide` is their interface); `tissue`, `grid` and `pictures` belong to slides.
+`inputs` finds slides and sets of tiles in what the user named (`formats` judges a file by its content), and `settings`
+holds the user's choices. `run` divides the inputs into units, which `work` does in this process or `on_ray` on other
+machines, and continues an interrupted run. `tile_set` and `whole_slide` do one input; both send its tiles through
+`loop`. `readers` open slides (`slide` is their interface); `tissue`, `grid` and `pictures` belong to slides.
 """
 
 from __future__ import annotations

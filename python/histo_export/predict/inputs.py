@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from histo_export.predict.formats import is_slide
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi", ".tif", ".tiff"}
@@ -19,8 +20,6 @@ SLIDE_SUFFIXES = frozenset(
 """Suffixes of the formats that OpenSlide 4 reads."""
 TILE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
-LARGEST_TILE = 1024
-"""Pixels. A TIFF whose longer side exceeds this, and four sides of the model's tiles, is a slide, otherwise a tile."""
 
 
 def text_of(path: Path | str) -> str:
@@ -174,21 +173,12 @@ class _Search:
         self._seen.add(path.resolve())
         if explicit and not path.exists():
             self.fail(path, "does not exist. Check the path")
-        elif suffix in TILE_SUFFIXES and not (suffix in SLIDE_SUFFIXES and self._is_large(path)):
+        elif suffix in TILE_SUFFIXES and not (suffix in SLIDE_SUFFIXES and is_slide(path, self.tile_size)):
             tiles.append(path)
         elif suffix in SLIDE_SUFFIXES:
             self.inputs.append(SlideInput(path))
         elif explicit:
             self.fail(path, f"is of an unknown type ({suffix or 'no suffix'}). Name images or slides")
-
-    def _is_large(self, path: Path) -> bool:
-        try:
-            with Image.open(path, formats=("TIFF",)) as image:
-                return max(image.size) > max(LARGEST_TILE, 4 * self.tile_size)
-        except Image.DecompressionBombError:
-            return True
-        except Exception:  # PIL may raise anything; the error is reported when the tile is read
-            return False
 
     def _add_array(self, path: Path) -> None:
         try:
