@@ -60,7 +60,7 @@ def test_what_is_not_a_slide_is_refused(tmp_path: Path, pixels, write_tiff: Call
         (text, "not a slide of a format"),
         (empty, "is empty"),
         (cut, "notes.svs|cannot|not a TIFF|damaged|not a slide"),
-        (floats, "float32 600×600, not 8-bit RGB"),
+        (floats, r"floating-point numbers \(32 bits per channel\), not 8-bit RGB"),
         (tmp_path / "absent.svs", "does not exist"),
         (tmp_path, "is not a file"),
     ):

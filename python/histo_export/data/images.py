@@ -2,18 +2,22 @@
 
 What is accepted, and what becomes of it:
 
-=====================================  ==========================================================
-8-bit RGB (JPEG, PNG, TIFF)            as it is; no colour management, an ICC profile is ignored
-grey, 1- to 8-bit                      replicated to three channels
-palette                                looked up
-RGBA, LA, palette with transparency    alpha dropped if every pixel is opaque, else refused
-TIFF in YCbCr                          converted (JPEG inside; libjpeg's conversion)
-more than 8 bits, float, CMYK, Lab     refused
-TIFF or PNG of several pages           refused
-=====================================  ==========================================================
+======================================  ==========================================================
+8-bit RGB (JPEG, PNG, TIFF)             as it is; no colour management, an ICC profile is ignored
+grey, 1- to 8-bit                       replicated to three channels
+palette                                 looked up
+RGBA, LA, palette with transparency     alpha dropped if every pixel is opaque, else refused
+TIFF in YCbCr                           converted
+more than 8 bits, float, CMYK, Lab      refused
+TIFF with further channels              refused
+TIFF with an orientation other than 1   refused
+TIFF or PNG of several pages            refused
+======================================  ==========================================================
 
-EXIF orientation is ignored, as PIL and torchvision do by default: tiles have no upright side, and so all
-tools see the same pixels.
+TIFFs are judged and decoded by `data.tiff`, which does the same for slides.
+
+EXIF orientation of JPEG and PNG is ignored, as PIL and torchvision do by default: tiles have no upright side, and so
+all tools see the same pixels. For TIFF, tools disagree.
 
 Partial transparency is refused rather than put on white or black, because tools disagree on the
 colour (PIL shows what lies beneath, usually black) and a model would learn the choice.
@@ -29,9 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from histo_export.data.pillow import quiet_pillow
+from histo_export.data.tiff import TiffError, choose_page, is_tiff, load_page, read_pages
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 MAX_PIXELS = 8192 * 8192
-"""Most pixels of a tile; PIL's own limit (twice 89 million) is higher."""
+"""Most pixels of a tile."""
 MAX_BYTES = 256 << 20
 """Largest size of a file; larger ones are refused without reading them into memory."""
 
@@ -74,14 +81,17 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         BadImageError: for any other bytes; no other exception is raised.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
-            return _pixels(image, data)
+        with quiet_pillow():
+            if is_tiff(data[:4]):
+                return _opaque(_load_tiff(io.BytesIO(data)))
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                return _opaque(_load(image, data))
     except BadImageError:
         raise
+    except TiffError as error:
+        raise BadImageError(f"{error.cause}; {error.next_step[0].lower()}{error.next_step[1:]}") from error
     except UnidentifiedImageError as error:
         raise BadImageError("is not a JPEG, PNG or TIFF image, or its header is damaged") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"claims more than {MAX_PIXELS:,} pixels, too many for a tile") from error
     except MemoryError as error:
         raise BadImageError("does not fit in memory") from error
     # PIL's decoders may raise anything on damaged input: SyntaxError, struct.error, KeyError, ...
@@ -92,39 +102,47 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         raise BadImageError(f"cannot be decoded ({text[:120]})") from error
 
 
-def _pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImageError(f"is {width}x{height} pixels, too large for a tile (cut slides into tiles first)")
-    bits = _bits_per_channel(image, data)
-    if bits > 8 or image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise BadImageError(f"has {max(bits, 16)} bits per channel, not 8 (scale it to 8 bits yourself)")
-    if image.mode in ("CMYK", "LAB", "HSV"):
-        raise BadImageError(f"is in {image.mode.title() if image.mode == 'LAB' else image.mode}, not RGB")
+def _load_tiff(file: io.BytesIO) -> Image.Image:
+    pages = read_pages(file)
+    if (count := sum(page.main for page in pages)) > 1:
+        raise BadImageError(f"holds {count} pages, not one")
+    index = choose_page(pages)
+    _check_size(pages[index].size)
+    return load_page(file, index, pages[index])
+
+
+def _load(image: Image.Image, data: bytes) -> Image.Image:
+    """A JPEG or PNG, decoded if it is accepted."""
+    _check_size(image.size)
+    # PIL converts 16-bit RGB to 8 bits, and its mode hides that. IHDR: 8-byte signature, 8-byte chunk head, width,
+    # height, bit depth.
+    if image.format == "PNG" and data[24] > 8:
+        raise BadImageError(f"has {data[24]} bits per channel, not 8 (scale it to 8 bits yourself)")
+    if image.mode == "CMYK":
+        raise BadImageError("is in CMYK, not RGB")
     # A JPEG may carry previews as further frames; its first is the image by definition.
     frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadImageError(f"holds {frames} pages, not one")
     image.load()
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        if image.mode in ("RGBa", "La"):
-            image = image.convert(image.mode.upper())
+    return image
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
+
+
+def _opaque(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels in RGB; BadImageError where some are transparent."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))
         if (clear := int(np.count_nonzero(rgba[..., 3] != 255))) > 0:
             raise BadImageError(f"has {clear:,} transparent pixels (flatten it on the colour you want)")
         return np.ascontiguousarray(rgba[..., :3])
-    if image.mode not in ("RGB", "L", "1", "P", "YCbCr", "RGBX"):
+    if image.mode not in ("RGB", "L", "1", "P"):
         raise BadImageError(f"has PIL mode {image.mode}, not 8-bit RGB or grey")
     if image.mode != "RGB":
         image = image.convert("RGB")
     # np.array, not asarray: the copy is writable and does not keep PIL's buffer alive.
     return np.array(image, dtype=np.uint8, order="C")
-
-
-def _bits_per_channel(image: Image.Image, data: bytes) -> int:
-    """Bits of a channel as stored in the file, because PIL converts 16-bit RGB to 8 bits and its mode hides that."""
-    if image.format == "PNG":
-        return data[24]  # IHDR: 8-byte signature, 8-byte chunk head, width, height, bit depth
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined, no-any-return]
-    return 8

@@ -108,6 +108,19 @@ class Slide(ABC):
         return out, source.downsample * factor
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """An image in RGB: transparent pixels show glass."""
+    if image.mode not in ("RGBA", "LA"):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert("RGB")
+    flat = Image.new("RGB", image.size, WHITE)
+    flat.paste(image, mask=alpha)
+    return flat
+
+
 def text_of_error(error: BaseException) -> str:
     """One line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,50 +1,42 @@
-"""TIFF files without tiles inside, read into memory completely."""
+"""TIFF files that OpenSlide does not read tile by tile, read into memory completely."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import tifffile
 from PIL import Image
 
+from histo_export.data.pillow import quiet_pillow
+from histo_export.data.tiff import CHECK, TiffError, TiffPage, load_page
 from histo_export.errors import HistoError
-from histo_export.predict.slide import Level, Pixels, Slide, plausible, text_of_error
+from histo_export.predict.slide import WHITE, Level, Slide, on_white, plausible, text_of_error
 
 MAX_MEMORY_BYTES = 4 << 30
-"""Largest size of a TIFF that must be read completely."""
+"""Largest size of a TIFF that must be read completely; Pillow needs a third more for RGB."""
 
 
 class FlatTiffReader(Slide):
-    def __init__(self, path: Path) -> None:
+    """Page `index` of a TIFF, as `data.tiff.choose_page` gives it."""
+
+    def __init__(self, path: Path, index: int, page: TiffPage) -> None:
         self.path, self.vendor = path, "tiff"
-        try:
-            with tifffile.TiffFile(path) as file:
-                page = file.pages.first
-                if page.nbytes > MAX_MEMORY_BYTES:
-                    raise HistoError(
-                        path,
-                        f"holds no tiles inside, and {page.nbytes / 2**30:.0f} GiB are too many to read at once",
-                        "Convert it to a tiled TIFF, e.g. with vips tiffsave --tile --pyramid",
-                    )
-                self.mpp = self._find_mpp(page)
-                pixels = page.asarray()
-        except HistoError:
-            raise
-        except MemoryError as error:
-            raise HistoError(path, "does not fit in memory", "Convert it to a tiled TIFF") from error
-        except Exception as error:  # tifffile and its codecs may raise anything on damaged input
+        self.levels = [Level(page.width, page.height, 1.0)]
+        if page.bytes > MAX_MEMORY_BYTES:
             raise HistoError(
-                path, f"is not a TIFF that can be read ({text_of_error(error)})", "Copy it again"
-            ) from error
-        if pixels.ndim == 2 and pixels.dtype == np.uint8:
-            pixels = np.repeat(pixels[..., None], 3, axis=2)
-        if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype != np.uint8:
-            raise HistoError(
-                path, f"holds {pixels.dtype} {'×'.join(map(str, pixels.shape))}, not 8-bit RGB", "Convert it"
+                path,
+                f"cannot be read in parts, and {page.bytes / 2**30:.0f} GiB are too many to read at once",
+                "Convert it to a tiled TIFF, e.g. with vips tiffsave --tile --pyramid",
             )
-        self._pixels: Pixels = pixels[..., :3]
-        self.levels = [Level(pixels.shape[1], pixels.shape[0], 1.0)]
+        try:
+            with path.open("rb") as file, quiet_pillow():
+                with tifffile.TiffFile(file) as tiff:
+                    self.mpp = self._find_mpp(tiff.pages[index].aspage())
+                self._image = load_page(file, index, page)
+        except TiffError:
+            raise
+        except Exception as error:  # tifffile may raise anything on damaged input
+            raise HistoError(path, f"is not a TIFF that can be read ({text_of_error(error)})", CHECK) from error
 
     @staticmethod
     def _find_mpp(page: tifffile.TiffPage) -> float | None:
@@ -53,10 +45,11 @@ class FlatTiffReader(Slide):
         return plausible(unit * below / above) if unit and above and below else None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
-        out = np.full((height, width, 3), 255, np.uint8)
-        inside = self._pixels[max(y, 0) : y + height, max(x, 0) : x + width]
-        out[max(-y, 0) :, max(-x, 0) :][: inside.shape[0], : inside.shape[1]] = inside
-        return Image.fromarray(out)
+        out = Image.new("RGB", (width, height), WHITE)
+        box = max(x, 0), max(y, 0), min(x + width, self.width), min(y + height, self.height)
+        if box[0] < box[2] and box[1] < box[3]:
+            out.paste(on_white(self._image.crop(box)), (box[0] - x, box[1] - y))
+        return out
 
     def close(self) -> None:
-        self._pixels = np.empty((0, 0, 3), np.uint8)
+        self._image.close()

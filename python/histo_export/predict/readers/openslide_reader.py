@@ -9,7 +9,7 @@ import openslide
 from PIL import Image
 
 from histo_export.errors import HistoError
-from histo_export.predict.slide import WHITE, Level, Slide, plausible, text_of_error
+from histo_export.predict.slide import Level, Slide, on_white, plausible, text_of_error
 
 
 class OpenSlideReader(Slide):
@@ -38,16 +38,13 @@ class OpenSlideReader(Slide):
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
         try:
             region = self._slide.read_region((x, y), level, (width, height))
-        except openslide.OpenSlideError as error:
+        except Exception as error:  # OpenSlideError, or whatever the damage makes of it
             raise HistoError(
-                self.path, f"is damaged at ({x}, {y}), level {level} ({text_of_error(error)})", "Copy it again"
+                self.path,
+                f"is damaged at ({x}, {y}), level {level} ({text_of_error(error)})",
+                "Compare it with the original, and copy it again",
             ) from error
-        alpha = region.getchannel("A")
-        if alpha.getextrema() == (255, 255):
-            return region.convert("RGB")
-        flat = Image.new("RGB", region.size, WHITE)
-        flat.paste(region, mask=alpha)
-        return flat
+        return on_white(region)
 
     def close(self) -> None:
         self._slide.close()
