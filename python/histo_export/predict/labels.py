@@ -21,14 +21,16 @@ def labels_of(tiles: TileSetInput, classes: Sequence[str]) -> list[Label] | None
     """The label of each tile; None where a tile lies in no folder that is named like a class."""
     if tiles.rows is not None:
         return None
-    folders = [Path(os.path.abspath(file.parent)) for file in tiles.files]  # noqa: PTH100 (links keep their names)
-    different = set(folders)
+    parents = [file.parent for file in tiles.files]
+    folders = {folder: Path(os.path.abspath(folder)) for folder in set(parents)}  # noqa: PTH100 (links keep their names)
     root = Path(os.path.abspath(tiles.source))  # noqa: PTH100
-    if not all(folder.is_relative_to(root) for folder in different):  # a list, or tiles that were named one by one
-        root = Path(os.path.commonpath(different))
-    labels = {folder: _label(folder.relative_to(root).parts, root, classes) for folder in different}
-    found = [label for folder in folders if (label := labels[folder]) is not None]
-    return found if len(found) == len(folders) else None
+    if not all(
+        folder.is_relative_to(root) for folder in folders.values()
+    ):  # a list, or tiles that were named one by one
+        root = Path(os.path.commonpath(folders.values()))
+    labels = {name: _label(folder.relative_to(root).parts, root, classes) for name, folder in folders.items()}
+    found = [label for folder in parents if (label := labels[folder]) is not None]
+    return found if len(found) == len(parents) else None
 
 
 def _label(inside: Sequence[str], root: Path, classes: Sequence[str]) -> Label | None:
