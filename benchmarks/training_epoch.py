@@ -33,6 +33,7 @@ from histo_export.data import TileSet
 from histo_export.data.transforms import Augmentation, TorchTiles
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import TrainedOn
 from histo_export.training.module import EVAL_BATCH, EpochSampler, EpochTiles, TileTraining
 from histo_export.training.precision import low_precision
 from histo_export.training.progress import quiet_lightning
@@ -78,6 +79,7 @@ class Bench:
             train_tiles=self.train,
             val_tiles=self.val,
             golden=np.zeros((1, 8, 8, 3), np.uint8),
+            trained_on=TrainedOn.of(np.zeros(0, np.int64), np.zeros(0, np.int64)),
             provenance={},
         )
         with quiet_lightning(), tempfile.TemporaryDirectory() as folder:

@@ -22,12 +22,16 @@ from histo_export.data.demo import CLASSES
 from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import TrainedOn, tile_hash
 
 ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 
 
 def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout: float = 0.0) -> Checkpoint:
-    """Random weights and random batch-norm statistics: a fold that forgets any of them shows."""
+    """Random weights and random batch-norm statistics: a fold that forgets any of them shows.
+
+    Its record says that the first two golden tiles were trained on, and that the third one was in the validation split.
+    """
     torch.manual_seed(pool)
     spec = ModelSpec(pool, CLASSES, crop=crop, tile_size=tile_size, mpp=0.495, dropout=dropout)
     net = TileNet.of(spec)
@@ -39,7 +43,8 @@ def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     golden = np.random.default_rng(7).integers(0, 256, (5, tile_size, tile_size, 3), dtype=np.uint8)
     training = {"data": {"name": "made", "synthetic": True, "description": "made for a test"}, "recipe": "none"}
-    return Checkpoint(spec, dict(net.state_dict()), golden, training)
+    hashes = np.array([tile_hash(tile) for tile in golden])
+    return Checkpoint(spec, dict(net.state_dict()), golden, training, TrainedOn.of(hashes[:2], hashes[2:3]))
 
 
 @pytest.fixture

@@ -10,14 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from histo_export.bundle_files import CONFIG
+from histo_export.bundle_files import CONFIG, TRAINED_ON
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMAT_1_CHECKED_BY, open_bundle, staging
+from histo_export.export.bundle import FORMAT_1_CHECKED_BY, open_bundle, staging, trained_on
+from histo_export.export.run import ExportSettings, export_bundle
+from histo_export.model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from histo_export.trained_on import TrainedOn, tile_hash
 
 
 @pytest.fixture
@@ -49,7 +55,7 @@ def test_native_file_is_self_sufficient(bundle: Path) -> None:
 
 def test_card_says_what_matters(bundle: Path) -> None:
     card = (bundle / "README.md").read_text()
-    for word in ("synthetic", "0.495 µm/px", "TUMOR", "model.onnx", "QuPath", "softmax"):
+    for word in ("synthetic", "0.495 µm/px", "TUMOR", "model.onnx", "QuPath", "softmax", "73 % of a tile's area"):
         assert word in card
 
 
@@ -60,6 +66,44 @@ def test_bundle_opens(bundle: Path) -> None:
         "model.safetensors",
         "model.pt2",
     ]
+
+
+def test_the_record_of_training_tiles_is_sealed(bundle: Path, checkpoint: Checkpoint, copy: Path) -> None:
+    record = trained_on(open_bundle(bundle))
+    assert record is not None
+    assert record.splits(np.array([tile_hash(tile) for tile in checkpoint.golden])).tolist() == [
+        *("train", "train", "val", "", "")
+    ]
+    content = bytearray((copy / TRAINED_ON).read_bytes())
+    content[-1] ^= 1
+    (copy / TRAINED_ON).unlink()
+    (copy / TRAINED_ON).write_bytes(content)
+    with pytest.raises(HistoError, match=r"trained_on\.safetensors: differs from its sha256"):
+        open_bundle(copy)
+    for damaged in (b"", b"no safetensors", record_of(np.zeros(2, np.float32)), record_of(np.zeros((1, 1), np.int64))):
+        (copy / TRAINED_ON).write_bytes(damaged)
+        with pytest.raises(HistoError, match="trained_on"):
+            TrainedOn.read(copy / TRAINED_ON)
+
+
+def record_of(hashes: np.ndarray) -> bytes:
+    return safetensors.numpy.save({"train": hashes, "val": hashes})
+
+
+def test_a_bundle_of_an_older_checkpoint_has_no_record(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    export_bundle(replace(checkpoint, trained_on=None), tmp_path / "old", ExportSettings(("native",)))
+    assert not (tmp_path / "old" / TRAINED_ON).exists()
+    assert trained_on(open_bundle(tmp_path / "old")) is None
+    assert read_block(replace(checkpoint, trained_on=None), tmp_path) is None
+    again = read_block(checkpoint, tmp_path)
+    assert again is not None
+    assert again.to_bytes() == checkpoint.trained_on.to_bytes()  # type: ignore[union-attr]
+
+
+def read_block(checkpoint: Checkpoint, folder: Path) -> TrainedOn | None:
+    """What a checkpoint file tells of the training tiles."""
+    write_checkpoint(folder / "a.ckpt", {"state_dict": checkpoint.state_dict, "histo": checkpoint.block()})
+    return read_checkpoint(folder / "a.ckpt").trained_on
 
 
 def test_a_bundle_of_format_1_opens(copy: Path) -> None:

@@ -153,6 +153,7 @@ def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, mon
     assert code == 0, err
     assert "bundles/demo-pool2: ResNet34, pool 2, 6 classes, trained on synthetic tiles" in stdout
     assert "test accuracy" in stdout
+    assert "the network sees the centre 32 pixels, 5 % of the area; --crop 150 uses all" in err
     assert "histo verify bundles/demo-pool2" in stdout
     assert "tritonserver --model-repository bundles/demo-pool2/triton" in stdout
     assert "Traceback" not in err
@@ -161,7 +162,8 @@ def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, mon
         assert (run / name).stat().st_size > 0
     config = json.loads((tmp_path / "bundles" / "demo-pool2" / "config.json").read_text())
     assert set(config["histo"]["files"]) == {
-        *("README.md", "golden.safetensors", "model.onnx"),  # the model repository needs the ONNX file and brings it
+        *("README.md", "golden.safetensors", "trained_on.safetensors"),
+        "model.onnx",  # the model repository needs the ONNX file and brings it
         *(f"triton/demo-pool2/{name}" for name in ("config.pbtxt", "labels.txt", "1/model.onnx")),
     }
     assert config["histo"]["training"]["data"]["synthetic"] is True

@@ -1,6 +1,8 @@
 """The names of the files in a bundle. Imports nothing, so that runtimes, exports and commands can share them."""
 
 CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
+TRAINED_ON = "trained_on.safetensors"
+"""Hashes of the tiles that the network was trained on (see `trained_on.TrainedOn`)."""
 
 ONNX = "model.onnx"
 INT8_ONNX = "model-int8.onnx"

@@ -1,12 +1,22 @@
-"""Pictures as PNG: the learning curves and the confusion matrix of a run, and an empty figure for others."""
+"""Pictures as PNG: the learning curves and the confusion matrix of a run, and an empty figure for others.
+
+Names that come from a user are drawn as `shown` gives them. They may have any characters, and any length.
+"""
 
 from __future__ import annotations
 
+import bisect
+import math
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,11 +27,22 @@ from histo_export.errors import HistoError
 from histo_export.files import atomic_file
 
 if TYPE_CHECKING:
-    from histo_export.metrics import TestReport
+    from histo_export.metrics import AccuracyReport
 
 TRAIN, VAL, INK = "#2f6db3", "#d1672c", "#333333"
 """Colour-blind readers can tell blue and orange apart; line styles repeat the difference for grey print."""
 DPI = 200
+NUMBERED, NAMED = 60, 150
+"""Most classes of a confusion matrix with the count in each field, and with each class named."""
+NOT_FOR_TEXT = ("Last Resort", "cm")
+"""Beginnings of the names of matplotlib's own fonts that draw boxes, or TeX's symbols in place of Unicode's."""
+SPLIT_TILES = {
+    "train": "training tiles",
+    "val": "validation tiles",
+    "test": "test tiles",
+    "labelled": "labelled tiles",
+}
+"""What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
 
 
 def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) -> None:
@@ -80,35 +101,41 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
     save_figure(figure, path)
 
 
-def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
-    """The confusion matrix: counts, coloured by their fraction of the true class (rows sum to 1)."""
+def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str) -> None:
+    """The confusion matrix: counts, coloured by their fraction of the true class (rows sum to 1).
+
+    The picture stays below 16 inches for any number of classes: above 60 it has no numbers, and above 150 only some of
+    the classes are named.
+
+    Args:
+        path: the PNG.
+        report: the figures.
+        title: one line above.
+        split: a key of `SPLIT_TILES`.
+    """
     counts = np.array(report.confusion)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     n = len(report.classes)
-    side = 1.9 + 0.62 * n
+    side = 1.9 + min(0.62 * n, 12.0)
     figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    size = 9 if n <= 10 else 6
-    for row in range(n):
-        for column in range(n):
+    cell = 72 * min(0.62, 12.0 / n)  # points
+    size = 9 if n <= 10 else max(4, min(6, 0.8 * cell))
+    if n <= NUMBERED:
+        for row, column in np.argwhere((counts > 0) | (n <= 20)).tolist():  # zeros would fill a large matrix
             colour = "white" if fractions[row, column] > 0.55 else INK
-            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=size)
-    upright = sum(len(name) for name in report.classes) <= 9 * n and max(map(len, report.classes)) <= 10
-    tilt: dict[str, Any] = {} if upright else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(n), report.classes, **tilt)
-    axes.set_yticks(range(n), report.classes)
-    axes.tick_params(length=0, labelsize=size)
-    axes.set_xticks(np.arange(n - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(n - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
+            text = f"{counts[row, column]:,}"
+            fitting = min(size, 1.5 * cell / len(text))
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fitting)
+    _name_classes(axes, [shown(name, 24) for name in report.classes], size)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     low, high = report.interval
     axes.set_title(
-        f"{title}\ntest accuracy {report.accuracy:.1%} (95% interval {low:.1%} to {high:.1%}), {report.tiles:,} tiles",
+        f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}: accuracy {report.accuracy:.1%} "
+        f"(95% interval {low:.1%} to {high:.1%})",
         fontsize=8.5,
     )
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0, decimals=0))
@@ -116,6 +143,51 @@ def save_confusion(path: Path, report: TestReport, *, title: str) -> None:
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
     save_figure(figure, path)
+
+
+def _name_classes(axes: Axes, names: Sequence[str], size: float) -> None:
+    """Names the rows and columns of a confusion matrix, and separates them by white lines where there is room."""
+    n = len(names)
+    upright = sum(map(len, names)) <= 9 * n and max(map(len, names)) <= 10 and n <= 10
+    tilt: dict[str, Any] = {} if upright else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    if n > 20:
+        tilt["rotation"] = 90
+    step = 1 if n <= NAMED else math.ceil(n / 50)
+    axes.set_xticks(range(0, n, step), names[::step], **tilt)
+    axes.set_yticks(range(0, n, step), names[::step])
+    axes.tick_params(length=0 if step == 1 else 2, labelsize=size if step == 1 else 6)
+    if n <= NUMBERED:
+        axes.set_xticks(np.arange(n - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(n - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5 if n <= 20 else 0.5)
+        axes.tick_params(which="minor", length=0)
+
+
+def shown(name: str, most: int = 60) -> str:
+    """A name as a text of a picture: on one line, and without a character that no installed font has.
+
+    Args:
+        name: of a file or a class, from a user.
+        most: longer names lose their middle; wide characters count twice.
+
+    Returns:
+        Text for `new_figure`. Characters that can't be drawn are written like "\\u817f".
+    """
+    drawn = [character if _drawable(character) else _escaped(character) for character in name]
+    widths = [2 * len(text) if unicodedata.east_asian_width(text[0]) in "FW" else len(text) for text in drawn]
+    if sum(widths) > most:
+        head = bisect.bisect(list(accumulate(widths)), (most - 1) // 2)
+        tail = bisect.bisect(list(accumulate(reversed(widths))), most // 2)
+        drawn[head : len(drawn) - tail] = ["…"]
+    return "".join(drawn)
+
+
+def _drawable(character: str) -> bool:
+    return character.isprintable() and _family_with(character) is not None
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -127,13 +199,43 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 class _Figure(Figure):
-    """A figure that shows dollar signs as they are: in a name, formulas would be misread, or end the run."""
+    """A figure that shows dollar signs as they are, because names are no formulas, and that takes characters which a
+    font lacks from other installed fonts."""
 
     def draw(self, renderer: RendererBase) -> None:
+        for axes in self.axes:  # makes their texts, which are made late
+            axes.get_xticklabels()
+            axes.get_yticklabels()
         for text in self.findobj(Text):
             assert isinstance(text, Text)
             text.set_parse_math(False)
+            needed = {family for character in text.get_text() if (family := _family_with(character))}
+            if further := sorted(needed - set(text.get_fontfamily())):
+                text.set_fontfamily([*text.get_fontfamily(), *further])
         super().draw(renderer)
+
+
+@cache
+def _family_with(character: str) -> str | None:
+    """The family of an installed font that has a character; "" where it is the default; None where there is none."""
+    if ord(character) in _characters(font_manager.findfont(font_manager.FontProperties())):
+        return ""
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith(NOT_FOR_TEXT)]
+    # Regular fonts without serifs come first, as the default is one.
+    fonts.sort(key=lambda font: (font.style != "normal", abs(int(font.weight) - 400), "Sans" not in font.name))
+    for font in fonts:
+        if ord(character) in _characters(font.fname):
+            return font.name
+    return None
+
+
+@cache
+def _characters(font_file: str) -> frozenset[int]:
+    """The code points that a font has."""
+    try:
+        return frozenset(font_manager.get_font(font_file).get_charmap())
+    except (OSError, RuntimeError):  # deleted since matplotlib listed it, or damaged
+        return frozenset()
 
 
 def save_figure(figure: Figure, path: Path) -> None:

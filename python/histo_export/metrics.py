@@ -20,21 +20,19 @@ from histo_export.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
-class TestReport:
+class AccuracyReport:
     """Accuracy and what it is made of; class by class in the order of `classes`.
 
     Attributes:
-        tiles: size of the test split.
+        tiles: how many were judged.
         accuracy: fraction of tiles whose largest logit is at the true class.
         interval: its 95 % percentile bootstrap interval over tiles. Tiles of one slide or patient are not
             independent, so between patients the spread is wider.
         loss: mean cross entropy in nats.
         precision, recall, f1: per class; 0 where undefined.
-        support: test tiles per class.
+        support: tiles per class.
         confusion: counts, rows true class, columns predicted class.
     """
-
-    __test__ = False  # not a pytest class
 
     classes: tuple[str, ...]
     tiles: int
@@ -63,7 +61,7 @@ class TestReport:
 
 def report_of(
     classes: tuple[str, ...], logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int = 0
-) -> TestReport:
+) -> AccuracyReport:
     """The figures of logits `(n, classes)` against labels `(n,)`."""
     scores, truth = torch.from_numpy(logits), torch.from_numpy(np.array(labels, dtype=np.int64))
     predicted = scores.argmax(1)
@@ -73,7 +71,7 @@ def report_of(
         return tuple(metric(predicted, truth, len(classes), average=None).tolist())
 
     correct = int((predicted == truth).sum())
-    return TestReport(
+    return AccuracyReport(
         classes=tuple(classes),
         tiles=len(truth),
         accuracy=correct / len(truth),

@@ -87,6 +87,12 @@ class ModelSpec:
         """Side of the final feature map."""
         return map_size(self.crop)
 
+    @property
+    def seen_share(self) -> str:
+        """How much of a tile's area the network sees, e.g. "33 %"."""
+        percent = 100 * (self.crop / self.tile_size) ** 2
+        return f"{percent:.0f} %" if 1 <= percent < 99.5 else f"{percent:.3g} %"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON and for checkpoints that load with `weights_only=True`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

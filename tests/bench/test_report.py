@@ -279,3 +279,11 @@ def test_runs_of_other_machines_or_settings_are_not_compared(make_report: MakeRe
     with pytest.raises(HistoError, match="has no row of the same settings"):
         new.compare_with(other)
     assert new.comparison is None
+
+
+def test_a_bundle_of_any_name_is_drawn(report: Report, tmp_path: Path) -> None:
+    """A name with a formula in it ended a benchmark after its last round."""
+    text = report.model_dump_json()
+    for subject in report.subjects:
+        text = text.replace(json.dumps(subject.label), json.dumps(f"{subject.label} cost$5^^6$ 腫瘍"))
+    assert len(draw(Report.model_validate_json(text), tmp_path)) == 3

@@ -9,6 +9,7 @@ import pytest
 
 from histo_export.data import open_data
 from histo_export.errors import HistoError, UsageError
+from histo_export.trained_on import tile_hash
 
 
 def tiles(n: int, side: int = 16, key: int = 0) -> np.ndarray:
@@ -90,7 +91,10 @@ def test_three_arrays(tmp_path: Path) -> None:
 
 
 def test_fingerprint_and_leakage(array: Path, tmp_path: Path) -> None:
-    first = open_data(array, crop=16).fingerprint
+    data = open_data(array, crop=16)
+    first = data.fingerprint
+    for split in (data.train, data.val, data.test):
+        assert split.hashes.tolist() == [tile_hash(split.tile(i)) for i in range(len(split))]
     os.utime(array, (1, 1))
     array.rename(array.with_name("other.npy"))
     assert open_data(array.with_name("other.npy"), crop=16).fingerprint == first

@@ -12,6 +12,7 @@ from PIL import Image
 
 from histo_export.data import folder, open_data
 from histo_export.errors import HistoError, UsageError
+from histo_export.trained_on import tile_hash
 
 from .conftest import noise_tile, save
 
@@ -51,6 +52,28 @@ def test_split_is_seeded_and_counts_work(flat: Path) -> None:
     # A class falls the same way whichever others are chosen.
     whole, subset = names(), names(classes=["C", "A"])
     assert subset[0] == [n for n in whole[0] if not n.startswith("B")]
+
+
+def test_tiles_are_compared_by_their_pixels(make_split: MakeSplit, tmp_path: Path) -> None:
+    """A copy in another file format is the same tile: to the notes, and to the record of what was trained on."""
+    root = make_split()
+    train_tile, val_tile = noise_tile(0, 0, 1), noise_tile(1, 1, 0)
+    save(root / "test" / "A" / "copy.tif", train_tile)
+    save(root / "val" / "A" / "copy.tif", train_tile)
+    data = open_data(root, crop=32)
+    notes = "\n".join(data.notes)
+    assert (
+        "1 of 5 test tiles are identical to train tiles (for example test/A/copy.tif = train/A/1.png): the test"
+        in notes
+    )
+    assert "1 of 5 val tiles are identical to train tiles" in notes
+    assert "lie in two classes" not in notes
+    np.save(tmp_path / "array.npy", np.stack([train_tile, val_tile, noise_tile(2, 0, 0), train_tile[:, ::-1]]))
+    rows = np.load(tmp_path / "array.npy", mmap_mode="r")
+    hashes = np.array([tile_hash(row) for row in rows])
+    assert data.trained_on.splits(hashes).tolist() == ["train", "val", "", ""]
+    assert tile_hash(train_tile) != tile_hash(train_tile.reshape(16, 64, 3))
+    np.testing.assert_array_equal(data.train.hashes, [tile_hash(data.train.tile(i)) for i in range(len(data.train))])
 
 
 def test_class_order_is_label_order(flat: Path) -> None:

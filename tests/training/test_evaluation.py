@@ -51,6 +51,6 @@ def test_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path) -> None:
         assert 1400 < width < 1500
         assert 600 < height < 700
     report = report_of(CLASSES, logits_for([0, 1, 2]), np.array([0, 1, 2]))
-    save_confusion(tmp_path / "m.png", report, title="t")
+    save_confusion(tmp_path / "m.png", report, title="t", split="test")
     assert size_of(tmp_path / "m.png")[0] > 400
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.png", "m.png"]

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torchvision.models import resnet34
 
-from histo_export.data import TileData
+from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.checkpoint import read_checkpoint, write_checkpoint
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import tile_hash
 from histo_export.training import provenance, recipes
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import TrainConfig, rate_factor
@@ -60,6 +63,13 @@ def test_checkpoints_hold_all_that_an_export_needs(whole: TrainResult, spec: Mod
         assert facts["data"]["fingerprint"] == data.fingerprint
         assert facts["data"]["synthetic"] is True
         assert facts["versions"]["torch"] == torch.__version__
+        assert facts["notes"] == [
+            "tiles of 36 pixels: the network sees the centre 32 pixels, 79 % of the area; --crop 36 uses all"
+        ]
+        assert checkpoint.trained_on is not None
+        for split, tiles in (("train", data.train), ("val", data.val)):
+            hashes = sorted(tile_hash(tiles.tile(i)) for i in range(len(tiles)))
+            assert getattr(checkpoint.trained_on, split).tolist() == hashes
         assert len(facts["history"]) == facts["epoch"]
     assert read_checkpoint(whole.out / "last.ckpt").training["epoch"] == 3
     best = read_checkpoint(whole.checkpoint).training
@@ -81,6 +91,44 @@ def test_what_a_run_leaves(whole: TrainResult) -> None:
     assert report["test"]["tiles"] == 24
     assert len(report["seconds_per_epoch"]) == 3
     assert report["training"]["settings"]["augmentation"] is True
+
+
+@pytest.mark.parametrize(
+    ("crop", "tile_size", "share"), [(128, 224, "33 %"), (64, 224, "8 %"), (128, 150, "73 %"), (32, 1024, "0.0977 %")]
+)
+def test_a_crop_smaller_than_the_tiles_is_told(crop: int, tile_size: int, share: str) -> None:
+    (note,) = provenance.run_notes(ModelSpec(1, ("a", "b"), crop=crop, tile_size=tile_size))
+    assert note.startswith(
+        f"tiles of {tile_size} pixels: the network sees the centre {crop} pixels, {share} of the area"
+    )
+    assert note.endswith(f"--crop {tile_size} uses all")
+    assert provenance.run_notes(ModelSpec(1, ("a", "b"), crop=tile_size, tile_size=tile_size)) == []
+
+
+def with_leaked_test(data: TileData, leaked: int) -> TileData:
+    """The data with a training tile of the same class in place of each of the first test tiles."""
+    chosen = [int(np.flatnonzero(data.train.labels == label)[0]) for label in data.test.labels[:leaked]]
+
+    def tile(i: int) -> np.ndarray:
+        return data.train.tile(chosen[i]) if i < leaked else data.test.tile(i)
+
+    return replace(data, test=TileSet(data.classes, data.test.labels, data.test.names, tile))
+
+
+def test_the_test_leaves_out_what_was_trained_on(few: TileData, spec: ModelSpec, tmp_path: Path) -> None:
+    text = io.StringIO()
+    leaked = with_leaked_test(few, 2)  # both tiles of the first class
+    console = Console(file=text, width=300)
+    result = train(leaked, spec, replace(CONFIG, epochs=1), tmp_path / "run", progress=console)
+    assert result.test.tiles == len(few.test) - 2
+    assert result.test.support == (0, 2, 2)
+    assert "the network sees the centre 32 pixels, 79 % of the area; --crop 36 uses all" in text.getvalue()
+
+
+def test_a_test_of_training_tiles_alone_is_refused(few: TileData, spec: ModelSpec, tmp_path: Path) -> None:
+    with pytest.raises(HistoError, match="every test tile is identical to a training or validation tile"):
+        train(with_leaked_test(few, len(few.test)), spec, CONFIG, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_events_are_tensorboards(whole: TrainResult) -> None:

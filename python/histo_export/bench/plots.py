@@ -10,7 +10,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from histo_export.bench.report import RankedRow, Report, Table
 from histo_export.bench.rows import Row
-from histo_export.figures import new_figure
+from histo_export.figures import new_figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def _latency(report: Report, path: Path) -> Path:
         panel.grid(axis="x", linewidth=0.4, color="#dddddd")
         panel.set_axisbelow(True)
         panel.tick_params(axis="x", labelsize=8)
-    models = f"Bars from top to bottom: {', '.join(labels)}. " if len(labels) > 1 else ""
+    models = f"Bars from top to bottom: {', '.join(map(shown, labels))}. " if len(labels) > 1 else ""
     return _save(figure, path, "Latency", f"{models}Whiskers: 95 % interval of the median. {report.machine}")
 
 
@@ -86,7 +86,7 @@ def _throughput(report: Report, path: Path) -> Path:
     threads = max(row.threads for row in report.rows)
     first = report.subjects[0].label
     rows = [row for row in report.rows if (row.threads, row.subject) == (threads, first)]
-    title = f"Throughput against batch: {first}, {threads} thread{'s' * (threads > 1)}"
+    title = f"Throughput against batch: {shown(first)}, {threads} thread{'s' * (threads > 1)}"
     return _lines(report, rows, "batch", "tiles per call", title, path)
 
 
@@ -95,7 +95,8 @@ def _threads(report: Report, path: Path) -> Path:
     batch = max(row.batch for row in report.rows)
     first = report.subjects[0].label
     rows = [row for row in report.rows if (row.batch, row.subject) == (batch, first)]
-    return _lines(report, rows, "threads", "threads", f"Throughput against threads: {first}, batch {batch}", path)
+    title = f"Throughput against threads: {shown(first)}, batch {batch}"
+    return _lines(report, rows, "threads", "threads", title, path)
 
 
 def _lines(report: Report, rows: list[Row], over: str, label: str, title: str, path: Path) -> Path:
@@ -151,7 +152,7 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
             axes.errorbar(fastest[subject.label], accuracy, error, color=INK, elinewidth=0.8, capsize=3, zorder=0)
             axes.axhline(accuracy, color=INK, linewidth=0.5, linestyle=":", zorder=0)
             where = ("axes fraction", "data")
-            text = axes.annotate(subject.label, (1, accuracy), (4, 0), where, "offset points", va="center")
+            text = axes.annotate(shown(subject.label), (1, accuracy), (4, 0), where, "offset points", va="center")
             text.set(fontsize=8, color=INK)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -41,7 +41,12 @@ Pool = Annotated[
     int | None,
     typer.Option("--pool", parser=_pool, metavar="N", help="n of the n×n adaptive average pool; any n ≥ 1."),
 ]
-Crop = Annotated[int | None, typer.Option(metavar="PX", help="Side of the centre crop.  [dim]\\[default: 128][/dim]")]
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX", help="Side of the centre crop, all that the network sees of a tile.  [dim]\\[default: 128][/dim]"
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="Print the result as JSON; nothing else goes to stdout.")
 ]

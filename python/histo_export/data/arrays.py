@@ -24,6 +24,7 @@ from histo_export.data.tiles import (
     need_two_classes,
 )
 from histo_export.errors import HistoError, UsageError
+from histo_export.trained_on import Hashes, tile_hash
 
 BLOCKS = 6
 """Classes in an array without labels and names: as many as in the report."""
@@ -86,9 +87,9 @@ def _tile_data(
 ) -> TileData:
     """The data set of train, val and test; `side`: smallest side of a tile in pixels."""
     names = [[f"{source.path.stem}[{i}]" for i in source.ids] for source in sources]
-    digests = [source.digests() for source in sources]
+    digests, hashes = zip(*(source.digests() for source in sources), strict=True)
     tiles = [list(zip(part.tolist(), own, strict=True)) for part, own in zip(labels, digests, strict=True)]
-    train, val, test = map(TileSet, [classes] * 3, labels, names, sources)
+    train, val, test = map(TileSet, [classes] * 3, labels, names, sources, hashes)
     return TileData(
         name=name,
         classes=classes,
@@ -101,7 +102,7 @@ def _tile_data(
         fingerprint=fingerprint(classes, tiles),
         description=f"{name}: {sum(map(len, names)):,} tiles of {side}x{side} pixels in .npy arrays, "
         f"{len(classes)} classes, train/val/test {'/'.join(str(len(part)) for part in names)}",
-        notes=tuple(leakage_notes(names, tiles)),
+        notes=tuple(leakage_notes([train, val, test])),
     )
 
 
@@ -324,15 +325,16 @@ class _ArraySource:
     def __call__(self, i: int) -> NDArray[np.uint8]:
         return np.array(self.array[self.ids[i]], dtype=np.uint8, order="C")
 
-    def digests(self) -> list[bytes]:
-        """sha256 of each tile's shape and bytes; hashing releases the GIL."""
+    def digests(self) -> tuple[list[bytes], Hashes]:
+        """sha256 of each tile's shape and bytes, and its `tile_hash`, int64 `(n,)`; hashing releases the GIL."""
 
-        def digest(i: int) -> bytes:
+        def digest(i: int) -> tuple[bytes, int]:
             tile = self(i)
-            return hashlib.sha256(repr(tile.shape).encode() + tile.tobytes()).digest()
+            return hashlib.sha256(repr(tile.shape).encode() + tile.tobytes()).digest(), tile_hash(tile)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return list(pool.map(digest, range(len(self.ids))))
+            pairs = list(pool.map(digest, range(len(self.ids))))
+        return [sha256 for sha256, _ in pairs], np.array([key for _, key in pairs], dtype=np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         # Pickling a memory map would copy the whole file into every spawned worker.

@@ -30,6 +30,7 @@ from histo_export.data.tiles import (
 )
 from histo_export.data.walk import Entries, Walk, list_folder, walk
 from histo_export.errors import HistoError, UsageError
+from histo_export.trained_on import tile_hash
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 KEPT_BYTES = 512 << 20
@@ -74,12 +75,17 @@ def open_folder(
     checked = _decode_all(root, paths, names)
     smallest, largest = need_crop([c.size for c in checked], names, crop, root)
     digests = [[(int(labels[i]), checked[i].digest) for i in part] for part in indices]
-    split_names = [[names[i] for i in part] for part in indices]
     train, val, test = (
-        TileSet(chosen, labels[part], own_names, _FileSource([paths[i] for i in part], [checked[i] for i in part]))
-        for part, own_names in zip(indices, split_names, strict=True)
+        TileSet(
+            chosen,
+            labels[part],
+            [names[i] for i in part],
+            _FileSource([paths[i] for i in part], [checked[i] for i in part]),
+            np.array([checked[i].hash for i in part], dtype=np.int64),
+        )
+        for part in indices
     )
-    notes = leakage_notes(split_names, digests) + listing.left_out.notes(root)
+    notes = leakage_notes([train, val, test]) + listing.left_out.notes(root)
     sizes = f"{smallest}x{smallest}"
     if smallest != largest:
         notes.append(f"tile sides range from {smallest} to {largest} pixels")
@@ -287,9 +293,10 @@ def _classes_in_all_splits(listing: _Listing, wanted: Sequence[str] | None) -> t
 
 @dataclass
 class _Checked:
-    """A decoded file: sha256 of its bytes, (height, width), and its pixels where they are kept."""
+    """A decoded file: sha256 of its bytes, `tile_hash`, (height, width), and its pixels where they are kept."""
 
     digest: bytes
+    hash: int
     size: tuple[int, int]
     pixels: NDArray[np.uint8] | None
 
@@ -310,7 +317,7 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
         except BadImageError as error:
             return error
         digest = hashlib.sha256(data).digest()
-        return _Checked(digest, (pixels.shape[0], pixels.shape[1]), pixels if keep else None)
+        return _Checked(digest, tile_hash(pixels), (pixels.shape[0], pixels.shape[1]), pixels if keep else None)
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     checked: list[_Checked] = []

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histo_export.errors import HistoError, UsageError
+from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
 SPLITS = ("train", "val", "test")
 
@@ -24,6 +25,7 @@ class TileSet:
         names: a human name per tile, such as `"train/AC/image_3.jpg"` or `"arrays[17]"`.
         source: gives tile `i` as uint8 RGB `(h, w, 3)`. It must be picklable, because data-loading
             workers get a copy.
+        hashes: int64 `(n,)`, `tile_hash` of each tile; None: computed when first asked for.
 
     Iteration order is by class and then by name, so shuffling is left to whoever trains.
     """
@@ -34,6 +36,7 @@ class TileSet:
         labels: NDArray[np.int64],
         names: Sequence[str],
         source: Callable[[int], NDArray[np.uint8]],
+        hashes: Hashes | None = None,
     ) -> None:
         if len(labels) != len(names):
             raise ValueError(f"{len(labels)} labels for {len(names)} tiles")
@@ -41,6 +44,7 @@ class TileSet:
         self.labels = labels
         self.names = names
         self._source = source
+        self._hashes = hashes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +59,13 @@ class TileSet:
         if not 0 <= i < len(self):
             raise IndexError(f"tile {i} of {len(self)}")
         return self._source(int(i))
+
+    @property
+    def hashes(self) -> Hashes:
+        """int64 `(n,)`: `tile_hash` of each tile."""
+        if self._hashes is None:
+            self._hashes = np.array([tile_hash(self.tile(i)) for i in range(len(self))], dtype=np.int64)
+        return self._hashes
 
     def preload(self) -> None:
         """Generate all tiles that are generated once and kept (the demo's), so that forked workers inherit them."""
@@ -92,6 +103,11 @@ class TileData:
     """One line for model cards."""
     notes: tuple[str, ...] = ()
     """What the user should know before trusting a result: tiles in two splits, ignored files."""
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What a network has learnt from that is trained on these tiles."""
+        return TrainedOn.of(self.train.hashes, self.val.hashes)
 
 
 def choose_classes(
@@ -182,29 +198,30 @@ def fingerprint(classes: Sequence[str], splits: Sequence[Iterable[tuple[int, byt
     return total.hexdigest()
 
 
-def leakage_notes(names: Sequence[Sequence[str]], tiles: Sequence[Sequence[tuple[int, bytes]]]) -> list[str]:
+def leakage_notes(splits: Sequence[TileSet]) -> list[str]:
     """One line per pair of splits that share identical tiles, and one for tiles under two labels.
 
     Args:
-        names: per split, the tile names.
-        tiles: per split, (label, content digest) in the same order.
+        splits: train, val and test.
     """
     notes = []
-    first = [{digest: i for i, (_, digest) in reversed(list(enumerate(split)))} for split in tiles]
+    tiles = [split.hashes.tolist() for split in splits]
+    first = [{key: i for i, key in reversed(list(enumerate(keys)))} for keys in tiles]
     for a, b in ((0, 1), (0, 2), (1, 2)):
-        shared = [i for i, (_, digest) in enumerate(tiles[b]) if digest in first[a]]
+        shared = [i for i, key in enumerate(tiles[b]) if key in first[a]]
         if shared:
             i = shared[0]
-            twin = names[a][first[a][tiles[b][i][1]]]
+            twin = splits[a].names[first[a][tiles[b][i]]]
+            follows = "the test leaves them out" if b == 2 else "validation accuracy will look better than it is"
             notes.append(
                 f"{len(shared):,} of {len(tiles[b]):,} {SPLITS[b]} tiles are identical to {SPLITS[a]} tiles "
-                f"(for example {names[b][i]} = {twin}): accuracy on {SPLITS[b]} will look better than it is"
+                f"(for example {splits[b].names[i]} = {twin}): {follows}"
             )
-    label_of: dict[bytes, tuple[int, str]] = {}
+    label_of: dict[int, tuple[int, str]] = {}
     clashes = []
-    for split, split_names in zip(tiles, names, strict=True):
-        for (label, digest), name in zip(split, split_names, strict=True):
-            seen, twin = label_of.setdefault(digest, (label, name))
+    for split, keys in zip(splits, tiles, strict=True):
+        for label, key, name in zip(split.labels.tolist(), keys, split.names, strict=True):
+            seen, twin = label_of.setdefault(key, (label, name))
             if seen != label:
                 clashes.append((twin, name))
     if clashes:

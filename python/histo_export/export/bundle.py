@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from histo_export.bundle_files import CARD, CONFIG, GOLDEN
+from histo_export.bundle_files import CARD, CONFIG, GOLDEN, TRAINED_ON
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
 from histo_export.spec import ModelSpec, Precision
+from histo_export.trained_on import TrainedOn
 
 FORMAT_1_CHECKED_BY = {
     "model.onnx": "onnxruntime",
@@ -244,7 +245,7 @@ def open_bundle(path: Path) -> Bundle:
         ) from error
     for name, expected in config.histo.files.items():
         # Also keeps a hostile name, with other slashes or dots, from reaching the file system.
-        if name not in (GOLDEN, CARD) and not any(row.makes(name) for row in FORMATS.values()):
+        if name not in (GOLDEN, CARD, TRAINED_ON) and not any(row.makes(name) for row in FORMATS.values()):
             raise HistoError(path / CONFIG, f"lists a file that no bundle has, {name!r}", "Export again")
         _check_file(path / name, expected)
     if GOLDEN not in config.histo.files:
@@ -258,6 +259,11 @@ def spec_of(bundle: Bundle) -> ModelSpec:
         return ModelSpec.from_dict(bundle.config.histo.spec)
     except (TypeError, ValueError) as error:
         raise HistoError(bundle.path / CONFIG, f"has an invalid spec ({error})", "Export again") from error
+
+
+def trained_on(bundle: Bundle) -> TrainedOn | None:
+    """The tiles that the network was trained on; None in bundles of older versions. HistoError where it is damaged."""
+    return TrainedOn.read(bundle.path / TRAINED_ON) if TRAINED_ON in bundle.config.histo.files else None
 
 
 def _check_file(file: Path, expected: FileEntry) -> None:

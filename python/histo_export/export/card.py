@@ -22,6 +22,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
         f"Input: {shape}, {values}, tiles of {spec.tile_size} px; centre crop to {spec.crop} px and normalisation are "
         "inside the files. Output: logits; apply softmax for probabilities.",
+        *_crop_lines(spec),
         "",
         f"Spacing: {spec.mpp} µm/px."
         if spec.mpp
@@ -45,6 +46,14 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         if any(map(entry.makes, block.files)):
             lines += entry.writer.usage(spec, block.input, block.files)
     return "\n".join(lines)
+
+
+def _crop_lines(spec: ModelSpec) -> list[str]:
+    """How much of a tile counts, where that is not all of it."""
+    if spec.crop == spec.tile_size:
+        return []
+    seen = f"the centre {spec.crop} of {spec.tile_size} pixels, {spec.seen_share} of a tile's area"
+    return ["", f"The network sees {seen}. Training with `--crop {spec.tile_size}` uses all."]
 
 
 def _file_lines(block: HistoBlock) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import histo_export
-from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE
+from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE, TRAINED_ON
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import bundle
 from histo_export.export.card import model_card
@@ -119,7 +119,13 @@ def export_bundle(
         (folder / GOLDEN).write_bytes(make_golden(checkpoint).to_bytes())
         quantisation = _quantisation(checkpoint, data, report) if data is not None and precision == "int8" else None
         source = Source(checkpoint, settings.kind, quantisation.scales if quantisation else None, name=model_name(out))
-        written = write_formats(folder, formats, source, report)
+        written = [GOLDEN, *write_formats(folder, formats, source, report)]
+        record = checkpoint.trained_on
+        if record is None and data is not None:  # a checkpoint of an older version has none, but its tiles are here
+            record = data.trained_on
+        if record is not None:
+            (folder / TRAINED_ON).write_bytes(record.to_bytes())
+            written.append(TRAINED_ON)
         models = [file for name in formats if (file := FORMATS[name].file)]
         checks = check_files(folder, models, settings.threads, report=report)
         raise_if_diverged(checks.results)
@@ -128,7 +134,7 @@ def export_bundle(
             low = _low_precision(folder, data, settings, calibration, report)
             raise_if_lossy(precision, low)
             checks = replace(checks, low_precision=low)
-        files = {name: bundle.entry((folder / name).read_bytes()) for name in (GOLDEN, *written)}
+        files = {name: bundle.entry((folder / name).read_bytes()) for name in written}
         config = _config(checkpoint, settings, files, checks)
         (folder / CARD).write_bytes(card := model_card(config, checkpoint.spec).encode())
         config.histo.files = files | {CARD: bundle.entry(card)}

@@ -24,6 +24,7 @@ from histo_export.files import atomic_file
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_torch_file
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import TrainedOn
 
 FORMAT = 1
 KEY = "histo"
@@ -40,12 +41,14 @@ class Checkpoint:
         state_dict: torchvision's keys, float32, on the CPU.
         golden: uint8 `(g, tile_size, tile_size, 3)` RGB, real tiles of the test split.
         training: provenance as plain values (recipe, epochs, seed, data name and fingerprint, accuracies, …).
+        trained_on: the tiles; None in checkpoints of older versions.
     """
 
     spec: ModelSpec
     state_dict: dict[str, Tensor]
     golden: npt.NDArray[np.uint8]
     training: dict[str, Any]
+    trained_on: TrainedOn | None = None
 
     def net(self, dtype: torch.dtype = torch.float32) -> TileNet:
         """The network in evaluation mode."""
@@ -56,12 +59,15 @@ class Checkpoint:
 
     def block(self) -> dict[str, Any]:
         """The `histo` entry of the file."""
-        return {
+        block = {
             "format": FORMAT,
             "spec": self.spec.to_dict(),
             "golden": torch.from_numpy(self.golden),
             "training": self.training,
         }
+        if self.trained_on is not None:
+            block["trained_on"] = {split: torch.from_numpy(keys) for split, keys in vars(self.trained_on).items()}
+        return block
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -89,7 +95,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         spec = ModelSpec.from_dict(block["spec"])
         golden = block["golden"].numpy()
         training = dict(block["training"])
-        checkpoint = Checkpoint(spec, content["state_dict"], golden, training)
+        hashes = block.get("trained_on")
+        trained_on = None if hashes is None else TrainedOn.of(hashes["train"].numpy(), hashes["val"].numpy())
+        checkpoint = Checkpoint(spec, content["state_dict"], golden, training, trained_on)
         checkpoint.net()
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

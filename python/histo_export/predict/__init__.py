@@ -3,8 +3,8 @@
 `inputs` finds slides and sets of tiles in what the user named: `formats` judges files, and `lists` reads lists. `names`
 names the results, and `settings` holds the user's choices. `run` divides the inputs into units, which `work` does in
 this process or `on_ray` on other machines, and continues an interrupted run. `tile_set` and `whole_slide` do one input;
-both send its tiles through `loop`. `readers` open slides (`slide` is their interface); `tissue`, `grid` and `pictures`
-belong to slides.
+both send its tiles through `loop`. `readers` open slides (`slide` is their interface); `tissue` and `grid` belong
+to slides, `labels` and `judge` to sets.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Classifier:
         """Runs tiles.
 
         Args:
-            tiles: uint8 RGB `(n, side, side, 3)` at the model's µm per pixel, n ≥ 1, side ≥ `spec.crop`; the centre
-                counts.
+            tiles: uint8 RGB `(n, side, side, 3)` at the model's µm per pixel, n ≥ 1, side ≥ `spec.crop`. The network
+                sees the centre `spec.crop` × `spec.crop` pixels and nothing else of a tile.
             batch: tiles per call of the runtime.
 
         Raises:

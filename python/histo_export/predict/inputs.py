@@ -115,10 +115,6 @@ class TileSetInput:
         path = self.files[i]
         return text_of(path.relative_to(self.source) if path.is_relative_to(self.source) else path)
 
-    def folder(self, i: int) -> str:
-        """The name of the folder that holds tile `i`, which may be its class."""
-        return "" if self.rows is not None else self.files[i].parent.name
-
 
 Input = SlideInput | TileSetInput
 

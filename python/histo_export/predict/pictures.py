@@ -16,14 +16,22 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
 
-from histo_export.figures import new_figure, save_figure
+from histo_export.figures import new_figure, save_figure, shown
 
 if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Grid
     from histo_export.predict.tissue import Tissue
 
-OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
-"""Colours that colour-blind readers tell apart (Okabe and Ito 2008); none is the pink or purple of a stain."""
+CLASS_COLOURS = (
+    *("#2288DD", "#CC0000", "#AADD00", "#3311BB", "#EEBB88", "#772255", "#00EEEE", "#FF6699", "#778844", "#AA1199"),
+    *("#AAAA22", "#22BBEE", "#227755", "#880011", "#4455DD", "#88EE66", "#EE2299", "#660099", "#DD8877", "#77AA44"),
+)
+"""Colours that are far apart, also over grey and for readers who are blind to red or green.
+
+Chosen from a grid of sRGB so that the least CIELAB distance is large, with full colour vision and with protanopia and
+deuteranopia as simulated by Machado et al. 2009; none is the pink or purple of a stain. The first seven were chosen
+together, each further one for the rest.
+"""
 
 LONG_SIDE = 9.0
 """Inches of the longer side of a slide's picture."""
@@ -52,7 +60,7 @@ class Background:
 
 def class_colours(classes: int) -> list[tuple[float, float, float]]:
     """A colour for each class, as red, green and blue in [0, 1]; the same for a class in every output."""
-    colours = [matplotlib.colors.to_rgb(colour) for colour in OKABE_ITO]
+    colours = [matplotlib.colors.to_rgb(colour) for colour in CLASS_COLOURS]
     # Steps of the golden ratio around the colour circle keep neighbours apart, however many follow.
     colours += [colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.85) for i in range(len(colours), classes)]
     return colours[:classes]
@@ -92,7 +100,7 @@ def save_heat_map(
     axes.imshow(cells, extent=(left, left + width, top + height, top), interpolation="nearest")
     _crop(axes, background)
     handles = [
-        Patch(color=tuple(colours[i]), label=f"{name}  {area:.2f} mm²")
+        Patch(color=tuple(colours[i]), label=f"{shown(name, 30)}  {area:.2f} mm²")
         for i, (name, area) in enumerate(area_mm2.items())
     ]
     figure.legend(
@@ -104,7 +112,7 @@ def save_heat_map(
         title="class of a tile and area of its tissue; the stronger, the surer",
         title_fontsize=8,
     )
-    axes.set_title(background.name, fontsize=10)
+    axes.set_title(shown(background.name), fontsize=10)
     save_figure(figure, path)
 
 
@@ -134,25 +142,44 @@ def save_tissue(path: Path, background: Background, grid: Grid, mpp: float, tiss
             )
     _crop(axes, background)
     area = mask.sum() * scale**2
-    axes.set_title(
-        f"{background.name}: {area:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} tiles",
-        fontsize=10,
-    )
+    facts = f"{area:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} tiles"
+    axes.set_title(f"{shown(background.name)}: {facts}", fontsize=10)
     save_figure(figure, path)
 
 
-def save_mistakes(
-    path: Path, tiles: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str], *, title: str, columns: int = 6
-) -> None:
-    """Draws tiles, uint8 `(side, side, 3)`, in rows of `columns`, each below its caption."""
-    rows = math.ceil(len(tiles) / columns)
-    figure = new_figure(1.55 * columns, 1.95 * rows + 0.4)
+@dataclass(frozen=True)
+class Mistake:
+    """A tile whose class was predicted wrongly.
+
+    Attributes:
+        pixels: uint8 RGB `(crop, crop, 3)`, the part of the tile that the network saw.
+        name: of the tile.
+        truth, predicted: classes.
+        probability: of the predicted class.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    name: str
+    truth: str
+    predicted: str
+    probability: float
+
+
+def save_mistakes(path: Path, mistakes: Sequence[Mistake], *, title: str, columns: int = 6) -> None:
+    """Draws what the network saw in rows of `columns`, each below the tile's name and its classes."""
+    columns = min(columns, max(3, len(mistakes)))  # the title needs the room of three
+    rows = math.ceil(len(mistakes) / columns)
+    figure = new_figure(1.75 * columns, 2.2 * rows + 0.4)
     for axes in figure.subplots(rows, columns, squeeze=False).ravel():
         axes.set_axis_off()
-    for axes, tile, caption in zip(figure.axes, tiles, captions, strict=False):
-        axes.imshow(tile)
-        axes.set_title(caption, fontsize=6.5)
-    figure.suptitle(title, fontsize=9.5)
+    for axes, mistake in zip(figure.axes, mistakes, strict=False):
+        axes.imshow(mistake.pixels)
+        truth, predicted = shown(mistake.truth, 26), shown(mistake.predicted, 18)
+        axes.set_title(
+            f"{shown(mistake.name, 32)}\ntrue: {truth}\npredicted: {predicted} {mistake.probability:.1%}", fontsize=6
+        )
+    side = mistakes[0].pixels.shape[0]
+    figure.suptitle(f"{title}\n(the centre {side} × {side} pixels, which the network sees)", fontsize=9.5)
     save_figure(figure, path)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from histo_export.bundle_files import CONFIG
 from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import Bundle
+from histo_export.export.bundle import Bundle, trained_on
 from histo_export.files import atomic_folder, write_atomic
 from histo_export.predict.inputs import (
     Failure,
@@ -40,7 +40,7 @@ from histo_export.predict.inputs import (
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.names import name_inputs
 from histo_export.predict.settings import PredictSettings
-from histo_export.predict.tile_set import write_tile_set
+from histo_export.predict.tile_set import RESULT, write_tile_set
 from histo_export.predict.work import (
     SHARD,
     TRIED,
@@ -54,6 +54,7 @@ from histo_export.predict.work import (
     write_done,
 )
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import TrainedOn
 
 RUN, FAILED = "run.json", "failed.csv"
 
@@ -159,7 +160,7 @@ def predict(
     keys = [_key(item, model, settings) for item in found.inputs]
     inputs = name_inputs(found.inputs, keys, out)
     records = [_InputRun(item, number, key) for number, (item, key) in enumerate(zip(inputs, keys, strict=True), 1)]
-    run = _Run(out, spec, settings, records, report)
+    run = _Run(out, spec, settings, records, report, trained_on(opened))
     run.check_earlier(force)
     for old in out.glob(f"{TRIED}*"):
         old.unlink()
@@ -224,8 +225,10 @@ class _Run:
         settings: PredictSettings,
         inputs: Sequence[_InputRun],
         report: Callable[[Progress], None],
+        trained_on: TrainedOn | None,
     ) -> None:
         self.out, self.spec, self.settings, self.report = out, spec, settings, report
+        self.trained_on = trained_on
         self.inputs = {each.item.name: each for each in inputs}
         self.executed: list[str] = []
 
@@ -331,7 +334,8 @@ class _Run:
         places = (Work(item, key, first).place(self.out) for first in range(0, len(item), SHARD))
         try:
             with atomic_folder(self.out / item.name) as folder:
-                lost = write_tile_set(item, self.spec, map(read_shard, places), folder, resize=self.settings.resize)
+                shards, resize = map(read_shard, places), self.settings.resize
+                lost = write_tile_set(item, self.spec, shards, folder, resize=resize, trained_on=self.trained_on)
                 each.done.tiles = len(item) - len(lost)
                 write_done(folder, key, each.done.tiles, source_of(item))
         except HistoError as error:
@@ -359,7 +363,7 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         digest = hashlib.sha256()
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
-        facts = [digest.hexdigest(), settings.resize]
+        facts = [digest.hexdigest(), settings.resize, RESULT]
     return hashlib.sha256(json.dumps([model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 

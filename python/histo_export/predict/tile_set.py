@@ -1,17 +1,20 @@
-"""A set of tiles: a table with one row per tile, and the accuracy where the tiles' folders are named like classes."""
+"""A set of tiles: a table with one row per tile, and the accuracy where the tiles' folders are named like classes.
+
+A tile that the network was trained on is never counted in a test: `trained_on.TrainedOn` knows it by its pixels.
+"""
 
 from __future__ import annotations
 
 import csv
-import heapq
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -19,18 +22,35 @@ from PIL import Image
 from histo_export.data.images import BadImageError, decode_image, read_image_bytes
 from histo_export.errors import HistoError
 from histo_export.predict.inputs import Failure, TileSetInput
+from histo_export.predict.judge import Judge
+from histo_export.predict.labels import labels_of
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
-from histo_export.predict.pictures import save_mistakes
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
+RESULT = 2
+"""Version of a set's result. Results of other versions are not continued."""
 ROWS = 4096
 """Rows of a Parquet row group, which are kept in memory until it is written."""
-MISTAKES = 24
-"""Tiles in mistakes.png."""
 
 
-def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], Pixels]:
-    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`.
+@dataclass(frozen=True)
+class TileResults:
+    """What a runtime made of some tiles.
+
+    Attributes:
+        probabilities: float32 `(n, classes)`, NaN where a tile could not be used.
+        hashes: int64 `(n,)`, `tile_hash` of the pixels before any resampling; 0 where a tile could not be read.
+        reasons: why a tile could not be used, else "".
+    """
+
+    probabilities: Probabilities
+    hashes: Hashes
+    reasons: Sequence[str]
+
+
+def open_tiles(tiles: TileSetInput, side: int, resize: bool, hashes: Hashes | None = None) -> Callable[[int], Pixels]:
+    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`, and puts its `tile_hash` into `hashes[i]`.
 
     It raises HistoError where the tile is not an image, or has another size and `resize` is not set.
 
@@ -53,6 +73,8 @@ def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], 
 
     def read(index: int) -> Pixels:
         pixels = raw(index)
+        if hashes is not None:
+            hashes[index] = tile_hash(pixels)
         if pixels.shape[:2] == (side, side):
             return pixels
         if not resize:
@@ -73,7 +95,7 @@ def predict_tiles(
     *,
     resize: bool,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
-) -> tuple[Probabilities, list[str], StageSeconds]:
+) -> tuple[TileResults, StageSeconds]:
     """Runs every tile.
 
     Args:
@@ -83,11 +105,11 @@ def predict_tiles(
         progress: told the number of tiles done and in all.
 
     Returns:
-        Probabilities, float32 `(n, classes)`, NaN where a tile could not be used; why not, for each tile, else "";
-        the seconds of each stage.
+        The results, and the seconds of each stage.
     """
     spec = loop.spec
     probabilities = np.full((len(tiles), len(spec.classes)), np.nan, np.float32)
+    hashes = np.zeros(len(tiles), np.int64)
     reasons = [""] * len(tiles)
 
     def deliver(index: int, result: Probabilities | HistoError) -> None:
@@ -96,30 +118,32 @@ def predict_tiles(
         else:
             probabilities[index] = result
 
-    read = open_tiles(tiles, spec.tile_size, resize)
+    read = open_tiles(tiles, spec.tile_size, resize, hashes)
     seconds = loop.run(range(len(tiles)), read, deliver, lambda done: progress(done, len(tiles)))
-    return probabilities, reasons, seconds
+    return TileResults(probabilities, hashes, reasons), seconds
 
 
 def write_tile_set(
     tiles: TileSetInput,
     spec: ModelSpec,
-    shards: Iterable[tuple[Probabilities, Sequence[str], str]],
+    shards: Iterable[tuple[TileResults, str]],
     folder: Path,
     *,
     resize: bool,
+    trained_on: TrainedOn | None,
 ) -> list[Failure]:
     """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`.
 
-    Where every folder that holds tiles has the name of a class, confusion.png and mistakes.png too.
+    Where every tile lies in a folder with the name of a class, it writes confusion.png and mistakes.png too, or, where
+    the tiles belong to several splits, one of each for each split (confusion-test.png).
 
     Args:
         tiles: the set.
         spec: of the model.
-        shards: probabilities and reasons of `predict_tiles`, and what the runtime executed, shard by shard in the order
-            of the set.
+        shards: results, and what the runtime executed, shard by shard in the order of the set.
         folder: exists.
         resize: resample tiles of other sizes for mistakes.png.
+        trained_on: the tiles that the network was trained on; None where that is unknown.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -127,39 +151,44 @@ def write_tile_set(
     Raises:
         HistoError: no tile at all could be used.
     """
-    truth = [tiles.folder(i) for i in range(len(tiles))]
-    labelled = bool(truth) and set(truth) <= set(spec.classes)
+    labels = labels_of(tiles, spec.classes)
+    judge = None if labels is None else Judge(spec, labels)
     failures: list[Failure] = []
-    counts = np.zeros(len(spec.classes), np.int64)
     executed: set[str] = set()
-    index = 0
-    kept: list[tuple[npt.NDArray[np.int64], Probabilities]] = []
-    with closing(_Writer(folder, spec.classes, labelled)) as writer:
-        for probabilities, reasons, ran in shards:
+    counts = np.zeros(len(spec.classes), np.int64)
+    used: Counter[str] = Counter()
+    first = 0
+    with closing(_Writer(folder, spec.classes, judge is not None)) as writer:
+        for results, ran in shards:
             executed.add(ran)
-            usable = np.array([not reason for reason in reasons])
-            for row, reason in zip(probabilities, reasons, strict=True):
-                if reason:
-                    failures.append(Failure(tiles.label(index), str(reason)))
-                else:
-                    writer.add(tiles.label(index), row, truth[index] if labelled else None)
-                index += 1
-            counts += np.bincount(probabilities[usable].argmax(1), minlength=len(counts))
-            if labelled:
-                kept.append((index - len(usable) + np.flatnonzero(usable), probabilities[usable]))
+            failures += [Failure(tiles.label(first + i), str(r)) for i, r in enumerate(results.reasons) if r]
+            usable = np.flatnonzero([not reason for reason in results.reasons])
+            rows = results.probabilities[usable]
+            counts += np.bincount(rows.argmax(1), minlength=len(counts))
+            roles = None if trained_on is None else trained_on.splits(results.hashes[usable])
+            used.update([] if roles is None else roles.tolist())
+            ends: Sequence[Sequence[str]] = [()] * len(rows)
+            if judge is not None:
+                ends = judge.add(first + usable, rows, roles)
+            for i, row, end in zip(usable.tolist(), rows, ends, strict=True):
+                writer.add(tiles.label(first + i), row, end)
+            first += len(results.reasons)
     if not counts.any():
-        first = f"{failures[0].path}: {failures[0].reason}"
-        raise HistoError(tiles.source, f"holds no tile that could be used ({first})", "Repair them")
+        reason = f"{failures[0].path}: {failures[0].reason}"
+        raise HistoError(tiles.source, f"holds no tile that could be used ({reason})", "Repair them")
     summary: dict[str, Any] = {
         "tiles": int(counts.sum()),
         "failed": len(failures),
         "executed": "; ".join(sorted(executed)),
         "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
+        "seen_in_training": "unknown" if trained_on is None else {split: used[split] for split in ("train", "val")},
     }
-    if labelled:
-        indices, rows = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-        summary["test"] = _judge(tiles, spec, indices, rows, folder, resize)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if judge is not None:
+        summary |= judge.write(folder, tiles, open_tiles(tiles, spec.tile_size, resize))
+    else:
+        seen = used["train"] + used["val"]
+        summary["warnings"] = [f"{seen:,} of {counts.sum():,} tiles were used in training or validation"] * bool(seen)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return failures
 
 
@@ -167,7 +196,12 @@ class _Writer:
     """Writes tiles.csv and tiles.parquet row by row."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], labelled: bool) -> None:
-        self.columns = ["path", "class", *(f"prob_{name}" for name in classes), *(["label"] if labelled else [])]
+        self.columns = [
+            "path",
+            "class",
+            *(f"prob_{name}" for name in classes),
+            *(["label", "split"] if labelled else []),
+        ]
         self.classes = classes
         self.file = (folder / "tiles.csv").open("w", newline="", encoding="utf-8")
         self.csv = csv.writer(self.file, lineterminator="\n")
@@ -177,12 +211,11 @@ class _Writer:
         self.parquet = pq.ParquetWriter(folder / "tiles.parquet", self.schema)
         self.rows: list[list[Any]] = []
 
-    def add(self, path: str, probabilities: Probabilities, label: str | None) -> None:
+    def add(self, path: str, probabilities: Probabilities, label: Sequence[str]) -> None:
         name = self.classes[int(probabilities.argmax())]
         values = probabilities.tolist()
-        end = [] if label is None else [label]
-        self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *end])
-        self.rows.append([path, name, *values, *end])
+        self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *label])
+        self.rows.append([path, name, *values, *label])
         if len(self.rows) == ROWS:
             self._flush()
 
@@ -199,36 +232,3 @@ class _Writer:
         finally:
             self.parquet.close()
             self.file.close()
-
-
-def _judge(
-    tiles: TileSetInput,
-    spec: ModelSpec,
-    indices: npt.NDArray[np.int64],
-    probabilities: Probabilities,
-    folder: Path,
-    resize: bool,
-) -> dict[str, Any]:
-    """The accuracy as plain values, and its pictures; `probabilities` `(n, classes)` belong to the tiles `indices`."""
-    from histo_export.figures import save_confusion
-    from histo_export.metrics import report_of  # imports torch, which nothing else here needs
-
-    labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
-    # Logarithms of probabilities are logits that give the same probabilities.
-    report = report_of(spec.classes, np.log(np.maximum(probabilities, 1e-30)), labels)
-    save_confusion(folder / "confusion.png", report, title=f"{tiles.source.name}: {report.tiles:,} tiles")
-    chosen = probabilities.argmax(1)
-    wrong = np.flatnonzero(chosen != labels).tolist()
-    worst = heapq.nlargest(MISTAKES, wrong, key=lambda i: float(probabilities[i, chosen[i]]))
-    if worst:
-        read = open_tiles(tiles, spec.tile_size, resize)
-        save_mistakes(
-            folder / "mistakes.png",
-            [read(int(indices[i])) for i in worst],
-            [
-                f"{spec.classes[labels[i]]}, predicted {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
-                for i in worst
-            ],
-            title=f"{tiles.source.name}: the surest of {len(wrong):,} mistakes in {report.tiles:,} tiles",
-        )
-    return report.to_dict()

@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from histo_export.files import atomic_file, atomic_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
-from histo_export.predict.tile_set import predict_tiles
+from histo_export.predict.tile_set import TileResults, predict_tiles
 from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
 
@@ -92,15 +91,16 @@ def shard_folder(out: Path, item: Input, key: str) -> Path:
     return out / f".{item.name}.shards-{key[:16]}"
 
 
-def read_shard(path: Path) -> tuple[Any, Any, str]:
-    """A shard: probabilities, float32 `(n, classes)`; for each tile why it could not be used, else ""; and what ran.
+def read_shard(path: Path) -> tuple[TileResults, str]:
+    """A shard's results, and what the runtime executed.
 
     Raises:
         HistoError: it is damaged.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-            return shard["probabilities"], shard["reasons"], str(shard["executed"])
+            results = TileResults(shard["probabilities"], shard["hashes"], shard["reasons"].tolist())
+            return results, str(shard["executed"])
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
 
@@ -174,15 +174,13 @@ class Worker:
 
     def _shard(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
         assert isinstance(work.item, TileSetInput)
-        probabilities, reasons, seconds = predict_tiles(
-            work.item, self.loop, resize=self.settings.resize, progress=progress
-        )
+        results, seconds = predict_tiles(work.item, self.loop, resize=self.settings.resize, progress=progress)
         start = time.perf_counter()
         place = work.place(self.out)
         place.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(place) as partial, partial.open("wb") as file:
             executed = np.array(self.runtime.executed)
-            np.savez(file, probabilities=probabilities, reasons=np.array(reasons), executed=executed)
+            np.savez(file, **vars(results), executed=executed)
         seconds.write += time.perf_counter() - start
         return len(work.item), seconds
 

@@ -24,6 +24,7 @@ from histo_export.errors import HistoError
 from histo_export.model.checkpoint import KEY, Checkpoint
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
+from histo_export.trained_on import TrainedOn
 from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class TileTraining(pl.LightningModule):
         spec: the model that `net` is.
         config: the run, its `epochs` and `workers` resolved.
         train_tiles, val_tiles: datasets of uint8 `(3, crop, crop)` tensors and labels.
-        golden: see `Checkpoint.golden`.
+        golden, trained_on: see `Checkpoint`.
         provenance: what the checkpoint's `training` entry holds besides the results.
     """
 
@@ -101,6 +102,7 @@ class TileTraining(pl.LightningModule):
         train_tiles: TorchTiles,
         val_tiles: TorchTiles,
         golden: npt.NDArray[np.uint8],
+        trained_on: TrainedOn,
         provenance: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class TileTraining(pl.LightningModule):
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
         self.train_tiles, self.val_tiles = train_tiles, val_tiles
-        self.golden, self.provenance = golden, provenance
+        self.golden, self.trained_on, self.provenance = golden, trained_on, provenance
         self.history: list[dict[str, Any]] = []
         self.running = torch.zeros(3, dtype=torch.float64)  # this epoch's loss sum, correct tiles, tiles
         self._train_running = self.running
@@ -251,7 +253,7 @@ class TileTraining(pl.LightningModule):
             "history": [dict(r) for r in self.history],
         }
         checkpoint["state_dict"] = weights
-        checkpoint[KEY] = Checkpoint(self.spec, weights, self.golden, training).block()
+        checkpoint[KEY] = Checkpoint(self.spec, weights, self.golden, training, self.trained_on).block()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint[KEY]["training"]["history"]]

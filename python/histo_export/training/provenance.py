@@ -37,6 +37,16 @@ def data_facts(data: TileData) -> dict[str, Any]:
     }
 
 
+def run_notes(spec: ModelSpec) -> list[str]:
+    """What the user should know before the first epoch, as sentences."""
+    if spec.crop == spec.tile_size:
+        return []
+    return [
+        f"tiles of {spec.tile_size} pixels: the network sees the centre {spec.crop} pixels, {spec.seen_share} of the "
+        f"area; --crop {spec.tile_size} uses all"
+    ]
+
+
 def training_versions() -> dict[str, str]:
     """Package → version of what computes in training; torch's version includes that of CUDA."""
     return {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from histo_export.metrics import TestReport
+from histo_export.metrics import AccuracyReport
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TrainResult:
         checkpoint: `best.ckpt` in it.
         best_epoch: the epoch (from 1) that it holds.
         val_accuracy: of that epoch.
-        test: on the test split, in fp32.
+        test: on the tiles of the test split that are in no other split, in fp32.
         epochs: length of the run.
         seconds_per_epoch: wall time, training and validation, writing files not included.
         device: what it ran on, in words.
@@ -31,7 +31,7 @@ class TrainResult:
     checkpoint: Path
     best_epoch: int
     val_accuracy: float
-    test: TestReport
+    test: AccuracyReport
     epochs: int
     seconds_per_epoch: list[float]
     device: str
@@ -43,9 +43,9 @@ class TrainResult:
         """The content of report.json.
 
         `checkpoint` (file name), `best_epoch`, `val_accuracy`, `epochs`, `seconds_per_epoch`, `device`, `precision`,
-        `history`; `test`: the fields of `TestReport` and `macro_f1`; `training`: provenance (`recipe`, `settings`,
+        `history`; `test`: the fields of `AccuracyReport` and `macro_f1`; `training`: provenance (`recipe`, `settings`,
         `augmentation`, `epochs`, `batch_size`, `lr`, `seed`, `weights`, `weights_report`, `channels_last`,
-        `processes`, `data`, `versions`, and of the best epoch `epoch`, `val_accuracy`, `val_loss`).
+        `processes`, `data`, `notes`, `versions`, and of the best epoch `epoch`, `val_accuracy`, `val_loss`).
         """
         training = {k: v for k, v in self.training.items() if k not in ("history", "test", "precision", "device")}
         return {

@@ -26,7 +26,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console
 from torch.utils.data import default_collate
 
-from histo_export.errors import UsageError
+from histo_export.errors import HistoError, UsageError
 from histo_export.metrics import report_of
 from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
@@ -37,7 +37,14 @@ from histo_export.training.folder import RunFolder
 from histo_export.training.module import TileTraining, derived_seed
 from histo_export.training.precision import choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
-from histo_export.training.provenance import changed, data_facts, device_name, run_to_resume, training_versions
+from histo_export.training.provenance import (
+    changed,
+    data_facts,
+    device_name,
+    run_notes,
+    run_to_resume,
+    training_versions,
+)
 from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
 from histo_export.training.result import TrainResult
 from histo_export.training.trainer import EpochFiles, choose_device, make_trainer
@@ -80,7 +87,8 @@ def train(
 
     Raises:
         UsageError: options that contradict each other, the device or the run to resume.
-        HistoError: a loss that is not finite, unreadable weights, files that cannot be written.
+        HistoError: a loss that is not finite, unreadable weights, files that cannot be written, or a test split of
+            training tiles only.
         KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last complete epoch are kept.
     """
     console = progress if isinstance(progress, Console) else Console(stderr=True, quiet=not progress)
@@ -172,6 +180,10 @@ class _Run:
         from histo_export.data.transforms import Augmentation, TorchTiles
 
         data, spec, config = self.data, self.spec, self.config
+        trained_on = data.trained_on
+        if (trained_on.splits(data.test.hashes) != "").all():
+            cause = "every test tile is identical to a training or validation tile, so nothing can be tested"
+            raise HistoError(data.name, cause, "Put other tiles into test")
         augmentation = Augmentation(spec.crop, **AUGMENTATION) if recipe_named(config.recipe).augmentation else None
         return TileTraining(
             net,
@@ -180,7 +192,13 @@ class _Run:
             train_tiles=TorchTiles(data.train, spec.crop, augmentation, config.seed),
             val_tiles=TorchTiles(data.val, spec.crop),
             golden=golden_tiles(data.test, spec.tile_size),
-            provenance={**config.identity(self.epochs), "data": data_facts(data), "versions": training_versions()},
+            trained_on=trained_on,
+            provenance={
+                **config.identity(self.epochs),
+                "data": data_facts(data),
+                "notes": run_notes(spec),
+                "versions": training_versions(),
+            },
         )
 
     def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
@@ -202,6 +220,7 @@ class _Run:
         ]
         if self.config.weights != "none":
             lines.append(facts["weights_report"])
+        lines += facts["notes"]
         if self.recorded:
             lines.append(f"continuing after epoch {self.recorded['epoch']}")
         for line in lines:
@@ -210,13 +229,14 @@ class _Run:
     def test(self) -> TrainResult:
         """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
         from histo_export.data.transforms import TorchTiles
-        from histo_export.figures import save_confusion, save_curves
+        from histo_export.figures import save_confusion, save_curves, shown
 
         data, spec, folder = self.data, self.spec, self.folder
         best, last = read_checkpoint(folder.best), read_checkpoint(folder.last)
         with self.console.status(f"testing on {len(data.test):,} tiles"):
             logits = predict(best.net(), spec, TorchTiles(data.test, spec.crop), self.device, workers=self.workers)
-        test = report_of(spec.classes, logits, data.test.labels, self.config.seed)
+        unseen = data.trained_on.splits(data.test.hashes) == ""
+        test = report_of(spec.classes, logits[unseen], data.test.labels[unseen], self.config.seed)
         add_training_facts(folder.best, {"test": test.to_dict()})
         history = last.training["history"]
         result = TrainResult(
@@ -234,9 +254,9 @@ class _Run:
         )
         folder.write_report(result.to_dict())
         synthetic = " (synthetic tiles)" if data.synthetic else ""
-        subtitle = f"{data.name}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
+        subtitle = f"{shown(data.name)}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
         save_curves(folder.curves, history, title=subtitle)
-        save_confusion(folder.confusion, test, title=subtitle)
+        save_confusion(folder.confusion, test, title=subtitle, split="test")
         return result
 
 

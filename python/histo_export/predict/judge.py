@@ -1,0 +1,151 @@
+"""How good a network is on tiles whose folders are named like classes: accuracy and pictures, split by split.
+
+A tile counts in the split in which training used it, whatever its folder is called. Otherwise it counts in the split
+that its folders name, or else as a test. Where it is unknown on which tiles the network was trained, tiles without such
+a folder are no test: they are reported as "labelled".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from histo_export.predict.inputs import TileSetInput
+from histo_export.predict.labels import Label
+from histo_export.predict.loop import Pixels, Probabilities
+from histo_export.predict.pictures import Mistake, save_mistakes
+from histo_export.spec import ModelSpec
+
+MISTAKES = 24
+"""Tiles in mistakes.png."""
+
+
+class Judge:
+    """Collects the results of a set's tiles.
+
+    Args:
+        spec: of the model.
+        labels: of all tiles of the set.
+    """
+
+    def __init__(self, spec: ModelSpec, labels: Sequence[Label]) -> None:
+        self.spec = spec
+        place = {name: i for i, name in enumerate(spec.classes)}
+        self.truth = np.array([place[name] for name, _ in labels], np.int64)
+        self.named = np.array([split for _, split in labels])
+        self.splits = np.full(len(labels), "", "<U8")  # stays "" where a tile could not be used
+        self.rows: list[Probabilities] = []
+        self.unknown = False
+
+    def add(
+        self, indices: npt.NDArray[np.int64], probabilities: Probabilities, roles: npt.NDArray[np.str_] | None
+    ) -> list[Label]:
+        """Takes the next usable tiles.
+
+        Args:
+            indices: int64 `(n,)`, of the tiles in the set, in rising order.
+            probabilities: float32 `(n, classes)`.
+            roles: `(n,)`, the split in which training used each tile, or ""; None where that is unknown.
+
+        Returns:
+            The class and the split of each tile.
+        """
+        self.unknown = roles is None
+        named = self.named[indices]
+        splits = np.where(named == "", "labelled" if roles is None else "test", named)
+        if roles is not None:
+            splits = np.where(roles == "", splits, roles)
+        self.splits[indices] = splits
+        self.rows.append(probabilities)
+        names = [self.spec.classes[i] for i in self.truth[indices].tolist()]
+        return list(zip(names, splits.tolist(), strict=True))
+
+    def write(self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels]) -> dict[str, Any]:
+        """Draws confusion.png and mistakes.png, or one of each for each split (confusion-test.png).
+
+        Args:
+            folder: exists.
+            tiles: the set.
+            read: gives tile `i` of the set as uint8 `(side, side, 3)`.
+
+        Returns:
+            Plain values for summary.json: "splits", "warnings", and "test" where the set is a test and nothing else.
+        """
+        from histo_export.figures import SPLIT_TILES, save_confusion, shown
+        from histo_export.metrics import report_of  # imports torch, which nothing else here needs
+
+        rows = np.concatenate(self.rows)
+        usable = self.splits[self.splits != ""]
+        present = [split for split in SPLIT_TILES if (usable == split).any()]
+        splits = {}
+        for split in present:
+            end = "" if len(present) == 1 else f"-{split}"
+            indices, probabilities = np.flatnonzero(self.splits == split), rows[usable == split]
+            # Logarithms of probabilities are logits that give the same probabilities.
+            logits = np.log(np.maximum(probabilities, 1e-30))
+            report = report_of(self.spec.classes, logits, self.truth[indices])
+            save_confusion(folder / f"confusion{end}.png", report, title=shown(tiles.name), split=split)
+            self._save_mistakes(folder / f"mistakes{end}.png", tiles, read, indices, probabilities)
+            splits[split] = report.to_dict()
+        if "test" in splits:
+            splits["test"]["left_out"] = int(self._moved("").sum() + self._moved("test").sum())
+        parts: dict[str, Any] = {"splits": splits, "warnings": self._warnings()}
+        return parts | ({"test": splits["test"]} if present == ["test"] else {})
+
+    def _save_mistakes(
+        self,
+        path: Path,
+        tiles: TileSetInput,
+        read: Callable[[int], Pixels],
+        indices: npt.NDArray[np.int64],
+        probabilities: Probabilities,
+    ) -> None:
+        """Draws the surest mistakes among the tiles `indices` of one split, if there are any."""
+        from histo_export.data.transforms import center_crop
+        from histo_export.figures import SPLIT_TILES, shown
+
+        classes, truth, chosen = self.spec.classes, self.truth[indices], probabilities.argmax(1)
+        surest = probabilities.max(1)
+        wrong = np.flatnonzero(chosen != truth)
+        if not len(wrong):
+            return
+        mistakes = [
+            Mistake(
+                center_crop(read(int(indices[i])), self.spec.crop),
+                tiles.label(int(indices[i])),
+                classes[truth[i]],
+                classes[chosen[i]],
+                float(surest[i]),
+            )
+            for i in wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
+        ]
+        kind = SPLIT_TILES[str(self.splits[indices[0]])]
+        title = f"{shown(tiles.name)}: the surest of {len(wrong):,} mistakes in {len(indices):,} {kind}"
+        save_mistakes(path, mistakes, title=title)
+
+    def _moved(self, named: str) -> npt.NDArray[np.bool_]:
+        """The tiles in folders of the split `named` ("": of none) that count in another split."""
+        there = ("", named or "test", "labelled")
+        moved: npt.NDArray[np.bool_] = (self.named == named) & ~np.isin(self.splits, there)
+        return moved
+
+    def _warnings(self) -> list[str]:
+        warnings = []
+        for named, tiles, kind in (
+            ("test", "tiles in test folders", "a test"),
+            ("val", "tiles in validation folders", "validation"),
+            ("", "tiles", "a test"),
+        ):
+            if count := int(self._moved(named).sum()):
+                total = int(((self.named == named) & (self.splits != "")).sum())
+                used = f"{count:,} of {total:,} {tiles} were used in training or validation"
+                warnings.append(f"{used}: they count there, and not as {kind}")
+        if self.unknown:
+            warnings.append(
+                "the bundle does not record the tiles of its training, so these may be among them: export it again"
+            )
+        return warnings

@@ -1,0 +1,180 @@
+"""Pictures: names of any characters and any length, any number of classes, and colours that all readers tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from histo_export import figures
+from histo_export.figures import SPLIT_TILES, new_figure, save_confusion, save_figure, shown
+from histo_export.metrics import AccuracyReport, report_of
+from histo_export.predict.pictures import class_colours
+
+MISSING = "\u9b31"
+"""A character that none of the tests' fonts has, until a test makes one."""
+
+
+@pytest.fixture
+def only_matplotlibs_fonts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Hides the fonts of this machine; the function that it gives makes figures look for fonts again."""
+    home = str(Path(font_manager.__file__).parent)
+    own = [font for font in font_manager.fontManager.ttflist if font.fname.startswith(home)]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+
+    def forget() -> None:
+        figures._family_with.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+def make_font(path: Path, character: str) -> str:
+    """A font of a black square for one character; returns the path."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 800), (800, 800), (800, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    glyph = pen.glyph()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "square"])
+    builder.setupCharacterMap({ord(character): "square"})
+    builder.setupGlyf({".notdef": glyph, "square": glyph})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "Made Sans", "styleName": "Regular"})
+    builder.setupOS2(usWeightClass=400)
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+def draw_name(name: str, path: Path) -> npt.NDArray[np.uint8]:
+    figure = new_figure(3, 1)
+    axes = figure.subplots()
+    axes.set_xticks([0.5], [shown(name)])
+    save_figure(figure, path)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"))
+
+
+def test_a_character_without_a_font_is_written_out(only_matplotlibs_fonts, tmp_path: Path) -> None:
+    assert shown(f"a{MISSING}b") == r"a\u9b31b"
+    assert shown("Müller ± µm") == "Müller ± µm"
+    assert shown("a\nb\tc") == r"a\nb\tc"
+    assert shown("caf\udce9.png") == r"caf\udce9.png"
+    draw_name(f"a{MISSING}b\udce9", tmp_path / "a.png")  # a warning of a missing glyph would fail the test
+
+
+def test_an_installed_font_that_has_a_character_is_used(only_matplotlibs_fonts, tmp_path: Path) -> None:
+    without = draw_name(f"a{MISSING}b", tmp_path / "without.png")
+    font_manager.fontManager.addfont(make_font(tmp_path / "made.ttf", MISSING))
+    only_matplotlibs_fonts()
+    assert shown(f"a{MISSING}b") == f"a{MISSING}b"
+    drawn = draw_name(f"a{MISSING}b", tmp_path / "with.png")
+    assert drawn.shape != without.shape or (drawn != without).any()
+    # A square of 0.8 em of a font of 10 points at 200 dpi, which no letter fills.
+    rows, columns = np.nonzero(drawn < 40)
+    solid = max(
+        (drawn[y : y + 18, x : x + 18] < 60).all() for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
+    )
+    assert solid
+
+
+@pytest.mark.parametrize("name", ["m$$1", "cost$5^^6$", "$ca$", r"back\$slash$", "a_b^c", "100 %"])
+def test_a_name_is_never_a_formula(name: str, tmp_path: Path) -> None:
+    draw_name(name, tmp_path / "a.png")  # matplotlib raises ValueError for a wrong formula
+    text = Text(0, 0, shown(name))
+    drawn, formula = text._preprocess_math(text.get_text())
+    assert (drawn, formula) == (name, False)
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    name = "TUMOR/" + "a" * 300 + "_x12_y7.png"
+    assert len(shown(name, 30)) == 30
+    assert shown(name, 30).startswith("TUMOR/")
+    assert shown(name, 30).endswith("_x12_y7.png")
+    assert shown("a" * 30, 30) == "a" * 30
+    assert len(shown(MISSING * 300, 30)) <= 30
+    assert "…" in shown(MISSING * 300, 30)
+
+
+def report(classes: int, name: str = "class {}", tiles: int = 3000) -> AccuracyReport:
+    truth = np.arange(tiles) % classes
+    predicted = np.where(np.arange(tiles) % 7, truth, (truth + 1) % classes)
+    return report_of(tuple(name.format(i) for i in range(classes)), np.eye(classes, dtype=np.float32)[predicted], truth)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    saved: list[Figure] = []
+    save = figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: (saved.append(figure), save(figure, path)))
+    return saved
+
+
+@pytest.mark.parametrize("split", SPLIT_TILES)
+def test_a_confusion_matrix_names_its_split_once(split: str, tmp_path: Path, drawn: list[Figure]) -> None:
+    save_confusion(tmp_path / "c.png", report(3), title="set", split=split)
+    words = " ".join(text.get_text() for text in drawn[0].findobj(Text))  # type: ignore[attr-defined]
+    assert [words.count(name) for name in SPLIT_TILES.values()] == [name == split for name in SPLIT_TILES]
+    assert ("test" in words) == (split == "test")
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(60, True), (61, False), (400, False)])
+def test_many_classes_make_no_absurd_picture(classes: int, numbers: bool, tmp_path: Path, drawn: list[Figure]) -> None:
+    save_confusion(tmp_path / "c.png", report(classes, "{:03}" + "long name " * 30), title="set", split="test")
+    with Image.open(tmp_path / "c.png") as image:
+        assert max(image.size) < 3500
+    axes = drawn[0].axes[0]
+    assert bool(axes.texts) == numbers
+    assert len(axes.get_xticklabels()) <= 150
+    assert max(len(label.get_text()) for label in axes.get_xticklabels()) <= 24
+
+
+# Machado GM, Oliveira MM, Fernandes LAF. A physiologically-based model for simulation of color vision deficiency. IEEE
+# TVCG 15(6):1291-1298, 2009: matrices for linear RGB at severity 1.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+def cielab(rgb: npt.NDArray[np.float64], vision: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """CIELAB (D65) of sRGB colours `(n, 3)` in [0, 1], as seen with this vision."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(vision)
+    ratio = linear.clip(0, 1) @ XYZ.T / XYZ.sum(1)
+    f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize(("classes", "least", "over_grey"), [(7, 38, 17), (12, 18, 8), (20, 13, 5.5)])
+def test_class_colours_differ_for_all_readers(vision: str, classes: int, least: float, over_grey: float) -> None:
+    """Units of CIELAB. Okabe and Ito's seven colours reach 17, and 6.6 where they cover grey by 45 %."""
+    colours = np.array(class_colours(classes))
+    for cover, limit in ((1.0, least), (0.45, over_grey)):
+        seen = cielab(cover * colours + (1 - cover) * 0.78, VISION[vision])
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > limit
+
+
+def test_a_class_keeps_its_colour() -> None:
+    assert len(set(class_colours(300))) == 300
+    assert class_colours(300)[:5] == class_colours(5)
