@@ -47,6 +47,9 @@ from histo_export.spec import ModelSpec
 
 RUN, FAILED = "run.json", "failed.csv"
 
+RESULTS = 2
+"""The version of what results mean. A new version makes results of older ones count as those of other settings."""
+
 
 @dataclass
 class Done:
@@ -343,7 +346,7 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
-    return hashlib.sha256(json.dumps([model, chosen, facts], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
 def _size_and_time(path: Path) -> list[int]:

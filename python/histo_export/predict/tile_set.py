@@ -21,6 +21,7 @@ from histo_export.errors import HistoError
 from histo_export.predict.inputs import Failure, TileSetInput
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
 from histo_export.predict.pictures import save_mistakes
+from histo_export.predict.settings import Resample
 from histo_export.spec import ModelSpec
 
 ROWS = 4096
@@ -29,10 +30,11 @@ MISTAKES = 24
 """Tiles in mistakes.png."""
 
 
-def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], Pixels]:
+def open_tiles(tiles: TileSetInput, side: int, resize: Resample | None) -> Callable[[int], Pixels]:
     """A function that reads tile `i` of a set as uint8 `(side, side, 3)`.
 
-    It raises HistoError where the tile is not an image, or has another size and `resize` is not set.
+    `resize` is the filter for a tile of another size. It raises HistoError where the tile is not an image, or has
+    another size and `resize` is None.
 
     Raises:
         HistoError: the array that holds the tiles can't be opened any more.
@@ -55,14 +57,14 @@ def open_tiles(tiles: TileSetInput, side: int, resize: bool) -> Callable[[int], 
         pixels = raw(index)
         if pixels.shape[:2] == (side, side):
             return pixels
-        if not resize:
+        if resize is None:
             height, width = pixels.shape[:2]
             raise HistoError(
                 tiles.label(index),
                 f"is {width}×{height} pixels, and the model takes {side}×{side}",
                 "Add --resize to resample it, if it shows the same field of view",
             )
-        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
 
     return read
 
@@ -71,7 +73,7 @@ def predict_tiles(
     tiles: TileSetInput,
     loop: TileLoop,
     *,
-    resize: bool,
+    resize: Resample | None,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
 ) -> tuple[Probabilities, list[str], StageSeconds]:
     """Runs every tile.
@@ -79,7 +81,7 @@ def predict_tiles(
     Args:
         tiles: the set.
         loop: what runs its tiles.
-        resize: resample tiles of other sizes than the model's.
+        resize: the filter for tiles of other sizes than the model's; None refuses them.
         progress: told the number of tiles done and in all.
 
     Returns:
@@ -107,7 +109,7 @@ def write_tile_set(
     shards: Iterable[tuple[Probabilities, Sequence[str], str]],
     folder: Path,
     *,
-    resize: bool,
+    resize: Resample | None,
 ) -> list[Failure]:
     """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`.
 
@@ -119,7 +121,7 @@ def write_tile_set(
         shards: probabilities and reasons of `predict_tiles`, and what the runtime executed, shard by shard in the order
             of the set.
         folder: exists.
-        resize: resample tiles of other sizes for mistakes.png.
+        resize: as in `predict_tiles`, for mistakes.png.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -207,7 +209,7 @@ def _judge(
     indices: npt.NDArray[np.int64],
     probabilities: Probabilities,
     folder: Path,
-    resize: bool,
+    resize: Resample | None,
 ) -> dict[str, Any]:
     """The accuracy as plain values, and its pictures; `probabilities` `(n, classes)` belong to the tiles `indices`."""
     from histo_export.figures import save_confusion

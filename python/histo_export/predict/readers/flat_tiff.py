@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image
 
 from histo_export.errors import HistoError
-from histo_export.predict.slide import Level, Pixels, Slide, plausible, text_of_error
+from histo_export.predict.readers.resolution import tiff_mpp
+from histo_export.predict.slide import Level, Pair, Pixels, Slide, text_of_error
 
 MAX_MEMORY_BYTES = 4 << 30
 """Largest size of a TIFF that must be read completely."""
@@ -17,7 +18,7 @@ MAX_MEMORY_BYTES = 4 << 30
 
 class FlatTiffReader(Slide):
     def __init__(self, path: Path) -> None:
-        self.path, self.vendor = path, "tiff"
+        self.path, self.vendor, self.bounds = path, "tiff", None
         try:
             with tifffile.TiffFile(path) as file:
                 page = file.pages.first
@@ -47,10 +48,12 @@ class FlatTiffReader(Slide):
         self.levels = [Level(pixels.shape[1], pixels.shape[0], 1.0)]
 
     @staticmethod
-    def _find_mpp(page: tifffile.TiffPage) -> float | None:
-        unit = {2: 25400.0, 3: 1e4}.get(int(page.tags.valueof("ResolutionUnit", 1)))
-        above, below = page.tags.valueof("XResolution", (0, 1))
-        return plausible(unit * below / above) if unit and above and below else None
+    def _find_mpp(page: tifffile.TiffPage) -> Pair | None:
+        unit = {2: "inch", 3: "centimeter"}.get(int(page.tags.valueof("ResolutionUnit", 2)), "none")
+        (x, x_of), (y, y_of) = (page.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "XY")
+        if not (x_of and y_of):
+            return None
+        return tiff_mpp((x / x_of, y / y_of), unit, page.description)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
         out = np.full((height, width, 3), 255, np.uint8)
