@@ -46,9 +46,9 @@ def make_slide(source: Path, path: Path, side: int = SIDE) -> Path:
     """A tiled pyramid of JPEGs, as scanners write them: the source's pixels, mirrored over and over."""
     slide = open_slide(source)
     pixels = whole(slide)
-    mpp = slide.mpp or 0.5
+    mpp = slide.mpp or (0.5, 0.5)
     slide.close()
-    resolution = (1e4 / mpp, 1e4 / mpp)
+    resolution = (1e4 / mpp[0], 1e4 / mpp[1])
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         for level in range(5):
             small = np.asarray(Image.fromarray(pixels).reduce(1 << level)) if level else pixels
@@ -71,7 +71,7 @@ def make_slide(source: Path, path: Path, side: int = SIDE) -> Path:
 def whole(slide: Slide) -> Any:
     """All pixels of level 0; the source is a small slide."""
     side = max(slide.width, slide.height)
-    return np.ascontiguousarray(slide.tile(0, 0, side, side)[: slide.height, : slide.width])
+    return np.ascontiguousarray(slide.tile(0, 0, (side, side), side)[: slide.height, : slide.width])
 
 
 def jpeg_tiles(pixels: Any, side: int) -> Iterator[bytes]:

@@ -9,8 +9,8 @@ within rounds, in an order that rotates, after one run to warm up, with the same
 `wsinfer` reads with as many worker processes as there are CPUs, as it does by default; we read with as many threads.
 Ratios are of speeds: above 1, the row is faster.
 
-Then the same once more with the slide taken to be finer than it is, so that tiles are resampled: WSInfer always from
-level 0 with a bilinear filter, we from the nearest finer level with a bicubic one.
+Then the same once more with the slide taken to be finer than it is, so that tiles are resampled with the same filter:
+by WSInfer always from level 0, by us from the nearest finer level.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -98,7 +97,7 @@ def serve(job: Mapping[str, Any]) -> None:
         start = time.perf_counter()
         loop.run(
             job["corners"],
-            lambda corner: slide.tile(*corner, job["side"], spec.tile_size),
+            lambda corner: slide.tile(*corner, (job["side"], job["side"]), spec.tile_size),
             probabilities.__setitem__,
         )
         seconds = time.perf_counter() - start
@@ -107,10 +106,11 @@ def serve(job: Mapping[str, Any]) -> None:
 
 
 def find_tiles(classifier: Classifier, path: Path, mpp: float, overlap: float) -> Tiles:
-    grid = classifier.predict_slide(path, mpp=mpp, overlap=overlap).grid
+    grid = classifier.predict_slide(path, mpp=mpp, overlap=overlap, grid="tile").grid
     slide = open_slide(path)
-    inside = (grid.x + grid.side <= slide.width) & (grid.y + grid.side <= slide.height)
-    return Tiles(np.stack([grid.x, grid.y], 1)[inside], grid.side)
+    side, _ = grid.size
+    inside = (grid.x + side <= slide.width) & (grid.y + side <= slide.height)
+    return Tiles(np.stack([grid.x, grid.y], 1)[inside], side)
 
 
 def open_rows(names: Sequence[str], args: argparse.Namespace, tiles: Tiles, home: Path) -> dict[str, Row]:
@@ -175,11 +175,10 @@ def resampled(args: argparse.Namespace, classifier: Classifier, tiles: Tiles, ho
     out.print(f"{len(tiles.corners)} tiles resampled from {tiles.side} pixels, ours beside WSInfer's:")
     out.print(f"  histo predict: {difference(ours, theirs)}")
     slide = open_slide(args.slide)
-    side = classifier.spec.tile_size
-    cut = [slide.read(0, x, y, tiles.side, tiles.side) for x, y in tiles.corners.tolist()]
-    bilinear = np.stack([np.asarray(tile.resize((side, side), Image.Resampling.BILINEAR)) for tile in cut])
-    same = classifier.predict(bilinear).probabilities
-    out.print(f"  histo native on tiles resampled as WSInfer does: {difference(same, theirs)}")
+    size, side = (tiles.side, tiles.side), classifier.spec.tile_size
+    bicubic = np.stack([slide.tile(x, y, size, side, "bicubic") for x, y in tiles.corners.tolist()])
+    other = classifier.predict(bicubic).probabilities
+    out.print(f"  histo native with --resample bicubic: {difference(other, theirs)}")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -17,6 +18,9 @@ CHANNELS = 512
 
 MAX_SIDE = 65536
 """Of pools, crops and tiles; the native engine's reader has the same limit."""
+
+MPP_LIMITS = (0.01, 100.0)
+"""µm per pixel that anybody may state: the best microscopes resolve 0.1 µm, and a slide is 25,000 µm wide."""
 
 Precision = Literal["fp32", "bf16x3", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -75,10 +79,13 @@ class ModelSpec:
         for name, side in (("pool", self.pool), ("tile_size", self.tile_size)):
             if side > MAX_SIDE:
                 raise UsageError(f"{name} {side}", f"is larger than {MAX_SIDE}", "Use a smaller one")
-        if not all(value > 0 for value in self.std):
-            raise UsageError(f"std {list(self.std)}", "is not greater than zero", "Give the deviation of each channel")
-        if self.mpp is not None and not self.mpp > 0:
-            raise UsageError(f"mpp {self.mpp}", "is not a positive number of µm per pixel", "Use e.g. --mpp 0.495")
+        if not all(map(math.isfinite, self.mean)):
+            raise UsageError(f"mean {list(self.mean)}", "is not finite", "Give the mean of each channel")
+        if not all(0 < value < math.inf for value in self.std):
+            raise UsageError(f"std {list(self.std)}", "is not finite and above zero", "Give each channel's deviation")
+        low, high = MPP_LIMITS
+        if self.mpp is not None and not low <= self.mpp <= high:
+            raise UsageError(f"mpp {self.mpp}", f"is not in {low:g} to {high:g} µm per pixel", "Use e.g. --mpp 0.495")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout {self.dropout}", "is not in [0, 1)", "Use e.g. --dropout 0.2")
 
@@ -92,6 +99,11 @@ class ModelSpec:
         """How much of a tile's area the network sees, e.g. "33 %"."""
         percent = 100 * (self.crop / self.tile_size) ** 2
         return f"{percent:.0f} %" if 1 <= percent < 99.5 else f"{percent:.3g} %"
+
+    @property
+    def crop_offset(self) -> int:
+        """Pixels from a tile's edge to the centre crop, as torchvision's CenterCrop rounds it: a half to the even."""
+        return round((self.tile_size - self.crop) / 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON and for checkpoints that load with `weights_only=True`."""

@@ -28,8 +28,16 @@ def draw_slide(height: int = 700, width: int = 1000) -> Pixels:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def write_tiff(path: Path, pixels: Pixels, *, mpp: float | None = MPP, tiled: bool = True, levels: int = 2) -> Path:
-    resolution = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+def write_tiff(
+    path: Path,
+    pixels: Pixels,
+    *,
+    mpp: float | tuple[float, float] | None = MPP,
+    tiled: bool = True,
+    levels: int = 2,
+) -> Path:
+    x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+    resolution = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"} if x and y else {}
     with tifffile.TiffWriter(path) as writer:
         for level in range(levels if tiled else 1):
             image = pixels[:: 2**level, :: 2**level]

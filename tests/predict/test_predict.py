@@ -29,7 +29,6 @@ from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import loop
 from histo_export.predict import run as run_module
-from histo_export.predict.grid import make_grid
 from histo_export.predict.inputs import SlideInput
 from histo_export.predict.readers import open_slide
 from histo_export.predict.run import predict
@@ -66,10 +65,14 @@ def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     with (folder / "tiles.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["minx", "miny", "width", "height", *(f"prob_{name}" for name in CLASSES)]
-    # 75 pixels of 0.495 µm are 74 of 0.5 µm.
-    assert {row["width"] for row in rows} == {"74"}
+    # 75 pixels of 0.495 µm are 74 of 0.5 µm, and the 64 that are seen are 63.1 of them.
+    assert {row["width"] for row in rows} == {"63"}
     slide = open_slide(large_slide_file)
-    tiles = np.stack([slide.tile(int(row["minx"]), int(row["miny"]), 74, 75) for row in rows])
+    stride, offset = 64 * 74 / 75, 6 * 74 / 75
+    places = [(round(int(row["minx"]) / stride), round(int(row["miny"]) / stride)) for row in rows]
+    tiles = np.stack(
+        [slide.tile(round(x * stride - offset), round(y * stride - offset), (74, 74), 75) for x, y in places]
+    )
     expected = loop.softmax(Engine(bundle / "model.safetensors").run(tiles))
     found = np.array([[float(row[f"prob_{name}"]) for name in CLASSES] for row in rows])
     assert np.abs(found - expected).max() <= 6e-8
@@ -89,7 +92,8 @@ def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     areas = [facts["area_mm2"] for facts in summary["classes"].values()]
     ellipse = np.pi * (1200 * 0.36) * (1500 * 0.33) * 0.0005**2
     assert summary["tissue_mm2"] == pytest.approx(ellipse, rel=0.05)
-    assert sum(areas) == pytest.approx(summary["tissue_mm2"], rel=0.05)  # tiles with under 10 % tissue are not taken
+    assert sum(areas) == pytest.approx(summary["tissue_mm2"], rel=0.05)  # squares with under 10 % tissue are not taken
+    assert round(sum(areas) + summary["unanalysed_mm2"], 6) == summary["tissue_mm2"]
     for name in ("heatmap.png", "tissue.png"):
         with Image.open(folder / name) as image:
             assert min(image.size) > 300
@@ -110,19 +114,21 @@ def test_other_runtimes_agree(bundle: Path, slide_file: Path) -> None:
 
 
 @pytest.mark.parametrize(("overlap", "stride"), [(0.0, 75), (0.5, 37.5), (0.0, None)])
-def test_the_grid_covers_the_slide_and_reaches_over_its_edge(slide_file: Path, overlap: float, stride) -> None:
-    slide = open_slide(slide_file)
+def test_tiles_as_wsinfer_cuts_them_cover_the_slide_and_reach_over_its_edge(overlap: float, stride) -> None:
+    from histo_export.predict.grid import make_grid, make_layout
+    from histo_export.predict.tissue import Tissue
+
     spec = ModelSpec(1, CLASSES, crop=64, tile_size=75, mpp=0.5)
     um = {"stride_um": 60.0} if stride is None else {"overlap": overlap}
     step = stride or 120
-    settings = SlideSettings(everything=True, **um)
-    from histo_export.predict.tissue import Tissue
-
-    tissue = Tissue(np.ones((88, 125), np.bool_), 8.0, 0)
-    grid, _ = make_grid(slide, spec, 0.5, settings, tissue)
+    settings = SlideSettings(everything=True, grid="tile", **um)
+    tissue = Tissue(np.ones((88, 125), np.bool_), (8.0, 8.0), 0, (0, 0, 1000, 700))
+    grid, _ = make_grid((1000, 700), make_layout(spec, (0.5, 0.5), settings), settings, tissue)
+    assert grid.size == (75, 75)
     assert len(grid) == -(-1000 // step) * -(-700 // step)
-    assert grid.x.max() < 1000 <= grid.x.max() + max(grid.side, step)
+    assert grid.x.max() < 1000 <= grid.x.max() + max(grid.size[0], step)
     np.testing.assert_array_equal(np.unique(grid.x), np.rint(np.arange(0, 1000, step)))
+    np.testing.assert_array_equal(grid.tile_corners, np.stack([grid.x, grid.y], 1))
 
 
 def test_no_mpp_is_a_hint_and_not_a_guess(bundle: Path, pixels, write_tiff: Callable[..., Path], tmp_path) -> None:
@@ -203,7 +209,7 @@ def test_bad_inputs_end_nothing(
 def test_resize(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (150, 150), (200, 120, 170)).save(tmp_path / "in/tile.png")
-    settings = PredictSettings(threads=1, resize=True)
+    settings = PredictSettings(threads=1, resize="bilinear")
     assert predict(bundle, [tmp_path / "in"], tmp_path / "out", settings).done[0].tiles == 1
 
 
@@ -339,7 +345,7 @@ def test_results_of_other_settings_are_not_mixed(bundle: Path, tile_folder: Path
     predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
     again = predict(bundle, [tile_folder / "TUMOR"], tmp_path, SETTINGS)
     assert (again.done[0].tiles, again.done[0].run) == (5, 0)
-    other = PredictSettings(threads=2, resize=True)
+    other = PredictSettings(threads=2, resize="bilinear")
     with pytest.raises(UsageError, match=r"other settings or a changed input. Add --force"):
         predict(bundle, [tile_folder / "TUMOR"], tmp_path, other)
     assert predict(bundle, [tile_folder / "TUMOR"], tmp_path, other, force=True).done[0].run == 5
@@ -524,5 +530,19 @@ def test_settings_are_the_same_on_another_machine(large_slide_file: Path) -> Non
     item = SlideInput(large_slide_file)
     key = run_module._key(item, "model", settings)
     assert run_module._key(item, "model", replace(settings, batch=1, threads=7)) == key
-    others = [replace(settings.slide, min_tissue=0.2), replace(settings.slide, tissue=TissueSettings())]
-    assert len({key, *(run_module._key(item, "model", replace(settings, slide=slide)) for slide in others)}) == 3
+    changes = ({"min_tissue": 0.2}, {"tissue": TissueSettings()}, {"grid": "tile"}, {"resample": "bicubic"})
+    others = [replace(settings, slide=replace(settings.slide, **each)) for each in changes]
+    assert len({key, *(run_module._key(item, "model", other) for other in others)}) == 5
+
+
+def test_results_of_an_older_version_are_those_of_other_settings(
+    bundle: Path, slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "slide.svs"
+    other.write_bytes(slide_file.read_bytes())
+    settings = PredictSettings(threads=1, slide=SlideSettings(min_tissue=0.9))
+    monkeypatch.setattr(run_module, "RESULTS", run_module.RESULTS - 1)
+    predict(bundle, [other], tmp_path / "out", settings)
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="other settings or a changed input"):
+        predict(bundle, [other], tmp_path / "out", settings)

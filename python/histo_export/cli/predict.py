@@ -54,6 +54,9 @@ class RuntimeOptions:
     resize: Annotated[
         bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
     ] = False
+    resample: Annotated[
+        str, typer.Option(metavar="F", help="Filter for slides and --resize: [b]bilinear[/b] or [b]bicubic[/b].")
+    ] = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,20 @@ class SlideOptions:
     mpp: Annotated[
         float | None, typer.Option(metavar="UM", help="µm per pixel of slides whose files lack it or are wrong.")
     ] = None
-    overlap: Annotated[float, typer.Option(metavar="F", help="Of neighbouring tiles, as a fraction of their side.")] = 0
+    grid: Annotated[
+        str,
+        typer.Option(
+            metavar="UNIT",
+            help="Squares of the grid: [b]seen[/b] by the network, or whole tiles as in WSInfer ([b]tile[/b]).",
+        ),
+    ] = "seen"
+    overlap: Annotated[
+        float, typer.Option(metavar="F", help="Of neighbouring squares, as a fraction of their side.")
+    ] = 0
     stride: Annotated[
-        float | None, typer.Option(metavar="UM", help="From tile to tile in µm, in place of --overlap.")
+        float | None, typer.Option(metavar="UM", help="From square to square in µm, in place of --overlap.")
     ] = None
-    min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a tile that must be tissue.")] = 0.1
+    min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a square that must be tissue.")] = 0.1
     tissue_threshold: Annotated[
         int | None,
         typer.Option(metavar="S", help="On saturation, 0 to 255.  [dim]\\[default: Otsu's][/dim]"),
@@ -75,8 +87,14 @@ class SlideOptions:
     closing: Annotated[float, typer.Option(metavar="UM", help="Gaps in tissue up to this width are closed.")] = 50
     min_area: Annotated[float, typer.Option(metavar="UM2", help="Smaller pieces of tissue are ignored.")] = 40_000
     everything: Annotated[
-        bool, typer.Option("--everything", metavar="", help="Take every tile of a slide, with tissue or without.")
+        bool, typer.Option("--everything", metavar="", help="Take every square of a slide, with tissue or without.")
     ] = False
+    geojson_origin: Annotated[
+        str,
+        typer.Option(
+            metavar="O", help="(0, 0) of tiles.geojson: [b]bounds[/b] of the slide as in QuPath, or [b]level0[/b]."
+        ),
+    ] = "bounds"
 
 
 def predict(
@@ -145,24 +163,27 @@ def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
         runtime=options.runtime,
         precision=options.precision,  # type: ignore[arg-type]  # checked above
         device=options.device,
-        resize=options.resize,
-        slide=_slide_settings(slide),
+        resize=options.resample if options.resize else None,  # type: ignore[arg-type]  # checked by the class
+        slide=_slide_settings(slide, options.resample),
         batch=options.batch,
         threads=options.threads or usable_cpus(),
     )
 
 
-def _slide_settings(options: SlideOptions) -> SlideSettings:
+def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
     from histo_export.predict.settings import SlideSettings, TissueSettings
 
     if options.stride is not None and options.overlap:
         raise UsageError("--stride", "contradicts --overlap", "Leave one of them out")
     return SlideSettings(
         mpp=options.mpp,
+        grid=options.grid,  # type: ignore[arg-type]  # these three are checked by the class
         overlap=options.overlap,
         stride_um=options.stride,
         min_tissue=options.min_tissue,
         everything=options.everything,
+        resample=resample,  # type: ignore[arg-type]
+        geojson_origin=options.geojson_origin,  # type: ignore[arg-type]
         tissue=TissueSettings(
             threshold=options.tissue_threshold, closing_um=options.closing, min_area_um2=options.min_area
         ),

@@ -85,15 +85,15 @@ class Classifier:
         Args:
             path: of a format that OpenSlide reads, or a TIFF.
             batch: tiles per call of the runtime.
-            **settings: fields of `predict.settings.SlideSettings`: mpp, overlap, stride_um, min_tissue, everything,
-                tissue.
+            **settings: fields of `predict.settings.SlideSettings`: mpp, grid, overlap, stride_um, min_tissue,
+                everything, resample, geojson_origin, tissue.
 
         Returns:
-            Grid, probabilities, areas and mask; `write(folder)` writes what `histo predict` does.
+            Grid, probabilities, areas, mask and warnings; `write(folder)` writes what `histo predict` does.
 
         Raises:
             UsageError: an impossible setting.
-            HistoError: not a slide, no µm per pixel, no tissue, or a damaged part.
+            HistoError: not a slide, no µm per pixel or an absurd one, no tissue, too many squares, or a damaged part.
         """
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide

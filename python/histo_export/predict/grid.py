@@ -1,72 +1,202 @@
-"""The tiles of a slide: their positions, and which of them have enough tissue."""
+"""The squares that a slide is cut into, the tiles that are read for them, and the cells whose area they stand for.
+
+The network sees the centre crop of a tile. So by default the *seen* square is the unit: seen squares lie edge to edge,
+and each tile is read around one of them. Where squares overlap or leave gaps, each stands for its *cell*, the middle of
+the square, so that no part of the slide is counted twice. All lengths are pixels of level 0; pairs are of x and y,
+which differ where the slide's pixels are not square.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.errors import HistoError
 from histo_export.predict.settings import SlideSettings
+from histo_export.predict.slide import Pair
+from histo_export.predict.tissue import Tissue
 from histo_export.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from histo_export.predict.slide import Slide
-    from histo_export.predict.tissue import Tissue
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+MAX_SQUARES = 10_000_000
+"""Of a slide, with tissue or without: a day's work at 100 tiles a second, and about 1 GB of positions."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all squares of a grid have in common.
+
+    Attributes:
+        square: width and height of the unit: the seen square, or the tile.
+        seen: width and height of what the network sees.
+        tile: width and height that are read for one square; whole pixels.
+        offset: from a tile's corner to its square's.
+        stride: from square to square; not rounded, so that rounding errors don't add up along a row.
+    """
+
+    square: Pair
+    seen: Pair
+    tile: tuple[int, int]
+    offset: Pair
+    stride: Pair
+
+    @property
+    def seen_share(self) -> float:
+        """The part of a tile's area that the network sees."""
+        return self.seen[0] * self.seen[1] / (self.tile[0] * self.tile[1])
+
+
+def make_layout(spec: ModelSpec, mpp: Pair, settings: SlideSettings) -> Layout:
+    """The layout for a model's tiles on a slide.
+
+    Args:
+        spec: of the model; its µm per pixel is known.
+        mpp: µm per pixel of level 0.
+        settings: the unit, and overlap or stride.
+    """
+    assert spec.mpp is not None
+    width, height = (max(1, round(spec.tile_size * spec.mpp / um)) for um in mpp)
+    scale = width / spec.tile_size, height / spec.tile_size
+    seen = spec.crop * scale[0], spec.crop * scale[1]
+    if settings.grid == "seen":
+        square, offset = seen, (spec.crop_offset * scale[0], spec.crop_offset * scale[1])
+    else:
+        square, offset = (float(width), float(height)), (0.0, 0.0)
+    if settings.stride_um is not None:
+        stride = settings.stride_um / mpp[0], settings.stride_um / mpp[1]
+    else:
+        stride = square[0] * (1 - settings.overlap), square[1] * (1 - settings.overlap)
+    return Layout(square, seen, (width, height), offset, stride)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The columns or the rows of a grid.
+
+    Attributes:
+        start: float64 `(n,)`, left or upper edges of the squares.
+        low, high: float64 `(n,)`, edges of the cells, which never overlap.
+    """
+
+    start: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def over(cls, length: int, square: float, stride: float, count: int) -> Axis:
+        """`count` squares along a side of a slide.
+
+        A cell is the middle of its square, as wide as the stride and not wider than the square. The first and the last
+        cell extend to the slide's edge, as far as it is seen.
+        """
+        start: Floats = np.arange(count, dtype=np.float64) * stride
+        width = min(stride, square)
+        low = start + (square - width) / 2
+        high = low + width
+        if stride <= square:
+            high[:-1] = low[1:]  # the same number, so that no gap is left by rounding
+        low[0] = 0.0
+        high[-1] = max(high[-1], min(length, start[-1] + square))
+        return cls(start, low, high)
+
+    def index_at(self, position: Floats) -> Integers:
+        """The cell at each position, or -1 where there is none."""
+        index = np.searchsorted(self.low, position, side="right") - 1
+        return np.where((index >= 0) & (position < self.high[index]), index, -1)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles row by row; lengths in pixels of level 0.
+    """The squares that are used, row by row.
 
     Attributes:
-        x, y: int64 `(n,)`, upper left corners.
-        side: of a tile; the last tile of a row or column may reach beyond the slide, where it is white.
-        stride: between neighbours; not rounded, so that rounding errors don't add up along a row.
-        column, row: int64 `(n,)`, place in the grid.
+        layout: what they have in common.
+        columns, rows: of all squares of the slide, used or not.
+        column, row: int64 `(n,)`, the place of each used square.
     """
 
-    x: npt.NDArray[np.int64]
-    y: npt.NDArray[np.int64]
-    side: int
-    stride: float
-    column: npt.NDArray[np.int64]
-    row: npt.NDArray[np.int64]
+    layout: Layout
+    columns: Axis
+    rows: Axis
+    column: Integers
+    row: Integers
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.column)
+
+    @property
+    def x(self) -> Integers:
+        """Left edges of the squares, rounded to whole pixels, int64 `(n,)`."""
+        return np.rint(self.columns.start[self.column]).astype(np.int64)
+
+    @property
+    def y(self) -> Integers:
+        """Upper edges, see `x`."""
+        return np.rint(self.rows.start[self.row]).astype(np.int64)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a square, rounded to whole pixels."""
+        width, height = self.layout.square
+        return round(width), round(height)
+
+    @property
+    def tile_corners(self) -> Integers:
+        """Where tiles begin: int64 `(n, 2)`, x and y. They may lie outside of the slide."""
+        x = self.columns.start[self.column] - self.layout.offset[0]
+        y = self.rows.start[self.row] - self.layout.offset[1]
+        return np.rint(np.stack([x, y], 1)).astype(np.int64)
+
+    def index_at(self, x: Floats, y: Floats) -> Integers:
+        """The used square whose cell holds each point, or -1: int64 `(len(y), len(x))` for all pairs of x and y."""
+        place = np.full((len(self.rows.start), len(self.columns.start)), -1, np.int64)
+        place[self.row, self.column] = np.arange(len(self))
+        row, column = self.rows.index_at(y)[:, None], self.columns.index_at(x)[None, :]
+        return np.where((row >= 0) & (column >= 0), place[row, column], -1)
 
 
 def make_grid(
-    slide: Slide, spec: ModelSpec, mpp: float, settings: SlideSettings, tissue: Tissue
+    size: tuple[int, int], layout: Layout, settings: SlideSettings, tissue: Tissue
 ) -> tuple[Grid, npt.NDArray[np.float64]]:
-    """The tiles with enough tissue, and the area of tissue in the cell that each of them stands for.
-
-    A tile's cell is as wide as the stride and lies in its middle, so that cells cover the slide without overlap and
-    their areas add up.
+    """The squares with enough tissue, and the area of tissue in each one's cell.
 
     Args:
-        slide: its size is used only.
-        spec: of the model; its µm per pixel is known.
-        mpp: µm per pixel of level 0.
-        settings: overlap or stride, and how much tissue is enough.
+        size: width and height of the slide.
+        layout: of the squares.
+        settings: the unit, and how much tissue is enough.
         tissue: the mask.
 
     Returns:
         The grid; and float64 `(n,)`, pixels² of level 0.
+
+    Raises:
+        HistoError: there are more squares than `MAX_SQUARES`.
     """
-    assert spec.mpp is not None
-    side = max(1, round(spec.tile_size * spec.mpp / mpp))
-    stride = max(1.0, settings.stride_um / mpp if settings.stride_um else side * (1 - settings.overlap))
-    columns, rows = math.ceil(slide.width / stride), math.ceil(slide.height / stride)
-    row, column = (axis.ravel() for axis in np.indices((rows, columns)))
-    x, y = (np.rint(axis * stride).astype(np.int64) for axis in (column, row))
-    keep = (x < slide.width) & (y < slide.height)
-    if not settings.everything:
-        inside = tissue.areas(x, y, side, side)
-        keep &= (inside > 0) & (inside >= settings.min_tissue * side**2)
-    x, y, column, row = x[keep], y[keep], column[keep], row[keep]
-    margin = round((side - stride) / 2)
-    return Grid(x, y, side, stride, column, row), tissue.areas(x + margin, y + margin, round(stride), round(stride))
+    counts = tuple(map(_count, size, layout.square, layout.stride, [settings.grid == "tile"] * 2))
+    if math.prod(counts) > MAX_SQUARES:
+        raise HistoError(
+            "The grid",
+            f"would have {counts[0]:,} × {counts[1]:,} squares, more than {MAX_SQUARES:,} in all",
+            "Use a larger --stride or a smaller --overlap, and check --mpp",
+        )
+    columns, rows = map(Axis.over, size, layout.square, layout.stride, counts)
+    left, top = columns.start[None, :], rows.start[:, None]
+    width, height = layout.square
+    inside = tissue.areas(left, top, left + width, top + height)
+    share = inside / (width * height)
+    rounding = 1e-6  # of the sums behind areas
+    enough = 0.0 if settings.everything else settings.min_tissue
+    row, column = np.nonzero((share > rounding) & (share >= enough - rounding))
+    cells = tissue.areas(columns.low[column], rows.low[row], columns.high[column], rows.high[row])
+    return Grid(layout, columns, rows, column, row), cells
+
+
+def _count(length: int, square: float, stride: float, all_that_begin: bool) -> int:
+    """Squares along a side of a slide: as many as it takes to cover it, or all that begin on it, as WSInfer does."""
+    beginning = math.ceil(length / stride)
+    return beginning if all_that_begin else min(beginning, 1 + max(0, math.ceil((length - square) / stride)))

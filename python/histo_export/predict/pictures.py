@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import PercentFormatter
 
-from histo_export.figures import new_figure, save_figure, shown
+from histo_export.figures import INK, new_figure, save_figure, shown
 
 if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Grid
@@ -36,6 +37,12 @@ together, each further one for the rest.
 LONG_SIDE = 9.0
 """Inches of the longer side of a slide's picture."""
 
+PALE = 0.6
+"""How much of the slide's darkness is left under a heat map, so that dark tissue is not taken for a strong colour."""
+
+WEAKEST, STRONGEST = 0.3, 0.9
+"""Opacity at a probability of chance and of 1; an unsure cell must still have a colour."""
+
 
 @dataclass(frozen=True)
 class Background:
@@ -43,19 +50,38 @@ class Background:
 
     Attributes:
         pixels: uint8 RGB `(height, width, 3)`.
-        mm_per_pixel: of `pixels`.
+        downsample: pixels of level 0 for one of `pixels`, in x and y.
+        mpp: µm per pixel of level 0, in x and y.
         name: of the slide's file.
     """
 
     pixels: npt.NDArray[np.uint8]
-    mm_per_pixel: float
+    downsample: tuple[float, float]
+    mpp: tuple[float, float]
     name: str
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
         """Left, right, bottom and top in mm; y grows downwards."""
         height, width = self.pixels.shape[:2]
-        return 0, width * self.mm_per_pixel, height * self.mm_per_pixel, 0
+        mm_x, mm_y = (step * um / 1000 for step, um in zip(self.downsample, self.mpp, strict=True))
+        return 0, width * mm_x, height * mm_y, 0
+
+    @property
+    def centres(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The columns' and the rows' centres in pixels of level 0, float64 `(width,)` and `(height,)`."""
+        height, width = self.pixels.shape[:2]
+        x: npt.NDArray[np.float64] = (np.arange(width, dtype=np.float64) + 0.5) * np.float64(self.downsample[0])
+        y: npt.NDArray[np.float64] = (np.arange(height, dtype=np.float64) + 0.5) * np.float64(self.downsample[1])
+        return x, y
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Tissue in mm²: `classes` by the class of its cell, in the order of the probabilities; `unanalysed` in no cell."""
+
+    classes: Mapping[str, float]
+    unanalysed: float
 
 
 def class_colours(classes: int) -> list[tuple[float, float, float]]:
@@ -70,79 +96,122 @@ def save_heat_map(
     path: Path,
     background: Background,
     grid: Grid,
-    mpp: float,
+    tissue: Tissue,
     probabilities: npt.NDArray[np.float32],
-    area_mm2: Mapping[str, float],
+    areas: Areas,
 ) -> None:
-    """Draws each tile in its class's colour, the stronger the higher its probability, over the slide in grey.
+    """Draws the tissue of each cell in the colour of its class over the slide in grey.
+
+    The colour is the stronger, the higher the probability of the class. Tissue in no cell is hatched; glass is not
+    painted.
 
     Args:
         path: the PNG.
         background: the slide.
-        grid: its tiles.
-        mpp: µm per pixel of level 0.
-        probabilities: float32 `(n, classes)` of the tiles.
-        area_mm2: area of tissue by class, in the order of the probabilities.
+        grid: its squares.
+        tissue: the mask.
+        probabilities: float32 `(n, classes)` of the squares.
+        areas: for the legend.
     """
     figure, axes = _canvas(background)
-    grey = background.pixels.mean(axis=2)
+    grey = 255 - PALE * (255 - background.pixels.mean(axis=2))
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=background.extent, interpolation="antialiased")
-    scale = mpp / 1000
-    cells = np.zeros((int(grid.row.max()) + 1, int(grid.column.max()) + 1, 4))
-    colours = np.array(class_colours(len(area_mm2)))
-    highest = probabilities.max(1)
-    chance = 1 / len(area_mm2)
-    cells[grid.row, grid.column, :3] = colours[probabilities.argmax(1)]
-    cells[grid.row, grid.column, 3] = 0.15 + 0.6 * (highest - chance) / (1 - chance)
-    margin = (grid.side - grid.stride) / 2
-    left, top = margin * scale, margin * scale
-    width, height = cells.shape[1] * grid.stride * scale, cells.shape[0] * grid.stride * scale
-    axes.imshow(cells, extent=(left, left + width, top + height, top), interpolation="nearest")
+    layer = paint_cells(background, grid, tissue, probabilities)
+    axes.imshow(layer, extent=background.extent, interpolation="antialiased")
     _crop(axes, background)
+    chosen = probabilities.argmax(1)
+    colours = class_colours(len(areas.classes))
     handles = [
-        Patch(color=tuple(colours[i]), label=f"{shown(name, 30)}  {area:.2f} mm²")
-        for i, (name, area) in enumerate(area_mm2.items())
+        Patch(color=colours[i], label=f"{shown(name, 30)}  {_mm2(area)}")
+        for i, (name, area) in enumerate(areas.classes.items())
+        if (chosen == i).any()
     ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=min(len(handles), 4),
-        frameon=False,
-        fontsize=9,
-        title="class of a tile and area of its tissue; the stronger, the surer",
-        title_fontsize=8,
-    )
-    axes.set_title(shown(background.name), fontsize=10)
+    if round(areas.unanalysed, 6) > 0:
+        label = f"not analysed  {_mm2(areas.unanalysed)}"
+        handles.append(Patch(facecolor="white", edgecolor="black", hatch="/////", linewidth=0, label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize=9)
+    _add_certainty(figure, axes, 1 / len(areas.classes))
+    axes.set_title(f"{shown(background.name)}: tissue by its most probable class", fontsize=10)
     save_figure(figure, path)
 
 
-def save_tissue(path: Path, background: Background, grid: Grid, mpp: float, tissue: Tissue) -> None:
-    """Draws the slide with the outline of its tissue, and the tiles that were taken.
+def paint_cells(
+    background: Background, grid: Grid, tissue: Tissue, probabilities: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """The colours of a heat map over the background's pixels.
+
+    Returns:
+        Red, green, blue and opacity in [0, 1], float64 `(height, width, 4)`: of the class where there is tissue in a
+        cell, black stripes where there is tissue in no cell, transparent elsewhere.
+    """
+    x, y = background.centres
+    index = grid.index_at(x, y)
+    has_tissue = tissue.at(x[None, :], y[:, None])
+    classes = probabilities.shape[1]
+    chance = 1 / classes
+    opacity = WEAKEST + (STRONGEST - WEAKEST) * (probabilities.max(1) - chance) / (1 - chance)
+    layer = np.zeros((*index.shape, 4))
+    painted = has_tissue & (index >= 0)
+    layer[painted, :3] = np.array(class_colours(classes))[probabilities.argmax(1)[index[painted]]]
+    layer[painted, 3] = opacity[index[painted]]
+    period = max(4, max(index.shape) // 200)
+    rows, columns = np.ogrid[: index.shape[0], : index.shape[1]]
+    stripes = (rows + columns) % period < max(1, period // 4)
+    layer[has_tissue & (index < 0) & stripes] = (0, 0, 0, 1)
+    return layer
+
+
+def _mm2(area: float) -> str:
+    return f"{area:,.3g} mm²" if area >= 0.0005 else "under 0.001 mm²"
+
+
+def _add_certainty(figure: matplotlib.figure.Figure, axes: Axes, chance: float) -> None:
+    """A bar that shows how strong a colour is at which probability."""
+    strengths = np.linspace(WEAKEST, STRONGEST, 256)[:, None]
+    ink = np.array(matplotlib.colors.to_rgb(INK))
+    ramp = matplotlib.colors.ListedColormap(1 - strengths * (1 - ink))
+    values = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(chance, 1), ramp)
+    where: dict[str, Any] = {
+        "ax": axes,
+        "location": "bottom",
+        "fraction": 0.03,
+        "pad": 0.02,
+        "shrink": 0.5,
+        "aspect": 40,
+    }
+    bar = figure.colorbar(values, format=PercentFormatter(1, decimals=0), **where)
+    bar.set_label("strength of a colour: probability of the class", fontsize=8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=2)
+
+
+def save_tissue(path: Path, background: Background, grid: Grid, tissue: Tissue) -> None:
+    """Draws the slide with the outline of its tissue, and the squares that were taken.
 
     Args:
         path: the PNG.
         background: the slide.
-        grid: its tiles.
-        mpp: µm per pixel of level 0.
+        grid: its squares.
         tissue: the mask.
     """
     figure, axes = _canvas(background)
     axes.imshow(background.pixels, extent=background.extent, interpolation="antialiased")
     mask = tissue.mask
-    scale = tissue.downsample * mpp / 1000
+    mm_x, mm_y = (um / 1000 for um in background.mpp)
     if mask.any() and not mask.all():
         padded = np.pad(mask, 1)
-        x, y = ((np.arange(size + 2) - 0.5) * scale for size in (mask.shape[1], mask.shape[0]))
+        x = (np.arange(mask.shape[1] + 2) - 0.5) * tissue.downsample[0] * mm_x
+        y = (np.arange(mask.shape[0] + 2) - 0.5) * tissue.downsample[1] * mm_y
         axes.contour(x, y, padded.astype(np.float64), levels=[0.5], colors="#0072B2", linewidths=1.0)
-    mm = mpp / 1000
     if len(grid) <= 20_000:  # more outlines would cover the slide in grey
-        for left, top in zip((grid.x * mm).tolist(), (grid.y * mm).tolist(), strict=True):
-            axes.add_patch(
-                Rectangle((left, top), grid.side * mm, grid.side * mm, fill=False, color="#333333", linewidth=0.25)
-            )
+        width, height = grid.layout.square
+        for left, top in zip(grid.columns.start[grid.column], grid.rows.start[grid.row], strict=True):
+            corner, size = (left * mm_x, top * mm_y), (width * mm_x, height * mm_y)
+            axes.add_patch(Rectangle(corner, *size, fill=False, color=INK, linewidth=0.25))
     _crop(axes, background)
-    area = mask.sum() * scale**2
-    facts = f"{area:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} tiles"
+    facts = (
+        f"{tissue.area * mm_x * mm_y:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} squares"
+    )
     axes.set_title(f"{shown(background.name)}: {facts}", fontsize=10)
     save_figure(figure, path)
 
@@ -184,7 +253,7 @@ def save_mistakes(path: Path, mistakes: Sequence[Mistake], *, title: str, column
 
 
 def _canvas(background: Background) -> tuple[matplotlib.figure.Figure, Axes]:
-    height, width = background.pixels.shape[:2]
+    _, width, height, _ = background.extent
     longest = max(height, width)
     figure = new_figure(max(4.0, LONG_SIDE * width / longest), max(3.0, LONG_SIDE * height / longest) + 0.9)
     axes = figure.subplots()

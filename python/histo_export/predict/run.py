@@ -40,7 +40,7 @@ from histo_export.predict.inputs import (
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.names import name_inputs
 from histo_export.predict.settings import PredictSettings
-from histo_export.predict.tile_set import RESULT, write_tile_set
+from histo_export.predict.tile_set import write_tile_set
 from histo_export.predict.work import (
     SHARD,
     TRIED,
@@ -57,6 +57,9 @@ from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn
 
 RUN, FAILED = "run.json", "failed.csv"
+
+RESULTS = 2
+"""The version of what results mean. A new version makes results of older ones count as those of other settings."""
 
 
 @dataclass
@@ -363,8 +366,8 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         digest = hashlib.sha256()
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
-        facts = [digest.hexdigest(), settings.resize, RESULT]
-    return hashlib.sha256(json.dumps([model, chosen, facts], sort_keys=True).encode()).hexdigest()
+        facts = [digest.hexdigest(), settings.resize]
+    return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
 def _size_and_time(path: Path) -> list[int]:

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from histo_export.errors import UsageError
-from histo_export.spec import Precision
+from histo_export.spec import MPP_LIMITS, Precision
+
+GridUnit = Literal["seen", "tile"]
+"""The square that a grid consists of, and that areas and pictures are about: what the network sees, or the tile."""
+
+Resample = Literal["bilinear", "bicubic"]
+"""PIL's filters, both antialiased."""
+
+GeoJsonOrigin = Literal["bounds", "level0"]
+"""The point that is (0, 0) in GeoJSON: the corner of the slide's bounds, as in QuPath, or that of level 0."""
+
+STRIDE_LIMITS = (0.001, 100_000.0)
+"""µm. A larger stride than a slide takes one square, as this one does."""
+
+MAX_CLOSING_UM = 1000.0
+"""A wider gap is not a gap within a tissue, and closing it would take minutes and gigabytes."""
+
+
+MAX_AREA_UM2 = 1e12
+"""A square of a metre; larger than any slide, and finite."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +48,23 @@ class TissueSettings:
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 255:
             raise UsageError(f"--tissue-threshold {self.threshold}", "is not in 0 to 255", "Leave it out for Otsu's")
-        if not (self.closing_um >= 0 and self.min_area_um2 >= 0):
-            raise UsageError("--closing and --min-area", "are not 0 or more", "Use e.g. --closing 50 --min-area 40000")
+        _check_range("--closing", self.closing_um, (0, MAX_CLOSING_UM), "µm", "50")
+        _check_range("--min-area", self.min_area_um2, (0, MAX_AREA_UM2), "µm²", "40000")
 
 
 @dataclass(frozen=True)
 class SlideSettings:
-    """How a slide is cut into tiles.
+    """How a slide is cut into squares.
 
     Attributes:
-        mpp: µm per pixel of level 0, where the slide's file lacks it or is wrong.
-        overlap: of neighbouring tiles, as a fraction of their side, 0 to 0.95.
-        stride_um: from tile to tile in µm, in place of `overlap`.
-        min_tissue: fraction of a tile that must be tissue.
-        everything: take every tile of the slide and look for no tissue.
+        mpp: µm per pixel of level 0 in x and y, where the slide's file lacks it or is wrong.
+        grid: the unit of the grid; `overlap`, `stride_um` and `min_tissue` are about this square.
+        overlap: of neighbouring squares, as a fraction of their side, 0 to 0.95.
+        stride_um: from square to square in µm, in place of `overlap`.
+        min_tissue: fraction of a square that must be tissue.
+        everything: take every square of the slide and look for no tissue.
+        resample: the filter for tiles of another resolution than the model's.
+        geojson_origin: the origin of the coordinates in tiles.geojson.
         tissue: how tissue is found.
 
     Raises:
@@ -49,21 +72,27 @@ class SlideSettings:
     """
 
     mpp: float | None = None
+    grid: GridUnit = "seen"
     overlap: float = 0.0
     stride_um: float | None = None
     min_tissue: float = 0.1
     everything: bool = False
+    resample: Resample = "bilinear"
+    geojson_origin: GeoJsonOrigin = "bounds"
     tissue: TissueSettings = field(default_factory=TissueSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= 0.95:
             raise UsageError(f"--overlap {self.overlap:g}", "is not in 0 to 0.95", "Use e.g. --overlap 0.5")
-        if self.stride_um is not None and not self.stride_um > 0:
-            raise UsageError(f"--stride {self.stride_um:g}", "is not a positive number of µm", "Use e.g. --stride 50")
+        if self.stride_um is not None:
+            _check_range("--stride", self.stride_um, STRIDE_LIMITS, "µm", "50")
         if not 0 <= self.min_tissue <= 1:
             raise UsageError(f"--min-tissue {self.min_tissue:g}", "is not in 0 to 1", "Use e.g. --min-tissue 0.1")
-        if self.mpp is not None and not self.mpp > 0:
-            raise UsageError(f"--mpp {self.mpp:g}", "is not a positive number of µm", "Use e.g. --mpp 0.25")
+        if self.mpp is not None:
+            _check_range("--mpp", self.mpp, MPP_LIMITS, "µm per pixel", "0.25")
+        _check("--grid", self.grid, get_args(GridUnit))
+        _check("--resample", self.resample, get_args(Resample))
+        _check("--geojson-origin", self.geojson_origin, get_args(GeoJsonOrigin))
 
 
 @dataclass(frozen=True)
@@ -74,16 +103,36 @@ class PredictSettings:
         runtime: the id of a `runtimes.Variant`, e.g. "native" or "native-int8".
         precision: in which it is to run; None for the one that the bundle is made for.
         device: "cpu" or "cuda".
-        resize: resample tiles of other sizes than the model's.
+        resize: the filter that resamples tiles of other sizes than the model's; None refuses them.
         slide: how slides are cut.
         batch: tiles per call of the runtime.
         threads: of the runtime; as many others read.
+
+    Raises:
+        UsageError: an unknown filter.
     """
 
     runtime: str = "native"
     precision: Precision | None = None
     device: str = "cpu"
-    resize: bool = False
+    resize: Resample | None = None
     slide: SlideSettings = field(default_factory=SlideSettings)
     batch: int = 32
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.resize is not None:
+            _check("--resample", self.resize, get_args(Resample))
+
+
+def _check_range(option: str, value: float, limits: tuple[float, float], unit: str, example: str) -> None:
+    low, high = limits
+    if not low <= value <= high:  # also refuses NaN
+        raise UsageError(
+            f"{option} {value:g}", f"is not in {low:g} to {high:,g} {unit}", f"Use e.g. {option} {example}"
+        )
+
+
+def _check(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value}", "is unknown", f"Use {' or '.join(known)}")

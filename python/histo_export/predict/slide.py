@@ -11,13 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from histo_export.predict.settings import Resample
+
 Pixels = npt.NDArray[np.uint8]
 
 WHITE = (255, 255, 255)
 """The colour of glass, for what is outside of a slide or has no pixels."""
 
-PLAUSIBLE_MPP = (0.05, 50.0)
-"""A TIFF's resolution is often that of a screen (72 dpi are 353 µm per pixel); values out of this range are ignored."""
+Pair = tuple[float, float]
+"""Of x and y, which differ where a slide's pixels are not square."""
+
+PLAUSIBLE_MPP = (0.05, 10.0)
+"""A TIFF's resolution is often that of a screen or a printer: 72 dpi are 353 µm per pixel, 600 dpi 42 and 2400 dpi 11.
+The finest objectives give 0.05 µm, a 1x objective 10. Values out of this range are ignored."""
 
 BLOCK = 4096
 """Side in pixels of the blocks in which an overview is read, so that no slide is in memory completely."""
@@ -38,13 +44,16 @@ class Slide(ABC):
     Attributes:
         path: the file.
         levels: from the finest on.
-        mpp: µm per pixel of level 0; None where the file does not state it.
+        mpp: µm per pixel of level 0 in x and y; None where the file does not state it.
+        bounds: x, y, width and height, in pixels of level 0, of the part that was scanned, and that viewers show; None
+            where the file does not state it.
         vendor: the name that the reader gives to the format.
     """
 
     path: Path
     levels: list[Level]
-    mpp: float | None
+    mpp: Pair | None
+    bounds: tuple[int, int, int, int] | None
     vendor: str
 
     @property
@@ -69,43 +78,58 @@ class Slide(ABC):
     def close(self) -> None:
         """Closes the file."""
 
-    def tile(self, x: int, y: int, side: int, pixels: int) -> Pixels:
-        """A tile: `side` by `side` pixels of level 0 from (x, y), as uint8 `(pixels, pixels, 3)`.
-
-        It is resampled (PIL's antialiased bicubic) from the coarsest level that is at least as fine as the tile, and
-        not resampled where that level has the same resolution.
-        """
-        wanted = side / pixels
+    def level_for(self, downsample: float) -> int:
+        """The coarsest level that is at least as fine as `downsample`, or level 0."""
         # A level half a per cent coarser counts as the same: many files state rounded downsamples.
-        level = max(i for i, each in enumerate(self.levels) if i == 0 or each.downsample <= wanted * 1.005)
-        read = max(1, round(side / self.levels[level].downsample))
-        image = self.read(level, x, y, read, read)
-        if read != pixels:
-            image = image.resize((pixels, pixels), Image.Resampling.BICUBIC)
+        return max(i for i, each in enumerate(self.levels) if i == 0 or each.downsample <= downsample * 1.005)
+
+    def tile(self, x: int, y: int, size: tuple[int, int], pixels: int, resample: Resample = "bilinear") -> Pixels:
+        """A tile: a rectangle of level 0 as uint8 `(pixels, pixels, 3)`; white outside of the slide.
+
+        It is resampled (PIL's antialiased filters) from the coarsest level that is at least as fine as the tile in both
+        directions, and not resampled where that level has the same resolution.
+
+        Args:
+            x, y: upper left corner in pixels of level 0; may be negative.
+            size: width and height in pixels of level 0. They differ where the slide's pixels are not square.
+            pixels: side of the result.
+            resample: the filter.
+
+        Raises:
+            HistoError: the file is damaged at this place.
+        """
+        level = self.level_for(min(size) / pixels)
+        width, height = (max(1, round(side / self.levels[level].downsample)) for side in size)
+        image = self.read(level, x, y, width, height)
+        if (width, height) != (pixels, pixels):
+            image = image.resize((pixels, pixels), Image.Resampling[resample.upper()])
         return np.asarray(image)
 
-    def overview(self, downsample: float) -> tuple[Pixels, float]:
+    def overview(self, downsample: Pair) -> tuple[Pixels, Pair]:
         """A small image of the slide, averaged block by block from the coarsest level that is fine enough.
 
         Args:
-            downsample: pixels of level 0 for one of the image, at most.
+            downsample: pixels of level 0 for one of the image, in x and y, at most.
 
         Returns:
-            uint8 RGB `(height, width, 3)`; and its downsample.
+            uint8 RGB `(height, width, 3)`; and its downsample in x and y.
+
+        Raises:
+            HistoError: the file is damaged.
         """
-        level = max(i for i, each in enumerate(self.levels) if i == 0 or each.downsample <= downsample * 1.005)
+        level = self.level_for(min(downsample))
         source = self.levels[level]
-        factor = max(1, math.floor(downsample / source.downsample * 1.005))
-        block = max(factor, BLOCK // factor * factor)
-        out = np.full((-(-source.height // factor), -(-source.width // factor), 3), 255, np.uint8)
-        for y in range(0, source.height, block):
-            for x in range(0, source.width, block):
+        fx, fy = (max(1, math.floor(each / source.downsample * 1.005)) for each in downsample)
+        block_x, block_y = (max(factor, BLOCK // factor * factor) for factor in (fx, fy))
+        out = np.full((-(-source.height // fy), -(-source.width // fx), 3), 255, np.uint8)
+        for y in range(0, source.height, block_y):
+            for x in range(0, source.width, block_x):
                 at = round(x * source.downsample), round(y * source.downsample)
-                image = self.read(level, *at, min(block, source.width - x), min(block, source.height - y))
-                small = np.asarray(image.reduce(factor))
-                top, left = y // factor, x // factor
+                image = self.read(level, *at, min(block_x, source.width - x), min(block_y, source.height - y))
+                small = np.asarray(image.reduce((fx, fy)))
+                top, left = y // fy, x // fx
                 out[top : top + small.shape[0], left : left + small.shape[1]] = small
-        return out, source.downsample * factor
+        return out, (source.downsample * fx, source.downsample * fy)
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -126,6 +150,7 @@ def text_of_error(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def plausible(mpp: float) -> float | None:
-    """The value, or None where it is outside of `PLAUSIBLE_MPP`."""
-    return mpp if PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] else None
+def plausible(x: float, y: float) -> Pair | None:
+    """The µm per pixel in x and y, or None where one of them is outside of `PLAUSIBLE_MPP`."""
+    low, high = PLAUSIBLE_MPP
+    return (x, y) if low <= x <= high and low <= y <= high else None

@@ -25,11 +25,10 @@ from histo_export.predict.inputs import Failure, TileSetInput
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import labels_of
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
+from histo_export.predict.settings import Resample
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
-RESULT = 2
-"""Version of a set's result. Results of other versions are not continued."""
 ROWS = 4096
 """Rows of a Parquet row group, which are kept in memory until it is written."""
 
@@ -49,10 +48,13 @@ class TileResults:
     reasons: Sequence[str]
 
 
-def open_tiles(tiles: TileSetInput, side: int, resize: bool, hashes: Hashes | None = None) -> Callable[[int], Pixels]:
+def open_tiles(
+    tiles: TileSetInput, side: int, resize: Resample | None, hashes: Hashes | None = None
+) -> Callable[[int], Pixels]:
     """A function that reads tile `i` of a set as uint8 `(side, side, 3)`, and puts its `tile_hash` into `hashes[i]`.
 
-    It raises HistoError where the tile is not an image, or has another size and `resize` is not set.
+    `resize` is the filter for a tile of another size. It raises HistoError where the tile is not an image, or has
+    another size and `resize` is None.
 
     Raises:
         HistoError: the array that holds the tiles can't be opened any more.
@@ -77,14 +79,14 @@ def open_tiles(tiles: TileSetInput, side: int, resize: bool, hashes: Hashes | No
             hashes[index] = tile_hash(pixels)
         if pixels.shape[:2] == (side, side):
             return pixels
-        if not resize:
+        if resize is None:
             height, width = pixels.shape[:2]
             raise HistoError(
                 tiles.label(index),
                 f"is {width}×{height} pixels, and the model takes {side}×{side}",
                 "Add --resize to resample it, if it shows the same field of view",
             )
-        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
 
     return read
 
@@ -93,7 +95,7 @@ def predict_tiles(
     tiles: TileSetInput,
     loop: TileLoop,
     *,
-    resize: bool,
+    resize: Resample | None,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
 ) -> tuple[TileResults, StageSeconds]:
     """Runs every tile.
@@ -101,7 +103,7 @@ def predict_tiles(
     Args:
         tiles: the set.
         loop: what runs its tiles.
-        resize: resample tiles of other sizes than the model's.
+        resize: the filter for tiles of other sizes than the model's; None refuses them.
         progress: told the number of tiles done and in all.
 
     Returns:
@@ -129,7 +131,7 @@ def write_tile_set(
     shards: Iterable[tuple[TileResults, str]],
     folder: Path,
     *,
-    resize: bool,
+    resize: Resample | None,
     trained_on: TrainedOn | None,
 ) -> list[Failure]:
     """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`.
@@ -142,7 +144,7 @@ def write_tile_set(
         spec: of the model.
         shards: results, and what the runtime executed, shard by shard in the order of the set.
         folder: exists.
-        resize: resample tiles of other sizes for mistakes.png.
+        resize: as in `predict_tiles`, for mistakes.png.
         trained_on: the tiles that the network was trained on; None where that is unknown.
 
     Returns:

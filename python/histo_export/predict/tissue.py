@@ -7,17 +7,21 @@ gaps closed and specks removed (Otsu 1979, doi:10.1109/TSMC.1979.4310076; WSInfe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from histo_export.errors import HistoError
 from histo_export.predict.settings import TissueSettings
+from histo_export.predict.slide import Pair
 
 try:
     from scipy import ndimage
 except ModuleNotFoundError as error:
     raise HistoError("Finding tissue", "needs scipy", "pip install 'histo-export[slides]'") from error
+
+Floats = npt.NDArray[np.float64]
 
 OTSU_LIMITS = (12, 50)
 """Otsu's method splits any image in two. Its threshold is kept within the range that separates glass from tissue, so
@@ -33,45 +37,63 @@ class Tissue:
 
     Attributes:
         mask: bool `(height, width)`.
-        downsample: pixels of level 0 for one of the mask.
+        downsample: pixels of level 0 for one of the mask, in x and y.
         threshold: the one that was used, on saturation of 0 to 255.
+        extent: left, top, right and bottom, in pixels of level 0, of what counts: the mask's last row and column may
+            reach beyond the slide, and a slide beyond its bounds.
     """
 
     mask: npt.NDArray[np.bool_]
-    downsample: float
+    downsample: Pair
     threshold: int
+    extent: tuple[float, float, float, float]
 
-    def areas(
-        self, x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], width: int, height: int
-    ) -> npt.NDArray[np.float64]:
+    @cached_property
+    def _sums(self) -> Floats:
+        """Tissue above and left of each corner of the mask's pixels, in pixels of the mask."""
+        sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
+        sums[1:, 1:] = self.mask.cumsum(0).cumsum(1)
+        return sums
+
+    @property
+    def area(self) -> float:
+        """Of all tissue, in pixels² of level 0."""
+        return float(self.areas(*(np.array(edge, np.float64) for edge in self.extent)))
+
+    def areas(self, left: Floats, top: Floats, right: Floats, bottom: Floats) -> Floats:
         """Area of tissue in rectangles; a mask pixel that is partly inside counts in part.
 
         Args:
-            x, y: int64 `(n,)`, upper left corners in pixels of level 0.
-            width, height: of every rectangle, in pixels of level 0.
+            left, top, right, bottom: float64 of shapes that broadcast, in pixels of level 0.
 
         Returns:
-            float64 `(n,)`, in pixels² of level 0.
+            float64 of the common shape, in pixels² of level 0.
         """
-        sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
-        sums[1:, 1:] = self.mask.cumsum(0).cumsum(1)
+        sums, (height, width) = self._sums, self.mask.shape
+        x_from, y_from, x_to, y_to = self.extent
 
-        def area_to(px: npt.NDArray[np.float64], py: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        def area_to(x: Floats, y: Floats) -> Floats:
             """Tissue above and left of a point, bilinear between the mask's corners, which is exact."""
-            px = np.clip(px / self.downsample, 0, self.mask.shape[1])
-            py = np.clip(py / self.downsample, 0, self.mask.shape[0])
-            ix = np.minimum(px.astype(int), self.mask.shape[1] - 1)
-            iy = np.minimum(py.astype(int), self.mask.shape[0] - 1)
+            px = np.clip(np.clip(x, x_from, x_to) / self.downsample[0], 0, width)
+            py = np.clip(np.clip(y, y_from, y_to) / self.downsample[1], 0, height)
+            ix, iy = np.minimum(px.astype(int), width - 1), np.minimum(py.astype(int), height - 1)
             fx, fy = px - ix, py - iy
-            top = sums[iy, ix] * (1 - fx) + sums[iy, ix + 1] * fx
-            bottom = sums[iy + 1, ix] * (1 - fx) + sums[iy + 1, ix + 1] * fx
-            result: npt.NDArray[np.float64] = top * (1 - fy) + bottom * fy
+            upper = sums[iy, ix] * (1 - fx) + sums[iy, ix + 1] * fx
+            lower = sums[iy + 1, ix] * (1 - fx) + sums[iy + 1, ix + 1] * fx
+            result: Floats = upper * (1 - fy) + lower * fy
             return result
 
-        x0, y0 = x.astype(np.float64), y.astype(np.float64)
-        x1, y1 = x0 + width, y0 + height
-        inside = area_to(x1, y1) - area_to(x0, y1) - area_to(x1, y0) + area_to(x0, y0)
-        return np.maximum(inside, 0) * self.downsample**2
+        inside = area_to(right, bottom) - area_to(left, bottom) - area_to(right, top) + area_to(left, top)
+        result: Floats = np.maximum(inside, 0) * self.downsample[0] * self.downsample[1]
+        return result
+
+    def at(self, x: Floats, y: Floats) -> npt.NDArray[np.bool_]:
+        """Whether points (pixels of level 0, shapes that broadcast) have tissue."""
+        ix = np.clip((x / self.downsample[0]).astype(int), 0, self.mask.shape[1] - 1)
+        iy = np.clip((y / self.downsample[1]).astype(int), 0, self.mask.shape[0] - 1)
+        left, top, right, bottom = self.extent
+        inside: npt.NDArray[np.bool_] = (left <= x) & (x < right) & (top <= y) & (y < bottom) & self.mask[iy, ix]
+        return inside
 
 
 def saturation(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -92,37 +114,49 @@ def otsu(values: npt.NDArray[np.uint8]) -> int:
     return int(np.argmax(np.nan_to_num(between)))
 
 
-def find_tissue(overview: npt.NDArray[np.uint8], downsample: float, mpp: float, settings: TissueSettings) -> Tissue:
+def find_tissue(
+    overview: npt.NDArray[np.uint8],
+    downsample: Pair,
+    mpp: Pair,
+    settings: TissueSettings,
+    extent: tuple[float, float, float, float],
+) -> Tissue:
     """The mask of an overview.
 
     Args:
         overview: RGB `(h, w, 3)`.
-        downsample: pixels of level 0 for one of the overview.
-        mpp: µm per pixel of level 0.
+        downsample: pixels of level 0 for one of the overview, in x and y.
+        mpp: µm per pixel of level 0, in x and y.
         settings: threshold, closing and smallest area.
+        extent: see `Tissue`.
     """
-    um = downsample * mpp
+    um_x, um_y = downsample[0] * mpp[0], downsample[1] * mpp[1]
     values: npt.NDArray[np.uint8] = ndimage.median_filter(saturation(overview), 3)
     threshold = settings.threshold
     if threshold is None:
         threshold = int(np.clip(otsu(values), *OTSU_LIMITS))
     mask = values > threshold
-    radius = round(settings.closing_um / 2 / um)
-    if radius:
+    rx, ry = (round(settings.closing_um / 2 / um) for um in (um_x, um_y))
+    if rx and ry:
         # Padded first: the erosion of a closing would otherwise eat tissue at the edge of the image.
-        padded = np.pad(mask, radius, mode="edge")
-        disc = np.hypot(*np.ogrid[-radius : radius + 1, -radius : radius + 1]) <= radius
-        mask = ndimage.binary_closing(padded, disc)[radius:-radius, radius:-radius]
-    smallest = settings.min_area_um2 / um**2
-    mask = _without_specks(mask, smallest)
-    mask = ~_without_specks(~mask, smallest)
-    return Tissue(mask, downsample, threshold)
+        padded = np.pad(mask, ((ry, ry), (rx, rx)), mode="edge")
+        y, x = np.ogrid[-ry : ry + 1, -rx : rx + 1]
+        disc = np.hypot(y * (rx / ry), x) <= rx
+        mask = ndimage.binary_closing(padded, disc)[ry:-ry, rx:-rx]
+    smallest = settings.min_area_um2 / (um_x * um_y)
+    mask = mask & ~_small_pieces(mask, smallest)
+    # What touches the edge is not a hole, or a slide of glass that is smaller than `smallest` would be filled.
+    mask = mask | _small_pieces(~mask, smallest, at_edge=False)
+    return Tissue(mask, downsample, threshold, extent)
 
 
-def _without_specks(mask: npt.NDArray[np.bool_], smallest: float) -> npt.NDArray[np.bool_]:
-    """Without connected pieces of fewer than `smallest` pixels."""
+def _small_pieces(mask: npt.NDArray[np.bool_], smallest: float, *, at_edge: bool = True) -> npt.NDArray[np.bool_]:
+    """The connected pieces of fewer than `smallest` pixels; with or without those that touch the image's edge."""
     pieces, _ = ndimage.label(mask)
-    large = np.bincount(pieces.ravel()) >= smallest
-    large[0] = False
-    result: npt.NDArray[np.bool_] = large[pieces]
+    small = np.bincount(pieces.ravel()) < smallest
+    small[0] = False
+    if not at_edge:
+        for edge in (pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]):
+            small[edge] = False
+    result: npt.NDArray[np.bool_] = small[pieces]
     return result

@@ -1,4 +1,4 @@
-"""One slide: its tissue, its grid of tiles, their probabilities, and the files of its result."""
+"""One slide: its tissue, its grid of squares, their probabilities, and the files of its result."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from histo_export.errors import HistoError
-from histo_export.predict.grid import Grid, make_grid
+from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Probabilities, StageSeconds, TileLoop
-from histo_export.predict.pictures import Background, class_colours, save_heat_map, save_tissue
+from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
 from histo_export.predict.settings import SlideSettings
-from histo_export.predict.slide import Pixels, Slide
+from histo_export.predict.slide import Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
 
@@ -29,6 +29,14 @@ of a slide has a few megapixels only."""
 PICTURE_SIDE = 1200
 """Least pixels of the longer side of a picture, where the slide has as many."""
 
+WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
+"""How many times the model's resolution a pixel of the slide may be wide: from the first on with a warning. Above the
+second, tiles hold less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the
+likely cause."""
+
+MAX_READ_PIXELS = 1 << 26
+"""Of one tile, in the level that it is read from: 256 MB in each reader thread."""
+
 
 @dataclass(frozen=True)
 class SlidePrediction:
@@ -36,27 +44,33 @@ class SlidePrediction:
 
     Attributes:
         classes: names, in the order of `probabilities`.
-        grid: where the tiles are.
+        grid: where the squares are.
         probabilities: float32 `(n, classes)`.
-        mpp: µm per pixel of level 0.
-        area_mm2: area of tissue by the class of the tile that it is in.
+        mpp: µm per pixel of level 0, in x and y.
+        area_mm2: area of tissue by the class of the cell that it is in.
+        unanalysed_mm2: area of tissue in no cell. With the areas of the classes it adds up to all tissue.
         tissue: the mask.
         background: a small image of the slide, which its pictures are drawn over.
         seconds: of each stage.
         name: of the slide's file.
         facts: further plain values for summary.json.
+        geojson_origin: x and y, in pixels of level 0, of the point that is (0, 0) in tiles.geojson.
+        warnings: sentences about what may make the result worse than it looks.
     """
 
     classes: tuple[str, ...]
     grid: Grid
     probabilities: Probabilities
-    mpp: float
+    mpp: Pair
     area_mm2: dict[str, float]
+    unanalysed_mm2: float
     tissue: Tissue
     background: Background
     seconds: StageSeconds
     name: str
     facts: dict[str, Any]
+    geojson_origin: tuple[int, int] = (0, 0)
+    warnings: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png and summary.json into a folder that exists."""
@@ -64,8 +78,9 @@ class SlidePrediction:
             self._write_csv(file)
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:
             self._write_geojson(file)
-        save_tissue(folder / "tissue.png", self.background, self.grid, self.mpp, self.tissue)
-        save_heat_map(folder / "heatmap.png", self.background, self.grid, self.mpp, self.probabilities, self.area_mm2)
+        save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
+        areas = Areas(self.area_mm2, self.unanalysed_mm2)
+        save_heat_map(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas)
         (folder / "summary.json").write_text(
             json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
@@ -73,38 +88,44 @@ class SlidePrediction:
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: plain values, the same in every run."""
         chosen = self.probabilities.argmax(1)
+        areas = [round(self.area_mm2[name], 6) for name in self.classes]
+        unanalysed = round(self.unanalysed_mm2, 6)
         return {
             **self.facts,
             "tiles": len(self.grid),
             "classes": {
-                name: {"tiles": int((chosen == i).sum()), "area_mm2": round(self.area_mm2[name], 6)}
-                for i, name in enumerate(self.classes)
+                name: {"tiles": int((chosen == i).sum()), "area_mm2": areas[i]} for i, name in enumerate(self.classes)
             },
-            "tissue_mm2": round(float(self.tissue.mask.sum()) * (self.tissue.downsample * self.mpp / 1000) ** 2, 6),
+            "unanalysed_mm2": unanalysed,
+            "tissue_mm2": round(sum(areas) + unanalysed, 6),  # of the rounded values, so that they add up
             "tissue_threshold": self.tissue.threshold,
+            "warnings": list(self.warnings),
         }
 
     def _write_csv(self, file: TextIO) -> None:
-        """Writes tiles.csv with WSInfer's columns."""
+        """Writes tiles.csv with WSInfer's columns, in pixels of level 0."""
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["minx", "miny", "width", "height", *(f"prob_{name}" for name in self.classes)])
-        side = self.grid.side
         for x, y, row in zip(self.grid.x.tolist(), self.grid.y.tolist(), self.probabilities, strict=True):
-            writer.writerow([x, y, side, side, *(f"{p:.7f}" for p in row)])
+            writer.writerow([x, y, *self.grid.size, *(f"{p:.7f}" for p in row)])
 
     def _write_geojson(self, file: TextIO) -> None:
-        """Writes a FeatureCollection of tile polygons as QuPath 0.4 and later read them."""
+        """Writes a FeatureCollection of polygons as QuPath 0.4 and later read them."""
         colours = [[round(255 * part) for part in colour] for colour in class_colours(len(self.classes))]
         chosen = self.probabilities.argmax(1).tolist()
-        side = self.grid.side
+        width, height = self.grid.size
         file.write('{"type": "FeatureCollection", "features": [')
         for i, (x, y) in enumerate(zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)):
-            corners = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+            left, top = x - self.geojson_origin[0], y - self.geojson_origin[1]
+            right, bottom = left + width, top + height
             feature = {
                 "type": "Feature",
-                # QuPath wants an id; it is made of the tile's place, so that every run writes the same bytes.
-                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{side}")),
-                "geometry": {"type": "Polygon", "coordinates": [corners]},
+                # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
+                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")),
+                "geometry": {
+                    "type": "Polygon",
+                    "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]],
+                },
                 "properties": {
                     "objectType": "tile",
                     "classification": {"name": self.classes[chosen[i]], "color": colours[chosen[i]]},
@@ -118,12 +139,49 @@ class SlidePrediction:
         file.write("\n]}\n")
 
 
-def slide_mpp(slide: Slide, settings: SlideSettings) -> float:
-    """µm per pixel of level 0; HistoError where neither the settings nor the slide state it."""
-    mpp = settings.mpp or slide.mpp
+def slide_mpp(slide: Slide, settings: SlideSettings) -> Pair:
+    """µm per pixel of level 0 in x and y; HistoError where neither the settings nor the slide state it."""
+    mpp = slide.mpp if settings.mpp is None else (settings.mpp, settings.mpp)
     if mpp is None:
         raise HistoError(slide.path, "does not state its µm per pixel", "State it with --mpp, e.g. --mpp 0.25")
     return mpp
+
+
+def check_scale(slide: Slide, mpp: Pair, layout: Layout, spec: ModelSpec) -> tuple[str, ...]:
+    """Warnings where the slide is coarser than the model.
+
+    Args:
+        slide: opened.
+        mpp: µm per pixel of level 0.
+        layout: of its grid.
+        spec: of the model; its µm per pixel is known.
+
+    Raises:
+        HistoError: the slide is so much coarser or finer that its µm per pixel is most likely wrong.
+    """
+    assert spec.mpp is not None
+    enlarged = max(mpp) / spec.mpp
+    scales = f"has {_text(mpp)} µm per pixel, and the model {spec.mpp:g}"
+    if enlarged > MAX_ENLARGED:
+        raise HistoError(
+            slide.path,
+            f"{scales}: its pixels would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
+            "Check its µm per pixel (--mpp sets it), or use a model for this resolution",
+        )
+    downsample = slide.levels[slide.level_for(min(layout.tile) / spec.tile_size)].downsample
+    width, height = (round(side / downsample) for side in layout.tile)
+    if width * height > MAX_READ_PIXELS:
+        raise HistoError(
+            slide.path,
+            f"{scales}: one tile would take {width:,}×{height:,} of its pixels",
+            "Check its µm per pixel (--mpp sets it), or add coarser levels to it, e.g. with vips tiffsave --pyramid",
+        )
+    if enlarged < WARN_ENLARGED - 1e-9:
+        return ()
+    return (
+        f"The slide {scales}: its pixels are enlarged {enlarged:.3g} times and lack details that the model learned "
+        "from. Check the µm per pixel, or use a model for this resolution.",
+    )
 
 
 def predict_slide(
@@ -141,60 +199,94 @@ def predict_slide(
         progress: told the number of tiles done and in all.
 
     Raises:
-        HistoError: no µm per pixel, no tissue, or a part of the slide can't be read.
+        HistoError: no µm per pixel, or an absurd one; no tissue; too many squares; or an unreadable part.
     """
     spec = loop.spec
     if spec.mpp is None:
         raise HistoError("The model", "does not state its µm per pixel", "Export it again with --mpp, e.g. --mpp 0.5")
     mpp = slide_mpp(slide, settings)
+    layout = make_layout(spec, mpp, settings)
+    warnings = check_scale(slide, mpp, layout, spec)
     background, tissue = _survey(slide, mpp, settings)
-    grid, cells = make_grid(slide, spec, mpp, settings, tissue)
+    grid, cells = make_grid((slide.width, slide.height), layout, settings, tissue)
     if not len(grid):
         raise HistoError(
             slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
         )
     probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
 
-    def read(position: tuple[int, int]) -> Pixels:
-        return slide.tile(*position, grid.side, spec.tile_size)
+    def read(corner: tuple[int, int]) -> Pixels:
+        return slide.tile(*corner, layout.tile, spec.tile_size, settings.resample)
 
     def deliver(index: int, result: Probabilities | HistoError) -> None:
         if isinstance(result, HistoError):
             raise result  # a slide that lacks a tile would look as if there were glass
         probabilities[index] = result
 
-    positions = zip(grid.x.tolist(), grid.y.tolist(), strict=True)
-    seconds = loop.run(positions, read, deliver, lambda done: progress(done, len(grid)))
-    areas = np.bincount(probabilities.argmax(1), weights=cells, minlength=len(spec.classes)) * (mpp / 1000) ** 2
-    name = text_of(slide.path.name)
-    facts = _facts(slide, mpp, grid, spec, loop.runtime.executed)
-    area_mm2 = dict(zip(spec.classes, areas.tolist(), strict=True))
-    return SlidePrediction(spec.classes, grid, probabilities, mpp, area_mm2, tissue, background, seconds, name, facts)
+    corners = ((x, y) for x, y in grid.tile_corners.tolist())
+    seconds = loop.run(corners, read, deliver, lambda done: progress(done, len(grid)))
+    mm2 = mpp[0] * mpp[1] / 1e6
+    areas = np.bincount(probabilities.argmax(1), weights=cells, minlength=len(spec.classes)) * mm2
+    origin = slide.bounds[:2] if slide.bounds and settings.geojson_origin == "bounds" else (0, 0)
+    return SlidePrediction(
+        classes=spec.classes,
+        grid=grid,
+        probabilities=probabilities,
+        mpp=mpp,
+        area_mm2=dict(zip(spec.classes, areas.tolist(), strict=True)),
+        unanalysed_mm2=max(0.0, tissue.area * mm2 - float(areas.sum())),
+        tissue=tissue,
+        background=background,
+        seconds=seconds,
+        name=text_of(slide.path.name),
+        facts=_facts(slide, mpp, layout, settings, loop.runtime.executed) | {"geojson_origin": list(origin)},
+        geojson_origin=origin,
+        warnings=warnings,
+    )
 
 
-def _survey(slide: Slide, mpp: float, settings: SlideSettings) -> tuple[Background, Tissue]:
+def _survey(slide: Slide, mpp: Pair, settings: SlideSettings) -> tuple[Background, Tissue]:
     """An image of the slide for its pictures, and its tissue."""
-    overview, downsample = slide.overview(max(1.0, TISSUE_UM / mpp))
+    overview, downsample = slide.overview((max(1.0, TISSUE_UM / mpp[0]), max(1.0, TISSUE_UM / mpp[1])))
     picture, picture_downsample = overview, downsample
     if max(overview.shape) < PICTURE_SIDE:
-        picture, picture_downsample = slide.overview(max(1.0, max(slide.width, slide.height) / PICTURE_SIDE))
+        longer = max(slide.width * mpp[0], slide.height * mpp[1]) / PICTURE_SIDE
+        picture, picture_downsample = slide.overview((max(1.0, longer / mpp[0]), max(1.0, longer / mpp[1])))
+    extent = (0.0, 0.0, float(slide.width), float(slide.height))
     if settings.everything:
-        tissue = Tissue(np.ones(overview.shape[:2], np.bool_), downsample, 0)
+        if slide.bounds:
+            x, y, width, height = slide.bounds
+            extent = (max(0, x), max(0, y), min(slide.width, x + width), min(slide.height, y + height))
+        tissue = Tissue(np.ones(overview.shape[:2], np.bool_), downsample, 0, extent)
     else:
-        tissue = find_tissue(overview, downsample, mpp, settings.tissue)
-    return Background(picture, picture_downsample * mpp / 1000, text_of(slide.path.name)), tissue
+        tissue = find_tissue(overview, downsample, mpp, settings.tissue, extent)
+    return Background(picture, picture_downsample, mpp, text_of(slide.path.name)), tissue
 
 
-def _facts(slide: Slide, mpp: float, grid: Grid, spec: ModelSpec, executed: str) -> dict[str, Any]:
-    """What summary.json tells of the slide and of how it was cut."""
+def _facts(slide: Slide, mpp: Pair, layout: Layout, settings: SlideSettings, executed: str) -> dict[str, Any]:
+    """What summary.json tells of the slide and of how it was cut. Lengths are pairs of x and y."""
+
+    def lengths(name: str, pixels: Pair) -> dict[str, list[float]]:
+        um = pixels[0] * mpp[0], pixels[1] * mpp[1]
+        return {f"{name}_pixels": [round(each, 3) for each in pixels], f"{name}_um": [round(each, 3) for each in um]}
+
     return {
         "slide": text_of(slide.path.name),
         "executed": executed,
         "vendor": slide.vendor,
         "width": slide.width,
         "height": slide.height,
-        "mpp": mpp,
-        "tile_side": grid.side,
-        "stride": grid.stride,
-        "resampled_from": "" if grid.side == spec.tile_size else f"{grid.side} pixels of level 0",
+        "mpp": list(mpp),
+        "bounds": list(slide.bounds) if slide.bounds else None,
+        "grid": settings.grid,
+        **lengths("seen", layout.seen),
+        **lengths("tile", layout.tile),
+        **lengths("stride", layout.stride),
+        "seen_share_of_tile": round(layout.seen_share, 4),
+        "resample": settings.resample,
+        "csv_origin": [0, 0],
     }
+
+
+def _text(mpp: Pair) -> str:
+    return f"{mpp[0]:.4g}" if mpp[0] == mpp[1] else f"{mpp[0]:.4g} × {mpp[1]:.4g}"

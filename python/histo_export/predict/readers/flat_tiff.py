@@ -10,7 +10,8 @@ from PIL import Image
 from histo_export.data.pillow import quiet_pillow
 from histo_export.data.tiff import CHECK, TiffError, TiffPage, load_page
 from histo_export.errors import HistoError
-from histo_export.predict.slide import WHITE, Level, Slide, on_white, plausible, text_of_error
+from histo_export.predict.readers.resolution import tiff_mpp
+from histo_export.predict.slide import WHITE, Level, Pair, Slide, on_white, text_of_error
 
 MAX_MEMORY_BYTES = 4 << 30
 """Largest size of a TIFF that must be read completely; Pillow needs a third more for RGB."""
@@ -20,7 +21,7 @@ class FlatTiffReader(Slide):
     """Page `index` of a TIFF, as `data.tiff.choose_page` gives it."""
 
     def __init__(self, path: Path, index: int, page: TiffPage) -> None:
-        self.path, self.vendor = path, "tiff"
+        self.path, self.vendor, self.bounds = path, "tiff", None
         self.levels = [Level(page.width, page.height, 1.0)]
         if page.bytes > MAX_MEMORY_BYTES:
             raise HistoError(
@@ -39,10 +40,12 @@ class FlatTiffReader(Slide):
             raise HistoError(path, f"is not a TIFF that can be read ({text_of_error(error)})", CHECK) from error
 
     @staticmethod
-    def _find_mpp(page: tifffile.TiffPage) -> float | None:
-        unit = {2: 25400.0, 3: 1e4}.get(int(page.tags.valueof("ResolutionUnit", 1)))
-        above, below = page.tags.valueof("XResolution", (0, 1))
-        return plausible(unit * below / above) if unit and above and below else None
+    def _find_mpp(page: tifffile.TiffPage) -> Pair | None:
+        unit = {2: "inch", 3: "centimeter"}.get(int(page.tags.valueof("ResolutionUnit", 2)), "none")
+        (x, x_of), (y, y_of) = (page.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "XY")
+        if not (x_of and y_of):
+            return None
+        return tiff_mpp((x / x_of, y / y_of), unit, page.description)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
         out = Image.new("RGB", (width, height), WHITE)

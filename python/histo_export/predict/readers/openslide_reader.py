@@ -9,7 +9,10 @@ import openslide
 from PIL import Image
 
 from histo_export.errors import HistoError
-from histo_export.predict.slide import Level, Slide, on_white, plausible, text_of_error
+from histo_export.predict.readers.resolution import tiff_mpp
+from histo_export.predict.slide import Level, Pair, Slide, on_white, plausible, text_of_error
+
+BOUNDS = ("x", "y", "width", "height")
 
 
 class OpenSlideReader(Slide):
@@ -23,17 +26,26 @@ class OpenSlideReader(Slide):
             for size, downsample in zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         ]
         self.mpp = self._find_mpp(properties)
+        self.bounds = self._find_bounds(properties)
 
     @staticmethod
-    def _find_mpp(properties: Mapping[str, str]) -> float | None:
+    def _find_mpp(properties: Mapping[str, str]) -> Pair | None:
         try:
             if stated := properties.get("openslide.mpp-x"):
-                return plausible(float(stated))
-            unit = {"centimeter": 1e4, "inch": 25400.0}.get(properties.get("tiff.ResolutionUnit", ""))
-            resolution = float(properties.get("tiff.XResolution", "0"))
+                return plausible(float(stated), float(properties.get("openslide.mpp-y", stated)))
+            resolution = tuple(float(properties.get(f"tiff.{axis}Resolution", "0")) for axis in "XY")
         except ValueError:
             return None
-        return plausible(unit / resolution) if unit and resolution > 0 else None
+        unit = properties.get("tiff.ResolutionUnit", "inch")
+        return tiff_mpp((resolution[0], resolution[1]), unit, properties.get("tiff.ImageDescription", ""))
+
+    @staticmethod
+    def _find_bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+        try:
+            x, y, width, height = (int(properties[f"openslide.bounds-{name}"]) for name in BOUNDS)
+        except (KeyError, ValueError):
+            return None
+        return (x, y, width, height) if width > 0 and height > 0 else None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Image.Image:
         try:
