@@ -188,6 +188,6 @@ def test_glass_that_is_smaller_than_the_smallest_hole_stays_glass(size: tuple[in
     half = np.full((100, 100, 3), (205, 120, 170), np.uint8)
     half[:, :8] = 243
     half[40:50, 40:50] = 243  # a hole
-    found = find_tissue(half, *SCALE, TissueSettings(closing_um=0), EXTENT).mask
+    found = find_tissue(half, *SCALE, TissueSettings(closing_um=0, min_area_um2=10_000), EXTENT).mask
     assert not found[:, :8].any()
     assert found[:, 8:].all()
