@@ -14,15 +14,18 @@ import pytest
 from PIL import Image
 
 from histo_export import Engine, HistoError, Model, UsageError
+from histo_export.cli import predict as cli_predict
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import pictures
 from histo_export.predict.grid import make_grid, make_layout
+from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.loop import TileLoop
 from histo_export.predict.readers import open_slide
-from histo_export.predict.settings import SlideSettings, TissueSettings
+from histo_export.predict.settings import PredictSettings, SlideSettings, TissueSettings
 from histo_export.predict.slide import Level, Slide
+from histo_export.predict.tile_set import open_tiles
 from histo_export.predict.tissue import Tissue
 from histo_export.predict.whole_slide import SlidePrediction, predict_slide
 from histo_export.spec import ModelSpec
@@ -380,3 +383,24 @@ def test_the_filter_is_the_bundles_or_the_one_that_is_named(pixels: Pixels) -> N
     )
     np.testing.assert_array_equal(default, bilinear)
     assert (default != bicubic).any()
+
+
+def test_one_option_names_the_filter_of_slides_and_of_tiles(pixels: Pixels, tmp_path: Path) -> None:
+    one = cli_predict._settings(
+        cli_predict.RuntimeOptions(resize=True, resample="bicubic"),
+        cli_predict.SlideOptions(grid="tile", geojson_origin="level0"),
+    )
+    assert (one.resize, one.slide.resample) == ("bicubic", "bicubic")
+    assert (one.slide.grid, one.slide.geojson_origin) == ("tile", "level0")
+    default = cli_predict._settings(cli_predict.RuntimeOptions(), cli_predict.SlideOptions())
+    assert (default.resize, default.slide) == (None, SlideSettings())
+    image = Image.fromarray(pixels[200:350, 300:450])
+    image.save(tmp_path / "tile.png")
+    tiles = TileSetInput(tmp_path, [tmp_path / "tile.png"])
+    for name in ("bilinear", "bicubic"):
+        expected = np.asarray(image.resize((75, 75), Image.Resampling[name.upper()]))
+        np.testing.assert_array_equal(open_tiles(tiles, 75, name)(0), expected)
+    with pytest.raises(HistoError, match="Add --resize"):
+        open_tiles(tiles, 75, None)(0)
+    with pytest.raises(UsageError, match="--resample box: is unknown"):
+        PredictSettings(resize="box")

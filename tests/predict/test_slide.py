@@ -72,6 +72,9 @@ def test_what_is_not_a_slide_is_refused(tmp_path: Path, pixels, write_tiff: Call
             open_slide(path).tile(0, 0, (150, 150), 150)
 
 
+OME = (
+    '<?xml version="1.0"?><OME><Image><Pixels PhysicalSizeX="0.5" %s PhysicalSizeY="0.25" SizeX="1000"/></Image></OME>'
+)
 SCALES = [
     ({"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}, (0.5, 0.5)),
     ({"resolution": (50800, 50800), "resolutionunit": "INCH"}, (0.5, 0.5)),
@@ -88,6 +91,8 @@ SCALES = [
     ({"resolution": (2, 1), "resolutionunit": "NONE", "description": "ImageJ=1.54f\nunit=\\u00B5m\n"}, (0.5, 1.0)),
     ({"resolution": (2000, 2000), "resolutionunit": "NONE", "description": "ImageJ=1.54f\nunit=mm\n"}, (0.5, 0.5)),
     ({"resolution": (2, 2), "resolutionunit": "NONE", "description": "ImageJ=1.54f\nunit=pixel\n"}, None),
+    ({"resolution": (72, 72), "resolutionunit": "INCH", "description": OME % ""}, (0.5, 0.25)),
+    ({"description": OME % 'PhysicalSizeXUnit="nm" PhysicalSizeYUnit="nm"'}, None),
     ({}, None),
 ]
 
@@ -188,6 +193,6 @@ def test_glass_that_is_smaller_than_the_smallest_hole_stays_glass(size: tuple[in
     half = np.full((100, 100, 3), (205, 120, 170), np.uint8)
     half[:, :8] = 243
     half[40:50, 40:50] = 243  # a hole
-    found = find_tissue(half, *SCALE, TissueSettings(closing_um=0), EXTENT).mask
+    found = find_tissue(half, *SCALE, TissueSettings(closing_um=0, min_area_um2=10_000), EXTENT).mask
     assert not found[:, :8].any()
     assert found[:, 8:].all()

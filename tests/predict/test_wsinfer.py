@@ -104,7 +104,7 @@ def test_the_same_slide_gets_the_same_probabilities(
 def test_a_finer_slide_is_resized_to_the_models_tiles(
     run_wsinfer: RunWsinfer, bundle: Path, patchwork: Pixels, write_tiff: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Without the step that asks for it, WSInfer would give the model 112 pixels of half its field of view."""
+    """Without the step that asks for it, WSInfer would give the model 112 pixels of a tile of half the width."""
     (tmp_path / "slides").mkdir()
     slide = write_tiff(tmp_path / "slides" / "fine.tif", patchwork, mpp=0.33)
     _, tiles, theirs = run_wsinfer(slide)

@@ -221,8 +221,8 @@ def _config(
 def _transform(spec: ModelSpec) -> list[dict[str, Any]]:
     """What WSInfer and QuPath do with a tile; crop and normalisation are inside the graph.
 
-    They cut the model's field of view from the finest level, so that a slide of half the µm per pixel gives tiles of
-    twice the side. TorchScript takes those too, and would crop them to a quarter of the view.
+    They cut the model's tile (in µm) from the finest level, so that a slide of half the µm per pixel gives tiles of
+    twice the side. TorchScript takes those too, and would crop them to a quarter of the area.
     """
     return [{"name": "Resize", "arguments": {"size": spec.tile_size}}, {"name": "ToTensor"}]
 

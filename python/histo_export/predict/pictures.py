@@ -137,11 +137,11 @@ def save_heat_map(
 
 def paint_cells(
     background: Background, grid: Grid, tissue: Tissue, probabilities: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float64]:
+) -> npt.NDArray[np.float32]:
     """The colours of a heat map over the background's pixels.
 
     Returns:
-        Red, green, blue and opacity in [0, 1], float64 `(height, width, 4)`: of the class where there is tissue in a
+        Red, green, blue and opacity in [0, 1], float32 `(height, width, 4)`: of the class where there is tissue in a
         cell, black stripes where there is tissue in no cell, transparent elsewhere.
     """
     x, y = background.centres
@@ -150,7 +150,7 @@ def paint_cells(
     classes = probabilities.shape[1]
     chance = 1 / classes
     opacity = WEAKEST + (STRONGEST - WEAKEST) * (probabilities.max(1) - chance) / (1 - chance)
-    layer = np.zeros((*index.shape, 4))
+    layer = np.zeros((*index.shape, 4), np.float32)
     painted = has_tissue & (index >= 0)
     layer[painted, :3] = np.array(class_colours(classes))[probabilities.argmax(1)[index[painted]]]
     layer[painted, 3] = opacity[index[painted]]

@@ -84,7 +84,7 @@ def open_tiles(
             raise HistoError(
                 tiles.label(index),
                 f"is {width}×{height} pixels, and the model takes {side}×{side}",
-                "Add --resize to resample it, if it shows the same field of view",
+                "Add --resize to resample it, if it shows as many µm",
             )
         return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
 
