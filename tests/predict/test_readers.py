@@ -6,6 +6,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -141,8 +143,22 @@ def test_a_tile_in_fax_codec_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(all_of(open_slide(path)), grey3((GREY > 128) * np.uint8(255)))
 
 
-def test_jpeg_tiles_are_the_same_for_openslide_and_pillow(tmp_path: Path) -> None:
-    """tifffile writes JPEG with imagecodecs only, so the tiles of a file without compression are replaced."""
+def encode(tile: Pixels, codec: str) -> bytes:
+    """The bytes of a tile of a TIFF."""
+    out = io.BytesIO()
+    if codec == "jpeg":
+        Image.fromarray(tile).save(out, "JPEG", quality=90)
+        return out.getvalue()
+    Image.fromarray(tile).save(out, "TIFF", compression=codec)
+    out.seek(0)
+    with tifffile.TiffFile(out) as file:
+        ((offset,), (size,)) = file.pages[0].dataoffsets, file.pages[0].databytecounts
+    return out.getvalue()[offset : offset + size]
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "tiff_lzw", "packbits", "zstd", "lzma"])
+def test_tiles_in_every_codec_are_the_same_for_tiles_and_slides(codec: str, tmp_path: Path) -> None:
+    """tifffile encodes with imagecodecs only, so the tiles of a file without compression are replaced."""
     path = write(tmp_path / "a.tif", RGB)
     with tifffile.TiffFile(path) as file:
         offsets, sizes = (file.pages[0].tags[name] for name in ("TileOffsets", "TileByteCounts"))
@@ -150,18 +166,20 @@ def test_jpeg_tiles_are_the_same_for_openslide_and_pillow(tmp_path: Path) -> Non
     expected = np.pad(RGB, ((0, 16), (0, 64), (0, 0)), mode="edge")
     corners = [(y, x) for y in range(0, SIDE_Y, 128) for x in range(0, SIDE_X, 128)]
     for i, (y, x) in enumerate(corners):
-        jpeg = io.BytesIO()
         tile = expected[y : y + 128, x : x + 128]
-        Image.fromarray(tile).save(jpeg, "JPEG", quality=90)
-        tile[:] = np.asarray(Image.open(jpeg))
-        for tag, value in ((offsets, len(data)), (sizes, len(jpeg.getvalue()))):
+        encoded = encode(tile, codec)
+        if codec == "jpeg":
+            tile[:] = np.asarray(Image.open(io.BytesIO(encoded)))
+        for tag, value in ((offsets, len(data)), (sizes, len(encoded))):
             kind = "<H" if tag.dtype == 3 else "<I"
             struct.pack_into(kind, data, tag.valueoffset + i * struct.calcsize(kind), value)
-        data += jpeg.getvalue()
+        data += encoded
     path.write_bytes(data)
-    patched(patched(path, COMPRESSION, 7), PHOTOMETRIC, 6)
+    patched(path, COMPRESSION, {"jpeg": 7, "tiff_lzw": 5, "packbits": 32773, "zstd": 50000, "lzma": 34925}[codec])
+    if codec == "jpeg":
+        patched(path, PHOTOMETRIC, 6)
     slide = open_slide(path)
-    assert type(slide) is OpenSlideReader
+    assert type(slide) is (FlatTiffReader if codec == "lzma" else OpenSlideReader)
     np.testing.assert_array_equal(all_of(slide), expected[:SIDE_Y, :SIDE_X])
     np.testing.assert_array_equal(decode_image(path.read_bytes()), expected[:SIDE_Y, :SIDE_X])
 
@@ -309,6 +327,16 @@ def test_a_pyramid_in_any_order_is_read_at_its_largest_level(levels, flag, layou
     np.testing.assert_array_equal(all_of(slide), RGB)
 
 
+def test_a_level_that_openslide_would_read_wrong_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(RGB, photometric="rgb", metadata=None, tile=(128, 128))
+        small = np.ascontiguousarray(RGB[::2, ::2]).astype(np.uint16) * 257
+        writer.write(small, photometric="rgb", metadata=None, tile=(128, 128), subfiletype=1)
+    with pytest.raises(HistoError, match="has a level of 160×120 pixels that has 16 bits per channel"):
+        open_slide(path)
+
+
 def test_different_images_in_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as writer:
@@ -451,6 +479,35 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path: Path, monkeypatch) -> N
             assert dicom_series(path) is None
             with pytest.raises(HistoError, match=r"is not a file|does not exist"):
                 open_slide(path)
+
+
+def test_impossible_names_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.tif"
+    loop.symlink_to(loop)
+    for path in (tmp_path / ("x" * 300), tmp_path / "\0.tif", loop):
+        assert not is_slide(path, 224)
+        assert slide_format(path) is None
+        with pytest.raises(HistoError, match=r"cannot be read \(File name too long\)|does not exist"):
+            open_slide(path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_that_are_not_utf8_are_read(layout: str, tmp_path: Path) -> None:
+    path = write(tmp_path / os.fsdecode(b"caf\xe9"), RGB, layout)
+    assert slide_format(path) is not None
+    np.testing.assert_array_equal(all_of(open_slide(path)), RGB)
+
+
+def test_what_tifffile_logs_stays_off_the_screen(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", RGB, "strips", software="x" * 100)
+    with tifffile.TiffFile(path) as file:
+        entry = file.pages[0].tags["Software"].offset
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, entry + 8, len(data) + 1000)  # its text lies beyond the end of the file
+    path.write_bytes(data)
+    code = "import sys, pathlib, histo_export.predict.readers as r; r.open_slide(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_other_files_have_no_format(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ class TiffPage:
 
     @property
     def bytes(self) -> int:
-        """Size of its pixels."""
-        return self.width * self.height * self.channels * max(self.bits) // 8
+        """Size of its pixels in memory, where a channel has a byte or more."""
+        return self.width * self.height * self.channels * max(1, max(self.bits) // 8)
 
     @property
     def in_tiles_for_openslide(self) -> bool:
@@ -257,6 +257,13 @@ def choose_page(pages: list[TiffPage]) -> int:
     scenes = 1 + sum(not _belongs_to(other, page) for other in pages)
     if scenes > 1:
         raise TiffError(f"holds {scenes} different images", "Save each as a TIFF of its own")
+    for level in pages:
+        if level.tiled and level.reduced:  # which OpenSlide reads
+            try:
+                level.check()
+            except TiffError as error:
+                cause = f"has a level of {level.width}×{level.height} pixels that {error.cause}"
+                raise TiffError(cause, error.next_step) from error
     return index
 
 

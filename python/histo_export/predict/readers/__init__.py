@@ -35,9 +35,9 @@ def open_slide(path: Path) -> Slide:
     Raises:
         HistoError: the file does not exist, cannot be read, or is not a slide.
     """
-    if not path.is_file():
-        raise HistoError(path, "does not exist" if not path.exists() else "is not a file", "Name a slide")
     try:
+        if not path.is_file():
+            raise HistoError(path, "does not exist" if not path.exists() else "is not a file", "Name a slide")
         if not read_head(path):
             raise HistoError(path, "is empty (0 bytes)", "Copy it again")
         vendor = openslide.OpenSlide.detect_format(str(path))
@@ -57,7 +57,9 @@ def open_slide(path: Path) -> Slide:
     except TiffError as error:
         raise HistoError(path, error.cause, error.next_step) from error
     except OSError as error:
-        raise HistoError(path, f"cannot be read ({error.strerror or error})", "Check its permissions") from error
+        raise HistoError(
+            path, f"cannot be read ({error.strerror or error})", "Check its path and permissions"
+        ) from error
     except openslide.OpenSlideError as error:
         raise HistoError(
             path,

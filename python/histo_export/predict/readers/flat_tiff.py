@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import tifffile
@@ -15,6 +16,9 @@ from histo_export.predict.slide import WHITE, Level, Pair, Slide, on_white, text
 
 MAX_MEMORY_BYTES = 4 << 30
 """Largest size of a TIFF that must be read completely; Pillow needs a third more for RGB."""
+
+# Without a handler, Python prints what tifffile logs about damaged tags.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 class FlatTiffReader(Slide):
