@@ -75,15 +75,11 @@ def open_folder(
     checked = _decode_all(root, paths, names)
     smallest, largest = need_crop([c.size for c in checked], names, crop, root)
     digests = [[(int(labels[i]), checked[i].digest) for i in part] for part in indices]
+    sources = [_FileSource([paths[i] for i in part], [checked[i] for i in part]) for part in indices]
+    hashes = np.array([c.hash for c in checked], dtype=np.int64)
     train, val, test = (
-        TileSet(
-            chosen,
-            labels[part],
-            [names[i] for i in part],
-            _FileSource([paths[i] for i in part], [checked[i] for i in part]),
-            np.array([checked[i].hash for i in part], dtype=np.int64),
-        )
-        for part in indices
+        TileSet(chosen, labels[part], [names[i] for i in part], source, hashes[part])
+        for part, source in zip(indices, sources, strict=True)
     )
     notes = leakage_notes([train, val, test]) + listing.left_out.notes(root)
     sizes = f"{smallest}x{smallest}"

@@ -120,12 +120,7 @@ def export_bundle(
         quantisation = _quantisation(checkpoint, data, report) if data is not None and precision == "int8" else None
         source = Source(checkpoint, settings.kind, quantisation.scales if quantisation else None, name=model_name(out))
         written = [GOLDEN, *write_formats(folder, formats, source, report)]
-        record = checkpoint.trained_on
-        if record is None and data is not None:  # a checkpoint of an older version has none, but its tiles are here
-            record = data.trained_on
-        if record is not None:
-            (folder / TRAINED_ON).write_bytes(record.to_bytes())
-            written.append(TRAINED_ON)
+        written += _write_record(folder, checkpoint, data)
         models = [file for name in formats if (file := FORMATS[name].file)]
         checks = check_files(folder, models, settings.threads, report=report)
         raise_if_diverged(checks.results)
@@ -142,6 +137,17 @@ def export_bundle(
         unused = {"histo": {"low_precision"}} if checks.low_precision is None else None
         (folder / CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n")
     return checks
+
+
+def _write_record(folder: Path, checkpoint: Checkpoint, data: TileData | None) -> list[str]:
+    """Writes the record of the tiles of training, if there is one; returns the names of its files."""
+    record = checkpoint.trained_on
+    if record is None and data is not None:  # the checkpoint is of an older version, but its tiles are here
+        record = data.trained_on
+    if record is None:
+        return []
+    (folder / TRAINED_ON).write_bytes(record.to_bytes())
+    return [TRAINED_ON]
 
 
 def _quantisation(checkpoint: Checkpoint, data: TileData, report: Callable[[str], None]) -> Quantisation:

@@ -134,10 +134,7 @@ def write_tile_set(
     resize: Resample | None,
     trained_on: TrainedOn | None,
 ) -> list[Failure]:
-    """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`.
-
-    Where every tile lies in a folder with the name of a class, it writes confusion.png and mistakes.png too, or, where
-    the tiles belong to several splits, one of each for each split (confusion-test.png).
+    """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`, and pictures where `Judge` draws some.
 
     Args:
         tiles: the set.
@@ -169,27 +166,27 @@ def write_tile_set(
             counts += np.bincount(rows.argmax(1), minlength=len(counts))
             roles = None if trained_on is None else trained_on.splits(results.hashes[usable])
             used.update([] if roles is None else roles.tolist())
-            ends: Sequence[Sequence[str]] = [()] * len(rows)
-            if judge is not None:
-                ends = judge.add(first + usable, rows, roles)
+            ends: Sequence[Sequence[str]] = judge.add(first + usable, rows, roles) if judge else [()] * len(rows)
             for i, row, end in zip(usable.tolist(), rows, ends, strict=True):
                 writer.add(tiles.label(first + i), row, end)
             first += len(results.reasons)
     if not counts.any():
         reason = f"{failures[0].path}: {failures[0].reason}"
         raise HistoError(tiles.source, f"holds no tile that could be used ({reason})", "Repair them")
-    summary: dict[str, Any] = {
+    seen = {split: used[split] for split in ("train", "val")}
+    if judge is not None:
+        verdict = judge.write(folder, tiles, open_tiles(tiles, spec.tile_size, resize))
+    else:
+        warning = f"{sum(seen.values()):,} of {counts.sum():,} tiles were used in training or validation"
+        verdict = {"warnings": [warning] if any(seen.values()) else []}
+    summary = {
         "tiles": int(counts.sum()),
         "failed": len(failures),
         "executed": "; ".join(sorted(executed)),
         "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
-        "seen_in_training": "unknown" if trained_on is None else {split: used[split] for split in ("train", "val")},
+        "seen_in_training": "unknown" if trained_on is None else seen,
+        **verdict,
     }
-    if judge is not None:
-        summary |= judge.write(folder, tiles, open_tiles(tiles, spec.tile_size, resize))
-    else:
-        seen = used["train"] + used["val"]
-        summary["warnings"] = [f"{seen:,} of {counts.sum():,} tiles were used in training or validation"] * bool(seen)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return failures
 
