@@ -31,7 +31,9 @@ class OpenSlideReader(Slide):
     @staticmethod
     def _find_mpp(properties: Mapping[str, str]) -> Pair | None:
         try:
-            if stated := properties.get("openslide.mpp-x"):
+            # Of a plain TIFF, OpenSlide's figure is that of the tags alone.
+            plain = properties.get("openslide.vendor") == "generic-tiff"
+            if not plain and (stated := properties.get("openslide.mpp-x")):
                 return plausible(float(stated), float(properties.get("openslide.mpp-y", stated)))
             resolution = tuple(float(properties.get(f"tiff.{axis}Resolution", "0")) for axis in "XY")
         except ValueError:
