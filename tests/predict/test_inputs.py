@@ -203,7 +203,7 @@ def test_slides_are_told_by_their_content(tmp_path: Path, write_tiff: WriteTiff)
     touch(tmp_path / "in/notes", tmp_path / "in/notes.doc")
     found = find(tmp_path / "in")
     *slides, tiles = taken(found)
-    assert sorted(slides) == sorted(path.name for path in (tmp_path / "in").iterdir() if path.stat().st_size > 1e5)
+    assert sorted(slides) == sorted(path.name for path in (tmp_path / "in").iterdir() if path.stat().st_size > 1e6)
     assert len(slides) == 8
     assert tiles == ["small", "small.btf", "small.tif"]
     assert skipped(found) == {OTHER: (2, "notes")}
