@@ -25,7 +25,8 @@ LARGEST = 256 << 20
 HEADINGS = ("path", "file", "slide", "image", "tile", "wsi", "name")
 """Words in the heading of the column of paths, the most telling ones first."""
 NOT_CONTROL = bytes(byte for byte in range(256) if byte >= 32 or byte in b"\t\n\v\f\r\x1b")
-WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\")
+"""The start of an absolute path of Windows."""
 
 
 class NotAListError(Exception):
