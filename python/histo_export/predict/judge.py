@@ -116,7 +116,7 @@ class Judge:
         mistakes = [
             Mistake(
                 center_crop(read(int(indices[i])), self.spec.crop),
-                tiles.label(int(indices[i])),
+                tiles.label(int(indices[i])).rpartition("/")[2],
                 classes[truth[i]],
                 classes[chosen[i]],
                 float(surest[i]),

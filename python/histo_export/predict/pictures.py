@@ -222,7 +222,7 @@ class Mistake:
 
     Attributes:
         pixels: uint8 RGB `(crop, crop, 3)`, the part of the tile that the network saw.
-        name: of the tile.
+        name: of the tile's file.
         truth, predicted: classes.
         probability: of the predicted class.
     """
