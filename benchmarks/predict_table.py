@@ -94,7 +94,7 @@ def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> di
     """What the command prints with --json, with the seconds it took from start to end."""
     command = [HISTO, "predict", str(bundle), *map(str, inputs), "--out", str(folder), "--json", "--quiet", *options]
     start = time.perf_counter()
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr}")
     return json.loads(run.stdout) | {"process_seconds": time.perf_counter() - start}
