@@ -24,8 +24,11 @@ LARGEST_TILE = 1024
 
 
 def text_of(path: Path | str) -> str:
-    """A path as text for any file format; bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(path).decode(errors="replace")
+    """A path as text for any file format; bytes that are not UTF-8 become replacement characters.
+
+    The same in a locale that knows only ASCII, and the same if it is applied twice.
+    """
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class TileSetInput:
 
     def folder(self, i: int) -> str:
         """The name of the folder that holds tile `i`, which may be its class."""
-        return "" if self.rows is not None else self.files[i].parent.name
+        return "" if self.rows is not None else text_of(self.files[i].parent.name)
 
 
 Input = SlideInput | TileSetInput

@@ -18,7 +18,7 @@ from PIL import Image
 
 from histo_export.data.images import BadImageError, decode_image, read_image_bytes
 from histo_export.errors import HistoError
-from histo_export.predict.inputs import Failure, TileSetInput
+from histo_export.predict.inputs import Failure, TileSetInput, text_of
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
 from histo_export.predict.pictures import save_mistakes
 from histo_export.spec import ModelSpec
@@ -159,7 +159,7 @@ def write_tile_set(
     if labelled:
         indices, rows = (np.concatenate(parts) for parts in zip(*kept, strict=True))
         summary["test"] = _judge(tiles, spec, indices, rows, folder, resize)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return failures
 
 
@@ -174,7 +174,8 @@ class _Writer:
         self.csv.writerow(self.columns)
         kinds = [pa.float32() if name.startswith("prob_") else pa.string() for name in self.columns]
         self.schema = pa.schema(list(zip(self.columns, kinds, strict=True)))
-        self.parquet = pq.ParquetWriter(folder / "tiles.parquet", self.schema)
+        self.parquet_file = (folder / "tiles.parquet").open("wb")  # pyarrow takes no path with other bytes than UTF-8
+        self.parquet = pq.ParquetWriter(self.parquet_file, self.schema)
         self.rows: list[list[Any]] = []
 
     def add(self, path: str, probabilities: Probabilities, label: str | None) -> None:
@@ -198,6 +199,7 @@ class _Writer:
                 self._flush()
         finally:
             self.parquet.close()
+            self.parquet_file.close()
             self.file.close()
 
 
@@ -216,7 +218,7 @@ def _judge(
     labels = np.array([spec.classes.index(tiles.folder(index)) for index in indices.tolist()], np.int64)
     # Logarithms of probabilities are logits that give the same probabilities.
     report = report_of(spec.classes, np.log(np.maximum(probabilities, 1e-30)), labels)
-    save_confusion(folder / "confusion.png", report, title=f"{tiles.source.name}: {report.tiles:,} tiles")
+    save_confusion(folder / "confusion.png", report, title=f"{text_of(tiles.source.name)}: {report.tiles:,} tiles")
     chosen = probabilities.argmax(1)
     wrong = np.flatnonzero(chosen != labels).tolist()
     worst = heapq.nlargest(MISTAKES, wrong, key=lambda i: float(probabilities[i, chosen[i]]))
@@ -229,6 +231,6 @@ def _judge(
                 f"{spec.classes[labels[i]]}, predicted {spec.classes[chosen[i]]}\nat {probabilities[i, chosen[i]]:.1%}"
                 for i in worst
             ],
-            title=f"{tiles.source.name}: the surest of {len(wrong):,} mistakes in {report.tiles:,} tiles",
+            title=f"{text_of(tiles.source.name)}: the surest of {len(wrong):,} mistakes in {report.tiles:,} tiles",
         )
     return report.to_dict()
