@@ -96,7 +96,7 @@ def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> di
     options = ("--grid", "tile", "--json", "--quiet", *options)
     command = [HISTO, "predict", str(bundle), *map(str, inputs), "--out", str(folder), *options]
     start = time.perf_counter()
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{run.stderr}")
     return json.loads(run.stdout) | {"process_seconds": time.perf_counter() - start}

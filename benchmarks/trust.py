@@ -158,7 +158,7 @@ def peer(args: argparse.Namespace) -> bool:
             handle.warm(args.batch)
             for turn in range(args.turns):
                 ours.append(statistics.median(handle.time(args.batch, args.time)) * 1e3)
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                output = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
                 found = re.search(r"Median:\s+([\d.]+) ms", output)
                 if found is None:
                     sys.exit(f"benchmark_app told no median:\n{output}")

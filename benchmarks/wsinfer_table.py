@@ -68,7 +68,8 @@ class Row:
         self._probabilities = home / "probabilities.npy"
         file = home / "job.json"
         file.write_text(
-            json.dumps({**job, "results": str(home / "results"), "probabilities": str(self._probabilities)})
+            json.dumps({**job, "results": str(home / "results"), "probabilities": str(self._probabilities)}),
+            encoding="utf-8",
         )
         variables = [f"{key}={value}" for key, value in {**environment, "HOME": str(home)}.items()]
         self._worker = Worker(name, ["env", *variables, *command, str(file)])
@@ -201,7 +202,9 @@ def main() -> None:
     if spec.mpp is None:
         parser.error(f"{args.bundle} does not tell its µm per pixel")
     asked = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in ('wsinfer', 'torch')), sep=', ')"
-    theirs = subprocess.run([args.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    theirs = subprocess.run(
+        [args.python, "-c", asked], capture_output=True, encoding="utf-8", check=True
+    ).stdout.strip()
     same = find_tiles(classifier, args.slide, spec.mpp, args.overlap)
     finer = find_tiles(classifier, args.slide, spec.mpp / 1.5, args.overlap)
     out.print(f"{this_machine()}; {', '.join(f'{name} {version}' for name, version in versions().items())}")

@@ -562,7 +562,7 @@ def test_memory_stays_flat() -> None:
     """Of what would be 1.3 GB of tiles."""
 
     def megabytes() -> float:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1024
         raise AssertionError("no VmRSS")

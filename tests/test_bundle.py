@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from histo_export.bundle_files import CONFIG, TRAINED_ON
+from histo_export.bundle_files import CARD, CONFIG, TRAINED_ON
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMAT_1_CHECKED_BY, open_bundle, staging, trained_on
+from histo_export.export.bundle import FORMAT_1_CHECKED_BY, entry, open_bundle, staging, trained_on
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from histo_export.trained_on import TrainedOn, tile_hash
@@ -143,6 +143,21 @@ def test_changed_byte_is_found(copy: Path, own_file: Callable[[Path], Path]) -> 
         file.write(bytes([byte ^ 1]))
     with pytest.raises(HistoError, match=r"torchscript_model\.pt: differs from its sha256"):
         open_bundle(copy)
+
+
+def test_the_model_card_may_be_edited(copy: Path) -> None:
+    """Also in a bundle of an older version, which lists it with its sha256."""
+    card = copy / CARD
+    assert CARD not in json.loads((copy / CONFIG).read_text(encoding="utf-8"))["histo"]["files"]
+    old = entry(card.read_bytes())
+    card.write_text(card.read_text(encoding="utf-8") + "\n## Intended use\n", encoding="utf-8")
+    open_bundle(copy)
+    config = json.loads((copy / CONFIG).read_text(encoding="utf-8"))
+    config["histo"]["files"][CARD] = old.model_dump()
+    (copy / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    open_bundle(copy)
+    card.unlink()
+    open_bundle(copy)
 
 
 def test_missing_file_is_named(copy: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from histo_export import cli
 from histo_export._core import usable_precisions
+from histo_export.cli import show
 
 Outcome = tuple[int, str, str]
 Histo = Callable[..., Outcome]
@@ -36,6 +39,59 @@ def test_help_is_immediate_and_imports_no_torch(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "Usage: histo" in done.stdout
+
+
+LOCALES = {
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "Latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "ASCII": {"PYTHONIOENCODING": "ascii"},
+}
+
+
+@pytest.mark.parametrize("variables", LOCALES.values(), ids=LOCALES)
+def test_help_and_tables_in_any_locale(variables: dict[str, str]) -> None:
+    """µ and × become question marks where the locale lacks them."""
+    code = (
+        "import sys; from histo_export.cli import main\n"
+        "helps = [['--help'], *([command, '--help'] for command in sys.argv[1:])]\n"
+        "for arguments in [*helps, ['inspect', '--pool', '2']]:\n"
+        "    sys.argv = ['histo', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, arguments\n"
+    )
+    command = [sys.executable, "-c", code, *COMMANDS]
+    done = subprocess.run(command, capture_output=True, env=os.environ | variables, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"Usage: histo") == 1 + len(COMMANDS)
+    times = "×".encode("latin-1" if variables.get("PYTHONIOENCODING") == "latin-1" else "ascii", errors="replace")
+    assert b"64" + times + b"64" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("inspect", "--pool", "2"), ("doctor",)], ids=lambda each: each[0])
+def test_tables_are_not_cut_in_a_file(arguments: tuple[str, ...]) -> None:
+    """Whatever COLUMNS says, each line is the one of a wide terminal."""
+    shown = []
+    for columns in ("20", "200"):
+        command = [sys.executable, "-c", "from histo_export.cli import main; main()", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": columns}, check=False
+        )
+        assert done.returncode in (0, 1), done.stderr
+        shown.append(done.stdout)
+    assert shown[0] == shown[1]
+    assert "…" not in shown[0]
+    assert max(map(len, shown[0].splitlines())) > 50
+
+
+def test_tables_are_not_cut_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(show, "out_console", Console(width=30, force_terminal=True, highlight=False, color_system=None))
+    table = show.table()
+    for _ in range(2):
+        table.add_column("a heading", no_wrap=True)
+    table.add_row("x" * 40, "y" * 40)
+    show.print_table(table)
+    cells = capsys.readouterr().out.split()
+    assert cells[-2:] == ["x" * 40, "y" * 40]
 
 
 WRONG_USE = [
@@ -162,7 +218,7 @@ def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, mon
         assert (run / name).stat().st_size > 0
     config = json.loads((tmp_path / "bundles" / "demo-pool2" / "config.json").read_text())
     assert set(config["histo"]["files"]) == {
-        *("README.md", "golden.safetensors", "trained_on.safetensors"),
+        *("golden.safetensors", "trained_on.safetensors"),
         "model.onnx",  # the model repository needs the ONNX file and brings it
         *(f"triton/demo-pool2/{name}" for name in ("config.pbtxt", "labels.txt", "1/model.onnx")),
     }

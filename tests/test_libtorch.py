@@ -266,7 +266,7 @@ def test_two_processes_compile_once(counting_compiler: Path) -> None:
     code = "from histo_export.runtimes import libtorch as l; library, command = l._plan(); l._compile(library, command)"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
-    assert counting_compiler.read_text() == "called\n"
+    assert counting_compiler.read_text(encoding="utf-8") == "called\n"
     library, _ = libtorch._plan()
     assert library.exists()
     assert sorted(file.name for file in library.parent.iterdir()) == sorted([library.name, "compile.log", "lock"])

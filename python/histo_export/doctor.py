@@ -111,7 +111,7 @@ def _try_provider(name: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "histo_export.doctor", name],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from histo_export.errors import HistoError
+from histo_export.errors import not_written
 from histo_export.files import atomic_file
 
 if TYPE_CHECKING:
@@ -245,4 +245,4 @@ def save_figure(figure: Figure, path: Path) -> None:
             # "tight", because constrained layout forgets the y label of an image with a colour bar.
             figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     except OSError as error:
-        raise HistoError(path, f"could not be written ({error.strerror})", "Free some space") from error
+        raise not_written(path, error) from error

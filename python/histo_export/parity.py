@@ -197,7 +197,7 @@ def check_file(
         done = subprocess.run(
             [*command, str(result_path), str(threads), device, str(TIMING_S)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             check=False,
         )

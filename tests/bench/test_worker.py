@@ -85,7 +85,7 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     pid = int(parent.stdout)
     for _ in range(300):
-        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2]:
             return
         time.sleep(0.1)
     pytest.fail(f"worker {pid} outlived its parent")

@@ -24,7 +24,7 @@ def test_shape_and_defaults() -> None:
     assert data.classes == CLASSES
     assert [len(s) for s in (data.train, data.val, data.test)] == [240, 60, 120]
     assert np.bincount(data.train.labels).tolist() == [40] * 6
-    assert (data.synthetic, data.mpp, data.tile_size) == (True, None, 150)
+    assert (data.synthetic, data.mpp, data.tile_size) == (True, 0.5, 150)
     assert "SYNTHETIC" in data.description
     assert "synthetic" in data.notes[0]
     tile = data.test.tile(0)

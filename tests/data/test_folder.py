@@ -438,3 +438,14 @@ def test_real_tiles(real_tiles: Path) -> None:
     assert [len(s) for s in (data.train, data.val, data.test)] == [850, 200, 200]
     assert data.tile_size == 224
     assert data.train.tile(0).shape == (224, 224, 3)
+
+
+def test_a_class_whose_name_is_not_text_is_refused(tmp_path: Path) -> None:
+    """A folder named in Latin-1: no configuration could hold its name."""
+    for name in (b"TUM\xd6R", b"STROMA"):
+        folder = tmp_path / os.fsdecode(name)
+        folder.mkdir()
+        for i in range(6):
+            Image.new("RGB", (40, 40), (40 * i, 90, 90)).save(folder / f"{i}.png")
+    with pytest.raises(HistoError, match="class TUM\ufffdR: has a name that is not text in this locale"):
+        open_data(tmp_path, crop=32)

@@ -483,7 +483,7 @@ def test_the_command(bundle: Path, tile_folder: Path, tmp_path: Path) -> None:
         command += ["--out", str(tmp_path), *options]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    shown = run()
+    shown = run("--verbose")
     assert shown.returncode == 0, shown.stderr
     assert "TUMOR" in shown.stdout
     assert "tiles/s" in shown.stdout

@@ -208,7 +208,7 @@ def test_mistakes_show_what_the_network_saw(tmp_path: Path, monkeypatch: pytest.
         assert (truth, predicted) == (f"true: {right}", f"predicted: {wrong} 100.0%")
         assert len(name) <= 40
         assert name.endswith(".png")
-    assert drawn[0].get_title().startswith("cost\\$5^^6\\$.png\n")
+    assert drawn[0].get_title().startswith("cost$5^^6$.png\n")
     title = figure.get_suptitle()
     assert "2 mistakes in 2 test tiles" in title
     assert "32 × 32" in title

@@ -240,7 +240,7 @@ def test_there_must_be_a_run_to_resume(data: TileData, spec: ModelSpec, tmp_path
 
 def test_a_folder_that_cannot_be_made(data: TileData, spec: ModelSpec, tmp_path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HistoError, match="cannot be written to"):
+    with pytest.raises(HistoError, match="could not be written"):
         train(data, spec, CONFIG, tmp_path / "file" / "run", progress=False)
 
 

@@ -8,7 +8,7 @@ from histo_export.bench.document import document
 from histo_export.bench.plots import draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import UsageError, not_written
 from histo_export.files import atomic_folder
 
 
@@ -28,9 +28,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
             (folder / "report.html").write_text(to_html(doc, plots), encoding="utf-8")
     except OSError as error:
-        raise HistoError(
-            error.filename or out, f"could not be written ({error.strerror})", "Free some space or choose another --out"
-        ) from error
+        raise not_written(out, error) from error
     return sorted(out.iterdir())
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -19,7 +21,7 @@ from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
 from histo_export.cli.train import train
 from histo_export.cli.verify import verify
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, not_written
 
 app = typer.Typer(
     name="histo",
@@ -58,8 +60,12 @@ def _interrupt(*_: object) -> NoReturn:
 def _run(command: typer.Typer, name: str) -> NoReturn:
     """Runs a command; every foreseen problem ends in one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that `kill` cleans up as Ctrl-C does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale that lacks a character gets a question mark
     try:
         code = command(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:
             show.log.print(f"{name}: interrupted; no incomplete file is left behind.", markup=False)
     except HistoError as error:
@@ -70,16 +76,44 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
         message = error.format_message().strip()
         show.log.print(f"{name}: {message} See {name} --help.", markup=False, soft_wrap=True)
     except BrokenPipeError:  # `histo … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
+            raise
+        _drop_output()
+        code = 1
+        show.log.print(f"{name}: {not_written('standard output', error, 'choose another place')}", markup=False)
     sys.exit(code or 0)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of stdout has nowhere to go; Python would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Gives a standard stream that was closed (`histo … >&-`) the null device.
+
+    Otherwise the next file to be opened, perhaps a result, would get its number and whatever libraries print.
+    """
+    for number, mode in ((0, "r"), (1, "w"), (2, "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)  # the lowest number that is free
+            assert opened == number
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
 
 
 def main() -> NoReturn:
     """`histo`."""
+    _open_closed_streams()
     _run(app, "histo")
 
 
 def export_main() -> NoReturn:
     """`histo-export`: `histo export` by itself."""
+    _open_closed_streams()
     _run(export_app, "histo-export")

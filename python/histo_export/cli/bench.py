@@ -161,7 +161,7 @@ def _print(document: Document) -> None:
                 table.add_column(escape(column.removeprefix("<")), justify=justify, no_wrap=True)
             for row in section.rows:
                 table.add_row(*map(escape, row))
-            show.out_console.print(table)
+            show.print_table(table)
             if section.note:
                 show.out_console.print(f"[dim]{escape(section.note)}[/]")
     for note in document.notes:

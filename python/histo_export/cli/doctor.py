@@ -26,7 +26,7 @@ def doctor(as_json: AsJson = False) -> None:
             for i, (key, item) in enumerate(rows):
                 text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
                 table.add_row(f"[b]{section.replace('_', ' ')}[/b]" if i == 0 else "", key, escape(text))
-        show.out_console.print(table)
+        show.print_table(table)
         for problem in facts["problems"]:
             show.log.print(f"[red]problem:[/] {escape(problem)}")
         if not facts["problems"]:

@@ -103,7 +103,7 @@ def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:
             table.add_row(layer.name, layer.kind, output, f"{layer.parameters:,}" if layer.parameters else "", macs)
     norms = [layer for layer in layers if layer.kind == "BatchNorm2d"]
     table.add_row(f"{len(norms)} batch norms", "BatchNorm2d", "", f"{sum(n.parameters for n in norms):,}", "")
-    show.out_console.print(table)
+    show.print_table(table)
 
 
 def _print_sizes(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> None:
@@ -118,7 +118,7 @@ def _print_sizes(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> N
     table.add_row("of these in the head", f"{trained.head_parameters:,}", f"{exported.head_parameters:,}")
     table.add_row("GMAC per tile", f"{trained.macs / 1e9:.4f}", f"{exported.macs / 1e9:.4f}")
     table.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
-    show.out_console.print(table)
+    show.print_table(table)
 
 
 def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batch: int, as_json: bool) -> None:
@@ -172,7 +172,7 @@ def _print_plan(info: dict[str, Any], profile: str, layers: Sequence[dict[str, A
             f"{layer['seconds'] * 1e3 / batch:.3f}",
             f"{2e-9 * layer['executed_multiply_adds'] * batch / layer['seconds']:.0f}",
         )
-    show.out_console.print(table)
+    show.print_table(table)
     show.out_console.print(
         f"MMAC and ms per tile, at batch {batch}; executed: after Winograd's reduction, its transforms apart.\n"
         f"Packed weights {info['weight_bytes'] / 1e6:.0f} MB, workspace {info['workspace_bytes'] / 1e6:.0f} MB."

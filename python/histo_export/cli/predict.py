@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -21,8 +21,11 @@ from histo_export.cli.options import BundleArgument, OutputOptions, one_of, usab
 from histo_export.errors import UsageError
 from histo_export.spec import PRECISIONS
 
+FAILURES_SHOWN = 10
+"""Lines on the screen about what could not be used; failed.csv has all."""
+
 if TYPE_CHECKING:
-    from histo_export.predict.run import Outcome, Progress
+    from histo_export.predict.run import Done, Outcome, Progress
     from histo_export.predict.settings import PredictSettings, SlideSettings
 
 
@@ -116,37 +119,47 @@ def predict(
             help="Share the work on a Ray cluster: [b]local[/b] (this machine's own), [b]auto[/b], HOST:PORT.",
         ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", metavar="", help="Show the seconds of each stage, too.")
+    ] = False,
     output: OutputOptions,
 ) -> None:
     """Run a bundle over tiles and whole slides.
 
     A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv,
-    tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. After an
-    interruption the same command does what is missing. What can't be used is listed at the end, and the exit code is 1.
+    tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. The areas
+    and figures are printed, too. After an interruption the same command does what is missing. What can't be used is
+    listed at the end and in failed.csv, and the exit code is 1.
     """
     settings = _settings(runtime, slide)
-    from histo_export.predict.run import predict as predict_all
+    from histo_export.predict.messages import collected_messages
 
-    with _progress(output.quiet) as report:
-        command = " ".join(["histo", *sys.argv[1:]])
-        outcome = predict_all(
-            bundle, inputs, out, settings, ray=ray, force=output.force, command=command, report=report
-        )
+    with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
+        from histo_export.predict.run import predict as predict_all
+
+        with _progress(output.quiet) as report:
+            command = " ".join(["histo", *sys.argv[1:]])
+            outcome = predict_all(
+                bundle, inputs, out, settings, ray=ray, force=output.force, command=command, report=report
+            )
     if output.as_json:
+        from histo_export.predict.inputs import text_of
+
         show.print_json(
             {
-                "out": str(out),
+                "out": text_of(out),
                 "inputs": [dataclasses.asdict(done) for done in outcome.done],
                 "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
                 "skipped": [dataclasses.asdict(kind) for kind in outcome.skipped],
                 "notes": outcome.notes,
+                "earlier_failures": outcome.earlier_failures,
                 "executed": outcome.executed,
                 "seconds": outcome.wall,
                 "peak_memory_mb": round(outcome.peak_mb),
             }
         )
     else:
-        _print(out, outcome)
+        _print(out, outcome, verbose)
     if outcome.failures:
         raise typer.Exit(1)
 
@@ -192,8 +205,8 @@ def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A live line on stderr: the input, its tiles, and how fast they go."""
-    if quiet:
+    """A live line on stderr, if that is a terminal: the input, its tiles, and how fast they go."""
+    if quiet or not show.log.is_terminal:
         yield lambda progress: None
         return
     columns = ("[progress.description]{task.description}", BarColumn(), "{task.fields[rate]}")
@@ -220,9 +233,88 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
-def _print(out: Path, outcome: Outcome) -> None:
-    table = show.table(str(out))
-    table.add_column("input", overflow="fold")
+def _print(out: Path, outcome: Outcome, verbose: bool) -> None:
+    """The results on stdout; warnings and failures on stderr."""
+    from histo_export.predict.inputs import text_of
+    from histo_export.predict.record import FAILED
+
+    place, failed = escape(text_of(out)), escape(text_of(out / FAILED))
+    for done in outcome.done:
+        _print_result(done)
+    if verbose and outcome.done:
+        _print_seconds(outcome)
+    if outcome.done:
+        show.out_console.print(f"Tables, pictures and summary.json of each input are in {place}/<input>/.")
+    for done in outcome.done:
+        for warning in done.summary.get("warnings", ()):
+            show.log.print(f"[yellow]warning:[/] {escape(f'{done.name}: {warning}')}")
+    for note in outcome.notes:
+        show.log.print(f"note: {note}", markup=False)
+    for kind in outcome.skipped:
+        show.log.print(f"left out: {kind.count:,} {kind.kind}, e.g. {kind.example}", markup=False)
+    if len(outcome.executed) > 1:
+        show.log.print(
+            f"[yellow]note:[/] machines differ ({escape('; '.join(outcome.executed))}), and so may the last bits; set "
+            "HISTO_ISA to the lowest for identical results."
+        )
+    if outcome.failures:
+        show.log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {failed}):")
+        for failure in outcome.failures[:FAILURES_SHOWN]:
+            show.log.print(f"  {failure.path}: {failure.reason}.", markup=False)
+    if outcome.earlier_failures:
+        show.log.print(f"{failed} also lists {outcome.earlier_failures:,} of earlier runs over other inputs.")
+
+
+def _print_result(done: Done) -> None:
+    """What one input was found to be: a row for each class that occurs."""
+    summary = done.summary
+    before = "" if done.run else ", done before"
+    if "tissue_mm2" in summary:
+        tissue = summary["tissue_mm2"]
+        table = show.table(f"{done.name}: {tissue:.3f} mm² of tissue, {done.tiles:,} tiles{before}")
+        rows = [(name, figures["tiles"], figures["area_mm2"]) for name, figures in summary["classes"].items()]
+        table.add_column("class")
+        for heading in ("tiles", "mm²", "of tissue"):
+            table.add_column(heading, justify="right")
+        for name, tiles, area in rows:
+            if tiles:
+                table.add_row(escape(name), f"{tiles:,}", f"{area:.3f}", _share(area, tissue))
+        if (unanalysed := summary.get("unanalysed_mm2")) is not None:
+            table.add_row("[i]not analysed[/i]", "", f"{unanalysed:.3f}", _share(unanalysed, tissue))
+    else:
+        lost = f", {summary['failed']:,} could not be used" if summary.get("failed") else ""
+        table = show.table(f"{done.name}: {done.tiles:,} tiles{lost}{before}")
+        table.add_column("class")
+        for heading in ("tiles", "of tiles"):
+            table.add_column(heading, justify="right")
+        for name, tiles in summary["classes"].items():
+            if tiles:
+                table.add_row(escape(name), f"{tiles:,}", _share(tiles, done.tiles))
+    show.print_table(table)
+    for split, report in _judged(summary).items():
+        low, high = report["interval"]
+        show.out_console.print(
+            f"{escape(split)}: accuracy [b]{report['accuracy']:.1%}[/b] "
+            f"(95 % interval {low:.1%} to {high:.1%}, {report['tiles']:,} tiles)"
+        )
+    show.out_console.print()
+
+
+def _judged(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The accuracy of each split of a labelled set, or of the set as one."""
+    if splits := summary.get("splits"):
+        return {name: report for name, report in splits.items() if report.get("accuracy") is not None}
+    return {"labelled tiles": summary["test"]} if "test" in summary else {}
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _print_seconds(outcome: Outcome) -> None:
+    """What the stages of the loop took."""
+    table = show.table()
+    table.add_column("input")
     for heading in ("tiles", "tiles/s", "s", "read", "wait", "infer", "write"):
         table.add_column(heading, justify="right")
     for done in outcome.done:
@@ -232,24 +324,11 @@ def _print(out: Path, outcome: Outcome) -> None:
             stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
             figures = [f"{done.run / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
         table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
-    show.out_console.print(table)
+    show.print_table(table)
     run = sum(done.run for done in outcome.done)
     total = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
+    executed = f" Executed: {escape('; '.join(outcome.executed))}." if outcome.executed else ""
     show.out_console.print(
         "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
-        f"{total}Peak memory {outcome.peak_mb:,.0f} MB."
-        + (f" Executed: {escape('; '.join(outcome.executed))}.[/]" if outcome.executed else "[/]")
+        f"{total}Peak memory {outcome.peak_mb:,.0f} MB.{executed}[/dim]\n"
     )
-    for note in outcome.notes:
-        show.log.print(f"note: {note}", markup=False, soft_wrap=True)
-    for kind in outcome.skipped:
-        show.log.print(f"left out: {kind.count:,} {kind.kind}, e.g. {kind.example}", markup=False, soft_wrap=True)
-    if len(outcome.executed) > 1:
-        show.log.print(
-            f"[yellow]note:[/] machines differ ({escape('; '.join(outcome.executed))}), and so may the last bits; set "
-            "HISTO_ISA to the lowest for identical results."
-        )
-    if outcome.failures:
-        show.log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {out / 'failed.csv'}):")
-        for failure in outcome.failures[:10]:
-            show.log.print(f"  {failure.path}: {failure.reason}.", markup=False, soft_wrap=True)

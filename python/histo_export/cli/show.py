@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
+from rich.segment import Segments
 from rich.table import Table
 
 from histo_export.cli.options import usable_cpus
@@ -22,9 +23,18 @@ if TYPE_CHECKING:
     from histo_export.parity import FileParity
     from histo_export.training.result import TrainResult
 
-log = Console(stderr=True, highlight=False)
+UNBROKEN = 10_000
+"""Columns of a file or pipe: no line is broken there, whatever COLUMNS says."""
+
+
+def _console(stream: TextIO | None, stderr: bool) -> Console:
+    terminal = stream is not None and stream.isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else UNBROKEN)
+
+
+log = _console(sys.stderr, stderr=True)
 """For progress and messages."""
-out_console = Console(highlight=False)
+out_console = _console(sys.stdout, stderr=False)
 """For results."""
 
 
@@ -39,8 +49,9 @@ def status(doing: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def print_json(value: Any) -> None:
-    """Writes indented JSON to stdout."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    """Writes indented JSON to stdout, with escapes where the terminal's encoding lacks characters."""
+    unicode = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=not unicode)
     sys.stdout.write("\n")
 
 
@@ -49,6 +60,12 @@ def table(title: str | None = None, show_header: bool = True) -> Table:
     if title:
         out_console.print(f"[b]{escape(title)}[/b]", soft_wrap=True)
     return Table(show_header=show_header, box=None, pad_edge=False, padding=(0, 1))
+
+
+def print_table(table: Table) -> None:
+    """Prints a table in its own width, so that nothing is cut; a terminal that is narrower breaks the lines."""
+    unlimited = out_console.options.update(max_width=UNBROKEN)
+    out_console.print(Segments(out_console.render(table, unlimited)), crop=False)
 
 
 def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
@@ -85,7 +102,7 @@ def print_files(title: str, folder: Path, checks: Checks) -> None:
             f"{r.ms_per_tile[32]:.1f}",
             r.runtime,
         )
-    out_console.print(files)
+    print_table(files)
     executed: dict[str, list[str]] = {}
     for r in results:
         executed.setdefault(r.executed, []).append(r.runtime)
@@ -112,7 +129,7 @@ def print_low_precision(precision: str, low: LowPrecision, layers: bool = False)
         interval = f"{figures.interval[0]:.1%} to {figures.interval[1]:.1%}"
         cells = (f"{figures.accuracy:.1%}", interval, f"{figures.agreement:.1%}", f"{figures.drop:.2f}")
         losses.add_row(f"[b]{measured}[/b]" if measured == precision else measured, *cells, figures.measured_with)
-    out_console.print(losses)
+    print_table(losses)
     accepted = ", more was accepted" if low.drop_accepted else ""
     out_console.print(
         f"[dim]as fp32: tiles with the same top class. Allowed to lose: {low.max_drop:g} points{accepted}.[/]"
@@ -142,7 +159,7 @@ def _print_calibration(calibration: Calibration, layers: bool) -> None:
         errors.add_column(heading)
     for pair, error in calibration.errors.items():
         errors.add_row(pair, f"{error:.1%}")
-    out_console.print(errors)
+    print_table(errors)
     by_layer = table()
     by_layer.add_column("convolution")
     by_layer.add_column("precision")
@@ -151,7 +168,7 @@ def _print_calibration(calibration: Calibration, layers: bool) -> None:
     for layer in calibration.layers:
         cells = (f"{layer.sqnr_db:.1f}", f"{layer.logit_error:.2%}", f"{layer.multiply_adds:.1%}")
         by_layer.add_row(layer.layer, layer.precision, *cells)
-    out_console.print(by_layer)
+    print_table(by_layer)
     out_console.print("[dim]SQNR and error of the logits with only this convolution, or its input, in int8.[/]")
 
 

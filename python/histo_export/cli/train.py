@@ -135,4 +135,4 @@ def _print_classes(result: TrainResult) -> None:
     test = result.test
     for name, *figures, tiles in zip(test.classes, test.precision, test.recall, test.f1, test.support, strict=True):
         table.add_row(escape(name), *(f"{figure:.1%}" for figure in figures), str(tiles))
-    show.out_console.print(table)
+    show.print_table(table)

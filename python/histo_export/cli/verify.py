@@ -16,7 +16,10 @@ def verify(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check every sha256 of a bundle, then run each file and compare it with the checkpoint's own logits."""
+    """Check every sha256 of a bundle, then run each file and compare it with the checkpoint's own logits.
+
+    The model card (README.md) has no sha256: it may be edited.
+    """
     one_of("--device", device, ("cpu", "cuda"))
     from histo_export.export.bundle import open_bundle
 
@@ -33,7 +36,7 @@ def verify(
         facts = {"bundle": str(bundle), "files": files, "unchecked": checks.unchecked}
         show.print_json(facts | ({"int8_onnx": quantised.model_dump()} if quantised else {}))
     else:
-        show.print_files(f"{bundle}: every sha256 is right", bundle, checks)
+        show.print_files(f"{bundle}: every sha256 is right (the model card has none)", bundle, checks)
         if quantised is not None:
             show.print_int8_onnx(quantised)
     raise_if_diverged(checks.results)

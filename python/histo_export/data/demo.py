@@ -6,7 +6,7 @@ fields, and by Beer and Lambert each channel transmits `white * exp(-(H * h + E 
 staining by color deconvolution. Anal Quant Cytol Histol 23(4):291-299, 2001. Both are jittered per tile
 over a range that is wider than the classes' mean colours differ, so colour alone does not tell a class.
 
-Structures are painted at about 0.5 µm per pixel: nuclei (6 to 30 pixels) with chromatin, nucleoli and
+Structures are painted at 0.5 µm per pixel: nuclei (6 to 30 pixels) with chromatin, nucleoli and
 rims; glands and crypts (30 to 80) as nuclei around a lumen; goblet cells; wavy fibre bundles (the whole
 tile) with clefts; nuclear dust (1 to 4). Every class also holds tissue of its neighbours, up to nearly
 half, which is what keeps a trained model from 100 %.
@@ -40,6 +40,8 @@ from histo_export.errors import UsageError
 CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA")
 SIDE = 150
 """Pixels."""
+MPP = 0.5
+"""µm per pixel at which structures are painted (see above), so that a model of the demo can run on a slide."""
 VERSION = 1
 """Part of the fingerprint. Raise it with any change of a pixel."""
 
@@ -102,7 +104,7 @@ def open_demo(
         val=sets[1],
         test=sets[2],
         tile_size=SIDE,
-        mpp=None,
+        mpp=MPP,
         synthetic=True,
         fingerprint=fingerprint(chosen, splits),
         description=f"SYNTHETIC H&E-like demo tiles (generator {VERSION}, seed {seed}), "

@@ -127,7 +127,12 @@ def choose_classes(
 
     Raises:
         UsageError: an unknown or repeated name, or a single one.
+        HistoError: a name that exists is not text, so that no file could hold it.
     """
+    for name in available:
+        if not name.isprintable() and (text := name.encode(errors="surrogateescape").decode(errors="replace")) != name:
+            step = "Rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)"
+            raise HistoError(f"class {text}", "has a name that is not text in this locale", step)
     if wanted is None:
         return tuple(available)
     if isinstance(wanted, str):

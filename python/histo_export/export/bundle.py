@@ -1,7 +1,8 @@
 """The bundle: the folder that is shipped.
 
 `config.json` is a valid WSInfer configuration with one more block, `histo`, for what WSInfer's format has no field for.
-A bundle is written completely or not at all, and every file's sha256 is checked before any of its files is opened.
+A bundle is written completely or not at all, and every file's sha256 is checked before any of its files is opened. The
+model card has no sha256: nothing computes with it, and people add to it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.bundle_files import CARD, CONFIG, GOLDEN, TRAINED_ON
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import HistoError, UsageError, not_written
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
 from histo_export.spec import ModelSpec, Precision
@@ -162,7 +163,7 @@ class HistoBlock(BaseModel):
         head_pool: the pool that the exported head keeps (see `lowering.head_pool`).
         input: what the ONNX, TorchScript and .pt2 files take (see `lowering.InputKind`).
         precision: that the bundle is made for; the native engine can run it in others.
-        files: name → size and sha256.
+        files: name → size and sha256, of every file but this one and the model card, which may be edited.
         parity: file → runtime (an id of `runtimes.RUNTIMES`) → result of the check at export.
         unchecked: runtime → why it was unavailable at export.
         low_precision: the loss of accuracy below fp32; fp32 bundles have none.
@@ -227,7 +228,7 @@ def entry(content: bytes) -> FileEntry:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads `config.json` and checks the size and sha256 of every file that it lists.
+    """Reads `config.json` and checks the size and sha256 of every file that it lists, except the model card.
 
     Raises:
         UsageError: there is no bundle at `path`.
@@ -244,8 +245,10 @@ def open_bundle(path: Path) -> Bundle:
             path / CONFIG, f"is not a bundle's configuration ({where}: {first['msg']})", "Export again"
         ) from error
     for name, expected in config.histo.files.items():
+        if name == CARD:  # older bundles list it; nothing computes with it, and people are meant to edit it
+            continue
         # Also keeps a hostile name, with other slashes or dots, from reaching the file system.
-        if name not in (GOLDEN, CARD, TRAINED_ON) and not any(row.makes(name) for row in FORMATS.values()):
+        if name not in (GOLDEN, TRAINED_ON) and not any(row.makes(name) for row in FORMATS.values()):
             raise HistoError(path / CONFIG, f"lists a file that no bundle has, {name!r}", "Export again")
         _check_file(path / name, expected)
     if GOLDEN not in config.histo.files:
@@ -298,9 +301,7 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
         with atomic_folder(out) as folder:
             yield folder
     except OSError as error:
-        raise HistoError(
-            error.filename or out, f"could not be written ({error.strerror})", "Free some space or choose another --out"
-        ) from error
+        raise not_written(out, error) from error
 
 
 def check_destination(out: Path, force: bool) -> None:

@@ -131,11 +131,10 @@ def export_bundle(
             checks = replace(checks, low_precision=low)
         files = {name: bundle.entry((folder / name).read_bytes()) for name in written}
         config = _config(checkpoint, settings, files, checks)
-        (folder / CARD).write_bytes(card := model_card(config, checkpoint.spec).encode())
-        config.histo.files = files | {CARD: bundle.entry(card)}
+        (folder / CARD).write_text(model_card(config, checkpoint.spec), encoding="utf-8")
         # Left out where it says nothing, because older versions refuse fields that they don't know.
         unused = {"histo": {"low_precision"}} if checks.low_precision is None else None
-        (folder / CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n")
+        (folder / CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n", encoding="utf-8")
     return checks
 
 

@@ -2,9 +2,10 @@
 
 `inputs` finds slides and sets of tiles in what the user named: `formats` judges files, and `lists` reads lists. `names`
 names the results, and `settings` holds the user's choices. `run` divides the inputs into units, which `work` does in
-this process or `on_ray` on other machines, and continues an interrupted run. `tile_set` and `whole_slide` do one input;
-both send its tiles through `loop`. `readers` open slides (`slide` is their interface); `tissue` and `grid` belong
-to slides, `labels` and `judge` to sets.
+this process or `on_ray` on other machines, and continues an interrupted run; `preconditions` judges what is no input's
+fault, `record` keeps what failed, `messages` what libraries tell. `tile_set` and `whole_slide` do one input; both send
+its tiles through `loop`. `readers` open slides (`slide` is their interface); `tissue` and `grid` belong to slides,
+`labels` and `judge` to sets.
 """
 
 from __future__ import annotations

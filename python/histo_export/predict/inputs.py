@@ -51,7 +51,10 @@ AGAIN = "files and folders that were reached before"
 
 
 def text_of(path: Path | str) -> str:
-    """A path as text for any file format; bytes that are not UTF-8 become replacement characters."""
+    """A path as text for any file format; bytes that are not UTF-8 become replacement characters.
+
+    The same in a locale that knows only ASCII, and the same if it is applied twice.
+    """
     try:
         return str(path).encode(errors="surrogateescape").decode(errors="replace")
     except UnicodeEncodeError:  # from a damaged list; no name of a file is like this

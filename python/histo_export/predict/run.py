@@ -8,15 +8,13 @@ folder of that key.
 
 from __future__ import annotations
 
-import csv
-import glob
 import hashlib
-import io
 import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -26,7 +24,7 @@ from histo_export.bundle_files import CONFIG
 from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, trained_on
-from histo_export.files import atomic_folder, write_atomic
+from histo_export.files import atomic_folder, hidden_paths, own_folder
 from histo_export.predict.inputs import (
     Failure,
     Input,
@@ -38,11 +36,16 @@ from histo_export.predict.inputs import (
     text_of,
 )
 from histo_export.predict.loop import StageSeconds
+from histo_export.predict.messages import collected_messages
 from histo_export.predict.names import name_inputs
+from histo_export.predict.preconditions import check_place, check_ray, check_slides, open_worker
+from histo_export.predict.record import FailedRow, earlier_failures, write_record
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import write_tile_set
 from histo_export.predict.work import (
     SHARD,
+    SHARDS,
+    SUMMARY,
     TRIED,
     Work,
     WorkDone,
@@ -50,13 +53,12 @@ from histo_export.predict.work import (
     check_model,
     failure_of,
     named,
+    read_done,
     read_shard,
     write_done,
 )
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn
-
-RUN, FAILED = "run.json", "failed.csv"
 
 RESULTS = 2
 """The version of what results mean. A new version makes results of older ones count as those of other settings."""
@@ -72,6 +74,7 @@ class Done:
         tiles: with a prediction.
         run: tiles that this run did, in `seconds`; an earlier run did the others.
         seconds: of its units added up, although with Ray they run at the same time.
+        summary: the content of its summary.json.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Done:
     tiles: int = 0
     run: int = 0
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,6 +93,7 @@ class Outcome:
         done: the inputs that are complete.
         failures: inputs and tiles that could not be used.
         executed: what the runtime executed; several where machines differ.
+        earlier_failures: how many failures of other inputs, from earlier runs into the same folder, still hold.
         wall: seconds from the first unit to the last result.
         peak_mb: the largest resident memory of this process, in MB.
         skipped: what was left out of the inputs, by kind.
@@ -98,6 +103,7 @@ class Outcome:
     done: list[Done]
     failures: list[Failure]
     executed: list[str]
+    earlier_failures: int = 0
     wall: float = 0.0
     peak_mb: float = 0.0
     skipped: list[Skipped] = field(default_factory=list)
@@ -139,7 +145,8 @@ def predict(
     Args:
         bundle: a folder that `histo export` wrote.
         paths: what the user named, see `find_inputs`.
-        out: gets a folder for each input, run.json and, where something failed, failed.csv.
+        out: gets a folder for each input, run.json and, where something failed, failed.csv. No two runs work in it at
+            the same time, whichever machines they are on.
         settings: how inputs are run.
         ray: the address of a cluster that does the work: "local" for one of this machine's own, "auto" for the one it
             belongs to. All machines must see bundle, inputs and `out` at the same paths.
@@ -148,39 +155,72 @@ def predict(
         report: told of progress.
 
     Raises:
-        UsageError: `out` holds results of another model or other settings and `force` is not set.
-        HistoError: the bundle can't be opened, or `out` can't be written.
+        UsageError: `out` holds results of another model or other settings and `force` is not set, another run works in
+            it, or it is no place for results; or the model can't do what is asked of it. Nothing has been written then.
+        HistoError: the bundle is damaged, or `out` can't be written.
     """
     began = time.time()
-    opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
-    settings = replace(settings, runtime=str(variant), precision=variant.precision)
-    found = find_inputs(paths, spec.tile_size)
+    with collected_messages() as messages:
+        opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
+        settings = replace(settings, runtime=str(variant), precision=variant.precision)
+        check_place(out)
+        found = find_inputs(paths, spec.tile_size)
+        check_slides(opened, spec, found.inputs)
+        check_ray(ray)
+        run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
+        run.check_earlier(force)
+        worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
+        with own_folder(out) as still_own:
+            run.check_earlier(force)  # another run may have ended meanwhile
+            judged = [*map(named, found.inputs), *(failure.path for failure in found.failures)]
+            earlier = earlier_failures(out, paths, judged)
+            start = time.perf_counter()
+            with _tries(out):
+                for done in _outcomes(run, worker, ray, opened):
+                    still_own()
+                    run.receive(done)
+            outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
+            outcome.wall = time.perf_counter() - start
+            outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+            outcome.skipped, outcome.notes = found.skipped, found.notes
+            still_own()
+            failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
+            record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
+            write_record(out, record, [*failed, *earlier])
+    return outcome
+
+
+def _records(inputs: Sequence[Input], bundle: Bundle, settings: PredictSettings, out: Path) -> list[_InputRun]:
+    model = hashlib.sha256((bundle.path / CONFIG).read_bytes()).hexdigest()
+    keys = [_key(item, model, settings) for item in inputs]
+    items = name_inputs(inputs, keys, out)
+    return [_InputRun(item, number, key) for number, (item, key) in enumerate(zip(items, keys, strict=True), 1)]
+
+
+@contextmanager
+def _tries(out: Path) -> Iterator[None]:
+    """Removes the files in which Ray's workers count how often a unit has been begun, before the block and after it."""
+
+    def remove() -> None:
+        for file in out.glob(f"{TRIED}*"):
+            file.unlink(missing_ok=True)
+
+    remove()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HistoError(out, f"can't be made ({error.strerror})", "Choose another --out") from error
-    model = hashlib.sha256((bundle / CONFIG).read_bytes()).hexdigest()
-    keys = [_key(item, model, settings) for item in found.inputs]
-    inputs = name_inputs(found.inputs, keys, out)
-    records = [_InputRun(item, number, key) for number, (item, key) in enumerate(zip(inputs, keys, strict=True), 1)]
-    run = _Run(out, spec, settings, records, report, trained_on(opened))
-    run.check_earlier(force)
-    for old in out.glob(f"{TRIED}*"):
-        old.unlink()
-    start = time.perf_counter()
+        yield
+    finally:
+        remove()
+
+
+def _outcomes(run: _Run, worker: Worker | None, ray: str | None, bundle: Bundle) -> Iterator[WorkDone]:
+    """Does the units that are left, with Ray or here, and yields their outcomes."""
     work = run.begin()
     if ray is not None:
         from histo_export.predict.on_ray import on_ray
 
-        for done in on_ray(ray, work, opened, spec, out, settings):
-            run.receive(done)
+        yield from on_ray(ray, work, bundle, run.spec, run.out, run.settings)
     elif work:
-        run.do(work, Worker(opened, spec, out, settings))
-    outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, wall=time.perf_counter() - start)
-    outcome.skipped, outcome.notes = found.skipped, found.notes
-    outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    _write_record(out, opened, settings, ray, command, began, outcome)
-    return outcome
+        yield from run.do(work, worker or open_worker(bundle, run.spec, run.out, run.settings))
 
 
 @dataclass
@@ -245,11 +285,20 @@ class _Run:
         """What could not be used, in the order of the inputs."""
         return list(chain.from_iterable(each.failures for each in self.inputs.values()))
 
+    @property
+    def failed_rows(self) -> list[FailedRow]:
+        """The same for failed.csv."""
+        return [FailedRow.of(failure, each.done.path) for each in self.inputs.values() for failure in each.failures]
+
+    def has_work(self) -> bool:
+        """Whether any input is not done yet."""
+        return any(read_done(self.out / name, each.key) is None for name, each in self.inputs.items())
+
     def check_earlier(self, force: bool) -> None:
         """UsageError where an input's place is taken: by another result, unless `force` is set, or by other files."""
         for name, each in self.inputs.items():
             folder = self.out / name
-            if not folder.exists() or _tiles_done(folder, each.key) is not None:
+            if not folder.exists() or read_done(folder, each.key) is not None:
                 continue
             if not (folder / DONE).is_file():
                 raise UsageError(folder, "exists and is not a result of histo predict", "Choose another --out")
@@ -266,9 +315,10 @@ class _Run:
 
     def _units(self, each: _InputRun) -> list[Work]:
         item, key = each.item, each.key
-        if (tiles := _tiles_done(self.out / item.name, key)) is not None:
-            each.done.tiles = tiles
-            each.complete = True
+        if (before := read_done(self.out / item.name, key)) is not None:
+            each.done.tiles, lost = before
+            each.failures += lost
+            self._complete(each)
             return []
         units = []
         if isinstance(item, SlideInput):
@@ -286,13 +336,13 @@ class _Run:
             self._finish(each)
         return units
 
-    def do(self, work: Sequence[Work], worker: Worker) -> None:
-        """Does the units here, one after another, but none of an input that has failed."""
+    def do(self, work: Sequence[Work], worker: Worker) -> Iterator[WorkDone]:
+        """Does the units here, one after another, but none of an input that has failed; yields their outcomes."""
         for unit in work:
             if not self.inputs[unit.item.name].failed:
                 progress = self._progress_of(unit)
                 progress(0, 0)
-                self.receive(worker(unit, progress))
+                yield worker(unit, progress)
 
     def _progress_of(self, unit: Work) -> Callable[[int, int], None]:
         """A function that reports the tiles of a unit that are done, and in all (a slide's are known only later)."""
@@ -325,7 +375,7 @@ class _Run:
             return
         if isinstance(each.item, SlideInput):
             each.done.tiles = unit.tiles
-            each.complete = True
+            self._complete(each)
         else:
             self._finish(each)
 
@@ -340,20 +390,29 @@ class _Run:
                 shards, resize = map(read_shard, places), self.settings.resize
                 lost = write_tile_set(item, self.spec, shards, folder, resize=resize, trained_on=self.trained_on)
                 each.done.tiles = len(item) - len(lost)
-                write_done(folder, key, each.done.tiles, source_of(item))
-        except HistoError as error:
+                write_done(folder, key, each.done.tiles, source_of(item), lost)
+        except Exception as error:
             each.fail(failure_of(error, item))
-        except OSError as error:
-            each.fail(failure_of(error, item))
-            return  # the shards stay for the next run
+            if not isinstance(error, HistoError):
+                return  # the shards stay for the next run
         else:
             each.failures += lost
-            each.complete = True
-        for old in self.out.glob(f".{glob.escape(item.name)}.shards-*"):
+            self._complete(each)
+        for old in hidden_paths(self.out / item.name, SHARDS):
             shutil.rmtree(old, ignore_errors=True)
         seconds = time.perf_counter() - start
         each.done.seconds.write += seconds
         each.done.seconds.wall += seconds
+
+    def _complete(self, each: _InputRun) -> None:
+        """The input's result is in its place."""
+        try:
+            each.done.summary = json.loads((self.out / each.item.name / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            step = "Remove this folder and run the same command again"
+            each.fail(Failure(each.done.path, f"has a result whose {SUMMARY} cannot be read ({error}). {step}"))
+        else:
+            each.complete = True
 
 
 def _key(item: Input, model: str, settings: PredictSettings) -> str:
@@ -379,50 +438,31 @@ def _size_and_time(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _tiles_done(folder: Path, key: str) -> int | None:
-    """The number of tiles in a folder that holds the result of this key; None where it does not."""
-    try:
-        done = json.loads((folder / DONE).read_text())
-        return int(done["tiles"]) if done["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write_record(
-    out: Path,
-    bundle: Bundle,
-    settings: PredictSettings,
-    ray: str | None,
-    command: str,
-    began: float,
-    outcome: Outcome,
-) -> None:
+def _record(
+    bundle: Bundle, settings: PredictSettings, ray: str | None, command: str, began: float, outcome: Outcome
+) -> dict[str, Any]:
+    """The content of run.json: plain values."""
     from histo_export.machine import this_machine, versions
 
-    record = {
-        "command": command,
+    inputs = [asdict(done) for done in outcome.done]
+    for each in inputs:
+        del each["summary"]  # it is in the input's own folder
+    return {
+        "command": text_of(command),
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 3),
         "executed": outcome.executed,
         "ray": ray,
         "settings": asdict(settings),
-        "bundle": {"path": str(bundle.path), "files": {k: v.sha256 for k, v in bundle.config.histo.files.items()}},
+        "bundle": {
+            "path": text_of(bundle.path),
+            "files": {name: entry.sha256 for name, entry in bundle.config.histo.files.items()},
+        },
         "machine": this_machine().model_dump(),
         "versions": versions(),
         "peak_memory_mb": round(outcome.peak_mb),
-        "inputs": [asdict(done) for done in outcome.done],
+        "inputs": inputs,
         "failures": [asdict(failure) for failure in outcome.failures],
         "skipped": [asdict(kind) for kind in outcome.skipped],
         "notes": outcome.notes,
     }
-    try:
-        write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")
-        if outcome.failures:
-            table = io.StringIO()
-            rows = [("path", "reason"), *((failure.path, failure.reason) for failure in outcome.failures)]
-            csv.writer(table, lineterminator="\n").writerows(rows)
-            write_atomic(out / FAILED, table.getvalue())
-        else:
-            (out / FAILED).unlink(missing_ok=True)
-    except OSError as error:
-        raise HistoError(out, f"could not be written ({error.strerror})", "Free some space") from error

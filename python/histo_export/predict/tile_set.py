@@ -207,7 +207,8 @@ class _Writer:
         self.csv.writerow(self.columns)
         kinds = [pa.float32() if name.startswith("prob_") else pa.string() for name in self.columns]
         self.schema = pa.schema(list(zip(self.columns, kinds, strict=True)))
-        self.parquet = pq.ParquetWriter(folder / "tiles.parquet", self.schema)
+        self.parquet_file = (folder / "tiles.parquet").open("wb")  # pyarrow takes no path with other bytes than UTF-8
+        self.parquet = pq.ParquetWriter(self.parquet_file, self.schema)
         self.rows: list[list[Any]] = []
 
     def add(self, path: str, probabilities: Probabilities, label: Sequence[str]) -> None:
@@ -230,4 +231,5 @@ class _Writer:
                 self._flush()
         finally:
             self.parquet.close()
+            self.parquet_file.close()
             self.file.close()

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from histo_export.data.walk import DONE
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
-from histo_export.files import atomic_file, atomic_folder
+from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
@@ -26,6 +26,9 @@ from histo_export.predict.tile_set import TileResults, predict_tiles
 from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
 
+SUMMARY = "summary.json"
+SHARDS = ".shards-"
+"""In the name of the hidden folder for the shards of a set."""
 TRIED = ".tried-"
 """Prefix of a hidden file in `out` that counts how often Ray has begun a unit."""
 SHARD = 4096
@@ -78,17 +81,26 @@ def named(item: Input) -> str:
     return text_of(item.path if isinstance(item, SlideInput) else item.source)
 
 
-def failure_of(error: HistoError | OSError, item: Input) -> Failure:
-    """Why an input has no result. An OSError is about the output, because readers report their errors as HistoError."""
+def failure_of(error: Exception, item: Input) -> Failure:
+    """Why an input has no result.
+
+    An OSError is about the output, because readers report their errors as HistoError. Any other error is one that
+    nobody foresaw: it ends this input and no other one.
+    """
+    if isinstance(error, OSError):
+        error = not_written(named(item), error)
     if isinstance(error, HistoError):
         return Failure(text_of(error.thing), f"{error.cause}. {error.next_step}")
-    reason = f"could not be written ({error.strerror or error}). Free some space or choose another --out"
+    if isinstance(error, MemoryError):
+        reason = f"needs more memory than there is ({place_of(error)}). Use fewer --threads, or a machine with more"
+    else:
+        reason = f"failed unexpectedly ({place_of(error)}). Report this, and go on without this input"
     return Failure(named(item), reason)
 
 
 def shard_folder(out: Path, item: Input, key: str) -> Path:
     """The hidden folder for the shards of a set, until all are complete."""
-    return out / f".{item.name}.shards-{key[:16]}"
+    return hidden_path(out / item.name, f"{SHARDS}{key[:16]}")
 
 
 def read_shard(path: Path) -> tuple[TileResults, str]:
@@ -118,7 +130,7 @@ def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tupl
     if precision is not None:
         variant = variant.in_precision(precision)
     if variant.file not in opened.config.histo.files:
-        raise HistoError(
+        raise UsageError(
             bundle, f"has no {variant.file}, which {variant} runs", "Export again, or use another --runtime"
         )
     return opened, spec_of(opened), variant
@@ -149,7 +161,7 @@ class Worker:
         try:
             do = self._slide if isinstance(work.item, SlideInput) else self._shard
             tiles, seconds = do(work, progress)
-        except (HistoError, OSError) as error:
+        except Exception as error:
             failure = failure_of(error, work.item)
         return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
 
@@ -177,14 +189,32 @@ class Worker:
         results, seconds = predict_tiles(work.item, self.loop, resize=self.settings.resize, progress=progress)
         start = time.perf_counter()
         place = work.place(self.out)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(place) as partial, partial.open("wb") as file:
+        with made_folder(place.parent), atomic_file(place) as partial, partial.open("wb") as file:
             executed = np.array(self.runtime.executed)
             np.savez(file, **vars(results), executed=executed)
         seconds.write += time.perf_counter() - start
         return len(work.item), seconds
 
 
-def write_done(folder: Path, key: str, tiles: int, source: str) -> None:
-    """Marks a result as complete; `source` is the whole path of its input."""
-    (folder / DONE).write_text(json.dumps({"key": key, "tiles": tiles, "source": source}) + "\n")
+def write_done(folder: Path, key: str, tiles: int, source: str, lost: Sequence[Failure] = ()) -> None:
+    """Marks a result as complete.
+
+    Args:
+        folder: of the result.
+        key: of the input, see `Work`.
+        tiles: with a prediction.
+        source: the whole path of the input.
+        lost: the tiles without one.
+    """
+    content = {"key": key, "tiles": tiles, "source": source, "lost": [asdict(failure) for failure in lost]}
+    (folder / DONE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def read_done(folder: Path, key: str) -> tuple[int, list[Failure]] | None:
+    """Tiles and lost tiles of a folder that holds the result of this key; None where it does not."""
+    try:
+        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        found = int(done["tiles"]), [Failure(**failure) for failure in done["lost"]]
+        return found if done["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock
 
 import histo_export
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, not_written
 from histo_export.files import atomic_file, cache_folder
 from histo_export.machine import why_no_cuda
 from histo_export.runtimes.base import Names, Runtime, Tiles
@@ -164,7 +164,9 @@ def _plan() -> tuple[Path, list[str]]:
             f"needs Python's headers, and {python_headers / 'Python.h'} is missing",
             "Install them (Debian, Ubuntu: apt install python3-dev)",
         )
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     root, torch_root = _source_root(), Path(torch.__file__).parent
     command = [*compiler, "-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
     command.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
@@ -206,9 +208,7 @@ def _compile(library: Path, command: list[str]) -> None:
     except subprocess.CalledProcessError as error:
         status = error.returncode
     except OSError as error:
-        raise HistoError(
-            error.filename or library, f"could not be written ({error.strerror})", "Choose another folder: HISTO_CACHE"
-        ) from error
+        raise not_written(library, error, "choose another folder: HISTO_CACHE") from error
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     reason = next((line for line in lines[1:] if "error" in line.lower()), f"exit status {status}")
     raise HistoError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import UsageError, not_written
 from histo_export.files import write_atomic
 
 EVENTS = "events.out.tfevents.*"
@@ -50,7 +50,7 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise HistoError(self.path, f"cannot be written to ({error.strerror})", "Choose another --out") from error
+            raise not_written(self.path, error) from error
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.csv, a row an epoch; HistoError where it can't be written."""
@@ -70,6 +70,4 @@ class RunFolder:
         try:
             write_atomic(file, text)
         except OSError as error:
-            raise HistoError(
-                file, f"could not be written ({error.strerror})", "Free some space, or choose another --out"
-            ) from error
+            raise not_written(file, error) from error

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import UsageError, not_written
 from histo_export.machine import why_no_cuda
 from histo_export.model.checkpoint import write_checkpoint
 from histo_export.training.folder import COLUMNS, RunFolder
@@ -105,11 +105,7 @@ class EpochFiles(pl.callbacks.Checkpoint):
                 self.events.add_scalar(key.replace("_", "/", 1), row[key], row["epoch"])
             self.events.flush()
         except OSError as error:
-            raise HistoError(
-                self.folder.path,
-                f"could not be written to ({error.strerror})",
-                "Free some space, or choose another --out",
-            ) from error
+            raise not_written(self.folder.path, error) from error
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.events is not None:

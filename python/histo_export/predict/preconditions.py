@@ -1,0 +1,71 @@
+"""What is judged before a run writes anything: the place of its results, the model, and what is installed.
+
+None of this is the fault of an input, so it ends the run, with the exit code of wrong use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from histo_export.bundle_files import CONFIG, GOLDEN
+from histo_export.errors import HistoError, UsageError, not_written
+from histo_export.export.bundle import Bundle
+from histo_export.predict.inputs import Input, SlideInput
+from histo_export.predict.settings import PredictSettings
+from histo_export.predict.work import Worker
+from histo_export.spec import ModelSpec
+
+
+def check_place(out: Path) -> None:
+    """UsageError where results can't be put at `out`."""
+    try:
+        place = Path(os.path.realpath(out))
+        for folder in (place, *place.parents):
+            if folder.exists() and not folder.is_dir():
+                cause = "is a file" if folder == place else f"would lie in {folder}, which is a file"
+                raise UsageError(out, cause, "Choose another --out")
+            if (folder / CONFIG).is_file() and (folder / GOLDEN).is_file():
+                raise UsageError(out, f"would put results into the bundle {folder}", "Choose another --out")
+    except OSError as error:
+        raise not_written(out, error) from error
+
+
+def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> None:
+    """UsageError where `inputs` include a slide, and this model or this installation can't do slides at all."""
+    if not any(isinstance(item, SlideInput) for item in inputs):
+        return
+    if spec.mpp is None:
+        raise UsageError(
+            bundle.path,
+            "does not state its µm per pixel, which slides need",
+            "Export it again with --mpp, e.g. --mpp 0.5, or name sets of tiles only",
+        )
+    with _of_the_command():
+        for module in ("readers", "whole_slide"):  # they need packages that are extras
+            importlib.import_module(f"histo_export.predict.{module}")
+
+
+def check_ray(address: str | None) -> None:
+    """UsageError where Ray is asked for and not installed."""
+    if address is not None:
+        with _of_the_command():
+            importlib.import_module("histo_export.predict.on_ray")
+
+
+def open_worker(bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> Worker:
+    """The model, opened; UsageError where this machine can't run it as the settings say."""
+    with _of_the_command():
+        return Worker(bundle, spec, out, settings)
+
+
+@contextmanager
+def _of_the_command() -> Iterator[None]:
+    """Turns a HistoError of the block into a UsageError: no input is at fault, and nothing has been done."""
+    try:
+        yield
+    except HistoError as error:
+        raise UsageError(error.thing, error.cause, error.next_step) from error
