@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import matplotlib.mathtext
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,6 +14,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnchoredText
 from matplotlib.text import Text
 from PIL import Image
 
@@ -93,12 +95,46 @@ def test_an_installed_font_that_has_a_character_is_used(only_matplotlibs_fonts, 
     assert solid
 
 
-@pytest.mark.parametrize("name", ["m$$1", "cost$5^^6$", "$ca$", r"back\$slash$", "a_b^c", "100 %"])
+FORMULAS = ("m$$1", "cost$5^^6$", r"$\frac$", "$x$")
+"""Read as formulas, the first three are errors, and the last one is another text."""
+
+
+@pytest.fixture
+def no_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Matplotlib takes for a formula is an error."""
+
+    def parse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a name was read as a formula")
+
+    monkeypatch.setattr(matplotlib.mathtext.MathTextParser, "parse", parse)
+
+
+@pytest.mark.usefixtures("no_formula")
+def test_classes_with_dollar_signs(tmp_path: Path) -> None:
+    labels = np.arange(len(FORMULAS))
+    report = report_of(FORMULAS, np.eye(len(FORMULAS), dtype=np.float32), labels)
+    save_confusion(tmp_path / "m.png", report, title=FORMULAS[1], split="test")
+    with Image.open(tmp_path / "m.png") as image:
+        assert min(image.size) > 400
+
+
+@pytest.mark.usefixtures("no_formula")
+@pytest.mark.parametrize("name", FORMULAS)
 def test_a_name_is_never_a_formula(name: str, tmp_path: Path) -> None:
-    draw_name(name, tmp_path / "a.png")  # matplotlib raises ValueError for a wrong formula
-    text = Text(0, 0, shown(name))
-    drawn, formula = text._preprocess_math(text.get_text())
-    assert (drawn, formula) == (name, False)
+    """At every place where a figure may have a text."""
+    figure = new_figure(4, 4)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], label=name)
+    axes.set_xticks([0, 1], [name, name])
+    axes.set_ylabel(name)
+    axes.set_title(name)
+    axes.text(0.5, 0.5, name)
+    axes.annotate(name, (0, 0))
+    axes.add_artist(AnchoredText(name, loc="lower left"))
+    figure.legend(title=name)
+    figure.suptitle(name)
+    save_figure(figure, tmp_path / "f.png")
+    assert (tmp_path / "f.png").is_file()
 
 
 def test_a_long_name_loses_its_middle() -> None:
