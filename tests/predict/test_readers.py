@@ -112,7 +112,7 @@ def test_a_tile_and_a_slide_have_the_same_and_right_pixels(kind: str, layout: st
     pixels, options = make()
     path = write(tmp_path / "a.tif", pixels, layout, **options)
     slide = open_slide(path)
-    assert slide.mpp == pytest.approx(0.5)
+    assert slide.mpp == pytest.approx((0.5, 0.5))
     np.testing.assert_array_equal(all_of(slide), expected)
     np.testing.assert_array_equal(decode_image(path.read_bytes()), expected)
 
@@ -323,7 +323,7 @@ def write_pyramid(path: Path, levels: list[int], layout: str, flag: bool = True,
 @pytest.mark.parametrize("levels", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
 def test_a_pyramid_in_any_order_is_read_at_its_largest_level(levels, flag, layout, tmp_path: Path) -> None:
     slide = open_slide(write_pyramid(tmp_path / "a.tif", levels, layout, flag))
-    assert slide.mpp == pytest.approx(0.5)
+    assert slide.mpp == pytest.approx((0.5, 0.5))
     np.testing.assert_array_equal(all_of(slide), RGB)
 
 
@@ -580,7 +580,7 @@ def test_dicom_files_tell_their_slide_whatever_their_name(tmp_path: Path) -> Non
     assert dicom_series(second) == "1.2.826.0.1.3680043.8.498.12"
     for path, expected in ((first, RGB), (label, RGB), (second, RGB[:, ::-1])):
         slide = open_slide(path)
-        assert (slide.vendor, slide.mpp) == ("dicom", pytest.approx(0.5))
+        assert (slide.vendor, slide.mpp) == ("dicom", pytest.approx((0.5, 0.5)))
         np.testing.assert_array_equal(all_of(slide), expected)
 
 

@@ -27,7 +27,7 @@ from histo_export.cli import predict as command
 from histo_export.errors import HistoError, UsageError
 from histo_export.predict import run as run_module
 from histo_export.predict import tile_set, work
-from histo_export.predict.inputs import SlideInput
+from histo_export.predict.inputs import Found, SlideInput
 from histo_export.predict.run import Done, Progress, predict
 from histo_export.predict.settings import PredictSettings
 from stub_model import SPEC, stub_model, write_tiles
@@ -132,7 +132,7 @@ def test_results_may_lie_beside_their_inputs(bundle: Path, good: Path) -> None:
 
 
 def slides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "find_inputs", lambda *_: ([SlideInput(Path("a.svs"), "a")], []))
+    monkeypatch.setattr(run_module, "find_inputs", lambda *_: Found([SlideInput(Path("a.svs"))], [], [], []))
 
 
 def test_a_model_without_scale_is_not_an_inputs_failure(
@@ -153,8 +153,11 @@ def test_a_missing_package_is_not_an_inputs_failure(
     slides(monkeypatch)
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("histo_export.predict.")]:
+    own = [name for name in sys.modules if name.startswith("histo_export.predict.")]
+    for name in sorted(own, reverse=True):  # a package after its modules
         if name.split(".")[2] in ("readers", "whole_slide", "tissue"):
+            parent, _, child = name.rpartition(".")
+            monkeypatch.setattr(sys.modules[parent], child, sys.modules[name])  # which the next import replaces
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=r"pip install 'histo-export\[slides\]'"):
@@ -255,8 +258,9 @@ def test_a_full_disk_under_the_record(
 def test_long_names(bundle: Path, tmp_path: Path) -> None:
     """The hidden names beside a result are not longer than file systems allow."""
     folder = write_tiles(tmp_path / ("ä" * 125))
-    assert not predict(bundle, [folder], tmp_path / "out", SETTINGS).failures
-    assert (tmp_path / "out" / folder.name / "done.json").is_file()
+    outcome = predict(bundle, [folder], tmp_path / "out", SETTINGS)
+    assert not outcome.failures
+    assert (tmp_path / "out" / outcome.done[0].name / "done.json").is_file()
 
 
 def test_a_name_that_is_too_long_is_told(histo: Histo, bundle: Path, good: Path, tmp_path: Path) -> None:
@@ -296,14 +300,15 @@ def test_results_of_a_set_are_printed(histo: Histo, bundle: Path, bad: Path, tmp
     lines = [line.split() for line in shown.splitlines()]
     assert ["dark", "2", "66.7%"] in lines or ["dark", "1", "33.3%"] in lines
     summary = json.loads((tmp_path / "out/labelled/summary.json").read_text(encoding="utf-8"))
-    low, high = summary["test"]["interval"]
-    assert f"accuracy {summary['test']['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}, 6 tiles)" in shown
+    low, high = summary["splits"]["labelled"]["interval"]
+    accuracy = summary["splits"]["labelled"]["accuracy"]
+    assert f"labelled tiles: accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, 6 tiles)" in shown
     assert str(tmp_path / "out") in shown
     assert "infer" not in shown
     code, shown, _ = histo("predict", bundle, bad, labelled, "--out", tmp_path / "out", "--json")
     result = json.loads(shown)
     assert [each["summary"]["tiles"] for each in result["inputs"]] == [3, 6]
-    assert result["inputs"][1]["summary"]["test"]["interval"] == [low, high]
+    assert result["inputs"][1]["summary"]["splits"]["labelled"]["interval"] == [low, high]
     verbose = histo("predict", bundle, labelled, "--out", tmp_path / "out", "--verbose")[1]
     assert ["input", "tiles", "tiles/s", "s", "read", "wait", "infer", "write"] in [
         line.split() for line in verbose.splitlines()
@@ -373,7 +378,7 @@ def test_in_any_locale(tmp_path: Path, variables: dict[str, str]) -> None:
 
 
 def test_columns_and_pipes(tmp_path: Path) -> None:
-    folder = write_tiles(tmp_path / ("a very long name of a folder with tiles " * 3))
+    folder = write_tiles(tmp_path / ("a very long name of a folder with tiles, " * 3 + "and more"))
     arguments = stub_command(tmp_path / "bundle", "predict", "bundle", folder, "--out", tmp_path / "out", "--verbose")
     done = subprocess.run(arguments, capture_output=True, encoding="utf-8", env=environment(COLUMNS="50"), check=False)
     assert done.returncode == 0, done.stderr

@@ -85,12 +85,12 @@ def test_what_folders_say(tmp_path: Path, named: str, tile: str, label: tuple[st
     tiles = make_tiles(tmp_path / named, [tile])
     assert labels_of(tiles, CLASSES) == (label and [label])
     (tmp_path / "list.txt").write_text(f"{named}/{tile}\n")
-    (listed,), _ = find_inputs([tmp_path / "list.txt"], 40)
+    (listed,) = find_inputs([tmp_path / "list.txt"], 40).inputs
     assert isinstance(listed, TileSetInput)
     if named == "set":  # a list has no folder of its own; this one's tiles may have any root
         (tmp_path / "list.txt").write_text(f"{named}/{tile}\n{named}/other/STROMA/2.png\n")
         make_tiles(tmp_path / "set", ["other/STROMA/2.png"])
-        (listed,), _ = find_inputs([tmp_path / "list.txt"], 40)
+        (listed,) = find_inputs([tmp_path / "list.txt"], 40).inputs
         found = labels_of(listed, CLASSES)  # type: ignore[arg-type]
         assert found == (label and [label, ("STROMA", "")])
 
@@ -226,7 +226,7 @@ def test_predict_knows_the_tiles_of_training_by_their_pixels(
     large = np.pad(golden[0], ((0, 5), (0, 5), (0, 0)))
     Image.fromarray(large).save(root / "large.png")
     np.save(tmp_path / "array.npy", golden)
-    settings = PredictSettings(threads=2, batch=4, resize=True)
+    settings = PredictSettings(threads=2, batch=4, resize="bilinear")
     predict(bundle, [tmp_path / "set", tmp_path / "array.npy"], tmp_path / "out", settings)
     for name in ("set", "array"):
         summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())

@@ -321,8 +321,9 @@ def test_output_goes_to_stderr_and_only_when_wanted(few: TileData, spec: ModelSp
     assert said.out == ""
     lines = said.err.splitlines()
     assert lines[0].startswith("training on drawn (12 tiles, synthetic), recipe report, 1 epoch, cpu")
-    assert lines[1].startswith("epoch 1/1  train loss")
-    assert len(lines) == 2, said.err
+    assert lines[1].startswith("tiles of 36 pixels: the network sees the centre 32 pixels, 79 % of the area")
+    assert lines[2].startswith("epoch 1/1  train loss")
+    assert len(lines) == 3, said.err
 
 
 def test_a_silent_run_leaves_the_callers_random_numbers_alone(few: TileData, spec: ModelSpec, tmp_path, capfd) -> None:

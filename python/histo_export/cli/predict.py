@@ -301,10 +301,8 @@ def _print_result(done: Done) -> None:
 
 
 def _judged(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The accuracy of each split of a labelled set, or of the set as one."""
-    if splits := summary.get("splits"):
-        return {name: report for name, report in splits.items() if report.get("accuracy") is not None}
-    return {"labelled tiles": summary["test"]} if "test" in summary else {}
+    """The report of each split of a labelled set, by what to call its tiles."""
+    return {f"{name} tiles": report for name, report in summary.get("splits", {}).items()}
 
 
 def _share(part: float, whole: float) -> str:
