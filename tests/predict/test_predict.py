@@ -210,7 +210,19 @@ def test_resize(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("RGB", (150, 150), (200, 120, 170)).save(tmp_path / "in/tile.png")
     settings = PredictSettings(threads=1, resize="bilinear")
-    assert predict(bundle, [tmp_path / "in"], tmp_path / "out", settings).done[0].tiles == 1
+    done = predict(bundle, [tmp_path / "in"], tmp_path / "out", settings).done[0]
+    assert (done.tiles, done.summary["warnings"]) == (1, [])
+
+
+def test_tiles_that_are_enlarged_are_told_and_specks_are_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for side in (14, 30, 75):
+        Image.new("RGB", (side, side), (200, 120, 170)).save(tmp_path / f"in/{side}.png")
+    outcome = predict(bundle, [tmp_path / "in"], tmp_path / "out", PredictSettings(threads=1, resize="bilinear"))
+    (warning,) = outcome.done[0].summary["warnings"]
+    assert warning.startswith("1 of 2 tiles are enlarged, up to 2.5 times, and lack details")
+    (failure,) = outcome.failures
+    assert (failure.path, failure.reason[:50]) == ("14.png", "is 14×14 pixels, which would be enlarged 5.36 time")
 
 
 def test_a_killed_run_is_finished_by_the_same_command(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:

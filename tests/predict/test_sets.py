@@ -48,7 +48,8 @@ def write(
 ) -> dict[str, Any]:
     """summary.json of a set whose tiles were predicted as these classes, in two shards."""
     out.mkdir()
-    results = TileResults(np.eye(3, dtype=np.float32)[list(predicted)], hashes_of(tiles), [""] * len(tiles))
+    rows, same = np.eye(3, dtype=np.float32)[list(predicted)], np.ones(len(tiles), np.float32)
+    results = TileResults(rows, hashes_of(tiles), same, [""] * len(tiles))
     cut = len(tiles) // 2
     shards = [
         (TileResults(*(column[part] for column in vars(results).values())), "made")

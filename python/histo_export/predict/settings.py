@@ -17,6 +17,10 @@ Resample = Literal["bilinear", "bicubic"]
 GeoJsonOrigin = Literal["bounds", "level0"]
 """The point that is (0, 0) in GeoJSON: the corner of the slide's bounds, as in QuPath, or that of level 0."""
 
+WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
+"""How many times pixels may be enlarged for the model: from the first on with a warning. Above the second, tiles hold
+less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the likely cause."""
+
 STRIDE_LIMITS = (0.001, 100_000.0)
 """µm. A larger stride than a slide takes one square, as this one does."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -25,7 +26,7 @@ from histo_export.predict.inputs import Failure, TileSetInput
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import labels_of
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
-from histo_export.predict.settings import Resample
+from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
@@ -40,21 +41,30 @@ class TileResults:
     Attributes:
         probabilities: float32 `(n, classes)`, NaN where a tile could not be used.
         hashes: int64 `(n,)`, `tile_hash` of the pixels before any resampling; 0 where a tile could not be read.
+        enlarged: float32 `(n,)`, how many times the tile's pixels were enlarged for the model; below 1 where they were
+            made smaller.
         reasons: why a tile could not be used, else "".
     """
 
     probabilities: Probabilities
     hashes: Hashes
-    reasons: Sequence[str]
+    enlarged: npt.NDArray[np.float32]
+    reasons: list[str]
+
+    @classmethod
+    def empty(cls, tiles: int, classes: int) -> TileResults:
+        """Of tiles that have not been read yet."""
+        probabilities = np.full((tiles, classes), np.nan, np.float32)
+        return cls(probabilities, np.zeros(tiles, np.int64), np.ones(tiles, np.float32), [""] * tiles)
 
 
 def open_tiles(
-    tiles: TileSetInput, side: int, resize: Resample | None, hashes: Hashes | None = None
+    tiles: TileSetInput, side: int, resize: Resample | None, results: TileResults | None = None
 ) -> Callable[[int], Pixels]:
-    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`, and puts its `tile_hash` into `hashes[i]`.
+    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`.
 
-    `resize` is the filter for a tile of another size. It raises HistoError where the tile is not an image, or has
-    another size and `resize` is None.
+    It puts what it learns of the tile into `results`. `resize` is the filter for a tile of another size. It raises
+    HistoError where the tile is not an image, or has another size and `resize` is None, or is far too small.
 
     Raises:
         HistoError: the array that holds the tiles can't be opened any more.
@@ -75,16 +85,23 @@ def open_tiles(
 
     def read(index: int) -> Pixels:
         pixels = raw(index)
-        if hashes is not None:
-            hashes[index] = tile_hash(pixels)
-        if pixels.shape[:2] == (side, side):
+        height, width = pixels.shape[:2]
+        enlarged = side / min(height, width)
+        if results is not None:
+            results.hashes[index], results.enlarged[index] = tile_hash(pixels), enlarged
+        if (height, width) == (side, side):
             return pixels
         if resize is None:
-            height, width = pixels.shape[:2]
             raise HistoError(
                 tiles.label(index),
                 f"is {width}×{height} pixels, and the model takes {side}×{side}",
                 "Add --resize to resample it, if it shows as many µm",
+            )
+        if enlarged > MAX_ENLARGED:
+            raise HistoError(
+                tiles.label(index),
+                f"is {width}×{height} pixels, which would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
+                f"Give tiles of {side}×{side} pixels",
             )
         return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
 
@@ -109,20 +126,17 @@ def predict_tiles(
     Returns:
         The results, and the seconds of each stage.
     """
-    spec = loop.spec
-    probabilities = np.full((len(tiles), len(spec.classes)), np.nan, np.float32)
-    hashes = np.zeros(len(tiles), np.int64)
-    reasons = [""] * len(tiles)
+    results = TileResults.empty(len(tiles), len(loop.spec.classes))
 
     def deliver(index: int, result: Probabilities | HistoError) -> None:
         if isinstance(result, HistoError):
-            reasons[index] = f"{result.cause}. {result.next_step}"
+            results.reasons[index] = f"{result.cause}. {result.next_step}"
         else:
-            probabilities[index] = result
+            results.probabilities[index] = result
 
-    read = open_tiles(tiles, spec.tile_size, resize, hashes)
+    read = open_tiles(tiles, loop.spec.tile_size, resize, results)
     seconds = loop.run(range(len(tiles)), read, deliver, lambda done: progress(done, len(tiles)))
-    return TileResults(probabilities, hashes, reasons), seconds
+    return results, seconds
 
 
 def write_tile_set(
@@ -156,6 +170,7 @@ def write_tile_set(
     executed: set[str] = set()
     counts = np.zeros(len(spec.classes), np.int64)
     used: Counter[str] = Counter()
+    enlarged: list[float] = []
     first = 0
     with closing(_Writer(folder, spec.classes, judge is not None)) as writer:
         for results, ran in shards:
@@ -163,6 +178,7 @@ def write_tile_set(
             failures += [Failure(tiles.label(first + i), str(r)) for i, r in enumerate(results.reasons) if r]
             usable = np.flatnonzero([not reason for reason in results.reasons])
             rows = results.probabilities[usable]
+            enlarged += [times for times in results.enlarged[usable].tolist() if times > WARN_ENLARGED - 1e-6]
             counts += np.bincount(rows.argmax(1), minlength=len(counts))
             roles = None if trained_on is None else trained_on.splits(results.hashes[usable])
             used.update([] if roles is None else roles.tolist())
@@ -179,6 +195,11 @@ def write_tile_set(
     else:
         warning = f"{sum(seen.values()):,} of {counts.sum():,} tiles were used in training or validation"
         verdict = {"warnings": [warning] if any(seen.values()) else []}
+    if enlarged:
+        how_far = f"{len(enlarged):,} of {counts.sum():,} tiles are enlarged, up to {max(enlarged):.3g} times"
+        verdict["warnings"].append(
+            f"{how_far}, and lack details that the model learned from. Check their µm per pixel."
+        )
     summary = {
         "tiles": int(counts.sum()),
         "failed": len(failures),

@@ -17,7 +17,7 @@ from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Probabilities, StageSeconds, TileLoop
 from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
-from histo_export.predict.settings import SlideSettings
+from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
@@ -28,11 +28,6 @@ of a slide has a few megapixels only."""
 
 PICTURE_SIDE = 1200
 """Least pixels of the longer side of a picture, where the slide has as many."""
-
-WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
-"""How many times the model's resolution a pixel of the slide may be wide: from the first on with a warning. Above the
-second, tiles hold less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the
-likely cause."""
 
 MAX_READ_PIXELS = 1 << 26
 """Of one tile, in the level that it is read from: 256 MB in each reader thread."""
