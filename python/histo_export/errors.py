@@ -57,6 +57,11 @@ def not_written(thing: object, error: OSError, elsewhere: str = "choose another 
     return HistoError(thing, f"could not be written ({error.strerror or error})", next_step)
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The text of an error of another package on one line of at most `most` characters, or its type if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def place_of(error: BaseException) -> str:
     """Type, text and place of an error that nobody foresaw: the innermost line of this package that it came through."""
     package = Path(__file__).parent

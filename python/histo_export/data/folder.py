@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -321,26 +320,23 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(cpus, 16), thread_name_prefix="decode")
     try:
-        # Here and not in check(): the warning filters belong to the process, not to a thread.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for name, result in track(
-                zip(names, pool.map(check, paths), strict=True),
-                description="Checking tiles",
-                total=len(paths),
-                console=console,
-                transient=True,
-                disable=not console.is_terminal or len(paths) < 500,
-            ):
-                if isinstance(result, BadImageError):
-                    bad.append((name, result))
-                    continue
-                checked.append(result)
-                kept += 0 if result.pixels is None else result.pixels.nbytes
-                if keep and kept > KEPT_BYTES:
-                    keep = False
-                    for c in checked:
-                        c.pixels = None
+        for name, result in track(
+            zip(names, pool.map(check, paths), strict=True),
+            description="Checking tiles",
+            total=len(paths),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or len(paths) < 500,
+        ):
+            if isinstance(result, BadImageError):
+                bad.append((name, result))
+                continue
+            checked.append(result)
+            kept += 0 if result.pixels is None else result.pixels.nbytes
+            if keep and kept > KEPT_BYTES:
+                keep = False
+                for c in checked:
+                    c.pixels = None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if bad:

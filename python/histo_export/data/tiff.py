@@ -33,6 +33,8 @@ from PIL import Image
 from PIL.ExifTags import Base as Tag
 from PIL.TiffImagePlugin import PREFIXES, ImageFileDirectory_v2
 
+from histo_export.errors import one_line
+
 MAX_PAGES = 10_000
 """Most pages of a file; more are the work of a damaged file or an attack."""
 
@@ -231,7 +233,7 @@ def read_pages(file: BinaryIO) -> list[TiffPage]:
     except TiffError:
         raise
     except Exception as error:  # Pillow may raise anything on damaged input
-        raise TiffError(f"is not a TIFF that can be read ({_text(error)})", CHECK) from error
+        raise TiffError(f"is not a TIFF that can be read ({one_line(error, 120)})", CHECK) from error
     if not pages:
         raise TiffError("holds no image", CHECK)
     return pages
@@ -303,16 +305,11 @@ def load_page(file: BinaryIO, index: int, page: TiffPage) -> Image.Image:
     except MemoryError as error:
         raise TiffError("does not fit in memory", "Convert it to a tiled TIFF") from error
     except Exception as error:  # Pillow's decoders may raise anything on damaged input
-        text = _text(error)
+        text = one_line(error, 120)
         if "truncated" in text.lower():
             raise TiffError("is truncated", "Copy it again") from error
         cause = f"cannot be decoded ({CODECS[page.compression]}: {text})"
         raise TiffError(cause, CHECK) from error
-
-
-def _text(error: BaseException) -> str:
-    """One line of at most 120 characters."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _numbers(tags: Mapping[int, Any], tag: int, default: tuple[int, ...]) -> tuple[int, ...]:

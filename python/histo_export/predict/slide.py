@@ -145,11 +145,6 @@ def on_white(image: Image.Image) -> Image.Image:
     return flat
 
 
-def text_of_error(error: BaseException) -> str:
-    """One line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def plausible(x: float, y: float) -> Pair | None:
     """The µm per pixel in x and y, or None where one of them is outside of `PLAUSIBLE_MPP`."""
     low, high = PLAUSIBLE_MPP

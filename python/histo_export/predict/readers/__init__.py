@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from histo_export.data.tiff import TiffError, choose_page
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.predict.formats import read_head, tiff_pages
-from histo_export.predict.slide import Slide, text_of_error
+from histo_export.predict.slide import Slide
 
 try:
     import openslide
@@ -63,6 +63,6 @@ def open_slide(path: Path) -> Slide:
     except openslide.OpenSlideError as error:
         raise HistoError(
             path,
-            f"cannot be opened by OpenSlide ({text_of_error(error)})",
+            f"cannot be opened by OpenSlide ({one_line(error)})",
             "Open it in a viewer such as QuPath; if it is damaged there too, copy it again",
         ) from error

@@ -10,9 +10,9 @@ from PIL import Image
 
 from histo_export.data.pillow import quiet_pillow
 from histo_export.data.tiff import CHECK, TiffError, TiffPage, load_page
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.predict.readers.resolution import tiff_mpp
-from histo_export.predict.slide import WHITE, Level, Pair, Slide, on_white, text_of_error
+from histo_export.predict.slide import WHITE, Level, Pair, Slide, on_white
 
 MAX_MEMORY_BYTES = 4 << 30
 """Largest size of a TIFF that must be read completely; Pillow needs a third more for RGB."""
@@ -41,7 +41,7 @@ class FlatTiffReader(Slide):
         except TiffError:
             raise
         except Exception as error:  # tifffile may raise anything on damaged input
-            raise HistoError(path, f"is not a TIFF that can be read ({text_of_error(error)})", CHECK) from error
+            raise HistoError(path, f"is not a TIFF that can be read ({one_line(error)})", CHECK) from error
 
     @staticmethod
     def _find_mpp(page: tifffile.TiffPage) -> Pair | None:

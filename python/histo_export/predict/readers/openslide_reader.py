@@ -8,9 +8,9 @@ from pathlib import Path
 import openslide
 from PIL import Image
 
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.predict.readers.resolution import tiff_mpp
-from histo_export.predict.slide import Level, Pair, Slide, on_white, plausible, text_of_error
+from histo_export.predict.slide import Level, Pair, Slide, on_white, plausible
 
 BOUNDS = ("x", "y", "width", "height")
 
@@ -55,7 +55,7 @@ class OpenSlideReader(Slide):
         except Exception as error:  # OpenSlideError, or whatever the damage makes of it
             raise HistoError(
                 self.path,
-                f"is damaged at ({x}, {y}), level {level} ({text_of_error(error)})",
+                f"is damaged at ({x}, {y}), level {level} ({one_line(error)})",
                 "Compare it with the original, and copy it again",
             ) from error
         return on_white(region)
