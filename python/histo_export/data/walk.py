@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 DONE = "done.json"
 """Marks the folder of one result of histo predict."""
@@ -147,7 +148,7 @@ def _enter(folder: Path, found: Walk, visited: set[tuple[int, int]], folders: de
         found.unreadable.append((folder, error))
         return
     names = {path.name for path in entries.files}
-    if DONE in names and is_result(folder):
+    if DONE in names and done_record(folder) is not None:
         found.own.append(folder)
         return
     pictures = OWN_PICTURES & names if "report.json" in names else frozenset()
@@ -187,10 +188,10 @@ def _place(path: Path) -> list[tuple[bool, str]]:
     return [*((True, folder) for folder in folders), (False, file)]
 
 
-def is_result(folder: Path) -> bool:
-    """Whether a folder is a complete result of histo predict."""
+def done_record(folder: Path) -> dict[str, Any] | None:
+    """What `done.json` says of a complete result of histo predict; None where the folder is not one."""
     try:
         done = json.loads((folder / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(done, dict) and isinstance(done.get("key"), str) and "tiles" in done
+        return None
+    return done if isinstance(done, dict) and isinstance(done.get("key"), str) and "tiles" in done else None

@@ -8,7 +8,6 @@ and what an earlier run has named keeps its name. So no further input renames a 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
 from collections import Counter
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from histo_export.data.walk import DONE, is_result
+from histo_export.data.walk import done_record
 from histo_export.predict.inputs import Input, TileSetInput, path_of, source_of
 from histo_export.predict.work import shard_folder
 
@@ -127,8 +126,7 @@ class _Earlier:
 
 
 def _read(folder: Path) -> _Result | None:
-    if not is_result(folder):
+    if (done := done_record(folder)) is None:
         return None
-    done = json.loads((folder / DONE).read_text(encoding="utf-8"))
     source = done.get("source")
     return _Result(done["key"], source if isinstance(source, str) else None)

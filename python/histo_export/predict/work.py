@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histo_export.data.walk import DONE
+from histo_export.data.walk import DONE, done_record
 from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
@@ -212,9 +212,10 @@ def write_done(folder: Path, key: str, tiles: int, source: str, lost: Sequence[F
 
 def read_done(folder: Path, key: str) -> tuple[int, list[Failure]] | None:
     """Tiles and lost tiles of a folder that holds the result of this key; None where it does not."""
+    done = done_record(folder)
+    if done is None or done["key"] != key:
+        return None
     try:
-        done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-        found = int(done["tiles"]), [Failure(**failure) for failure in done["lost"]]
-        return found if done["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(done["tiles"]), [Failure(**failure) for failure in done["lost"]]
+    except (ValueError, KeyError, TypeError):
         return None
