@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 from torch import nn
 
@@ -83,12 +84,19 @@ def checkpoint_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A bundle with every format, which no test may change: those that damage one take `copy_bundle`."""
+    """A bundle with every format, which no test may change: those that damage one take `copy_bundle`.
+
+    One for all processes of a test run: it takes a minute to write and to check.
+    """
     from histo_export.export.bundle import open_bundle
     from histo_export.export.run import ExportSettings, export_bundle
 
-    out = tmp_path_factory.mktemp("bundles") / "bundle"
-    export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
+    own = tmp_path_factory.getbasetemp()
+    out = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared" / "bundle"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(out.parent / "lock"):
+        if not out.exists():
+            export_bundle(checkpoint, out, ExportSettings(ALL_FORMATS, threads=2))
     yield out
     open_bundle(out)  # compares every file with its sha256
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from histo_export import figures
 
 tifffile = pytest.importorskip("tifffile", reason="slides need pip install 'histo-export[slides]'")
 pytest.importorskip("openslide", reason="slides need pip install 'histo-export[slides]'")
@@ -65,4 +67,12 @@ def slide_file(pixels: Pixels, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def large_slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a side that makes a TIFF a slide and no tile."""
-    return write_tiff(tmp_path_factory.mktemp("slides") / "large.tiff", draw_slide(1200, 1500))
+    return write_tiff(tmp_path_factory.mktemp("slides") / "large.tiff", draw_slide(400, 1200))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    """Drawing a slide's pictures takes longer than running its tiles here; what is on them is the same in any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 40)
+        yield
