@@ -147,7 +147,8 @@ class ModelSpec:
         """Inverse of `to_dict`, for what a file holds; ValueError, on one line, where it is impossible."""
         known = {f.name for f in fields(cls)}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+            kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+            return cls(**kept)
         except UsageError as error:  # its next step is for options
             raise ValueError(f"{error.thing} {error.cause}") from error
         except (TypeError, AttributeError) as error:  # no mapping, or without a field

@@ -37,7 +37,7 @@ _DEPTH = 4
 _COUNTERS = (COUNTER, "total_ops", "total_params")
 """Batch norm's, and those that thop adds to every module when it counts operations."""
 
-_RESNETS = {
+_RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "ResNet18",
     ("basic", (3, 4, 6, 3)): "ResNet34",
     ("bottleneck", (3, 4, 6, 3)): "ResNet50",
@@ -194,7 +194,7 @@ def _choose(path: Path, networks: list[_Network], content: Any) -> tuple[_Networ
         places = ", ".join(network.place for network in usable)
         step = "Save the one that you want as a file of its own"
         raise HistoError(path, f"holds {len(usable)} different networks: {places}", step)
-    notes = [f"found under {chosen.place}"] if chosen.parts else []
+    notes = [] if _PLAIN.issuperset(chosen.parts) else [f"found under {chosen.place}"]
     left = [network for network in networks if network is not chosen]
     if left:
         notes.append(f"not taken: the network under {', '.join(network.place for network in left)}")
