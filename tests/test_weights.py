@@ -23,7 +23,8 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.model import weights
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from histo_export.model.foreign import read_resnet34
-from histo_export.model.native_file import read_native
+from histo_export.model.lowering import lower
+from histo_export.model.native_file import native_bytes, read_native
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 
@@ -511,20 +512,13 @@ def test_a_checkpoint_with_an_impossible_spec_is_named(
     assert error.value.exit_code == 1, "the file is wrong, not the command"
 
 
-def test_nan_in_a_bundles_weights_is_named(bundle: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    source = bundle / "model.safetensors"
-    with safe_open(source, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(source)
-    tensors["layer3.1.conv2.weight"][0, 0, 0, 0] = torch.nan
-    save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
+def test_nan_in_a_bundles_weights_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lowered = lower(checkpoint.net(), checkpoint.spec)
+    with torch.no_grad():
+        lowered.layer3[1].conv2.weight[0, 0, 0, 0] = torch.nan
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(native_bytes(lowered, checkpoint.spec))
     with pytest.raises(HistoError, match=r"holds NaN in layer3\.1\.conv2\.weight"):
-        read_native(tmp_path / "model.safetensors")
-
-
-def test_a_bundles_own_file_is_known(bundle: Path) -> None:
-    with pytest.raises(HistoError, match=r"is a bundle's model.safetensors|has no conv1.weight"):
-        load_weights(TileNet(3, 6), str(bundle / "model.safetensors"))
+        read_native(path)
+    with pytest.raises(HistoError, match=r"is a bundle's model.safetensors, whose batch norms are folded"):
+        load_weights(TileNet(3, 6), str(path))

@@ -183,6 +183,8 @@ def _choose(path: Path, networks: list[_Network], content: Any) -> tuple[_Networ
     """The one ResNet34 that is meant, with notes; HistoError where there is none, or no telling."""
     if not networks:
         raise HistoError(path, _nothing_found(content), "Give the weights of a ResNet34 with torchvision's names")
+    if "stem.conv.weight" in networks[0].outside + networks[0].others:
+        raise HistoError(path, "is a bundle's model.safetensors, whose batch norms are folded", "Give the checkpoint")
     usable = [network for network in networks if network.difference() is None]
     if not usable:
         raise HistoError(path, str(networks[0].difference()), "Give the weights of a ResNet34")
@@ -237,8 +239,6 @@ def _nothing_found(content: Any) -> str:
         return f"holds a {type(content).__name__}, not a state_dict"
     keys = [key for key in content if isinstance(key, str)]
     inner = [key for value in content.values() if isinstance(value, Mapping) for key in value if isinstance(key, str)]
-    if "stem.conv.weight" in keys:
-        return "is a bundle's model.safetensors, whose batch norms are folded"
     if any(re.search(r"encoder\.stages\.\d+\.layers\.", key) for key in keys + inner):
         return "has the names of Hugging Face's transformers, not torchvision's"
     return f"holds no ResNet; it has {_some(keys)}" if keys else "is an empty dictionary"
