@@ -7,6 +7,7 @@ import pickle
 import re
 import stat
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ COUNTER = "num_batches_tracked"
 """Batch norm's count of training steps, the only integers of a network; nothing computes with them here."""
 
 SAVE_STATE = "Save model.state_dict() where it was made, and give that file"
+
+_PICKLES = (b"PK", b"\x80")
+"""How files of torch.save begin: as an archive, or in the old format."""
+
+_NOT_OURS = ("is not a PyTorch or safetensors file", "Give a .pth, .pt, .ckpt or .safetensors file")
 
 _READ_ERRORS = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError),
@@ -66,11 +72,14 @@ def load_torch_file(path: Path) -> Any:
     if (other := _other_kind(path, head)) is not None:
         raise HistoError(path, *other)
     try:
-        with torch.serialization.safe_globals(list(PLAIN_CONTAINERS)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(PLAIN_CONTAINERS)):
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants")  # it is refused afterwards
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HistoError(path, *_refused_object(error, head)) from error
     except _READ_ERRORS as error:
+        if not head.startswith(_PICKLES):
+            raise HistoError(path, *_NOT_OURS) from error
         cause = f"is not a readable PyTorch file ({one_line(error)})"
         raise HistoError(path, cause, "Check that it is complete") from error
 
@@ -171,8 +180,8 @@ def _refused_object(error: pickle.UnpicklingError, head: bytes) -> tuple[str, st
     """Cause and next step where `weights_only=True` refuses a file."""
     found = re.search(r"GLOBAL (\S+)|but got <class '([^']+)'>", str(error))
     if found is None:
-        if not head.startswith((b"PK", b"\x80")):
-            return "is not a PyTorch or safetensors file", "Give a .pth, .pt, .ckpt or .safetensors file"
+        if not head.startswith(_PICKLES):
+            return _NOT_OURS
         return "holds Python objects other than tensors, or is damaged; not loaded", SAVE_STATE
     name = found.group(1) or found.group(2)
     if name.startswith(("torch.nn.", "torchvision.", "timm.")):
