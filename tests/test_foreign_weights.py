@@ -298,3 +298,10 @@ def test_the_pool_that_is_asked_for_must_be_that_of_the_file(file: Path) -> None
     with pytest.raises(UsageError, match="Use --pool 2"):
         checkpoint_of_weights(file, SPEC, pool=4)
     assert checkpoint_of_weights(file, SPEC, pool=2).golden.shape == (16, SIDE, SIDE, 3)
+
+
+def test_our_own_checkpoint_is_not_from_elsewhere(histo: Histo, checkpoint_file: Path) -> None:
+    """As such it would lose its accuracy and its record of tiles."""
+    code, _, err = histo("export", "--weights", checkpoint_file, *ARGUMENTS)
+    assert code == 2
+    assert f"is a checkpoint of histo train. Use --checkpoint {checkpoint_file} alone." in err

@@ -14,7 +14,7 @@ from PIL import Image
 
 from histo_export.data.demo import CLASSES, make_tile
 from histo_export.errors import HistoError, UsageError
-from histo_export.model.checkpoint import GOLDEN_TILES, Checkpoint
+from histo_export.model.checkpoint import GOLDEN_TILES, KEY, Checkpoint
 from histo_export.model.foreign import HEAD, ForeignWeights, read_resnet34
 from histo_export.spec import CHANNELS, ModelSpec
 
@@ -32,10 +32,12 @@ def checkpoint_of_weights(file: Path, spec: ModelSpec, pool: int | None = None) 
         tiles with the colours of tissue, and the file holds none.
 
     Raises:
-        UsageError: the file does not exist, or contradicts `spec` or `pool`.
+        UsageError: the file does not exist, is a checkpoint of histo train, or contradicts `spec` or `pool`.
         HistoError: the file cannot be read, is not a ResNet34's, or has no head that can be exported.
     """
     found = read_resnet34(file)
+    if KEY in found.entries:
+        raise UsageError(f"--weights {file}", "is a checkpoint of histo train", f"Use --checkpoint {file} alone")
     true_pool = _pool_of(file, found, pool)
     outputs = len(found.state[HEAD[0]])
     if outputs != len(spec.classes):

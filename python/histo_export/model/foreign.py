@@ -56,12 +56,14 @@ class ForeignWeights:
         headless: why `state` has no head; "" where it has one.
         beside: other layers inside the network, by name: a network that uses them is not a ResNet34.
         notes: what was taken from where, left out, or converted; parts of a sentence.
+        entries: names at the top of the file that are not tensors'.
     """
 
     state: dict[str, Tensor]
     headless: str
     beside: tuple[str, ...]
     notes: tuple[str, ...]
+    entries: frozenset[str]
 
 
 def read_resnet34(path: Path) -> ForeignWeights:
@@ -87,7 +89,8 @@ def read_resnet34(path: Path) -> ForeignWeights:
     others = [key for key in network.others if not key.endswith(_COUNTERS)]
     notes += [f"ignored {_some(others + network.outside)}"] if others or network.outside else []
     beside = tuple(key for key in others if network.tensors[key].dim() > 1)
-    return ForeignWeights(state | network.counters(), headless, beside, tuple(notes))
+    entries = frozenset(key for key, value in content.items() if isinstance(key, str) and not isinstance(value, Tensor))
+    return ForeignWeights(state | network.counters(), headless, beside, tuple(notes), entries)
 
 
 @dataclass(frozen=True)
