@@ -154,6 +154,10 @@ NOTES: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"student": s, "teacher": another("resnet50")},
         "found under student; not taken: the network under teacher",
     ),
+    "teacher beside": (
+        lambda s: {**s, **prefixed(other(s), "teacher.")},
+        "218 tensors copied from PATH; not taken: the network under teacher",
+    ),
     "two names": (WRAPPED["one network under two names"], "not taken: the network under backbone"),
     "no bias": (lambda s: {k: v for k, v in s.items() if k != "fc.bias"}, "fc has no bias, zeros taken"),
     "no head": (
@@ -174,8 +178,9 @@ def other(state: State) -> State:
 
 @pytest.mark.parametrize(("wrap", "said"), NOTES.values(), ids=NOTES)
 def test_what_was_chosen_is_said(wrap: Callable[[State], Any], said: str, state: State, tmp_path: Path) -> None:
-    torch.save(wrap(state), tmp_path / "w.pth")
-    assert said in load_weights(TileNet(1, 6), str(tmp_path / "w.pth")).summary()
+    path = tmp_path / "w.pth"
+    torch.save(wrap(state), path)
+    assert said in load_weights(TileNet(1, 6), str(path)).summary().replace(str(path), "PATH")
 
 
 # --- what is not a ResNet34 ------------------------------------------------------------------------------
@@ -247,6 +252,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"resnet.encoder.stages.0.layers.0.layer.0.convolution.weight": torch.ones(64, 64, 3, 3)},
         "has the names of Hugging Face's transformers",
     ),
+    "names in two lines": (lambda s: {"a\nb": torch.ones(3), "\ud800": 1}, r"it has 'a\\nb', '\\ud800'"),
     "nothing": (lambda s: {}, "is an empty dictionary"),
     "a list": (lambda s: [1, 2], "holds a list, not a state_dict"),
     "a tensor": (lambda s: torch.ones(3), "holds one tensor, not a state_dict"),

@@ -20,6 +20,7 @@ from torch import Tensor
 from histo_export.errors import HistoError
 from histo_export.model.net import TileNet
 from histo_export.model.tensor_file import COUNTER, check_values, float32, read_tensor_file
+from histo_export.spec import STAGES
 
 HEAD = ("fc.weight", "fc.bias")
 
@@ -146,9 +147,8 @@ class _Network:
             if self.tensors[key].shape != shape:
                 found = tuple(self.tensors[key].shape)
                 return f"is not a ResNet34: {self.prefix}{key} has shape {found}, not {tuple(shape)}"
-        inner = [
-            key for key in self.others if key.startswith(("conv1.", "bn1.", "layer")) and not key.endswith(_COUNTERS)
-        ]
+        parts = tuple(f"{stage}." for stage in ("conv1", "bn1", *STAGES[1:-1]))
+        inner = [key for key in self.others if key.startswith(parts) and not key.endswith(_COUNTERS)]
         return f"is not a plain ResNet34: it also has {self.prefix}{inner[0]}" if inner else None
 
     def _kind(self) -> str:
@@ -168,10 +168,10 @@ def _backbone() -> dict[str, torch.Size]:
 
 
 def _networks(content: Any, entry: tuple[str, ...] = ()) -> Iterator[_Network]:
-    """Every ResNet in a nested dictionary."""
+    """Every ResNet in a nested dictionary. Names that cannot be printed are no names of layers."""
     if not isinstance(content, Mapping) or len(entry) > _DEPTH:
         return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    named = {key: value for key, value in content.items() if isinstance(key, str) and key.isprintable()}
     for key, value in named.items():
         prefix = key.removesuffix(_MARK)
         if isinstance(value, Tensor) and key.endswith(_MARK) and prefix[-1:] in ("", "."):
@@ -203,8 +203,10 @@ def _choose(path: Path, networks: list[_Network], content: Any) -> tuple[_Networ
     left = [network for network in networks if network is not chosen]
     if left:
         notes.append(f"not taken: the network under {', '.join(network.place for network in left)}")
-    named = tuple(network.prefix for network in left if network.entry == chosen.entry and network.prefix)
-    return replace(chosen, outside=[key for key in chosen.outside if not key.startswith(named)]), notes
+    of_left = tuple(network.prefix for network in left if network.entry == chosen.entry and network.prefix)
+    tensors = {key: v for key, v in chosen.tensors.items() if not (chosen.prefix + key).startswith(of_left)}
+    outside = [key for key in chosen.outside if not key.startswith(of_left)]
+    return (replace(chosen, tensors=tensors, outside=outside) if of_left else chosen), notes
 
 
 def _equal(one: _Network, other: _Network) -> bool:
@@ -240,7 +242,7 @@ def _nothing_found(content: Any) -> str:
         return "holds one tensor, not a state_dict"
     if not isinstance(content, Mapping):
         return f"holds a {type(content).__name__}, not a state_dict"
-    keys = [key for key in content if isinstance(key, str)]
+    keys = [key if key.isprintable() else ascii(key) for key in content if isinstance(key, str)]
     inner = [key for value in content.values() if isinstance(value, Mapping) for key in value if isinstance(key, str)]
     if any(re.search(r"encoder\.stages\.\d+\.layers\.", key) for key in keys + inner):
         return "has the names of Hugging Face's transformers, not torchvision's"
@@ -250,4 +252,4 @@ def _nothing_found(content: Any) -> str:
 def _some(names: list[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name[:100] for name in names[:most]) + more

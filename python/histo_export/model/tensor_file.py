@@ -183,7 +183,7 @@ def _refused_object(error: pickle.UnpicklingError, head: bytes) -> tuple[str, st
         if not head.startswith(_PICKLES):
             return _NOT_OURS
         return "holds Python objects other than tensors, or is damaged; not loaded", SAVE_STATE
-    name = found.group(1) or found.group(2)
+    name = (found.group(1) or found.group(2)).encode("unicode_escape").decode()[:100]
     if name.startswith(("torch.nn.", "torchvision.", "timm.")):
         return f"is a whole pickled model ({name}), not its weights; loading it could run any code", SAVE_STATE
     return f"holds Python objects other than tensors ({name}); loading them could run any code", SAVE_STATE
