@@ -204,7 +204,8 @@ def _choose(path: Path, networks: list[_Network], content: Any) -> tuple[_Networ
     if left:
         notes.append(f"not taken: the network under {', '.join(network.place for network in left)}")
     of_left = tuple(network.prefix for network in left if network.entry == chosen.entry and network.prefix)
-    tensors = {key: v for key, v in chosen.tensors.items() if not (chosen.prefix + key).startswith(of_left)}
+    inside = tuple(prefix.removeprefix(chosen.prefix) for prefix in of_left if prefix.startswith(chosen.prefix))
+    tensors = {key: value for key, value in chosen.tensors.items() if not key.startswith(inside)}
     outside = [key for key in chosen.outside if not key.startswith(of_left)]
     return (replace(chosen, tensors=tensors, outside=outside) if of_left else chosen), notes
 
