@@ -1,22 +1,22 @@
-"""The model: any pool, torchvision's keys, weights from elsewhere, true counts."""
+"""The model: any pool, torchvision's keys, true counts, and specs that are possible."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import json
+import math
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
 
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import UsageError
 from histo_export.model.layers import layer_table
 from histo_export.model.net import TileNet, normalise
-from histo_export.model.weights import load_weights
-from histo_export.spec import IMAGENET_MEAN, ModelSpec, map_size
+from histo_export.spec import ModelSpec, map_size
 
 SIX = tuple("abcdef")
+INF, NAN = math.inf, math.nan
 
 
 @pytest.mark.parametrize(("crop", "side"), [(32, 1), (33, 2), (128, 4), (150, 5), (224, 7), (299, 10)])
@@ -63,90 +63,64 @@ def test_normalise_is_torchvisions() -> None:
     torch.testing.assert_close(normalise(tiles, spec), expected)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file_copy_every_shared_layer_and_say_the_rest(tmp_path: Path, suffix: str) -> None:
-    source = torchvision.models.resnet34(num_classes=1000)
-    torch.nn.init.uniform_(source.bn1.weight)
-    path = tmp_path / f"weights{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
-    net = TileNet(2, 6)
-    report = load_weights(net, str(path))
-    assert torch.equal(net.bn1.weight, source.bn1.weight)
-    assert torch.equal(net.layer4[2].conv2.weight, source.layer4[2].conv2.weight)
-    assert set(report.left_out) == {"fc.weight", "fc.bias"}
-    assert len(report.copied) == len(source.state_dict()) - 2
-    assert "fc.weight (shape (1000, 512), here (6, 2048))" in report.summary()
-
-
-def test_weights_under_a_wrapper_and_a_prefix(tmp_path: Path) -> None:
-    source = torchvision.models.resnet34(num_classes=6)
-    state = {f"module.{key}": value for key, value in source.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
-    assert not load_weights(TileNet(1, 6), str(tmp_path / "w.pth")).left_out
-
-
-def test_imagenet_weights_come_through_torchvisions_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's loader reads its cache; a file there whose hash it does not check is used without a network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    source = torchvision.models.resnet34()
-    torch.save(source.state_dict(), cache / "resnet34-b627a593.pth")
-    net = TileNet(4, 6)
-    report = load_weights(net, "imagenet")
-    assert torch.equal(net.conv1.weight, source.conv1.weight)
-    assert set(report.left_out) == {"fc.weight", "fc.bias"}
-    assert ModelSpec(1, SIX).mean == IMAGENET_MEAN
-
-
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, ("touch pwned",)
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(HistoError, match="objects other than tensors"):
-        load_weights(TileNet(1, 2), "evil.pth")
-    assert not (tmp_path / "pwned").exists()
-
-
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", os.urandom(2000)])
-def test_damaged_weights_are_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(HistoError, match=name):
-        load_weights(TileNet(1, 2), str(tmp_path / name))
-
-
-def test_a_misspelt_source_is_recognised() -> None:
-    with pytest.raises(UsageError, match="Did you mean imagenet"):
-        load_weights(TileNet(1, 2), "imagnet")
-
-
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save({"other": torch.zeros(3)}, tmp_path / "w.pth")
-    with pytest.raises(HistoError, match="shares no tensor"):
-        load_weights(TileNet(1, 2), str(tmp_path / "w.pth"))
-
-
 @pytest.mark.parametrize(
     "bad",
     [
-        {"pool": 0},
-        {"pool": "two"},
-        {"classes": ("one",)},
-        {"classes": ("a", "a")},
-        {"crop": 16},
-        {"crop": 151},
-        {"mpp": 0.0},
-        {"dropout": 1.0},
+        *({"pool": pool} for pool in (0, -1, "two", 2.0, True, None, 4000, 10**30)),
+        *({"classes": names} for names in (("one",), ("a", "a"), (), "ab", None, ("a", 1), ["a", "b"])),
+        *({"classes": ("a", name)} for name in ("", "  ", "\t", "\0", "a\0b", "a\nb", "\x7f", "\x85", "\ud800", b"b")),
+        *({"crop": crop} for crop in (16, 151, 32.5, 64.0, True, "64", None)),
+        *({"tile_size": side} for side in (0, 150.5, 65537, INF, None)),
+        *({"mpp": mpp} for mpp in (0.0, -1, 0.001, 101, INF, NAN, True, "0.5")),
+        *({"dropout": dropout} for dropout in (1.0, 1, -0.1, NAN, INF, True, "0.1", None)),
+        *({"mean": mean} for mean in ((0.5,), (0.5,) * 4, (INF,) * 3, (NAN, 0, 0), (123.7, 116.3, 103.5), 0.5, None)),
+        *({"mean": (0.5, 0.5, value)} for value in (True, "0.5", None, -0.01)),
+        *({"std": std} for std in ((0.2,), (0, 1, 1), (1e-40,) * 3, (INF,) * 3, (NAN,) * 3, (-1, 1, 1), 1.0)),
+        {"pool": 3, "crop": 65536, "tile_size": 65536},  # its head is folded to a map of 2048×2048
     ],
+    ids=repr,
 )
-def test_impossible_specs_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(UsageError):
-        ModelSpec(**({"pool": 1, "classes": SIX} | bad))  # type: ignore[arg-type]
+def test_impossible_specs_are_refused_from_options_and_files(bad: dict[str, Any]) -> None:
+    """In one line, and never with another exception."""
+    values = {"pool": 1, "classes": SIX} | bad
+    with pytest.raises(UsageError) as error:
+        ModelSpec(**values)
+    assert str(error.value).isprintable()
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    if values["classes"] != ["a", "b"]:  # JSON and checkpoints have lists
+        with pytest.raises(ValueError) as problem:  # noqa: PT011 (its callers name the file)
+            ModelSpec.from_dict(listed)
+        assert str(problem.value).isprintable()
+
+
+@pytest.mark.parametrize("values", [{}, {"pool": 1}, [], None, 3, {"classes": list(SIX)}])
+def test_files_without_a_spec_are_a_value_error(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        ModelSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"classes": ("a,b", 'q"', "/", "_x", "*:=", "cost$5^^6$", "Größe", "腺癌", "🙂", "a b")},
+        {"mean": (0, 0, 0), "std": (1, 1, 1)},
+        {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)},
+        {"mpp": 1},
+        {"pool": 400},
+        {"pool": 600, "crop": 32, "tile_size": 32, "classes": ("a", "b")},
+    ],
+    ids=repr,
+)
+def test_unusual_specs_are_taken(good: dict[str, Any]) -> None:
+    spec = ModelSpec(**({"pool": 1, "classes": SIX} | good))
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_the_largest_pool_is_named() -> None:
+    with pytest.raises(UsageError, match=r"Use --pool 403 or less") as error:
+        ModelSpec(4000, SIX)
+    assert "8,192,000,000 inputs, more than 2 GB for 6 classes" in str(error.value)
+    assert ModelSpec(403, SIX).pool == 403
 
 
 def test_spec_survives_its_dict() -> None:

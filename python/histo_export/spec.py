@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from histo_export import _core
-from histo_export.errors import UsageError
+from histo_export.errors import UsageError, one_line
 
 STAGES = _core.STAGES
 """Where a diverging export is looked for, in the order of the computation. The head's output is the logits."""
@@ -18,6 +19,16 @@ CHANNELS = 512
 
 MAX_SIDE = 65536
 """Of pools, crops and tiles; the native engine's reader has the same limit."""
+
+MAX_HEAD = 500_000_000
+"""Weights of the linear layer, trained or exported: 2 GB, which a protobuf, and so an ONNX file, cannot exceed."""
+
+MEAN_LIMITS = (0.0, 1.0)
+"""Of a channel's mean: pixels are divided by 255 first."""
+
+STD_LIMITS = (0.001, 1000.0)
+"""Of a channel's deviation. 1/255 is for networks that were trained on pixels from 0 to 255, 255 for those whose pixels
+were divided twice. Normalised pixels stay below 1000, so that float32 and bf16 never overflow."""
 
 MPP_LIMITS = (0.01, 100.0)
 """µm per pixel that anybody may state: the best microscopes resolve 0.1 µm, and a slide is 25,000 µm wide."""
@@ -62,12 +73,24 @@ class ModelSpec:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pool, int) or self.pool < 1:
-            raise UsageError(f"pool {self.pool!r}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
-        if len(self.classes) < 2:
-            raise UsageError(f"classes {list(self.classes)}", "are fewer than two", "Name at least two classes")
-        if len(set(self.classes)) != len(self.classes):
-            raise UsageError(f"classes {list(self.classes)}", "repeat a name", "Name each class once")
+        self._check_sides()
+        self._check_classes()
+        _check_channels("mean", self.mean, MEAN_LIMITS, "Give the mean of each channel, of values in [0, 1]")
+        _check_channels("std", self.std, STD_LIMITS, "Give each channel's deviation, of values in [0, 1]")
+        if self.mpp is not None and not is_number(self.mpp, MPP_LIMITS):
+            low, high = MPP_LIMITS
+            cause = f"is not a number from {low:g} to {high:g} µm per pixel"
+            raise UsageError(f"mpp {self.mpp}", cause, "Use e.g. --mpp 0.495")
+        if not is_number(self.dropout, (0, 1)) or self.dropout == 1:
+            raise UsageError(f"dropout {self.dropout}", "is not a number in [0, 1)", "Use e.g. --dropout 0.2")
+
+    def _check_sides(self) -> None:
+        """UsageError for an impossible pool, crop or tile size."""
+        for name, side, least in (("pool", self.pool, 1), ("crop", self.crop, 32), ("tile size", self.tile_size, 1)):
+            if not isinstance(side, int) or isinstance(side, bool):
+                raise UsageError(f"{name} {side!r}", "is not an integer", f"Use an integer of {least} or more")
+        if self.pool < 1:
+            raise UsageError(f"pool {self.pool}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
         if self.crop < 32:
             raise UsageError(f"crop {self.crop}", "is below 32 pixels, the network's stride", "Use --crop 32 or more")
         if self.tile_size < self.crop:
@@ -76,18 +99,28 @@ class ModelSpec:
                 f"is larger than the tiles ({self.tile_size} pixels)",
                 f"Use --crop {self.tile_size} or less",
             )
-        for name, side in (("pool", self.pool), ("tile_size", self.tile_size)):
-            if side > MAX_SIDE:
-                raise UsageError(f"{name} {side}", f"is larger than {MAX_SIDE}", "Use a smaller one")
-        if not all(map(math.isfinite, self.mean)):
-            raise UsageError(f"mean {list(self.mean)}", "is not finite", "Give the mean of each channel")
-        if not all(0 < value < math.inf for value in self.std):
-            raise UsageError(f"std {list(self.std)}", "is not finite and above zero", "Give each channel's deviation")
-        low, high = MPP_LIMITS
-        if self.mpp is not None and not low <= self.mpp <= high:
-            raise UsageError(f"mpp {self.mpp}", f"is not in {low:g} to {high:g} µm per pixel", "Use e.g. --mpp 0.495")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout {self.dropout}", "is not in [0, 1)", "Use e.g. --dropout 0.2")
+        if self.tile_size > MAX_SIDE:
+            raise UsageError(f"tile size {self.tile_size}", f"is larger than {MAX_SIDE}", "Use smaller tiles")
+
+    def _check_classes(self) -> None:
+        """UsageError for impossible class names, and where the head would have too many weights for them."""
+        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
+            raise UsageError(f"classes {self.classes!r}", "are not a tuple of names", 'Write e.g. ("tumor", "stroma")')
+        if len(self.classes) < 2:
+            raise UsageError(f"classes {list(self.classes)}", "are fewer than two", "Name at least two classes")
+        for name in self.classes:
+            if (fault := _fault_of_name(name)) is not None:
+                raise UsageError(f"class {name!r}", fault, "Use printable characters")
+        if len(set(self.classes)) != len(self.classes):
+            raise UsageError(f"classes {list(self.classes)}", "repeat a name", "Name each class once")
+        count = len(self.classes)
+        if CHANNELS * self.pool**2 * count > MAX_HEAD:
+            largest = math.isqrt(MAX_HEAD // (CHANNELS * count))
+            cause = f"gives a linear layer of {CHANNELS * self.pool**2:,} inputs, more than 2 GB for {count} classes"
+            raise UsageError(f"pool {self.pool}", cause, f"Use --pool {largest} or less")
+        if self.map_size % self.pool and CHANNELS * self.map_size**2 * count > MAX_HEAD:
+            cause = f"leaves a feature map of {self.map_size}×{self.map_size}, whose head is more than 2 GB as exported"
+            raise UsageError(f"crop {self.crop}", cause, "Use a smaller --crop, or a --pool that divides the map")
 
     @property
     def map_size(self) -> int:
@@ -111,7 +144,35 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """Inverse of `to_dict`; raises TypeError or KeyError where fields are missing or of another type."""
+        """Inverse of `to_dict`, for what a file holds; ValueError, on one line, where it is impossible."""
         known = {f.name for f in fields(cls)}
-        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        return cls(**kept)
+        try:
+            kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+            return cls(**kept)
+        except UsageError as error:  # its next step is for options
+            raise ValueError(f"{error.thing} {error.cause}") from error
+        except (TypeError, AttributeError) as error:  # no mapping, or without a field
+            raise ValueError(one_line(error)) from error
+
+
+def is_number(value: object, limits: tuple[float, float]) -> bool:
+    """Whether `value` is a number, not a bool, within both limits; NaN is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and limits[0] <= value <= limits[1]
+
+
+def _check_channels(name: str, values: object, limits: tuple[float, float], step: str) -> None:
+    """UsageError unless `values` are three numbers within the limits."""
+    if not isinstance(values, tuple) or len(values) != 3 or not all(is_number(value, limits) for value in values):
+        shown = list(values) if isinstance(values, tuple) else values
+        raise UsageError(f"{name} {shown}", f"is not three numbers from {limits[0]:g} to {limits[1]:g}", step)
+
+
+def _fault_of_name(name: str) -> str | None:
+    """Why a text cannot be the name of a class in every file and picture that names classes; None where it can."""
+    if not name.strip():
+        return "is blank"
+    if any(unicodedata.category(character) == "Cs" for character in name):
+        return "holds half a character (a lone surrogate), which no file can hold"
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        return "holds a control character"
+    return None

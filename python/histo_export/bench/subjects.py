@@ -16,7 +16,7 @@ import numpy as np
 
 from histo_export.bundle_files import GOLDEN, INT8_ONNX, NATIVE, ONNX
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import open_bundle
+from histo_export.export.bundle import open_bundle, spec_of
 from histo_export.export.formats import FORMATS
 from histo_export.spec import ModelSpec, Precision
 
@@ -90,10 +90,11 @@ def open_subjects(bundles: Sequence[Path], precisions: Collection[str] = ("fp32"
     subjects = []
     names = [bundle.resolve().name for bundle in bundles]
     for bundle, name in zip(bundles, names, strict=True):
-        config = open_bundle(bundle).config.histo
+        opened = open_bundle(bundle)
+        config = opened.config.histo
         if "int8" in precisions and (config.low_precision is None or config.low_precision.calibration is None):
             raise UsageError(bundle, "has no scales for int8", "Export it with --precision int8, or bench without int8")
-        spec = ModelSpec.from_dict(config.spec)
+        spec = spec_of(opened)
         test = config.training.get("test")
         accuracy = (test["accuracy"], *test["interval"]) if test else None
         label = name if names.count(name) == 1 else str(bundle)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histo_export.cli import show
+from histo_export.cli.elsewhere import ElsewhereOptions, file_to_export, model_of_options
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
 from histo_export.cli.tiles import open_tiles, tiles_of_checkpoint
 from histo_export.cli.train import run_training
@@ -55,6 +56,7 @@ def export(
     tiles: TileOptions,
     training: TrainingOptions,
     bundle: BundleOptions,
+    elsewhere: ElsewhereOptions,
     output: OutputOptions,
     pool: Pool = None,
     data: Annotated[
@@ -72,12 +74,17 @@ def export(
 ) -> None:
     """Train if necessary, export to every format, and prove that each file is the same model.
 
-    Without --data or --checkpoint it trains on generated, synthetic tiles, as a one-minute demonstration.
+    Weights that were trained elsewhere are exported as they are: --weights FILE --classes A,B,… --mean … --std …
+
+    Without --data, --checkpoint or --weights FILE it trains on generated, synthetic tiles, as a one-minute
+    demonstration.
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
     if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
+    foreign = file_to_export(training, data, checkpoint)
+    model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
 
     from histo_export.export.bundle import check_destination
 
@@ -86,14 +93,19 @@ def export(
         from histo_export.model.checkpoint import read_checkpoint
 
     result = opened = None
-    if checkpoint is None:
+    if foreign is not None and model is not None:
+        from histo_export.export.elsewhere import checkpoint_of_weights
+
+        checkpoint, loaded = foreign, checkpoint_of_weights(foreign, model, pool)
+    elif checkpoint is None:
         spec, opened = open_tiles(data or "demo", tiles, pool=pool or 1, dropout=training.dropout, seed=training.seed)
         out = out or Path("bundles") / f"{opened.name}-pool{spec.pool}"
         check_destination(out, output.force)
         result = run_training(opened, spec, training, out.with_name(f"{out.name}-run"), output)
         checkpoint = result.checkpoint
-    loaded = read_checkpoint(checkpoint)
-    _check_agreement(loaded, pool, tiles)
+    if foreign is None:
+        loaded = read_checkpoint(checkpoint)
+        _check_agreement(loaded, pool, tiles)
     if tiles.mpp is not None:
         loaded = replace(loaded, spec=replace(loaded.spec, mpp=tiles.mpp))
     if opened is None and data is not None:
@@ -232,7 +244,8 @@ def _print(
         show.print_accuracy(result)
     spec = checkpoint.spec
     synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
-    title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{synthetic}"
+    origin = ", trained elsewhere, accuracy unknown" if checkpoint.training.get("trained_elsewhere") else synthetic
+    title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{origin}"
     show.print_files(title, out, checks)
     if checks.low_precision is not None:
         show.out_console.print()

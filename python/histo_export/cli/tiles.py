@@ -28,7 +28,7 @@ def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, se
     from histo_export.data import open_data
     from histo_export.spec import ModelSpec
 
-    crop = options.crop or 128
+    crop = 128 if options.crop is None else options.crop
     split = three_numbers("--split", options.split)
     tiles = open_data(data, classes=options.class_names, crop=crop, split=split, seed=seed)
     _print_notes(tiles)

@@ -81,6 +81,10 @@ def _file_lines(block: HistoBlock) -> list[str]:
 def _accuracy_lines(training: dict[str, object]) -> list[str]:
     """Validation and test accuracy, where the checkpoint has them."""
     lines = []
+    if training.get("trained_elsewhere"):
+        lines.append(
+            "- Accuracy: unknown, because the network was trained elsewhere. The checks below use drawn tiles."
+        )
     if isinstance(value := training.get("val_accuracy"), float):
         lines.append(f"- Validation accuracy: {value:.1%}")
     test = training.get("test")

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.files import atomic_file
 from histo_export.model.net import TileNet
-from histo_export.model.weights import load_torch_file
+from histo_export.model.tensor_file import COUNTER, check_values, float32, load_torch_file
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn
 
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         HistoError: the file is damaged, from elsewhere, of a newer format, or its weights don't fit
-            its own spec.
+            its own spec or hold values that no network can have.
     """
     content = load_torch_file(path)
     block = content.get(KEY) if isinstance(content, dict) else None
@@ -98,11 +98,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         hashes = block.get("trained_on")
         trained_on = None if hashes is None else TrainedOn.of(hashes["train"].numpy(), hashes["val"].numpy())
         checkpoint = Checkpoint(spec, content["state_dict"], golden, training, trained_on)
+        state = {str(key): value for key, value in content["state_dict"].items() if not str(key).endswith(COUNTER)}
+        check_values(path, {key: float32(path, key, value) for key, value in state.items()})
         checkpoint.net()
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HistoError(path, f"does not fit together ({reason})", "Train again, or use another file") from error
-    if golden.dtype != np.uint8 or golden.ndim != 4 or golden.shape[-1] != 3 or len(golden) == 0:
+        raise HistoError(
+            path, f"does not fit together ({one_line(error)})", "Train again, or use another file"
+        ) from error
+    if golden.dtype != np.uint8 or golden.shape[1:] != (spec.tile_size, spec.tile_size, 3) or len(golden) == 0:
         raise HistoError(path, f"has golden tiles of shape {golden.shape} {golden.dtype}", "Train again")
     return checkpoint
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from histo_export.errors import HistoError
 from histo_export.model.arithmetic import MAPS, Scales
 from histo_export.model.lowering import LoweredNet, head_pool
+from histo_export.model.tensor_file import check_values
 from histo_export.spec import ModelSpec
 
 FORMAT, QUANTISED = "1", "2"
@@ -69,6 +70,7 @@ def read_quantised(path: Path) -> tuple[LoweredNet, ModelSpec, dict[str, Scales]
         spec = ModelSpec.from_dict(json.loads(metadata["histo.spec"]))
         lowered = LoweredNet(spec).eval()
         scales = _take_scales(tensors, lowered) if version == QUANTISED else {}
+        check_values(path, tensors)
         lowered.load_state_dict(tensors)
     except (safetensors.SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise HistoError(path, f"is not a readable model ({str(error).splitlines()[0]})", "Export again") from error

@@ -146,6 +146,7 @@ class Judge:
                 warnings.append(f"{used}: they count there, and not as {kind}")
         if self.unknown:
             warnings.append(
-                "the bundle does not record the tiles of its training, so these may be among them: export it again"
+                "the bundle does not record the tiles of its training, so these may be among them: export the "
+                "checkpoint again, unless the network was trained elsewhere"
             )
         return warnings

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from histo_export.errors import UsageError
-from histo_export.spec import MPP_LIMITS, Precision
+from histo_export.spec import MPP_LIMITS, Precision, is_number
 
 GridUnit = Literal["seen", "tile"]
 """The square that a grid consists of, and that areas and pictures are about: what the network sees, or the tile."""
@@ -27,9 +27,11 @@ STRIDE_LIMITS = (0.001, 100_000.0)
 MAX_CLOSING_UM = 1000.0
 """A wider gap is not a gap within a tissue, and closing it would take minutes and gigabytes."""
 
-
 MAX_AREA_UM2 = 1e12
 """A square of a metre; larger than any slide, and finite."""
+
+MAX_COUNT = 65536
+"""Of tiles in a batch, which are 4 GB at 150 pixels, and of threads."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class TissueSettings:
     min_area_um2: float = 40_000.0
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 255:
-            raise UsageError(f"--tissue-threshold {self.threshold}", "is not in 0 to 255", "Leave it out for Otsu's")
+        if self.threshold is not None and not _is_integer(self.threshold, (0, 255)):
+            cause = "is not an integer in 0 to 255"
+            raise UsageError(f"--tissue-threshold {self.threshold}", cause, "Leave it out for Otsu's")
         _check_range("--closing", self.closing_um, (0, MAX_CLOSING_UM), "µm", "50")
         _check_range("--min-area", self.min_area_um2, (0, MAX_AREA_UM2), "µm²", "40000")
 
@@ -86,12 +89,10 @@ class SlideSettings:
     tissue: TissueSettings = field(default_factory=TissueSettings)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= 0.95:
-            raise UsageError(f"--overlap {self.overlap:g}", "is not in 0 to 0.95", "Use e.g. --overlap 0.5")
+        _check_range("--overlap", self.overlap, (0, 0.95), "", "0.5")
         if self.stride_um is not None:
             _check_range("--stride", self.stride_um, STRIDE_LIMITS, "µm", "50")
-        if not 0 <= self.min_tissue <= 1:
-            raise UsageError(f"--min-tissue {self.min_tissue:g}", "is not in 0 to 1", "Use e.g. --min-tissue 0.1")
+        _check_range("--min-tissue", self.min_tissue, (0, 1), "", "0.1")
         if self.mpp is not None:
             _check_range("--mpp", self.mpp, MPP_LIMITS, "µm per pixel", "0.25")
         _check("--grid", self.grid, get_args(GridUnit))
@@ -113,7 +114,7 @@ class PredictSettings:
         threads: of the runtime; as many others read.
 
     Raises:
-        UsageError: an unknown filter.
+        UsageError: an unknown filter, or an impossible number.
     """
 
     runtime: str = "native"
@@ -127,14 +128,22 @@ class PredictSettings:
     def __post_init__(self) -> None:
         if self.resize is not None:
             _check("--resample", self.resize, get_args(Resample))
+        for option, value in (("--batch", self.batch), ("--threads", self.threads)):
+            if not _is_integer(value, (1, MAX_COUNT)):
+                cause = f"is not an integer in 1 to {MAX_COUNT:,}"
+                raise UsageError(f"{option} {value}", cause, f"Use e.g. {option} 8")
 
 
 def _check_range(option: str, value: float, limits: tuple[float, float], unit: str, example: str) -> None:
     low, high = limits
-    if not low <= value <= high:  # also refuses NaN
-        raise UsageError(
-            f"{option} {value:g}", f"is not in {low:g} to {high:,g} {unit}", f"Use e.g. {option} {example}"
-        )
+    if not is_number(value, limits):
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        cause = f"is not in {low:g} to {high:,g} {unit}".rstrip()
+        raise UsageError(f"{option} {shown}", cause, f"Use e.g. {option} {example}")
+
+
+def _is_integer(value: object, limits: tuple[int, int]) -> bool:
+    return isinstance(value, int) and is_number(value, limits)
 
 
 def _check(option: str, value: str, known: tuple[str, ...]) -> None:
