@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import typer
 
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
-from histo_export.cli.tiles import open_tiles, tiles_of_checkpoint
-from histo_export.cli.train import run_training
+from histo_export.cli.tiles import tiles_of_checkpoint
+from histo_export.cli.train import RunOptions, prepare, run_training
 from histo_export.errors import UsageError
 from histo_export.export.formats import DEFAULT_FORMATS, FORMATS
 from histo_export.spec import PRECISIONS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from histo_export.export.run import Checks, ExportSettings
     from histo_export.model.checkpoint import Checkpoint
     from histo_export.training.result import TrainResult
+    from histo_export.training.run import Existing
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ def export(
     training: TrainingOptions,
     bundle: BundleOptions,
     output: OutputOptions,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The folder of a run of [b]histo train[/b], or its best.ckpt: exported."),
+    ] = None,
     pool: Pool = None,
     data: Annotated[
         str | None,
@@ -76,6 +82,7 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
+    checkpoint = _checkpoint_file(source, checkpoint)
     if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
 
@@ -87,10 +94,13 @@ def export(
 
     result = opened = None
     if checkpoint is None:
-        spec, opened = open_tiles(data or "demo", tiles, pool=pool or 1, dropout=training.dropout, seed=training.seed)
-        out = out or Path("bundles") / f"{opened.name}-pool{spec.pool}"
+        options = RunOptions(data or "demo", pool or 1, tiles, training)
+        out = out or Path("bundles") / options.name
         check_destination(out, output.force)
-        result = run_training(opened, spec, training, out.with_name(f"{out.name}-run"), output)
+        run = out.with_name(f"{out.name}-run")
+        opened, spec, config = prepare(options, run, output.quiet)
+        existing: Existing = "replace" if output.force else "reuse"
+        result = run_training(opened, spec, config, run, options, output, existing)
         checkpoint = result.checkpoint
     loaded = read_checkpoint(checkpoint)
     _check_agreement(loaded, pool, tiles)
@@ -107,6 +117,22 @@ def export(
         _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
     else:
         _print(result, loaded, out, checks, bundle.precision, [] if output.quiet else following)
+
+
+def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | None:
+    """The checkpoint that the user named, perhaps by the folder of its run; None where none was named."""
+    if source is not None and checkpoint is not None:
+        raise UsageError(f"--checkpoint {checkpoint}", f"names another model than {source}", "Leave one of them out")
+    path = source or checkpoint
+    if path is None or not path.is_dir():
+        return path
+    from histo_export.training.folder import RunFolder
+
+    best = RunFolder(path).best
+    if not best.is_file():
+        cause = f"is not the folder of a training run (no {best.name})"
+        raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
+    return best
 
 
 def _formats(text: str) -> list[str]:

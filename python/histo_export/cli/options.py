@@ -116,8 +116,8 @@ class OutputOptions:
 
 
 TRAINING_ORDER = (
-    *("pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop", "mpp"),
-    *("dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
+    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop"),
+    *("mpp", "dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`: what people set most often comes first, whatever group it is in."""

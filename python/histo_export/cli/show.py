@@ -80,8 +80,12 @@ def print_accuracy(result: TrainResult) -> None:
     out_console.print(
         f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {result.val_accuracy:.1%}, "
         f"test accuracy [b]{test.accuracy:.1%}[/b]\n"
-        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles)\n"
+        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles; always the largest class: "
+        f"{test.majority_accuracy:.1%})\n"
+        f"Balanced accuracy {test.balanced_accuracy:.1%}, macro F1 {test.macro_f1:.1%}\n"
     )
+    for remark in test.remarks():
+        out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 
 def print_files(title: str, folder: Path, checks: Checks) -> None:

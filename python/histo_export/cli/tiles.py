@@ -28,7 +28,7 @@ def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, se
     from histo_export.data import open_data
     from histo_export.spec import ModelSpec
 
-    crop = options.crop or 128
+    crop = 128 if options.crop is None else options.crop
     split = three_numbers("--split", options.split)
     tiles = open_data(data, classes=options.class_names, crop=crop, split=split, seed=seed)
     _print_notes(tiles)
@@ -41,6 +41,18 @@ def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, se
         dropout=dropout,
     )
     return spec, tiles
+
+
+def check_model(options: TileOptions, pool: int, dropout: float) -> None:
+    """UsageError where options of the model are wrong whatever the tiles are, so that nobody reads these first."""
+    from histo_export.data.split import check_split
+    from histo_export.spec import ModelSpec
+
+    crop = 128 if options.crop is None else options.crop
+    ModelSpec(pool=pool, classes=("a", "b"), crop=crop, tile_size=crop, mpp=options.mpp, dropout=dropout)
+    split = three_numbers("--split", options.split)
+    if split is not None:
+        check_split(split)
 
 
 def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, split: str | None) -> TileData:
