@@ -160,9 +160,7 @@ def _check_agreement(data: TileData, spec: ModelSpec, config: TrainConfig) -> No
             f"Use {data.tile_size} or less",
         )
     if config.batch_size == 1 and spec.map_size == 1:
-        raise UsageError(
-            "--batch 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more"
-        )
+        raise UsageError("--batch 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more")
 
 
 @dataclass(frozen=True)
