@@ -239,8 +239,8 @@ def size_notes(sizes: Sequence[tuple[int, int]], crop: int) -> list[str]:
     others = sum(size != (smallest, smallest) for size in sizes)
     return [
         f"tile sides range from {smallest} to {largest} pixels: training uses the centre {crop} pixels of each, but "
-        f"the exported model is for tiles of {smallest}x{smallest}, and {others:,} of these {len(sizes):,} are not; histo "
-        "predict refuses such tiles unless --resize scales them, so cut all tiles to one size"
+        f"the exported model is for tiles of {smallest}x{smallest}, and {others:,} of these {len(sizes):,} are not; "
+        "histo predict refuses such tiles unless --resize scales them, so cut all tiles to one size"
     ]
 
 
