@@ -16,6 +16,7 @@ from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, one_of
 from histo_export.cli.tiles import check_model, open_tiles
 from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.model.weight_source import weight_file
 
 if TYPE_CHECKING:
     from histo_export.data import TileData
@@ -267,6 +268,7 @@ def prepare(options: RunOptions, run: Path, quiet: bool) -> tuple[TileData, Mode
     """
     config = options.config()
     check_model(options.tiles, options.pool, options.training.dropout)
+    weight_file(options.training.weights)
     from histo_export.training.folder import check_place
 
     check_place(run, options.folder)
@@ -310,7 +312,7 @@ def run_training(
             run,
             existing=existing,
             options=options.record(),
-            command=shlex.join(["histo", *sys.argv[1:]]),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             progress=not output.quiet,
         )
     except KeyboardInterrupt:
