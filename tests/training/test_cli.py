@@ -194,10 +194,14 @@ def test_export_goes_on_with_the_run_beside_its_bundle(histo: Histo, trained: Tr
 @pytest.mark.parametrize("command", ["train", "export"])
 def test_an_interruption_tells_how_to_go_on(histo: Histo, trained: Trained, command: str) -> None:
     trained.error = KeyboardInterrupt()
-    code, out, err = histo(command, "--data", "demo", "--out", "my run's")
+    run_folder = "my run's"
+    code, out, err = histo(command, "--data", "demo", "--out", run_folder)
     assert (code, out) == (130, "")
-    folder = "my run's" if command == "train" else "my run's-run"
-    assert f"The last complete epoch is kept. Go on with: histo train --resume {shlex.quote(folder)}\n" in err
+    if command == "train":
+        kept = f"my run's. Go on with: histo train --resume {shlex.quote(run_folder)}\n"
+    else:
+        kept = "my run's-run. Go on with: the same command\n"
+    assert f"The last complete epoch is kept in {kept}" in err
     assert "interrupted" in err.splitlines()[-1]
 
 

@@ -100,7 +100,8 @@ def export(
         run = out.with_name(f"{out.name}-run")
         opened, spec, config = prepare(options, run, output.quiet)
         existing: Existing = "replace" if output.force else "reuse"
-        result = run_training(opened, spec, config, run, options, output, existing)
+        go_on = "the same command, without --force" if output.force else "the same command"
+        result = run_training(opened, spec, config, run, options, output, existing, go_on)
         checkpoint = result.checkpoint
     loaded = read_checkpoint(checkpoint)
     _check_agreement(loaded, pool, tiles)

@@ -215,7 +215,8 @@ def train(
     existing: Existing = "resume" if resume else "replace" if output.force else "refuse"
     run = out or Path("runs") / options.name
     opened, spec, config = prepare(options, run, output.quiet)
-    result = run_training(opened, spec, config, run, options, output, existing)
+    go_on = shlex.join(["histo", "train", "--resume", str(run)])
+    result = run_training(opened, spec, config, run, options, output, existing, go_on)
 
     from histo_export.training.run import is_main_process
 
@@ -289,6 +290,7 @@ def run_training(
     options: RunOptions,
     output: OutputOptions,
     existing: Existing,
+    go_on: str,
 ) -> TrainResult:
     """Trains as the options say.
 
@@ -300,6 +302,7 @@ def run_training(
         options: recorded in the folder.
         output: whether progress is shown.
         existing: what becomes of an earlier run, see `training.run.train`.
+        go_on: how the user continues after an interruption.
     """
     from histo_export.training.folder import RunFolder
     from histo_export.training.run import train as train_run
@@ -317,10 +320,8 @@ def run_training(
         )
     except KeyboardInterrupt:
         if RunFolder(run).last.exists():
-            go_on = shlex.join(["histo", "train", "--resume", str(run)])
-            show.log.print(
-                f"The last complete epoch is kept. Go on with: {go_on}", markup=False, highlight=False, soft_wrap=True
-            )
+            text = f"The last complete epoch is kept in {run}. Go on with: {go_on}"
+            show.log.print(text, markup=False, highlight=False, soft_wrap=True)
         raise
 
 
