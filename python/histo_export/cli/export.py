@@ -86,8 +86,6 @@ def export(
     if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
 
-    from histo_export.export.bundle import check_destination
-
     with show.status("starting torch", output.quiet):
         import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
         from histo_export.model.checkpoint import read_checkpoint
@@ -96,12 +94,7 @@ def export(
     if checkpoint is None:
         options = RunOptions(data or "demo", pool or 1, tiles, training)
         out = out or Path("bundles") / options.name
-        check_destination(out, output.force)
-        run = out.with_name(f"{out.name}-run")
-        opened, spec, config = prepare(options, run, output.quiet)
-        existing: Existing = "replace" if output.force else "reuse"
-        go_on = "the same command, without --force" if output.force else "the same command"
-        result = run_training(opened, spec, config, run, options, output, existing, go_on)
+        opened, result = _train(options, out, output)
         checkpoint = result.checkpoint
     loaded = read_checkpoint(checkpoint)
     _check_agreement(loaded, pool, tiles)
@@ -134,6 +127,18 @@ def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | Non
         cause = f"is not the folder of a training run (no {best.name})"
         raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
     return best
+
+
+def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileData, TrainResult]:
+    """Trains beside the place of the bundle `out`; a run that is there with the same options goes on or is used."""
+    from histo_export.export.bundle import check_destination
+
+    check_destination(out, output.force)
+    run = out.with_name(f"{out.name}-run")
+    tiles, spec, config = prepare(options, run, output.quiet)
+    existing: Existing = "replace" if output.force else "reuse"
+    go_on = "the same command, without --force" if output.force else "the same command"
+    return tiles, run_training(tiles, spec, config, run, options, output, existing, go_on)
 
 
 def _formats(text: str) -> list[str]:
