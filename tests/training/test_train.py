@@ -588,7 +588,7 @@ def test_a_run_with_the_same_options_is_used_again(
 
 def test_files_of_a_run_that_cannot_go_on_are_not_overwritten(few: TileData, spec: ModelSpec, tmp_path) -> None:
     (tmp_path / "best.ckpt").touch()
-    with pytest.raises(UsageError, match=r"already holds a training run \(best.ckpt\)"):
+    with pytest.raises(UsageError, match=r"already holds a training run \(best.ckpt\)\. Replace it with --force"):
         train(few, spec, SHORT, tmp_path, existing="reuse", progress=False)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,11 @@ class RunFolder:
     def refuse_another_run(self) -> None:
         """Raises UsageError where the folder holds a run already."""
         if files := self.existing():
+            go_on = f"Continue it with {shlex.join(['histo', 'train', '--resume', str(self.path)])}, replace"
             raise UsageError(
                 self.path,
                 f"already holds a training run ({files[0].name})",
-                "Continue it with --resume, replace it with --force, or choose another --out",
+                f"{go_on if self.last.exists() else 'Replace'} it with --force, or choose another --out",
             )
 
     def remove_run(self) -> None:
