@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from histo_export.bundle_files import CONFIG
 from histo_export.errors import HistoError, UsageError, not_written, one_line
 from histo_export.files import write_atomic
+from histo_export.strict_json import dump_json, read_json
 
 EVENTS = "events.out.tfevents.*"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -78,10 +77,10 @@ class RunFolder:
             HistoError: the file is damaged, or of a newer version.
         """
         try:
-            content = json.loads(self.options.read_text(encoding="utf-8"))
+            content = read_json(self.options)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise HistoError(
                 self.options, f"cannot be read ({one_line(error)})", "Delete it and give the options of the run again"
             ) from error
@@ -94,22 +93,13 @@ class RunFolder:
         return content["options"]
 
     def _write_json(self, file: Path, content: Mapping[str, Any]) -> None:
-        self._write(file, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+        self._write(file, dump_json(dict(content), indent=2) + "\n")
 
     def _write(self, file: Path, text: str) -> None:
         try:
             write_atomic(file, text)
         except OSError as error:
             raise not_written(file, error) from error
-
-
-def _finite(value: Any) -> Any:
-    """Plain values with None in place of NaN and infinity, which JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_place(out: Path, tiles: Path | None = None) -> None:
