@@ -125,7 +125,7 @@ WRONG_USE = [
     (["train", "--data", "demo", "--epochs", "0"], "--epochs 0"),
     (["train", "--data", "demo", "--device", "gpu"], "--device gpu: is unknown"),
     (["train", "--data", "demo", "--resume", "--force"], "contradicts --force"),
-    (["train"], "--data"),
+    (["train"], "The tiles: are not given. Use e.g. histo train DIR"),
     (["verify", "nowhere"], "is not a bundle"),
     (["verify"], "BUNDLE"),
     (["inspect"], "needs a bundle or checkpoint, or --pool N"),

@@ -49,10 +49,14 @@ def test_a_dataclass_becomes_options_and_is_built_of_them() -> None:
 
 def test_the_order_of_help_is_that_of_the_list_and_required_options_come_first() -> None:
     parameters = signature(expand_options(train, TRAINING_ORDER)).parameters
-    assert next(iter(parameters)) == "data"
-    assert parameters["data"].default is Parameter.empty
-    optional = [name for name in parameters if name != "data"]
-    assert optional == sorted(optional, key=TRAINING_ORDER.index)
+    assert list(parameters) == sorted(parameters, key=TRAINING_ORDER.index)
+
+    def command(group: Group, last: float = 0.5) -> None:
+        """Does nothing."""
+
+    parameters = signature(expand_options(command, ["last", "third", "second", "first"])).parameters
+    assert list(parameters) == ["first", "last", "third", "second"]
+    assert parameters["first"].default is Parameter.empty
 
 
 def test_an_option_without_a_place_or_with_another_ones_name_is_a_mistake_of_the_program() -> None:

@@ -84,11 +84,14 @@ def made_folder(folder: Path) -> Iterator[None]:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`. It becomes `out` when the block ends without an error, and is removed otherwise.
 
-    An old folder at `out` stays until then. Hidden folders that killed processes left are removed first.
+    An old folder at `out` stays until then. Hidden folders that killed processes left are removed first. If `out` is a
+    link, the folder that it names is replaced, and the link stays.
 
     Raises:
         OSError: the folder can't be written.
     """
+    if out.is_symlink():
+        out = out.resolve()
     partial = _partial(out)
     with made_folder(out.parent):
         try:

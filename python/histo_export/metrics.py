@@ -47,8 +47,35 @@ class AccuracyReport:
 
     @property
     def macro_f1(self) -> float:
-        """Mean of the classes' F1."""
-        return sum(self.f1) / len(self.f1)
+        """Mean of the F1 of the classes that have tiles."""
+        return self._mean(self.f1)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the recall of the classes that have tiles: each class counts the same, however many tiles it has."""
+        return self._mean(self.recall)
+
+    @property
+    def majority_accuracy(self) -> float:
+        """The accuracy of always answering the class that has most tiles."""
+        return max(self.support) / self.tiles
+
+    def _mean(self, per_class: tuple[float, ...]) -> float:
+        values = [value for value, tiles in zip(per_class, self.support, strict=True) if tiles]
+        return sum(values) / len(values)
+
+    def remarks(self) -> list[str]:
+        """What accuracy alone hides, as sentences: classes that are never predicted."""
+        predicted = [sum(column) for column in zip(*self.confusion, strict=True)]
+        answered = [name for name, count in zip(self.classes, predicted, strict=True) if count]
+        if len(answered) == 1:
+            return [f"the network answers {answered[0]} for every tile: it tells no classes apart"]
+        missed = [
+            name
+            for name, count, tiles in zip(self.classes, predicted, self.support, strict=True)
+            if tiles and not count
+        ]
+        return [f"never predicted: {', '.join(missed)}"] if missed else []
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -56,7 +83,8 @@ class AccuracyReport:
         def plain(value: Any) -> Any:
             return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-        return {**{key: plain(value) for key, value in asdict(self).items()}, "macro_f1": self.macro_f1}
+        derived = ("macro_f1", "balanced_accuracy", "majority_accuracy")
+        return {key: plain(value) for key, value in asdict(self).items()} | {key: getattr(self, key) for key in derived}
 
 
 def report_of(

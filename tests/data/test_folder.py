@@ -134,7 +134,44 @@ def test_mixed_sizes_are_allowed_above_the_crop(make_split: MakeSplit) -> None:
     data = open_data(root, crop=32)
     assert data.tile_size == 32
     assert data.train.tile(0).shape == (40, 40, 3)
-    assert "32 to 40" in data.notes[0]
+    (note,) = data.notes
+    assert note.startswith("tile sides range from 32 to 40 pixels: training uses the centre 32 pixels of each")
+    assert "the exported model is for tiles of 32x32, and 1 of these 14 are not" in note
+
+
+def test_names_that_look_alike_are_one_class(flat: Path) -> None:
+    composed, decomposed = "Poli\u0301p", "Pol\u00edp"
+    save(flat / composed / "0.png", noise_tile(1))
+    save(flat / decomposed / "0.png", noise_tile(2))
+    with pytest.raises(
+        HistoError, match=r"look alike: 'Poli\\u0301p' and 'Pol\\xedp', which both show as Pol"
+    ) as caught:
+        open_data(flat, crop=8)
+    assert "Put their tiles into one folder" in str(caught.value)
+
+
+def test_names_that_look_alike_in_two_splits(make_split: MakeSplit) -> None:
+    root = make_split()
+    for split, name in (("train", "\u00e9"), ("val", "\u00e9"), ("test", "e\u0301")):
+        save(root / split / name / "0.png", noise_tile(1))
+    with pytest.raises(HistoError, match=r"look alike: 'e\\u0301' and '\\xe9'"):
+        open_data(root, crop=8)
+
+
+def test_a_class_is_found_however_its_letters_are_composed(flat: Path) -> None:
+    for i in range(3):
+        save(flat / "e\u0301" / f"{i}.png", noise_tile(9, i))
+    assert open_data(flat, crop=8, classes=["A", "\u00c9"]).classes == ("A", "e\u0301")
+
+
+def test_names_that_differ_in_case_are_two_classes_and_told(flat: Path) -> None:
+    for i in range(3):
+        save(flat / "a" / f"{i}.png", noise_tile(9, i))
+    data = open_data(flat, crop=8)
+    assert data.classes == ("A", "B", "C", "a")
+    assert "classes 'A' and 'a' differ in upper and lower case or spaces only; they are trained as 2 classes" in (
+        data.notes
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 20])

@@ -33,6 +33,28 @@ def test_figures_of_a_hand_made_confusion() -> None:
     assert report.to_dict()["confusion"] == [[3, 1, 0], [0, 2, 0], [1, 1, 0]]
 
 
+def test_figures_that_do_not_depend_on_how_many_tiles_a_class_has() -> None:
+    labels = np.array([0] * 40 + [1] * 3 + [2] * 2)
+    report = report_of(CLASSES, logits_for([0] * 40 + [1, 0, 0] + [0, 0]), labels)
+    assert report.accuracy == 41 / 45
+    assert report.majority_accuracy == 40 / 45
+    assert report.balanced_accuracy == pytest.approx((1 + 1 / 3 + 0) / 3)
+    assert report.remarks() == ["never predicted: c"]
+    figures = report.to_dict()
+    assert figures["balanced_accuracy"] == report.balanced_accuracy
+    assert figures["majority_accuracy"] == report.majority_accuracy
+    without_c = report_of(CLASSES, logits_for([0, 1]), np.array([0, 1]))
+    assert (without_c.macro_f1, without_c.balanced_accuracy) == (1, 1)
+    assert without_c.remarks() == []
+
+
+def test_a_network_that_always_answers_one_class_is_remarked() -> None:
+    report = report_of(CLASSES, logits_for([1, 1, 1, 1]), np.array([0, 1, 1, 2]))
+    assert report.remarks() == ["the network answers b for every tile: it tells no classes apart"]
+    assert report.accuracy == report.majority_accuracy == 0.5
+    assert report_of(CLASSES, logits_for([0, 1, 2]), np.array([0, 1, 2])).remarks() == []
+
+
 def test_the_interval_is_that_of_resampled_tiles() -> None:
     rng = np.random.default_rng(1)
     correct = np.arange(200) < 163

@@ -2,11 +2,15 @@ import csv
 import io
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,15 @@ import torch
 from rich.console import Console
 from torchvision.models import resnet34
 
+from histo_export import files
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.checkpoint import read_checkpoint, write_checkpoint
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import tile_hash
-from histo_export.training import provenance, recipes
+from histo_export.training import provenance, recipes, run
 from histo_export.training.module import TileTraining
-from histo_export.training.recipes import TrainConfig, rate_factor
+from histo_export.training.recipes import RECIPES, TrainConfig, rate_factor
 from histo_export.training.result import TrainResult, best_row
 from histo_export.training.run import golden_tiles, train
 
@@ -97,12 +102,13 @@ def test_what_a_run_leaves(whole: TrainResult) -> None:
     ("crop", "tile_size", "share"), [(128, 224, "33 %"), (64, 224, "8 %"), (128, 150, "73 %"), (32, 1024, "0.0977 %")]
 )
 def test_a_crop_smaller_than_the_tiles_is_told(crop: int, tile_size: int, share: str) -> None:
-    (note,) = provenance.run_notes(ModelSpec(1, ("a", "b"), crop=crop, tile_size=tile_size))
+    even = np.array([0, 1])
+    (note,) = provenance.run_notes(ModelSpec(1, ("a", "b"), crop=crop, tile_size=tile_size), even)
     assert note.startswith(
         f"tiles of {tile_size} pixels: the network sees the centre {crop} pixels, {share} of the area"
     )
     assert note.endswith(f"--crop {tile_size} uses all")
-    assert provenance.run_notes(ModelSpec(1, ("a", "b"), crop=tile_size, tile_size=tile_size)) == []
+    assert provenance.run_notes(ModelSpec(1, ("a", "b"), crop=tile_size, tile_size=tile_size), even) == []
 
 
 def with_leaked_test(data: TileData, leaked: int) -> TileData:
@@ -165,7 +171,7 @@ run.train(data, spec, CONFIG, Path({str(out)!r}), progress=False)
     killed = subprocess.run([sys.executable, "-c", code], cwd=HERE, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert read_checkpoint(out / "last.ckpt").training["epoch"] == 1
-    result = train(data, spec, replace(CONFIG, epochs=None), out, resume=True, progress=False)
+    result = train(data, spec, replace(CONFIG, epochs=None), out, existing="resume", progress=False)
     assert same_bits(weights(out / "last.ckpt"), weights(whole.out / "last.ckpt"))
     assert same_bits(weights(out / "best.ckpt"), weights(whole.out / "best.ckpt"))
     for ours, theirs in zip(result.history, whole.history, strict=True):
@@ -175,7 +181,7 @@ run.train(data, spec, CONFIG, Path({str(out)!r}), progress=False)
 
 def test_a_complete_run_is_only_tested_again(whole: TrainResult, data: TileData, spec: ModelSpec) -> None:
     before = weights(whole.out / "last.ckpt")
-    again = train(data, spec, CONFIG, whole.out, resume=True, progress=False)
+    again = train(data, spec, CONFIG, whole.out, existing="resume", progress=False)
     assert again.test == whole.test
     assert again.history == whole.history
     assert same_bits(weights(whole.out / "last.ckpt"), before)
@@ -185,7 +191,7 @@ def test_a_complete_run_is_only_tested_again(whole: TrainResult, data: TileData,
     ("change", "named"),
     [
         ({"recipe": "report"}, "recipe is report now, but was strong"),
-        ({"epochs": 4}, "epochs is 4 now, but was 3"),
+        ({"epochs": 2}, "epochs is 2 now, but was 3"),
         ({"seed": 8}, "seed is 8 now, but was 7"),
         ({"batch_size": 8}, "batch_size is 8"),
         ({"lr": 0.01}, "lr is 0.01"),
@@ -196,7 +202,7 @@ def test_another_run_is_not_resumed(
     whole: TrainResult, data: TileData, spec: ModelSpec, change: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(UsageError, match=named):
-        train(data, spec, replace(CONFIG, **change), whole.out, resume=True, progress=False)
+        train(data, spec, replace(CONFIG, **change), whole.out, existing="resume", progress=False)
 
 
 def test_a_run_with_other_augmentation_strengths_is_not_resumed(
@@ -204,7 +210,7 @@ def test_a_run_with_other_augmentation_strengths_is_not_resumed(
 ) -> None:
     monkeypatch.setattr(recipes, "AUGMENTATION", dict(recipes.AUGMENTATION) | {"stain": 0.2})
     with pytest.raises(UsageError, match=r"augmentation is \{.*'stain': 0.2\} now, but was \{.*'stain': 0.05\}"):
-        train(data, spec, CONFIG, whole.out, resume=True, progress=False)
+        train(data, spec, CONFIG, whole.out, existing="resume", progress=False)
 
 
 def test_a_run_of_version_0_1_0_is_resumed(
@@ -223,9 +229,9 @@ def test_other_tiles_or_another_network_are_not_resumed(
     whole: TrainResult, data: TileData, other_data: TileData, spec: ModelSpec
 ) -> None:
     with pytest.raises(UsageError, match="data is other tiles now, but was drawn-16-6-8"):
-        train(other_data, spec, CONFIG, whole.out, resume=True, progress=False)
+        train(other_data, spec, CONFIG, whole.out, existing="resume", progress=False)
     with pytest.raises(UsageError, match="pool is 3 now, but was 2"):
-        train(data, replace(spec, pool=3), CONFIG, whole.out, resume=True, progress=False)
+        train(data, replace(spec, pool=3), CONFIG, whole.out, existing="resume", progress=False)
 
 
 def test_a_run_is_not_overwritten_unasked(whole: TrainResult, data: TileData, spec: ModelSpec) -> None:
@@ -235,7 +241,7 @@ def test_a_run_is_not_overwritten_unasked(whole: TrainResult, data: TileData, sp
 
 def test_there_must_be_a_run_to_resume(data: TileData, spec: ModelSpec, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"last.ckpt: does not exist.*without --resume"):
-        train(data, spec, CONFIG, tmp_path, resume=True, progress=False)
+        train(data, spec, CONFIG, tmp_path, existing="resume", progress=False)
 
 
 def test_a_folder_that_cannot_be_made(data: TileData, spec: ModelSpec, tmp_path) -> None:
@@ -392,11 +398,11 @@ def test_bf16_trains_on_from_given_weights(whole: TrainResult, few: TileData, sp
 def test_a_wrong_request_costs_no_run(whole: TrainResult, data: TileData, spec: ModelSpec, tmp_path) -> None:
     absent = replace(CONFIG, weights=str(tmp_path / "absent.pth"))
     with pytest.raises(UsageError, match=r"absent.pth: is not a file"):
-        train(data, spec, absent, whole.out, force=True, progress=False)
+        train(data, spec, absent, whole.out, existing="replace", progress=False)
     assert whole.checkpoint.exists()
     with pytest.raises(UsageError, match="tile size 40: is larger than the smallest tile of drawn"):
         train(data, replace(spec, tile_size=40), CONFIG, tmp_path / "run", progress=False)
-    with pytest.raises(UsageError, match="--batch-size 1: leaves batch norm one value"):
+    with pytest.raises(UsageError, match="--batch 1: leaves batch norm one value"):
         train(data, spec, replace(CONFIG, batch_size=1), tmp_path / "run", progress=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -436,3 +442,190 @@ print(is_main_process(), result.test.accuracy, flush=True)
     history = read_checkpoint(tmp_path / "run" / "last.ckpt").training["history"]
     assert len(history) == 2
     assert (history[0]["val_accuracy"] * 9) % 1 == pytest.approx(0, abs=1e-9), "each of nine tiles counts once"
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory, few: TileData) -> TrainResult:
+    """One epoch on few tiles; no test may change it."""
+    spec = ModelSpec(pool=2, classes=few.classes, crop=32, tile_size=36, mpp=0.5, dropout=0.1)
+    options = {"data": "drawn"}
+    out = tmp_path_factory.mktemp("short") / "run"
+    return train(few, spec, SHORT, out, options=options, command="histo train drawn", progress=False)
+
+
+SHORT = replace(CONFIG, epochs=1)
+OWNER = """
+import sys, time
+from pathlib import Path
+from histo_export import files
+files.LEASE_S, files.HEARTBEAT_S = 2.0, 0.2
+with files.own_folder(Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def copy_run(run: Path, target: Path) -> Path:
+    return Path(shutil.copytree(run, target))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("existing", ["refuse", "replace", "resume", "reuse"])
+def test_a_folder_in_which_another_run_works_is_refused(
+    few: TileData, spec: ModelSpec, tmp_path, monkeypatch, existing: Any
+) -> None:
+    monkeypatch.setattr(files, "LEASE_S", 2.0)
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.2)
+    out = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(out)], stdout=subprocess.PIPE) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == b"ready\n"
+            with pytest.raises(UsageError, match=r"run: is in use by another run \(process \d+ on .*another --out"):
+                train(few, spec, SHORT, out, existing=existing, progress=False)
+            assert names(out) == {files.OWNER}
+        finally:
+            owner.kill()
+
+
+def test_a_run_whose_folder_is_taken_over_stops(few: TileData, spec: ModelSpec, tmp_path, monkeypatch) -> None:
+    """Not even the epoch that it has done is written among the files of the other run."""
+
+    def check(module: TileTraining) -> None:
+        if len(module.history) == 2:
+            raise HistoError("run", "has been taken over by another run", "Wait")
+
+    seen: list[TileTraining] = []
+    fit_end = TileTraining.on_train_epoch_end
+    monkeypatch.setattr(TileTraining, "on_train_epoch_end", lambda self: (fit_end(self), seen.append(self))[0])
+
+    @contextmanager
+    def lost(folder: Path) -> Iterator[Callable[[], None]]:
+        folder.mkdir()
+        yield lambda: check(seen[-1])
+
+    monkeypatch.setattr(run, "own_folder", lost)
+    with pytest.raises(HistoError, match="has been taken over by another run"):
+        train(few, spec, CONFIG, tmp_path / "run", progress=False)
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt").training["epoch"] == 1
+
+
+def test_an_interrupted_first_epoch_leaves_nothing(few: TileData, spec: ModelSpec, tmp_path, monkeypatch) -> None:
+    def interrupted(self: TileTraining, batch: Any, batch_idx: int) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TileTraining, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(few, spec, SHORT, tmp_path / "new" / "run", options={"data": "drawn"}, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_tells_what_when_and_where(short: TrainResult, few: TileData) -> None:
+    report = json.loads((short.out / "report.json").read_text())
+    assert report["format"] == 2
+    assert report["spec"]["pool"] == 2
+    assert report["spec"]["classes"] == list(few.classes)
+    assert (report["spec"]["crop"], report["spec"]["tile_size"], report["spec"]["mpp"]) == (32, 36, 0.5)
+    facts = report["run"]
+    assert facts["command"] == "histo train drawn"
+    assert facts["host"] == platform.node()
+    began, finished = (datetime.fromisoformat(facts[key]) for key in ("began", "finished"))
+    assert began.utcoffset() == timedelta(0)
+    assert began <= finished <= datetime.now(UTC)
+    assert facts["seconds"] >= 0
+    assert report["training"]["versions"]["torch"] == torch.__version__
+    assert {"macro_f1", "balanced_accuracy", "majority_accuracy"} <= report["test"].keys()
+
+
+def test_tensorboard_shows_the_options(short: TrainResult) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = EventAccumulator(str(short.out)).Reload()
+    (text,) = events.Tensors("options/text_summary")
+    rows = text.tensor_proto.string_val[0].decode().splitlines()
+    assert {"| recipe | strong |", "| lr | 0.001 |", "| pool | 2 |", "| classes | pink, blue, striped |"} <= set(rows)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["batch_size"].number_value == 16
+    assert values["recipe"].string_value == "strong"
+
+
+def test_all_differences_from_the_run_to_resume_are_named(short: TrainResult, few: TileData, spec: ModelSpec) -> None:
+    other = replace(SHORT, recipe="report", seed=8, autocast="bf16")
+    for existing in ("resume", "reuse"):
+        with pytest.raises(UsageError) as caught:
+            train(few, replace(spec, pool=3), other, short.out, existing=existing, progress=False)  # type: ignore[arg-type]
+        for text in (
+            "pool is 3 now, but was 2",
+            "recipe is report now, but was strong",
+            "seed is 8 now, but was 7",
+            "autocast is bf16 now, but was fp32",
+            "replace the run with --force, or choose another --out",
+        ):
+            assert text in str(caught.value)
+
+
+def test_a_run_with_the_same_options_is_used_again(
+    short: TrainResult, few: TileData, spec: ModelSpec, tmp_path, monkeypatch
+) -> None:
+    out = copy_run(short.out, tmp_path / "run")
+    text = io.StringIO()
+    console = Console(file=text, width=300)
+    monkeypatch.setattr(TileTraining, "training_step", lambda *args: pytest.fail("it is trained again"))
+    again = train(few, spec, SHORT, out, existing="reuse", progress=console)
+    assert f"{out} holds this run, complete: it is not trained again, only tested" in text.getvalue()
+    assert again.test == short.test
+    assert again.history == short.history
+    # Not even a longer run is taken for a shorter one, nor the length of a recipe for that of the run.
+    for epochs, shown in ((2, 2), (None, 30)):
+        with pytest.raises(UsageError, match=f"epochs is {shown} now, but was 1"):
+            train(few, spec, replace(SHORT, epochs=epochs), out, existing="reuse", progress=False)
+
+
+def test_files_of_a_run_that_cannot_go_on_are_not_overwritten(few: TileData, spec: ModelSpec, tmp_path) -> None:
+    (tmp_path / "best.ckpt").touch()
+    with pytest.raises(UsageError, match=r"already holds a training run \(best.ckpt\)\. Replace it with --force"):
+        train(few, spec, SHORT, tmp_path, existing="reuse", progress=False)
+
+
+def test_an_extended_run_has_the_rate_of_a_longer_run_and_resumes_to_the_same_bits(
+    short: TrainResult, few: TileData, spec: ModelSpec, tmp_path, monkeypatch
+) -> None:
+    longer = replace(SHORT, epochs=3)
+    at_once = train(few, spec, longer, copy_run(short.out, tmp_path / "a"), existing="resume", progress=False)
+    step = TileTraining.training_step
+    with monkeypatch.context() as patch:
+
+        def interrupted(self: TileTraining, batch: Any, batch_idx: int) -> torch.Tensor:
+            if len(self.history) == 2:
+                raise KeyboardInterrupt
+            return step(self, batch, batch_idx)
+
+        patch.setattr(TileTraining, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(few, spec, longer, copy_run(short.out, tmp_path / "b"), existing="resume", progress=False)
+    open_end = replace(SHORT, epochs=None)
+    in_two = train(few, spec, open_end, tmp_path / "b", existing="resume", progress=False)
+    assert same_bits(weights(at_once.out / "last.ckpt"), weights(in_two.out / "last.ckpt"))
+    for result in (at_once, in_two):
+        assert result.epochs == 3
+        assert result.training["epochs"] == 3
+        assert read_checkpoint(result.out / "last.ckpt").training["extended"] == [
+            {"after_epoch": 1, "from": 1, "to": 3}
+        ]
+        factor = rate_factor(3, RECIPES["strong"].warmup)
+        assert [row["lr"] for row in result.history[1:]] == pytest.approx([1e-3 * factor(1), 1e-3 * factor(2)])
+    first = torch.load(short.out / "last.ckpt", weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert first == 0, "where the shorter run had ended"
+
+
+def test_small_classes_are_told_before_training(data: TileData, spec: ModelSpec) -> None:
+    spec = replace(spec, crop=36)
+    assert provenance.run_notes(spec, np.array([0] * 40 + [1] * 9 + [2] * 30)) == []
+    (note,) = provenance.run_notes(spec, np.array([0] * 40 + [1] * 3 + [2] * 8))
+    assert note.startswith("imbalance: pink has 40 training tiles, but blue 3, striped 8. A network can ignore small")
+    assert note.endswith("judge by balanced accuracy and F1")

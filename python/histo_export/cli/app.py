@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -60,6 +61,7 @@ def _interrupt(*_: object) -> NoReturn:
 def _run(command: typer.Typer, name: str) -> NoReturn:
     """Runs a command; every foreseen problem ends in one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that `kill` cleans up as Ctrl-C does
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its advice where the home folder is not writable
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale that lacks a character gets a question mark

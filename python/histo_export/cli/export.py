@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ import typer
 from histo_export.cli import show
 from histo_export.cli.elsewhere import ElsewhereOptions, file_to_export, model_of_options
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
-from histo_export.cli.tiles import open_tiles, tiles_of_checkpoint
-from histo_export.cli.train import run_training
+from histo_export.cli.tiles import tiles_of_checkpoint
+from histo_export.cli.train import RunOptions, prepare, run_training
 from histo_export.errors import UsageError
 from histo_export.export.formats import DEFAULT_FORMATS, FORMATS
 from histo_export.spec import PRECISIONS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from histo_export.export.run import Checks, ExportSettings
     from histo_export.model.checkpoint import Checkpoint
     from histo_export.training.result import TrainResult
+    from histo_export.training.run import Existing
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ def export(
     bundle: BundleOptions,
     elsewhere: ElsewhereOptions,
     output: OutputOptions,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The folder of a run of [b]histo train[/b], or its best.ckpt: exported."),
+    ] = None,
     pool: Pool = None,
     data: Annotated[
         str | None,
@@ -81,12 +87,11 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
+    checkpoint = _checkpoint_file(source, checkpoint)
     if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
     foreign = file_to_export(training, data, checkpoint)
     model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
-
-    from histo_export.export.bundle import check_destination
 
     with show.status("starting torch", output.quiet):
         import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
@@ -98,10 +103,9 @@ def export(
 
         checkpoint, loaded = foreign, checkpoint_of_weights(foreign, model, pool)
     elif checkpoint is None:
-        spec, opened = open_tiles(data or "demo", tiles, pool=pool or 1, dropout=training.dropout, seed=training.seed)
-        out = out or Path("bundles") / f"{opened.name}-pool{spec.pool}"
-        check_destination(out, output.force)
-        result = run_training(opened, spec, training, out.with_name(f"{out.name}-run"), output)
+        options = RunOptions(data or "demo", pool or 1, tiles, training)
+        out = out or Path("bundles") / options.name
+        opened, result = _train(options, out, output)
         checkpoint = result.checkpoint
     if foreign is None:
         loaded = read_checkpoint(checkpoint)
@@ -119,6 +123,34 @@ def export(
         _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
     else:
         _print(result, loaded, out, checks, bundle.precision, [] if output.quiet else following)
+
+
+def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | None:
+    """The checkpoint that the user named, perhaps by the folder of its run; None where none was named."""
+    if source is not None and checkpoint is not None:
+        raise UsageError(f"--checkpoint {checkpoint}", f"names another model than {source}", "Leave one of them out")
+    path = source or checkpoint
+    if path is None or not path.is_dir():
+        return path
+    from histo_export.training.folder import RunFolder
+
+    best = RunFolder(path).best
+    if not best.is_file():
+        cause = f"is not the folder of a training run (no {best.name})"
+        raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
+    return best
+
+
+def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileData, TrainResult]:
+    """Trains beside the place of the bundle `out`; a run that is there with the same options goes on or is used."""
+    from histo_export.export.bundle import check_destination
+
+    check_destination(out, output.force)
+    run = out.with_name(f"{out.name}-run")
+    tiles, spec, config = prepare(options, run, output.quiet)
+    existing: Existing = "replace" if output.force else "reuse"
+    go_on = "the same command, without --force" if output.force else "the same command"
+    return tiles, run_training(tiles, spec, config, run, options, output, existing, go_on)
 
 
 def _formats(text: str) -> list[str]:

@@ -116,8 +116,8 @@ class OutputOptions:
 
 
 TRAINING_ORDER = (
-    *("pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop", "mpp"),
-    *("mean", "std", "tile_size"),
+    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop"),
+    *("mpp", "mean", "std", "tile_size"),
     *("dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.segment import Segments
 from rich.table import Table
 
 from histo_export.cli.options import usable_cpus
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
@@ -51,8 +51,7 @@ def status(doing: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 def print_json(value: Any) -> None:
     """Writes indented JSON to stdout, with escapes where the terminal's encoding lacks characters."""
     unicode = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=not unicode)
-    sys.stdout.write("\n")
+    sys.stdout.write(dump_json(value, indent=2, ascii_only=not unicode) + "\n")
 
 
 def table(title: str | None = None, show_header: bool = True) -> Table:
@@ -80,8 +79,12 @@ def print_accuracy(result: TrainResult) -> None:
     out_console.print(
         f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {result.val_accuracy:.1%}, "
         f"test accuracy [b]{test.accuracy:.1%}[/b]\n"
-        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles)\n"
+        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles; always the largest class: "
+        f"{test.majority_accuracy:.1%})\n"
+        f"Balanced accuracy {test.balanced_accuracy:.1%}, macro F1 {test.macro_f1:.1%}\n"
     )
+    for remark in test.remarks():
+        out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 
 def print_files(title: str, folder: Path, checks: Checks) -> None:

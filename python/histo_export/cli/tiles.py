@@ -43,6 +43,18 @@ def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, se
     return spec, tiles
 
 
+def check_model(options: TileOptions, pool: int, dropout: float) -> None:
+    """UsageError where options of the model are wrong whatever the tiles are, so that nobody reads these first."""
+    from histo_export.data.split import check_split
+    from histo_export.spec import ModelSpec
+
+    crop = 128 if options.crop is None else options.crop
+    ModelSpec(pool=pool, classes=("a", "b"), crop=crop, tile_size=crop, mpp=options.mpp, dropout=dropout)
+    split = three_numbers("--split", options.split)
+    if split is not None:
+        check_split(split)
+
+
 def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, split: str | None) -> TileData:
     """The tiles that a checkpoint was trained on, split as they were then; UsageError where they are others."""
     from histo_export.data import open_data

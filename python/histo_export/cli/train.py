@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, one_of
-from histo_export.cli.tiles import open_tiles
-from histo_export.errors import UsageError
+from histo_export.cli.tiles import check_model, open_tiles
+from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.model.weight_source import weight_file
 
 if TYPE_CHECKING:
     from histo_export.data import TileData
     from histo_export.spec import ModelSpec
+    from histo_export.training.recipes import TrainConfig
     from histo_export.training.result import TrainResult
+    from histo_export.training.run import Existing
 
 DEMO = TrainingOptions(recipe="report", epochs=3, batch=16, lr=3e-4)
 """What trains on the demo tiles within about a minute on two cores.
@@ -31,98 +37,291 @@ class ClusterOptions:
     """On how many devices and machines a network is trained."""
 
     devices: Annotated[int, typer.Option(metavar="N", help="GPUs (or processes) on each machine.")] = 1
-    nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1
-    strategy: Annotated[str, typer.Option(metavar="S", help="Lightning's: auto, ddp, …")] = "auto"
+    nodes: Annotated[int, typer.Option(metavar="N", help="Machines; torchrun or Slurm starts the processes.")] = 1
+    strategy: Annotated[str, typer.Option(metavar="S", help="[b]auto[/b] or [b]ddp[/b].")] = "auto"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All that a training run is made with: what options.json in its folder holds.
+
+    Attributes:
+        data: the tiles as the user typed them; a path is absolute in options.json.
+        pool: of the model.
+        tiles, training, cluster: the options of these groups.
+    """
+
+    data: str
+    pool: int = 1
+    tiles: TileOptions = field(default_factory=TileOptions)
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder or file of the tiles; None where they are known by a name."""
+        return None if self.data in ("demo", "kather2016") else Path(self.data).expanduser()
+
+    @property
+    def name(self) -> str:
+        """What results are called where the user names no folder."""
+        from histo_export.data import name_of
+
+        return f"{name_of(self.data)}-pool{self.pool}"
+
+    def resolved(self) -> RunOptions:
+        """The same with values for options that have none; the demo tiles train quickly.
+
+        The epochs may stay open: they are the recipe's, or those of the run to resume.
+        """
+        from histo_export.training.recipes import RECIPES
+
+        training = self.training
+        unset = (training.recipe, training.epochs, training.batch, training.lr) == (None, None, None, None)
+        if self.data == "demo" and unset:
+            training = replace(training, recipe=DEMO.recipe, epochs=DEMO.epochs, batch=DEMO.batch, lr=DEMO.lr)
+        recipe = training.recipe or "strong"
+        one_of("--recipe", recipe, tuple(RECIPES))
+        training = replace(
+            training,
+            recipe=recipe,
+            batch=32 if training.batch is None else training.batch,
+            lr=1e-3 if training.lr is None else training.lr,
+        )
+        return replace(self, training=training)
+
+    def config(self) -> TrainConfig:
+        """The settings of the run; UsageError where one is impossible."""
+        from histo_export.training.recipes import CHOICES, TrainConfig
+
+        options, cluster = self.resolved().training, self.cluster
+        one_of("--device", options.device, CHOICES["device"])
+        one_of("--autocast", options.autocast, CHOICES["autocast"])
+        one_of("--strategy", cluster.strategy, CHOICES["strategy"])
+        return TrainConfig(
+            recipe=options.recipe or "strong",
+            epochs=options.epochs,
+            batch_size=options.batch,  # type: ignore[arg-type]  # resolved
+            lr=options.lr,  # type: ignore[arg-type]  # resolved
+            weights=options.weights,
+            autocast=options.autocast,  # type: ignore[arg-type]  # checked above
+            device=options.device,  # type: ignore[arg-type]  # checked above
+            seed=options.seed,
+            devices=cluster.devices,
+            nodes=cluster.nodes,
+            strategy=cluster.strategy,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain values from which `recorded` makes the same options."""
+        data = self.data if self.folder is None else str(self.folder.absolute())
+        return dataclasses.asdict(replace(self.resolved(), data=data))
+
+    @classmethod
+    def recorded(cls, run: Path) -> RunOptions | None:
+        """The options of the run in a folder; None where they were not recorded.
+
+        Raises:
+            HistoError: the record is damaged.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        from histo_export.training.folder import RunFolder
+
+        folder = RunFolder(run)
+        values = folder.read_options()
+        try:
+            return None if values is None else TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            wrong = ".".join(map(str, error.errors()[0]["loc"]))
+            raise HistoError(
+                folder.options,
+                f"does not hold the options of a run ({wrong or one_line(error)})",
+                "Delete it and give the options of the run again",
+            ) from error
+
+    def changed_by(self, now: RunOptions, typed: set[str]) -> RunOptions:
+        """These options with those that were typed now, which may only name other tiles, a device or more epochs.
+
+        Raises:
+            UsageError: others have changed; all of them are named.
+        """
+        differences = []
+        groups: dict[str, Any] = {}
+        for group in ("tiles", "training", "cluster"):
+            mine, theirs = getattr(self, group), getattr(now, group)
+            values = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(theirs) if f.name in typed}
+            groups[group] = replace(mine, **values)
+            differences += [
+                _difference(name, value, getattr(mine, name))
+                for name, value in values.items()
+                if name not in ("epochs", "device") and value != getattr(mine, name)
+            ]
+        if "pool" in typed and now.pool != self.pool:
+            differences.append(_difference("pool", now.pool, self.pool))
+        if differences:
+            raise UsageError(
+                "--resume",
+                f"the run was made with other options: {'; '.join(differences)}",
+                "Leave these options out, or start a new run with another --out",
+            )
+        return RunOptions(now.data if "data" in typed else self.data, self.pool, **groups)
+
+
+def _difference(name: str, now: object, before: object) -> str:
+    return f"--{name} {now}" + (" was not given" if before is None else f" was {before}")
 
 
 def train(
-    data: Annotated[
-        str, typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b].")
-    ],
+    context: typer.Context,
     tiles: TileOptions,
     training: TrainingOptions,
     cluster: ClusterOptions,
     output: OutputOptions,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="TILES|RUN", help="The tiles, as for --data; with --resume, the folder of the run."),
+    ] = None,
     pool: Pool = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b]."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder.  [dim]\\[default: runs/DATA-poolN][/dim]")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", metavar="", help="Continue an interrupted run after its last complete epoch.")
+        bool,
+        typer.Option(
+            "--resume",
+            metavar="",
+            help="Continue a run after its last complete epoch; a larger --epochs extends it.",
+        ),
     ] = False,
 ) -> None:
     """Train a classifier, keep its best epoch, and test it."""
     if resume and output.force:
         raise UsageError("--resume", "contradicts --force", "Leave one of them out")
-    spec, opened = open_tiles(data, tiles, pool=pool or 1, dropout=training.dropout, seed=training.seed)
-    out = out or Path("runs") / f"{opened.name}-pool{spec.pool}"
-    result = run_training(opened, spec, training, out, output, cluster, resume=resume)
+    if resume and source is not None and out is None:
+        out, source = Path(source), None
+    if source is not None and data is not None:
+        raise UsageError(f"--data {data}", f"names other tiles than {source}", "Leave one of them out")
+    options = RunOptions(source or data or "", pool or 1, tiles, training, cluster)
+    if not options.data and not (resume and out):
+        raise UsageError("The tiles", "are not given", "Use e.g. histo train DIR, or --data kather2016 or demo")
+    if resume:
+        out = out or Path("runs") / options.name
+        options = _resumed(options, out, _typed(context))
+    existing: Existing = "resume" if resume else "replace" if output.force else "refuse"
+    run = out or Path("runs") / options.name
+    opened, spec, config = prepare(options, run, output.quiet)
+    go_on = shlex.join(["histo", "train", "--resume", str(run)])
+    result = run_training(opened, spec, config, run, options, output, existing, go_on)
 
     from histo_export.training.run import is_main_process
 
     if not is_main_process():
         return
-    following = [f"histo export --checkpoint {result.checkpoint}"]
+    following = [shlex.join(["histo", "export", str(run)])]
     if output.as_json:
-        show.print_json({"run": str(out), **result.to_dict(), "next": following})
+        show.print_json({"run": str(run), **result.to_dict(), "next": following})
         return
     show.print_accuracy(result)
     _print_classes(result)
     if not output.quiet:
-        show.out_console.print(f"\n{out}: best.ckpt, last.ckpt, metrics.csv, curves.png, confusion.png, report.json")
+        files = "best.ckpt, last.ckpt, metrics.csv, curves.png, confusion.png, report.json"
+        show.out_console.print(f"\n{escape(str(run))}: {files}")
         show.out_console.print(f"\nNext:\n  {following[0]}", markup=False, soft_wrap=True)
+
+
+def _typed(context: typer.Context) -> set[str]:
+    """The parameters that the user gave, whatever their values are."""
+    given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
+    return given | ({"data"} if "source" in given and context.params["out"] is not None else set())
+
+
+def _resumed(options: RunOptions, run: Path, typed: set[str]) -> RunOptions:
+    """The options of the run in a folder, as far as none was typed now."""
+    from histo_export.training.folder import RunFolder
+
+    folder = RunFolder(run)
+    if not folder.last.is_file():
+        raise UsageError(run, f"holds no run to resume (no {folder.last.name})", "Check the path of the run's folder")
+    recorded = RunOptions.recorded(run)
+    if recorded is not None:
+        return recorded.changed_by(options, typed)
+    if not options.data:
+        raise UsageError(
+            run,
+            f"does not record the options of its run (no {folder.options.name})",
+            "Add --data and all other options that the run was started with",
+        )
+    return options
+
+
+def prepare(options: RunOptions, run: Path, quiet: bool) -> tuple[TileData, ModelSpec, TrainConfig]:
+    """Opens the tiles. What is wrong with an option, the machine or the place of the results is said before.
+
+    Args:
+        options: of the run.
+        run: the run's folder.
+        quiet: without a line of progress.
+    """
+    config = options.config()
+    check_model(options.tiles, options.pool, options.training.dropout)
+    weight_file(options.training.weights)
+    from histo_export.training.folder import check_place
+
+    check_place(run, options.folder)
+    with show.status("starting torch", quiet):
+        from histo_export.training.trainer import check_machine
+    check_machine(config)
+    spec, tiles = open_tiles(
+        options.data, options.tiles, pool=options.pool, dropout=options.training.dropout, seed=config.seed
+    )
+    return tiles, spec, config
 
 
 def run_training(
     tiles: TileData,
     spec: ModelSpec,
-    options: TrainingOptions,
+    config: TrainConfig,
     run: Path,
+    options: RunOptions,
     output: OutputOptions,
-    cluster: ClusterOptions | None = None,
-    *,
-    resume: bool = False,
+    existing: Existing,
+    go_on: str,
 ) -> TrainResult:
-    """Trains as the options say; the demo tiles quickly where they say nothing.
+    """Trains as the options say.
 
     Args:
         tiles: of `spec`.
         spec: the model.
-        options: how to train.
+        config: the settings.
         run: the run's folder.
-        output: whether an earlier run is replaced, and progress shown.
-        cluster: devices and machines; None for one device.
-        resume: continue the run in `run`.
+        options: recorded in the folder.
+        output: whether progress is shown.
+        existing: what becomes of an earlier run, see `training.run.train`.
+        go_on: how the user continues after an interruption.
     """
-    from histo_export.training.recipes import RECIPES, TrainConfig
-
-    if tiles.synthetic and (options.recipe, options.epochs, options.batch, options.lr) == (None, None, None, None):
-        options = replace(options, recipe=DEMO.recipe, epochs=DEMO.epochs, batch=DEMO.batch, lr=DEMO.lr)
-    cluster = cluster or ClusterOptions()
-    recipe = options.recipe or "strong"
-    one_of("--recipe", recipe, tuple(RECIPES))
-    one_of("--device", options.device, ("auto", "cpu", "cuda"))
-    one_of("--autocast", options.autocast, ("auto", "fp32", "bf16", "fp16"))
-    config = TrainConfig(
-        recipe=recipe,
-        epochs=options.epochs,
-        batch_size=32 if options.batch is None else options.batch,
-        lr=1e-3 if options.lr is None else options.lr,
-        weights=options.weights,
-        autocast=options.autocast,  # type: ignore[arg-type]  # checked above
-        device=options.device,  # type: ignore[arg-type]  # checked above
-        seed=options.seed,
-        devices=cluster.devices,
-        nodes=cluster.nodes,
-        strategy=cluster.strategy,
-    )
+    from histo_export.training.folder import RunFolder
     from histo_export.training.run import train as train_run
 
     try:
-        return train_run(tiles, spec, config, run, resume=resume, force=output.force, progress=not output.quiet)
+        return train_run(
+            tiles,
+            spec,
+            config,
+            run,
+            existing=existing,
+            options=options.record(),
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            progress=not output.quiet,
+        )
     except KeyboardInterrupt:
-        if (run / "last.ckpt").exists():
-            show.log.print(f"The last complete epoch is kept: histo train --resume --out {run} with the same options.")
+        if RunFolder(run).last.exists():
+            text = f"The last complete epoch is kept in {run}. Go on with: {go_on}"
+            show.log.print(text, markup=False, highlight=False, soft_wrap=True)
         raise
 
 

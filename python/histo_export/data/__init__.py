@@ -72,8 +72,7 @@ def open_data(
     path = Path(spec).expanduser()
     if not _exists(path):
         raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
-    # The last part only: model cards travel, and a home folder's path should not.
-    name = path.resolve().name or str(spec)
+    name = name_of(spec)
     from histo_export.data.arrays import holds_arrays, open_arrays
     from histo_export.data.folder import open_folder
 
@@ -86,6 +85,12 @@ def open_data(
             "Give a folder of tiles, or an array",
         )
     return open_folder(path, name=name, classes=classes, crop=crop, split=split, seed=seed)
+
+
+def name_of(spec: str | Path) -> str:
+    """The name of a set of tiles: of a path the last part only, because model cards travel, and a home folder's path
+    should not."""
+    return str(spec) if spec in ("demo", "kather2016") else Path(spec).expanduser().resolve().name or str(spec)
 
 
 def _exists(path: Path) -> bool:

@@ -20,8 +20,10 @@ from histo_export.data.tiles import (
     choose_classes,
     fingerprint,
     leakage_notes,
+    name_notes,
     need_crop,
     need_two_classes,
+    size_notes,
 )
 from histo_export.errors import HistoError, UsageError
 from histo_export.trained_on import Hashes, tile_hash
@@ -79,11 +81,17 @@ def open_arrays(
     _need_every_class(sources, new_labels, chosen)
     sides = [(int(array.shape[1]), int(array.shape[2])) for array in arrays]
     smallest, _ = need_crop(sides, [f"every tile of {file.name}" for file in files], crop, folder)
-    return _tile_data(name, chosen, sources, new_labels, smallest)
+    notes = size_notes([side for side, array in zip(sides, arrays, strict=True) for _ in range(len(array))], crop)
+    return _tile_data(name, chosen, sources, new_labels, smallest, notes)
 
 
 def _tile_data(
-    name: str, classes: tuple[str, ...], sources: Sequence[_ArraySource], labels: Sequence[NDArray[np.int64]], side: int
+    name: str,
+    classes: tuple[str, ...],
+    sources: Sequence[_ArraySource],
+    labels: Sequence[NDArray[np.int64]],
+    side: int,
+    notes: Sequence[str],
 ) -> TileData:
     """The data set of train, val and test; `side`: smallest side of a tile in pixels."""
     names = [[f"{source.path.stem}[{i}]" for i in source.ids] for source in sources]
@@ -102,7 +110,7 @@ def _tile_data(
         fingerprint=fingerprint(classes, tiles),
         description=f"{name}: {sum(map(len, names)):,} tiles of {side}x{side} pixels in .npy arrays, "
         f"{len(classes)} classes, train/val/test {'/'.join(str(len(part)) for part in names)}",
-        notes=tuple(leakage_notes([train, val, test])),
+        notes=(*name_notes(classes), *leakage_notes([train, val, test]), *notes),
     )
 
 

@@ -24,8 +24,10 @@ from histo_export.data.tiles import (
     choose_classes,
     fingerprint,
     leakage_notes,
+    name_notes,
     need_crop,
     need_two_classes,
+    size_notes,
 )
 from histo_export.data.walk import Entries, Walk, list_folder, walk
 from histo_export.errors import HistoError, UsageError
@@ -80,11 +82,9 @@ def open_folder(
         TileSet(chosen, labels[part], [names[i] for i in part], source, hashes[part])
         for part, source in zip(indices, sources, strict=True)
     )
-    notes = leakage_notes([train, val, test]) + listing.left_out.notes(root)
-    sizes = f"{smallest}x{smallest}"
-    if smallest != largest:
-        notes.append(f"tile sides range from {smallest} to {largest} pixels")
-        sizes = f"{smallest} to {largest}"
+    notes = name_notes(chosen) + leakage_notes([train, val, test]) + listing.left_out.notes(root)
+    notes += size_notes([c.size for c in checked], crop)
+    sizes = f"{smallest}x{smallest}" if smallest == largest else f"{smallest} to {largest}"
     return TileData(
         name=name,
         classes=chosen,

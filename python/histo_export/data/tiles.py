@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -121,31 +122,32 @@ def choose_classes(
 
     Args:
         available: the names that exist.
-        wanted: the names asked for; upper and lower case count as equal.
+        wanted: the names asked for; upper and lower case count as equal, and so do composed and decomposed letters.
         where: the thing that messages name.
         match: maps a name to the text that is compared.
 
     Raises:
         UsageError: an unknown or repeated name, or a single one.
-        HistoError: a name that exists is not text, so that no file could hold it.
+        HistoError: a name that exists is not text, so that no file could hold it; or two names look alike.
     """
     for name in available:
         if not name.isprintable() and (text := name.encode(errors="surrogateescape").decode(errors="replace")) != name:
             step = "Rename it, or use a UTF-8 locale (LC_ALL=C.UTF-8)"
             raise HistoError(f"class {text}", "has a name that is not text in this locale", step)
+    _refuse_lookalikes(available, where)
     if wanted is None:
         return tuple(available)
     if isinstance(wanted, str):
         raise UsageError(f"classes {wanted!r}", "is one text, not a list of names", 'Write ["A", "B"]')
-    known = {match(name): name for name in available}
+    known = {match(_composed(name)): name for name in available}
     if len(known) < len(available):  # names that differ in case only, so that case matters
-        known = {name: name for name in available}
+        known = {_composed(name): name for name in available}
         match = str
     chosen: list[str] = []
     for name in wanted:
-        spelling = known.get(match(name))
+        spelling = known.get(match(_composed(name)))
         if spelling is None:
-            near = difflib.get_close_matches(match(name), list(known), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(match(_composed(name)), list(known), n=1, cutoff=0.5)
             step = f"Did you mean {known[near[0]]}? " if near else ""
             raise UsageError(f"class {name!r}", f"is not in {where}", f"{step}The classes are {', '.join(available)}")
         if spelling in chosen:
@@ -158,6 +160,39 @@ def choose_classes(
             f"Choose two or more of {', '.join(available)}",
         )
     return tuple(chosen)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _refuse_lookalikes(names: Sequence[str], where: object) -> None:
+    """HistoError for two names that differ only in how their letters are composed: macOS writes "é" as two characters.
+
+    Nobody can tell such names apart on a screen, so they are one class that was copied from two systems.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        twin = first.setdefault(_composed(name), name)
+        if twin != name:
+            raise HistoError(
+                where,
+                f"has two classes whose names look alike: {twin!a} and {name!a}, which both show as {name}",
+                "Put their tiles into one folder",
+            )
+
+
+def name_notes(classes: Sequence[str]) -> list[str]:
+    """A line for classes whose names differ in upper and lower case or in spaces only."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    return [
+        f"classes {' and '.join(map(repr, names))} differ in upper and lower case or spaces only; they are trained as "
+        f"{len(names)} classes"
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def need_two_classes(classes: Sequence[str], where: object) -> None:
@@ -189,6 +224,24 @@ def need_crop(sizes: Sequence[tuple[int, int]], names: Sequence[str], crop: int,
             f"Use --crop {smallest} or less, or remove the small tiles",
         )
     return smallest, max(max(size) for size in sizes)
+
+
+def size_notes(sizes: Sequence[tuple[int, int]], crop: int) -> list[str]:
+    """A line where not all tiles are squares of one size: a network can be trained on them, but not run on all.
+
+    Args:
+        sizes: (height, width) per tile, in pixels.
+        crop: side in pixels of what training uses.
+    """
+    smallest, largest = min(map(min, sizes)), max(map(max, sizes))
+    if smallest == largest:
+        return []
+    others = sum(size != (smallest, smallest) for size in sizes)
+    return [
+        f"tile sides range from {smallest} to {largest} pixels: training uses the centre {crop} pixels of each, but "
+        f"the exported model is for tiles of {smallest}x{smallest}, and {others:,} of these {len(sizes):,} are not; "
+        "histo predict refuses such tiles unless --resize scales them, so cut all tiles to one size"
+    ]
 
 
 def fingerprint(classes: Sequence[str], splits: Sequence[Iterable[tuple[int, bytes]]]) -> str:

@@ -306,6 +306,8 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
 
 def check_destination(out: Path, force: bool) -> None:
     """Fails where `staging(out, force)` would, so that nobody trains for hours first."""
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(out, "is or holds the folder that this command runs in", "Name a new folder with --out")
     if out.is_symlink() or out.exists():
         if not (out / CONFIG).is_file() and not (out.is_dir() and not any(out.iterdir())):
             raise UsageError(out, "exists and is not a bundle", "Choose another --out")

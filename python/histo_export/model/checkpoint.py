@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from histo_export.errors import HistoError, one_line
+from histo_export.errors import HistoError, not_written, one_line, system_error
 from histo_export.files import atomic_file
 from histo_export.model.net import TileNet
 from histo_export.model.tensor_file import COUNTER, check_values, float32, load_torch_file
@@ -122,10 +122,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a failed write as either
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise HistoError(
-            path, f"could not be written ({reason})", "Free some space, or choose another --out"
-        ) from error
+        cause = system_error(error)
+        if cause is None:
+            raise
+        raise not_written(path, cause) from error
 
 
 def add_training_facts(path: Path, facts: Mapping[str, Any]) -> None:

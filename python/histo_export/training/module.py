@@ -169,6 +169,17 @@ class TileTraining(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps, self.recipe.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Sets the rate of the first step: a run that is extended resumes with the rate of the shorter run."""
+        scheduler = self._schedule()
+        for group, factor in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = self.config.lr * factor(scheduler.last_epoch)
+
+    def _schedule(self) -> torch.optim.lr_scheduler.LambdaLR:
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        return scheduler
+
     def on_train_epoch_start(self) -> None:
         self.running = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._started = time.perf_counter()
@@ -204,8 +215,7 @@ class TileTraining(pl.LightningModule):
         train, val = self._total(self._train_running), self._total(self.running)
         self._refuse_nan(torch.tensor(train[0]), "its end")
         self._refuse_nan(torch.tensor(val[0]), "validation")
-        scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler = self._schedule()
         last_step = scheduler.last_epoch - 1
         self.history.append(
             {

@@ -6,8 +6,10 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torchvision
+from numpy.typing import NDArray
 
 import histo_export
 from histo_export.errors import HistoError, UsageError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 ADDED_SINCE_0_1_0 = ("augmentation",)
 """Entries of `TrainConfig.identity` that checkpoints of version 0.1.0 lack."""
+IMBALANCE = 5
+"""How many times more tiles the largest class has than a class that is named as small."""
 
 
 def data_facts(data: TileData) -> dict[str, Any]:
@@ -37,14 +41,29 @@ def data_facts(data: TileData) -> dict[str, Any]:
     }
 
 
-def run_notes(spec: ModelSpec) -> list[str]:
-    """What the user should know before the first epoch, as sentences."""
-    if spec.crop == spec.tile_size:
-        return []
-    return [
-        f"tiles of {spec.tile_size} pixels: the network sees the centre {spec.crop} pixels, {spec.seen_share} of the "
-        f"area; --crop {spec.tile_size} uses all"
-    ]
+def run_notes(spec: ModelSpec, train_labels: NDArray[np.int64]) -> list[str]:
+    """What the user should know before the first epoch, as sentences.
+
+    Args:
+        spec: the network.
+        train_labels: int64 `(n,)`, of the training tiles.
+    """
+    notes = []
+    if spec.crop != spec.tile_size:
+        notes.append(
+            f"tiles of {spec.tile_size} pixels: the network sees the centre {spec.crop} pixels, {spec.seen_share} of "
+            f"the area; --crop {spec.tile_size} uses all"
+        )
+    tiles = np.bincount(train_labels, minlength=len(spec.classes))
+    largest = int(tiles.argmax())
+    if few := [i for i, count in enumerate(tiles) if count * IMBALANCE <= tiles[largest]]:
+        small = ", ".join(f"{spec.classes[i]} {tiles[i]:,}" for i in few)
+        notes.append(
+            f"imbalance: {spec.classes[largest]} has {tiles[largest]:,} training tiles, but {small}. A network can "
+            "ignore small classes and still have a high accuracy: add tiles of them or use fewer of the large ones, "
+            "and judge by balanced accuracy and F1"
+        )
+    return notes
 
 
 def training_versions() -> dict[str, str]:
@@ -65,8 +84,15 @@ def device_name(device: torch.device) -> str:
     return f"cpu: {cpu_name()}, {torch.get_num_threads()} threads"
 
 
-def run_to_resume(data: TileData, spec: ModelSpec, config: TrainConfig, last: Path) -> dict[str, Any]:
+def run_to_resume(
+    data: TileData, spec: ModelSpec, config: TrainConfig, last: Path, *, extend: bool = True
+) -> dict[str, Any]:
     """The provenance in `last`, the `last.ckpt` of a run.
+
+    Args:
+        data, spec, config: what is asked for now.
+        last: the file.
+        extend: more epochs than the run had are allowed.
 
     Raises:
         UsageError: there is no such file, or the run had other tiles, another network or other settings.
@@ -82,18 +108,15 @@ def run_to_resume(data: TileData, spec: ModelSpec, config: TrainConfig, last: Pa
         for key, value in config.identity(config.epochs or recorded["epochs"]).items():
             if key in recorded or key not in ADDED_SINCE_0_1_0:
                 before[key], now[key] = recorded[key], value
+        executed = recorded["precision"]["executed"]
+        if config.autocast not in ("auto", executed):
+            before["autocast"], now["autocast"] = executed, config.autocast
+        if extend and now["epochs"] > before["epochs"]:
+            now["epochs"] = before["epochs"]
     except (KeyError, TypeError) as error:
         raise HistoError(last, f"lacks the record of its run ({error})", "Train again without --resume") from error
-    for key, value in now.items():
-        if before[key] != value:
-            raise changed(key, before[key], value)
+    changed = [f"{key} is {now[key]} now, but was {value}" for key, value in before.items() if now[key] != value]
+    if changed:
+        ways = "Use the same options, replace the run with --force, or choose another --out"
+        raise UsageError(last.parent, f"holds a run with other options: {'; '.join(changed)}", ways)
     return recorded
-
-
-def changed(key: str, before: object, now: object) -> UsageError:
-    """The error of a resumed run with another value than before."""
-    return UsageError(
-        "--resume",
-        f"{key} is {now} now, but was {before} in the run to resume",
-        f"Use the same {key}, or start anew",
-    )

@@ -14,6 +14,25 @@ from histo_export.errors import UsageError
 
 Autocast = Literal["auto", "fp32", "bf16", "fp16"]
 
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "device": ("auto", "cpu", "cuda"),
+    "autocast": ("auto", "fp32", "bf16", "fp16"),
+    # Lightning's others shard the weights, which checkpoints under torchvision's keys can't hold, or start processes
+    # in ways (spawn, fork) that gain nothing here.
+    "strategy": ("auto", "ddp"),
+}
+"""The values of the settings that are names."""
+
+BOUNDS: Mapping[str, tuple[int, int]] = {
+    "epochs": (1, 100_000),
+    "batch_size": (1, 65_536),
+    "devices": (1, 1024),
+    "nodes": (1, 1024),
+    "workers": (0, 1024),
+    "seed": (0, 2**63 - 1),
+}
+"""Least and largest value of the settings that are integers."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -85,6 +104,15 @@ def rate_factor(steps: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
+MAX_LR = 10.0
+"""Adam moves a weight by about the rate in each step, and weights are far below 1."""
+
+
+def _option(name: str) -> str:
+    """A setting as the command line calls it."""
+    return "--" + {"batch_size": "batch"}.get(name, name)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run.
@@ -104,7 +132,7 @@ class TrainConfig:
         channels_last: NHWC memory format for network and input.
         devices: processes (GPUs) on each node.
         nodes: machines.
-        strategy: Lightning's, e.g. "auto" or "ddp".
+        strategy: Lightning's "auto" or "ddp".
     """
 
     recipe: str = "strong"
@@ -123,22 +151,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         recipe_named(self.recipe)
-        for name, least in (("batch_size", 1), ("devices", 1), ("nodes", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                option = f"--{name.replace('_', '-')} {getattr(self, name)}"
-                raise UsageError(option, f"is below {least}", f"Use {least} or more")
-        if self.epochs is not None and self.epochs < 1:
-            raise UsageError(f"--epochs {self.epochs}", "is below 1", "Use 1 or more")
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"--workers {self.workers}", "is below 0", "Use 0 or more")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"--lr {self.lr}", "is not a positive number", "Use e.g. --lr 0.001")
-        for name, known in (
-            ("device", ("auto", "cpu", "cuda")),
-            ("autocast", ("auto", "fp32", "bf16", "fp16")),
-        ):
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and name in ("epochs", "workers"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                cause = f"is not an integer from {least} to {most}"
+                raise UsageError(f"{_option(name)} {value}", cause, f"Use {least} or more")
+        if not (math.isfinite(self.lr) and 0 < self.lr <= MAX_LR):
+            raise UsageError(f"--lr {self.lr}", f"is not above 0 and at most {MAX_LR:g}", "Use e.g. --lr 0.001")
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise UsageError(f"--{name} {getattr(self, name)}", "is unknown", f"Use one of {', '.join(known)}")
+                raise UsageError(f"{_option(name)} {getattr(self, name)}", "is unknown", f"Use {' or '.join(known)}")
 
     @property
     def processes(self) -> int:

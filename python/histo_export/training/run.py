@@ -5,6 +5,7 @@ What it leaves in its folder:
 - `best.ckpt`   the epoch of highest validation accuracy (of equals that of the lower loss, then the earlier one),
                 with the test figures; what `histo export --checkpoint` takes. No optimiser state.
 - `last.ckpt`   the last complete epoch with everything that `resume` needs.
+- `options.json` the options of the command, so that the folder is all that `histo train --resume` needs.
 - `metrics.csv` one row an epoch; `events.out.tfevents.*` the same for TensorBoard.
 - `report.json` see `TrainResult.to_dict`.
 - `curves.png`, `confusion.png`.
@@ -13,10 +14,13 @@ What it leaves in its folder:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +31,18 @@ from rich.console import Console
 from torch.utils.data import default_collate
 
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import own_folder
 from histo_export.metrics import report_of
 from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
 from histo_export.training.evaluation import predict
-from histo_export.training.folder import RunFolder
+from histo_export.training.folder import RunFolder, check_place
 from histo_export.training.module import TileTraining, derived_seed
 from histo_export.training.precision import choose_precision
 from histo_export.training.progress import TrainingProgress, quiet_lightning
 from histo_export.training.provenance import (
-    changed,
     data_facts,
     device_name,
     run_notes,
@@ -46,13 +50,16 @@ from histo_export.training.provenance import (
     training_versions,
 )
 from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
-from histo_export.training.result import TrainResult
-from histo_export.training.trainer import EpochFiles, choose_device, make_trainer
+from histo_export.training.result import RunFacts, TrainResult
+from histo_export.training.trainer import EpochFiles, SignalsEndConnecting, check_machine, make_trainer
 
 if TYPE_CHECKING:
     from histo_export.data import TileData, TileSet
 
-__all__ = ["TrainConfig", "TrainResult", "golden_tiles", "is_main_process", "train"]
+Existing = Literal["refuse", "replace", "resume", "reuse"]
+"""What becomes of a run that the folder holds already, see `train`."""
+
+__all__ = ["Existing", "TrainConfig", "TrainResult", "golden_tiles", "is_main_process", "train"]
 
 
 def is_main_process() -> bool:
@@ -66,8 +73,9 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
-    resume: bool = False,
-    force: bool = False,
+    existing: Existing = "refuse",
+    options: Mapping[str, Any] | None = None,
+    command: str = "",
     progress: bool | Console = True,
 ) -> TrainResult:
     """Trains a network, keeps the best epoch and tests it.
@@ -76,37 +84,65 @@ def train(
         data: the tiles; `spec.classes` must be its classes.
         spec: the network.
         config: the run.
-        out: folder for what the run leaves, see the module's docstring. Created if need be.
-        resume: continue from `last.ckpt` in `out`; the result has the bits of an uninterrupted run on the
-            same machine with as many threads. A run that is complete is tested again.
-        force: replace a run that `out` holds already.
+        out: folder for what the run leaves, see the module's docstring. Created if need be. One process at a time
+            works in it, among all machines that share it.
+        existing: what becomes of a run that `out` holds already.
+            "refuse": UsageError.
+            "replace": it is removed.
+            "resume": it is continued from `last.ckpt`, and must be there; the result has the bits of an uninterrupted
+            run on the same machine with as many threads. A run that is complete is tested again. More epochs than it
+            had extend it: from there on, the rate is that of a run of so many epochs.
+            "reuse": as "resume" if it is there, but not extended; a new run otherwise.
+        options: plain values that the caller wants back from `RunFolder.read_options` to resume the run.
+        command: as the user typed it, for report.json.
         progress: True draws on stderr, False is silent, or a console of the caller's.
 
     Returns:
         What the run came to, on every process where several train.
 
     Raises:
-        UsageError: options that contradict each other, the device or the run to resume.
+        UsageError: options that contradict each other, the device or the run to resume; or another process works in
+            `out`.
         HistoError: a loss that is not finite, unreadable weights, files that cannot be written, or a test split of
             training tiles only.
         KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last complete epoch are kept.
     """
     console = progress if isinstance(progress, Console) else Console(stderr=True, quiet=not progress)
+    began = datetime.now(UTC)
     _check_agreement(data, spec, config)
-    device = choose_device(config.device)
+    device = check_machine(config)
+    check_place(out)
     folder = RunFolder(out)
-    recorded = run_to_resume(data, spec, config, folder.last) if resume else None
-    if is_main_process() and not resume and not force:
-        folder.refuse_another_run()
-    epochs = recorded["epochs"] if recorded else config.epochs or recipe_named(config.recipe).epochs
-    run = _Run(data, spec, config, epochs, device, folder, console, recorded)
-    with quiet_lightning(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        own_folder(out) if is_main_process() else nullcontext(lambda: None) as still_own,
+        quiet_lightning(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
+        recorded, epochs = _earlier_run(data, spec, config, folder, existing)
+        run = _Run(data, spec, config, epochs, device, folder, console, recorded, options, command, began, still_own)
         trainer = run.fit()
         result = run.test() if is_main_process() else None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             result = trainer.strategy.broadcast(result)
         assert result is not None
         return result
+
+
+def _earlier_run(
+    data: TileData, spec: ModelSpec, config: TrainConfig, folder: RunFolder, existing: Existing
+) -> tuple[dict[str, Any] | None, int]:
+    """The provenance of the run to go on with, None for a new run; and the epochs of the run."""
+    default = recipe_named(config.recipe).epochs
+    if existing == "resume":
+        recorded = run_to_resume(data, spec, config, folder.last)
+        return recorded, config.epochs or recorded["epochs"]
+    config = replace(config, epochs=config.epochs or default)
+    assert config.epochs is not None
+    if existing == "reuse" and folder.last.exists():
+        return run_to_resume(data, spec, config, folder.last, extend=False), config.epochs
+    if existing != "replace" and is_main_process():
+        folder.refuse_another_run()
+    return None, config.epochs
 
 
 def _check_agreement(data: TileData, spec: ModelSpec, config: TrainConfig) -> None:
@@ -124,9 +160,7 @@ def _check_agreement(data: TileData, spec: ModelSpec, config: TrainConfig) -> No
             f"Use {data.tile_size} or less",
         )
     if config.batch_size == 1 and spec.map_size == 1:
-        raise UsageError(
-            "--batch-size 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more"
-        )
+        raise UsageError("--batch 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more")
 
 
 @dataclass(frozen=True)
@@ -141,6 +175,10 @@ class _Run:
     folder: RunFolder
     console: Console
     recorded: Mapping[str, Any] | None
+    options: Mapping[str, Any] | None
+    command: str
+    began: datetime
+    still_own: Callable[[], None]
 
     @property
     def workers(self) -> int:
@@ -163,17 +201,29 @@ class _Run:
         module.provenance |= {"precision": precision, "device": device_name(self.device)}
         if is_main_process():
             if not self.recorded:  # only now: what could be wrong with the request is known
-                self.folder.make_empty()
+                self.folder.remove_run()
             self._announce(module.provenance)
         bar = TrainingProgress(self.console)
-        callbacks = [bar, EpochFiles(self.folder, bar)]
+        connecting = SignalsEndConnecting()
+        files = EpochFiles(
+            self.folder,
+            bar,
+            options=self.options,
+            hyperparameters=_hyperparameters(self.spec, module.provenance),
+            check=self.still_own,
+        )
+        callbacks = [connecting, bar, files]
         trainer = make_trainer(
             self.config, self.epochs, self.device, precision["executed"], callbacks, self.folder.path
         )
         try:
+            if self.config.nodes > 1:
+                connecting.begin()
             trainer.fit(module, ckpt_path=self.folder.last if self.recorded else None, weights_only=True)
         except SystemExit as stop:  # Lightning makes one of Ctrl-C and of SIGTERM
             raise KeyboardInterrupt("training was interrupted") from stop
+        finally:
+            connecting.end()
         return trainer
 
     def _module(self, net: TileNet) -> TileTraining:
@@ -196,17 +246,25 @@ class _Run:
             provenance={
                 **config.identity(self.epochs),
                 "data": data_facts(data),
-                "notes": run_notes(spec),
+                "notes": run_notes(spec, data.train.labels),
                 "versions": training_versions(),
+                **self._extended(),
             },
         )
+
+    def _extended(self) -> dict[str, Any]:
+        """The provenance entry of a run whose number of epochs was raised when it was resumed; none for others."""
+        if not self.recorded:
+            return {}
+        extended = list(self.recorded.get("extended", []))
+        if self.epochs > self.recorded["epochs"]:
+            extended.append({"after_epoch": self.recorded["epoch"], "from": self.recorded["epochs"], "to": self.epochs})
+        return {"extended": extended} if extended else {}
 
     def _precision(self, net: TileNet, module: TileTraining) -> dict[str, Any]:
         """See `choose_precision`; a resumed run keeps its precision."""
         if self.recorded:
             precision: dict[str, Any] = self.recorded["precision"]
-            if self.config.autocast not in ("auto", precision["executed"]):
-                raise changed("autocast", precision["executed"], self.config.autocast)
             return precision
         sample = [module.train_tiles[i] for i in range(min(self.config.batch_size, len(self.data.train)))]
         return choose_precision(net, self.spec, self.config, self.device, tuple(default_collate(sample)))
@@ -222,9 +280,18 @@ class _Run:
             lines.append(facts["weights_report"])
         lines += facts["notes"]
         if self.recorded:
-            lines.append(f"continuing after epoch {self.recorded['epoch']}")
+            lines.append(self._continues(self.recorded))
         for line in lines:
             self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _continues(self, recorded: Mapping[str, Any]) -> str:
+        """What becomes of the run in the folder, as a line."""
+        done, epochs = recorded["epoch"], recorded["epochs"]
+        if self.epochs > epochs:
+            return f"continuing after epoch {done}: the run is extended from {epochs} to {self.epochs} epochs"
+        if done == epochs:
+            return f"{self.folder.path} holds this run, complete: it is not trained again, only tested"
+        return f"continuing the run in {self.folder.path} after epoch {done}"
 
     def test(self) -> TrainResult:
         """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
@@ -235,6 +302,7 @@ class _Run:
         best, last = read_checkpoint(folder.best), read_checkpoint(folder.last)
         with self.console.status(f"testing on {len(data.test):,} tiles"):
             logits = predict(best.net(), spec, TorchTiles(data.test, spec.crop), self.device, workers=self.workers)
+        self.still_own()
         unseen = data.trained_on.splits(data.test.hashes) == ""
         test = report_of(spec.classes, logits[unseen], data.test.labels[unseen], self.config.seed)
         add_training_facts(folder.best, {"test": test.to_dict()})
@@ -251,6 +319,8 @@ class _Run:
             precision=best.training["precision"],
             history=history,
             training=best.training,
+            spec=spec,
+            facts=self._facts(),
         )
         folder.write_report(result.to_dict())
         synthetic = " (synthetic tiles)" if data.synthetic else ""
@@ -258,6 +328,29 @@ class _Run:
         save_curves(folder.curves, history, title=subtitle)
         save_confusion(folder.confusion, test, title=subtitle, split="test")
         return result
+
+    def _facts(self) -> RunFacts:
+        finished = datetime.now(UTC)
+        return RunFacts(
+            command=self.command,
+            began=self.began.isoformat(timespec="seconds"),
+            finished=finished.isoformat(timespec="seconds"),
+            seconds=round((finished - self.began).total_seconds(), 1),
+            host=platform.node(),
+        )
+
+
+def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was made with, flat, for TensorBoard."""
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "processes", "device")
+    return {
+        **{name: provenance[name] for name in names},
+        **{name: getattr(spec, name) for name in ("pool", "crop", "tile_size", "mpp", "dropout")},
+        "classes": ", ".join(spec.classes),
+        "precision": provenance["precision"]["executed"],
+        "data": provenance["data"]["name"],
+        **{f"{name} version": version for name, version in provenance["versions"].items()},
+    }
 
 
 def golden_tiles(tiles: TileSet, size: int, count: int = GOLDEN_TILES) -> npt.NDArray[np.uint8]:
