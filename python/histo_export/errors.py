@@ -7,6 +7,8 @@ the input, users see this one line and no traceback.
 from __future__ import annotations
 
 import errno
+import os
+import re
 import traceback
 from pathlib import Path
 
@@ -48,13 +50,33 @@ def not_written(thing: object, error: OSError, elsewhere: str = "choose another 
         elsewhere: how the user chooses another place, in lower case.
     """
     remedies = {
-        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"Free some space or {elsewhere}"),
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EIO), f"Free some space or {elsewhere}"),
         errno.EFBIG: f"Free some space, raise the limit of file sizes (ulimit -f) or {elsewhere}",
         errno.ENAMETOOLONG: f"Use shorter names or {elsewhere}",
         **dict.fromkeys((errno.EACCES, errno.EPERM), f"Check the permissions or {elsewhere}"),
     }
     next_step = remedies.get(error.errno or 0, elsewhere[:1].upper() + elsewhere[1:])
     return HistoError(thing, f"could not be written ({error.strerror or error})", next_step)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The failed system call that a library reports as an error of its own; None if that is not what failed.
+
+    torch's archives raise a RuntimeError ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534") and
+    safetensors a SafetensorError. Where torch does not tell the system's reason, it is EIO.
+    """
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    if number := re.search(r"\(os error (\d+)\)", text):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    if "inline_container.cc" not in text:
+        return None
+    if isinstance(error.__context__, OSError):  # raised by the Python file that the archive was written to
+        return error.__context__
+    if reason := re.search(r"strerror: (.+)", text):
+        return next((OSError(n, reason[1]) for n in errno.errorcode if os.strerror(n) == reason[1]), OSError(reason[1]))
+    return OSError(errno.EIO, "not all of it was written; the disk may be full")
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
