@@ -10,6 +10,7 @@ from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import UsageError, not_written
 from histo_export.files import atomic_folder
+from histo_export.strict_json import dump_json
 
 
 def write_report(report: Report, out: Path, force: bool) -> list[Path]:
@@ -24,7 +25,9 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
         with atomic_folder(out) as folder:
             plots = draw(report, folder)
             doc = document(report)
-            (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (folder / "report.json").write_text(
+                dump_json(report.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8"
+            )
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
             (folder / "report.html").write_text(to_html(doc, plots), encoding="utf-8")
     except OSError as error:

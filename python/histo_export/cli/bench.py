@@ -92,7 +92,7 @@ def bench(
         )
     written = write_report(report, out, output.force)
     if output.as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        show.print_json(report.model_dump(mode="json"))
         return
     _print(document(report))
     if not output.quiet:

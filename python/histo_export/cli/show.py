@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.segment import Segments
 from rich.table import Table
 
 from histo_export.cli.options import usable_cpus
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
@@ -51,8 +51,7 @@ def status(doing: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 def print_json(value: Any) -> None:
     """Writes indented JSON to stdout, with escapes where the terminal's encoding lacks characters."""
     unicode = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=not unicode)
-    sys.stdout.write("\n")
+    sys.stdout.write(dump_json(value, indent=2, ascii_only=not unicode) + "\n")
 
 
 def table(title: str | None = None, show_header: bool = True) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 from histo_export.errors import HistoError, not_written
 from histo_export.files import write_atomic
 from histo_export.predict.inputs import Failure, text_of
+from histo_export.strict_json import dump_json
 
 RUN, FAILED = "run.json", "failed.csv"
 COLUMNS = ("path", "reason", "input")
@@ -77,7 +78,7 @@ def write_record(out: Path, record: Mapping[str, Any], rows: Sequence[FailedRow]
     """
     try:
         _keep_earlier(out)
-        write_atomic(out / RUN, json.dumps(record, indent=2) + "\n")
+        write_atomic(out / RUN, dump_json(record, indent=2, ascii_only=True) + "\n")
         if not rows:
             (out / FAILED).unlink(missing_ok=True)
             return

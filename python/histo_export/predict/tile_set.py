@@ -6,7 +6,6 @@ A tile that the network was trained on is never counted in a test: `trained_on.T
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -28,6 +27,7 @@ from histo_export.predict.labels import labels_of
 from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample
 from histo_export.spec import ModelSpec
+from histo_export.strict_json import dump_json
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
 ROWS = 4096
@@ -208,7 +208,7 @@ def write_tile_set(
         "seen_in_training": "unknown" if trained_on is None else seen,
         **verdict,
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
     return failures
 
 

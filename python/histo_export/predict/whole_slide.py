@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSett
 from histo_export.predict.slide import Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
+from histo_export.strict_json import dump_json
 
 TISSUE_UM = 8.0
 """µm per pixel of the overview in which tissue is found: about a nucleus, so that no gland is missed and the overview
@@ -76,9 +76,7 @@ class SlidePrediction:
         save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
         save_heat_map(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas)
-        (folder / "summary.json").write_text(
-            json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (folder / "summary.json").write_text(dump_json(self.summary(), indent=2) + "\n", encoding="utf-8")
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: plain values, the same in every run."""
@@ -130,7 +128,7 @@ class SlidePrediction:
                     },
                 },
             }
-            file.write(("\n" if i == 0 else ",\n") + json.dumps(feature, ensure_ascii=False))
+            file.write(("\n" if i == 0 else ",\n") + dump_json(feature))
         file.write("\n]}\n")
 
 

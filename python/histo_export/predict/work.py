@@ -6,7 +6,6 @@ folder. So machines share nothing but this folder, and an interrupted run needs 
 
 from __future__ import annotations
 
-import json
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import TileResults, predict_tiles
 from histo_export.runtimes import Runtime, Variant, open_runtime
 from histo_export.spec import ModelSpec, Precision
+from histo_export.strict_json import dump_json
 
 SUMMARY = "summary.json"
 SHARDS = ".shards-"
@@ -207,7 +207,7 @@ def write_done(folder: Path, key: str, tiles: int, source: str, lost: Sequence[F
         lost: the tiles without one.
     """
     content = {"key": key, "tiles": tiles, "source": source, "lost": [asdict(failure) for failure in lost]}
-    (folder / DONE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    (folder / DONE).write_text(dump_json(content, ascii_only=True) + "\n", encoding="utf-8")
 
 
 def read_done(folder: Path, key: str) -> tuple[int, list[Failure]] | None:

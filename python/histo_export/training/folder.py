@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from histo_export.errors import UsageError, not_written
 from histo_export.files import write_atomic
+from histo_export.strict_json import dump_json
 
 EVENTS = "events.out.tfevents.*"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -64,7 +64,7 @@ class RunFolder:
 
     def write_report(self, content: Mapping[str, Any]) -> None:
         """Writes report.json; HistoError where it can't be written."""
-        self._write(self.report, json.dumps(content, indent=2) + "\n")
+        self._write(self.report, dump_json(content, indent=2, ascii_only=True) + "\n")
 
     def _write(self, file: Path, text: str) -> None:
         try:
