@@ -44,7 +44,8 @@ from torch import nn
 
 from histo_export import cmake_prefix
 from histo_export._core import FusedHead, build_config
-from histo_export.model.lowering import fold_head, head_pool
+from histo_export.model.lowering import fold_head
+from histo_export.spec import head_pool
 
 ROOT = Path(__file__).parents[1]
 CHANNELS, CLASSES = 512, 6

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +19,16 @@ import jsonschema
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from histo_export.bundle_files import CARD, CONFIG, TRAINED_ON
+from histo_export.data.demo import CLASSES
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.bundle import FORMAT_1_CHECKED_BY, entry, open_bundle, staging, trained_on
+from histo_export.export.agreement import check_agreement, onnx_properties, statements
+from histo_export.export.bundle import FORMAT_1_CHECKED_BY, BundleConfig, entry, open_bundle, staging, trained_on
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn, tile_hash
 
 
@@ -182,6 +188,140 @@ def test_broken_configuration_is_named(copy: Path, text: str) -> None:
         open_bundle(copy)
 
 
+@pytest.mark.parametrize("text", ['{"spec_version": "1.0", "spec_version": "1.0"}', '{"a": NaN}', "[" * 100_000])
+def test_the_configuration_is_read_strictly(copy: Path, text: str) -> None:
+    (copy / CONFIG).write_text(text)
+    with pytest.raises(HistoError, match=r"config\.json: is not a bundle's configuration \(it (has|holds|is nested)"):
+        open_bundle(copy)
+
+
+EDITS: dict[str, tuple[object, str]] = {
+    "num_classes": (7, "says num_classes is 7, and its own histo.spec says 6"),
+    "class_names": (
+        list(reversed(CLASSES)),
+        "says class_names is MUCOSA, DEBRIS, .* own histo.spec says TUMOR, STROMA",
+    ),
+    "patch_size_pixels": (76, "says patch_size_pixels is 76, and its own histo.spec says 75"),
+    "spacing_um_px": (
+        0.25,
+        r"says spacing_um_px is 0.25, and .* says 0.495\. .*histo export --checkpoint CKPT --mpp UM",
+    ),
+    "transform": ([{"name": "Resize", "arguments": {"size": 80}}, {"name": "ToTensor"}], "says transform is"),
+    "architecture": ("resnet50", "architecture: "),
+    "histo.head_pool": (1, "says head_pool is 1, and its own histo.spec says 2"),
+    "histo.input": ("uint8", "says transform is"),
+    "histo.precision": ("bf16", "says precision is bf16, and its own histo.low_precision says fp32"),
+    "histo.spec.pool": (2, r"says spec.pool is 2, and model\.\w+ says 3"),
+    "histo.spec.crop": (63, r"says spec.crop is 63, and model\.\w+ says 64"),
+    "histo.spec.mean": ([0.5, 0.5, 0.5], r"says spec.mean is 0.5, 0.5, 0.5, and model\.\w+ says 0.485"),
+    "histo.spec.std": ([0.5, 0.5, 0.5], r"says spec.std is 0.5, 0.5, 0.5, and model\.\w+ says 0.229"),
+    "histo.spec.dropout": (0.5, r"says spec.dropout is 0.5, and model\.\w+ says 0.0"),
+}
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_an_edited_configuration_is_refused(copy: Path, field: str) -> None:
+    value, message = EDITS[field]
+    edit_config(copy, {field: value})
+    with pytest.raises(HistoError, match=rf"config\.json: .*{message}"):
+        open_bundle(copy)
+
+
+def edit_config(bundle: Path, fields: dict[str, object]) -> None:
+    config = json.loads((bundle / CONFIG).read_text(encoding="utf-8"))
+    for field, value in fields.items():
+        *parents, last = field.split(".")
+        place = config
+        for name in parents:
+            place = place[name]
+        place[last] = value
+    (bundle / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("model.onnx", "torchscript_model.pt", "model.safetensors", "model.pt2"),
+        *("golden.safetensors", "triton/bundle/labels.txt", "triton/bundle/1/model.onnx"),
+    ],
+)
+def test_each_file_alone_refutes_a_consistent_edit(copy: Path, file: str) -> None:
+    """Every field about the classes and the tiles was edited, so that config.json does not contradict itself."""
+    block = json.loads((copy / CONFIG).read_text(encoding="utf-8"))["histo"]
+    kept = {name: block["files"][name] for name in {file, "golden.safetensors", "model.onnx"}}
+    if file == "golden.safetensors":
+        edit, message = {"patch_size_pixels": 76, "histo.spec.tile_size": 76}, "spec.tile_size is 76, and .* says 75"
+        edit["transform"] = [{"name": "Resize", "arguments": {"size": 76}}, {"name": "ToTensor"}]  # type: ignore[assignment]
+    else:
+        names = list(reversed(CLASSES))
+        edit = {"class_names": names, "histo.spec.classes": names}  # type: ignore[dict-item]
+        message = "spec.classes is MUCOSA, .* says TUMOR"
+    edit_config(copy, edit | {"histo.files": kept})
+    with pytest.raises(HistoError, match=rf"{message}"):
+        open_bundle(copy)
+    config = BundleConfig.model_validate(json.loads((copy / CONFIG).read_text(encoding="utf-8")))
+    spec = ModelSpec.from_dict(config.histo.spec)
+    with pytest.raises(HistoError, match=rf"config\.json: .* and {re.escape(file)} says"):
+        check_agreement(copy, statements(spec, 2, "float", "fp32"), [file])
+
+
+def test_the_input_is_stated_by_each_graph(copy: Path) -> None:
+    spec = ModelSpec.from_dict(open_bundle(copy).config.histo.spec)
+    for file in ("model.onnx", "torchscript_model.pt", "model.pt2"):
+        with pytest.raises(HistoError, match=f"says input is uint8, and {file} says float"):
+            check_agreement(copy, statements(spec, 2, "uint8", "fp32"), [file])
+    with pytest.raises(HistoError, match=r"says precision is bf16, and model\.safetensors says fp32"):
+        check_agreement(copy, statements(spec, 2, "float", "bf16"), ["model.safetensors"])
+    with pytest.raises(HistoError, match=r"says spec\.crop, as .* is 12, and golden\.safetensors says 16"):
+        check_agreement(copy, statements(replace(spec, crop=48), 2, "float", "fp32"), ["golden.safetensors"])
+    with pytest.raises(HistoError, match=r"says spec\.classes, as .* is 5, and golden\.safetensors says 6"):
+        check_agreement(
+            copy, statements(replace(spec, classes=CLASSES[1:]), 2, "float", "fp32"), ["golden.safetensors"]
+        )
+
+
+def test_files_of_older_versions_state_less(copy: Path, bundle: Path) -> None:
+    """TorchScript and .pt2 had no metadata, model.safetensors no precision, and config.json no Resize."""
+    files = json.loads((copy / CONFIG).read_text(encoding="utf-8"))["histo"]["files"]
+    for name in ("torchscript_model.pt", "model.pt2"):
+        (copy / name).unlink()
+        with zipfile.ZipFile(bundle / name) as old, zipfile.ZipFile(copy / name, "w") as new:
+            for item in old.infolist():
+                if "histo." not in item.filename:
+                    new.writestr(item, old.read(item))
+        files[name] = entry((copy / name).read_bytes()).model_dump()
+    edit_config(copy, {"histo.files": files, "transform": [{"name": "ToTensor"}]})
+    open_bundle(copy)
+
+
+def test_opening_a_bundle_needs_neither_torch_nor_onnx(bundle: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from histo_export.export.bundle import open_bundle\n"
+        "open_bundle(Path(sys.argv[1])); sys.exit(bool({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(bundle)], check=True)
+
+
+def test_onnx_properties_are_those_of_the_onnx_package(bundle: Path, tmp_path: Path) -> None:
+    import onnx
+
+    file = bundle / "model.onnx"
+    model = onnx.load(file)
+    assert onnx_properties(file) == {item.key: item.value for item in model.metadata_props}
+    for content in (b"\x3a", file.read_bytes()[:100_000], b"no protobuf", b"\xff" * 20):
+        (tmp_path / "damaged.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match="it "):
+            onnx_properties(tmp_path / "damaged.onnx")
+
+
+@pytest.mark.parametrize("files", [{}, {"golden.safetensors"}])
+def test_a_bundle_without_a_model_is_refused(copy: Path, files: set[str]) -> None:
+    listed = json.loads((copy / CONFIG).read_text(encoding="utf-8"))["histo"]["files"]
+    edit_config(copy, {"histo.files": {name: listed[name] for name in files}})
+    with pytest.raises(HistoError, match=r"config\.json: lists no (model file|golden)"):
+        open_bundle(copy)
+
+
 def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a bundle"):
         open_bundle(tmp_path)
@@ -227,6 +367,53 @@ def test_an_existing_bundle_is_replaced_only_with_force(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_two_exports_at_once_never_mix(tmp_path: Path) -> None:
+    """Without --force the first to end wins, with it the last; each bundle is complete."""
+    out = tmp_path / "bundle"
+
+    def export(name: str, force: bool) -> None:
+        with staging(out, force) as folder:
+            fill(folder)
+            (folder / name).touch()
+            if name == "second":
+                export("first", force)
+
+    with pytest.raises(UsageError, match=r"bundle: exists\. Add --force"):
+        export("second", force=False)
+    assert sorted(p.name for p in out.iterdir()) == [CONFIG, "first"]
+    export("second", force=True)
+    assert sorted(p.name for p in out.iterdir()) == [CONFIG, "second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--opset", "12"], "--opset 12: is not from 13 to 22. Leave it out for 13"),
+        (["--opset", "23"], "--opset 23: is not from 13 to 22."),
+        (["--opset", "17", "--formats", "native"], "--opset 17: is for ONNX files. Add onnx to --formats"),
+    ],
+)
+def test_an_impossible_opset_is_refused_at_once(
+    options: list[str], message: str, histo: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, stderr = histo("export", *options, "--out", tmp_path / "bundle")
+    assert (code, message in stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "link"
+    out.symlink_to("disk")
+    for force in (False, True):
+        with staging(out, force) as folder:
+            fill(folder)
+    assert out.is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == [CONFIG]
+
+
 def test_force_never_replaces_anything_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(UsageError, match="is not a bundle"), staging(tmp_path, force=True):
@@ -254,7 +441,10 @@ def test_a_kill_leaves_no_half_bundle_and_the_next_run_cleans_up(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write", [lambda path: path.write_bytes(bytes(20_000)), lambda path: torch.save(torch.zeros(20_000), path)]
+)
+def test_a_full_disk_is_said_and_leaves_nothing(write: Callable[[Path], None], tmp_path: Path) -> None:
     """A real failing write: the process may not write files of over 10,000 bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -264,7 +454,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
             pytest.raises(HistoError, match=r"could not be written .*\. Free some space"),
             staging(tmp_path / "bundle", force=False) as folder,
         ):
-            (folder / "model.onnx").write_bytes(bytes(20_000))
+            write(folder / "model.onnx")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ def save_safetensors(path: Path) -> None:
 @pytest.mark.usefixtures("small_files")
 @pytest.mark.parametrize(
     ("save", "number"),
-    [(save_by_name, errno.EIO), (save_to_file, errno.EFBIG), (save_safetensors, errno.EFBIG)],
+    [(save_by_name, errno.ENOSPC), (save_to_file, errno.EFBIG), (save_safetensors, errno.EFBIG)],
 )
 def test_a_full_disk_is_known_behind_the_error_of_a_library(
     save: Callable[[Path], None], number: int, tmp_path: Path

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from histo_export.files import (
     hidden_paths,
     made_folder,
     own_folder,
+    temporary_folder,
     write_atomic,
 )
 
@@ -239,3 +241,13 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", unknown)
     with pytest.raises(HistoError, match="Set HISTO_CACHE"):
         files.cache_folder()
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(HistoError, match=r"temporary folder: could not be written .* Set TMPDIR"), temporary_folder():
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+    assert not list(tmp_path.iterdir())

@@ -17,12 +17,12 @@ import torch
 
 from histo_export.errors import HistoError
 from histo_export.model.checkpoint import Checkpoint
-from histo_export.model.lowering import InputKind, lower
+from histo_export.model.lowering import lower
 from histo_export.model.torchscript import torchscript_bytes
-from histo_export.runtimes import libtorch, to_float
+from histo_export.runtimes import libtorch, open_runtime, to_float
 from histo_export.runtimes.libtorch import LibtorchRuntime
 from histo_export.runtimes.torchscript import TorchScriptRuntime
-from histo_export.spec import STAGES
+from histo_export.spec import STAGES, InputKind
 
 Advance = Callable[[Callable[[], object]], bool]
 REPOSITORY = Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def test_devices_that_are_absent(models: dict[InputKind, Path]) -> None:
         extension.TorchRuntime(models["float"], 1, "abacus")
     if not torch.cuda.is_available():
         with pytest.raises(HistoError, match=r"--device cuda: torch .* finds no GPU"):
-            LibtorchRuntime(models["float"], threads=1, device="cuda")
+            open_runtime("libtorch", models["float"], threads=1, device="cuda")
 
 
 @compiled

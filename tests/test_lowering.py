@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, linear
 from torchvision.transforms.functional import center_crop
 
-from histo_export.export.onnx_graph import OPERATORS, onnx_bytes
+from histo_export.export.formats import HIGHEST_OPSET, LOWEST_OPSET
+from histo_export.export.onnx_graph import OPERATORS, declare_opset, onnx_bytes
 from histo_export.export.torch_program import exported_program
 from histo_export.model.checkpoint import Checkpoint
-from histo_export.model.lowering import Head, Stem, fold_head, head_pool, lower, pooling_matrix
+from histo_export.model.lowering import Head, LoweredNet, Stem, fold_head, lower, pooling_matrix
 from histo_export.model.net import normalise
-from histo_export.spec import CHANNELS, ModelSpec
+from histo_export.spec import CHANNELS, InputKind, ModelSpec, head_pool
 
 MakeCheckpoint = Callable[..., Checkpoint]
 
@@ -83,13 +85,18 @@ def test_crop_starts_where_torchvision_starts(side: int) -> None:
     assert torch.equal(stem(tiles), expected)
 
 
-def test_onnx_is_static_named_and_free_of_this_machine(make_checkpoint: MakeCheckpoint) -> None:
+@pytest.fixture(scope="module")
+def onnx_content(make_checkpoint: MakeCheckpoint) -> bytes:
+    checkpoint = make_checkpoint(pool=1, crop=64, tile_size=66)  # with an average pool, a crop and a Reshape
+    return onnx_bytes(
+        exported_program(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, "float"), {"key": "value"}
+    )
+
+
+def test_onnx_is_static_named_and_free_of_this_machine(onnx_content: bytes) -> None:
     import onnx
 
-    checkpoint = make_checkpoint(pool=5, crop=64, tile_size=64)
-    program = exported_program(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, "float")
-    content = onnx_bytes(program, {"key": "value"})
-    model = onnx.load_from_string(content)
+    model = onnx.load_from_string(onnx_content)
     assert {node.op_type for node in model.graph.node} <= OPERATORS
     values = {output for node in model.graph.node for output in node.output}
     assert {"stem", "layer1", "layer2", "layer3", "layer4", "logits"} <= values
@@ -98,10 +105,58 @@ def test_onnx_is_static_named_and_free_of_this_machine(make_checkpoint: MakeChec
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)
     }
-    assert shapes["tiles"] == ["batch", 3, 64, 64]
+    assert shapes["tiles"] == ["batch", 3, 66, 66]
     assert shapes["layer4"] == ["batch", 512, 2, 2]
     assert shapes["logits"] == ["batch", 6]
-    assert b".py" not in content, "the exporter's stack traces name files of this machine"
+    assert b".py" not in onnx_content, "the exporter's stack traces name files of this machine"
+
+
+def test_onnx_asks_for_no_more_than_it_needs(onnx_content: bytes) -> None:
+    """Opset 13, for scales per channel in the int8 file, and the IR version that came with it."""
+    import onnx
+
+    model = onnx.load_from_string(onnx_content)
+    assert (model.ir_version, [(item.domain, item.version) for item in model.opset_import]) == (7, [("", 13)])
+    assert not any(attribute.name == "allowzero" for node in model.graph.node for attribute in node.attribute)
+    assert not any(node.metadata_props or node.overload or node.domain for node in model.graph.node)
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_onnx_computes_the_same_in_every_opset(onnx_content: bytes) -> None:
+    """In those in which a definition changed, and in the highest."""
+    import onnx
+    import onnxruntime
+
+    tiles = {"tiles": np.random.default_rng(0).random((2, 3, 66, 66), np.float32)}
+    logits = []
+    for opset in (LOWEST_OPSET, 14, 18, 19, 21, HIGHEST_OPSET):
+        model = onnx.load_from_string(onnx_content)
+        declare_opset(model, opset)
+        onnx.checker.check_model(model, full_check=True)
+        assert model.opset_import[0].version == opset
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        logits.append(session.run(None, tiles)[0])
+    assert all(np.array_equal(each, logits[0]) for each in logits)
+
+
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_tiles_that_are_none_are_an_error_in_torchscript_too(kind: InputKind) -> None:
+    """Whoever runs the file has none of our own checks. A tile smaller than the crop gave logits of a sliver."""
+    spec = ModelSpec(1, ("a", "b"), crop=32, tile_size=40)
+    module = torch.jit.script(LoweredNet(spec, kind).eval())
+
+    def tiles(height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros((1, 3, height, width) if kind == "float" else (1, height, width, 3), dtype=dtype)
+
+    right, wrong = (torch.float32, torch.uint8) if kind == "float" else (torch.uint8, torch.float32)
+    with torch.inference_mode():
+        for height, width in ((32, 32), (40, 33)):
+            assert module(tiles(height, width, right)).shape == (1, 2)
+        for height, width in ((31, 32), (32, 31), (1, 1), (31, 31), (17, 400)):
+            with pytest.raises(torch.jit.Error, match=f"tiles are {height} x {width} pixels, less than the crop of 32"):
+                module(tiles(height, width, right))
+        with pytest.raises(torch.jit.Error, match="tiles must be"):
+            module(tiles(40, 40, wrong))
 
 
 def test_files_of_all_versions_name_what_they_take_alike(checkpoint: Checkpoint) -> None:

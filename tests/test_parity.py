@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from histo_export.errors import HistoError
+from histo_export import parity
+from histo_export.errors import HistoError, UsageError
 from histo_export.export.formats import FORMATS, Format, Source, Writer, format_of, with_needs, write_formats
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.model import lowering
@@ -181,18 +182,51 @@ def test_a_file_that_cannot_be_opened_is_named(bundle: Path, tmp_path: Path) -> 
     for runtime_id in ("onnxruntime", "torchscript", "native", "torch"):
         name = Variant(runtime_id).file
         (tmp_path / name).write_bytes((bundle / name).read_bytes()[:100_000])
-        with pytest.raises(HistoError, match=f"{name}: could not be run by {runtime_id}"):
+        with pytest.raises(HistoError, match=rf"{name}: .* [eE]xport (the file |the model )?again"):
             check_file(tmp_path / name, runtime_id, golden_path, Golden.read(golden_path), 2)
 
 
-def test_a_device_that_is_absent_is_an_error(bundle: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_worker_passes_on_what_is_wrong(bundle: Path) -> None:
     golden_path = bundle / "golden.safetensors"
-    for runtime_id in ("onnxruntime", "torch", "native"):
-        file = bundle / Variant(runtime_id).file
-        with pytest.raises(HistoError, match="--device cuda"):
-            check_file(file, runtime_id, golden_path, Golden.read(golden_path), 2, "cuda")
+    with pytest.raises(UsageError, match=r"PyTorch eager, --device cuda: torch .* finds no GPU\. Use --device cpu"):
+        check_file(bundle / "model.safetensors", "torch", golden_path, Golden.read(golden_path), 2, "cuda")
+
+
+def test_a_dead_worker_is_told_by_its_end(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden_path = bundle / "golden.safetensors"
+    golden = Golden.read(golden_path)
+    for program, reason in (
+        ("import os; os.kill(os.getpid(), 9)", r"signal 9 ended it\). See whether memory ran out"),
+        ("raise MemoryError", r"MemoryError\). See histo doctor"),
+        ("raise SystemExit(7)", r"exit status 7\). See histo doctor"),
+    ):
+        monkeypatch.setattr(parity, "WORKER", ("-c", program))
+        with pytest.raises(HistoError, match=rf"model\.onnx: could not be run by onnxruntime \({reason}"):
+            check_file(bundle / "model.onnx", "onnxruntime", golden_path, golden, 2)
+
+
+def test_a_worker_that_cannot_write_its_result_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        name = executed = "stub"
+        stages = staticmethod(lambda tiles: {})
+        warmup = staticmethod(lambda batch, side: None)
+        run = staticmethod(lambda tiles: np.zeros((len(tiles), 6), np.float32))
+
+    monkeypatch.setattr(parity, "open_runtime", lambda *_, **__: Stub())
+    with pytest.raises(HistoError, match=r"/proc: could not be written \(No such file .*\)\. Set TMPDIR"):
+        parity._worker(["torch", "file", str(bundle / "golden.safetensors"), "/proc/result", "1", "cpu", "0"])
+
+
+def test_a_network_of_another_shape_differs(golden: Golden) -> None:
+    """Another crop gives maps of another size, and other classes give other logits; both ended in a traceback."""
+    outputs = reference_outputs(golden)
+    smaller = {name: value[..., 1:, 1:] for name, value in outputs.items() if name.startswith("stage.layer")}
+    outputs["batch.1"] = outputs["batch.1"] + 1
+    assert compare("model.onnx", golden, outputs | smaller, META).diverges == "layer1"
+    fewer = {name: value[:, 1:] for name, value in outputs.items() if name.startswith("batch.")}
+    with pytest.raises(HistoError, match=r"model\.onnx in Made: gives 5 logits for a tile, and golden.* has 6"):
+        compare("model.onnx", golden, outputs | fewer, META)
 
 
 def test_an_unavailable_runtime_is_reported_and_the_others_check(

@@ -499,6 +499,7 @@ def test_the_onnx_file_holds_the_quantised_model(float_onnx: bytes, all_scales: 
     content = qdq_bytes(float_onnx, scales)
     assert len(content) < 0.3 * len(float_onnx)
     model, before = onnx.load_from_string(content), onnx.load_from_string(float_onnx)
+    assert (model.ir_version, model.opset_import[0].version) == (7, 13)
     tensors = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     assert tensors["layer4.2.conv2.weight_int8"].dtype == np.int8
     assert "layer4.2.conv2.weight" not in tensors

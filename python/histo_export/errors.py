@@ -6,10 +6,12 @@ the input, users see this one line and no traceback.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -63,7 +65,7 @@ def system_error(error: BaseException) -> OSError | None:
     """The failed system call that a library reports as an error of its own; None if that is not what failed.
 
     torch's archives raise a RuntimeError ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534") and
-    safetensors a SafetensorError. Where torch does not tell the system's reason, it is EIO.
+    safetensors a SafetensorError. torch often keeps the system's reason to itself; it is ENOSPC then.
     """
     if isinstance(error, OSError):
         return error
@@ -76,7 +78,14 @@ def system_error(error: BaseException) -> OSError | None:
         return error.__context__
     if reason := re.search(r"strerror: (.+)", text):
         return next((OSError(n, reason[1]) for n in errno.errorcode if os.strerror(n) == reason[1]), OSError(reason[1]))
-    return OSError(errno.EIO, "not all of it was written; the disk may be full")
+    return OSError(errno.ENOSPC, "not all of it was written; the disk may be full")
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """The next step for an unknown name out of a long list: what it may have meant."""
+    names = list(known)
+    near = [name for name in names if text and text in name] or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(near[:3])}? histo doctor lists all" if near else "histo doctor lists all"
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

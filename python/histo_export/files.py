@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,6 +33,8 @@ HEARTBEAT_S = 4.0
 """Seconds between an owner's signs of life."""
 STALE_S = 24 * 3600.0
 """Seconds without a change after which the hidden files of an unknown process count as left behind."""
+ELSEWHERE = "set TMPDIR to another folder"
+"""The next step where a temporary file can't be written."""
 NAME_BYTES = 160
 """Bytes of a name that a hidden name repeats, so that it has at most the 255 that file systems allow."""
 
@@ -81,14 +84,29 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
+    """A folder below `$TMPDIR`, which is removed at the end; HistoError if it can't be made."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="histo-")
+    except OSError as error:
+        raise not_written("A temporary folder", error, ELSEWHERE) from error
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def atomic_folder(out: Path, replace: bool = True) -> Iterator[Path]:
     """A hidden folder beside `out`. It becomes `out` when the block ends without an error, and is removed otherwise.
 
     An old folder at `out` stays until then. Hidden folders that killed processes left are removed first. If `out` is a
     link, the folder that it names is replaced, and the link stays.
 
+    Args:
+        out: the folder.
+        replace: whether an old folder is replaced. If not, and there is one at the end that is not empty, it stays.
+
     Raises:
-        OSError: the folder can't be written.
+        OSError: the folder can't be written; ENOTEMPTY or EEXIST if an old one stays.
     """
     if out.is_symlink():
         out = out.resolve()
@@ -98,7 +116,10 @@ def atomic_folder(out: Path) -> Iterator[Path]:
             _remove_stale(out)
             partial.mkdir()
             yield partial
-            _replace(partial, out)
+            if replace:
+                _replace(partial, out)
+            else:
+                partial.rename(out)  # the system refuses to overwrite a folder that is not empty
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 import histo_export
 from histo_export import _core
+from histo_export.errors import UsageError
 
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "torch")
 """Those that compute when a model runs."""
@@ -53,7 +55,12 @@ class Machine(BaseModel):
 
 
 def this_machine(device: str = "cpu") -> Machine:
-    """The machine that this process runs on; `gpu` is filled in where `device` is "cuda"."""
+    """The machine that this process runs on; `gpu` is filled in where `device` is "cuda".
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    require_device(device)
     features = [name for name, usable in _core.cpu_info().items() if usable]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return Machine(
@@ -91,6 +98,22 @@ def why_no_cuda() -> str | None:
         return None
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
     return f"torch {torch.__version__} ({built}) finds no GPU"
+
+
+def why_no_driver() -> str | None:
+    """Why no program can use an NVIDIA GPU here, asked of the driver alone; None where one can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "this machine has no NVIDIA driver (libcuda.so.1)"
+    status = driver.cuInit(0)
+    return f"the NVIDIA driver finds no GPU (cuInit: error {status})" if status else None
+
+
+def require_device(device: str) -> None:
+    """UsageError if `device` is "cuda" and there is none."""
+    if device == "cuda" and (reason := why_no_cuda()):
+        raise UsageError("--device cuda", reason, "Use --device cpu; histo doctor tells more")
 
 
 def cpu_name() -> str:

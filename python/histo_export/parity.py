@@ -11,7 +11,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,12 @@ import numpy.typing as npt
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from histo_export.errors import HistoError
+from histo_export.bundle_files import GOLDEN
+from histo_export.errors import HistoError, UsageError, not_written, system_error
+from histo_export.files import ELSEWHERE, temporary_folder
 from histo_export.runtimes import Runtime, Tiles, open_runtime
 from histo_export.spec import STAGES
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.model.checkpoint import Checkpoint
@@ -37,6 +39,10 @@ TIMING_S = 0.5
 """Seconds of timed calls at each of `TIMED_BATCHES`, at least."""
 STAGE_TILES = 2
 """Stages are compared on one real tile and one of noise."""
+
+WORKER = ("-m", "histo_export.parity")
+FORESEEN = 3
+"""Exit status of a worker whose last line on stderr is a HistoError."""
 
 FP32_TOLERANCE = 5e-5
 """Allowed |Δ| of a tile's logits in fp32, in units of that tile's largest reference logit (of at least 1).
@@ -189,11 +195,12 @@ def check_file(
         tolerance: of the file's format, see `FP32_TOLERANCE`.
 
     Raises:
-        HistoError: the file can't be opened or its process died. A file that runs but differs is returned as such.
+        HistoError: the file can't be opened, its process died, or it has other classes. A file that runs but differs is
+            returned as such.
     """
-    with tempfile.TemporaryDirectory(prefix="histo-parity-") as folder:
-        result_path = Path(folder) / "result.safetensors"
-        command = [sys.executable, "-m", "histo_export.parity", runtime_id, str(file), str(golden_path)]
+    with temporary_folder() as folder:
+        result_path = folder / "result.safetensors"
+        command = [sys.executable, *WORKER, runtime_id, str(file), str(golden_path)]
         done = subprocess.run(
             [*command, str(result_path), str(threads), device, str(TIMING_S)],
             capture_output=True,
@@ -202,14 +209,27 @@ def check_file(
             check=False,
         )
         if not result_path.exists():
-            last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            raise HistoError(
-                file, f"could not be run by {runtime_id} ({last[0]})", "Export again; histo doctor shows the runtimes"
-            )
+            raise _why_it_failed(file, runtime_id, done)
         with safe_open(result_path, framework="np") as result:
             metadata = json.loads(result.metadata()["result"])
             outputs = {key: result.get_tensor(key) for key in result.keys()}  # noqa: SIM118 (not a dict)
     return compare(file.name, golden, outputs, metadata, tolerance)
+
+
+def _why_it_failed(file: Path, runtime_id: str, done: subprocess.CompletedProcess[str]) -> HistoError:
+    """The error of a worker that ended without a result."""
+    lines = done.stderr.strip().splitlines() or [""]
+    if done.returncode == FORESEEN:
+        thing, cause, next_step, exit_code = json.loads(lines[-1])
+        return (UsageError if exit_code == UsageError.exit_code else HistoError)(thing, cause, next_step)
+    if done.returncode < 0:
+        reason, step = f"signal {-done.returncode} ended it", "See whether memory ran out, then run it again"
+    else:
+        reason, step = (
+            lines[-1] or f"exit status {done.returncode}",
+            "See histo doctor; if all is well there, report this",
+        )
+    return HistoError(file, f"could not be run by {runtime_id} ({reason})", step)
 
 
 def compare(
@@ -219,7 +239,18 @@ def compare(
     metadata: Mapping[str, Any],
     tolerance: float = FP32_TOLERANCE,
 ) -> FileParity:
-    """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage."""
+    """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage.
+
+    Raises:
+        HistoError: the logits are of another number of classes.
+    """
+    classes = {outputs[f"batch.{n}"].shape[1] for n in BATCHES}
+    if classes != {golden.logits.shape[1]}:
+        raise HistoError(
+            f"{file} in {metadata['runtime']}",
+            f"gives {', '.join(map(str, classes))} logits for a tile, and {GOLDEN} has {golden.logits.shape[1]}",
+            "Do not ship it; export again",
+        )
     logits = np.stack([outputs[f"batch.{n}"] for n in BATCHES]).astype(np.float64)
     difference = np.abs(logits - golden.logits)
     scale = np.maximum(1.0, np.abs(golden.logits).max(axis=1))
@@ -248,7 +279,9 @@ def compare(
 
 
 def _differs(output: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], tolerance: float) -> bool:
-    """Whether any tile differs by more than the tolerance, in units of its own largest reference value."""
+    """Whether any tile differs by more than the tolerance, in units of its own largest reference value, or in shape."""
+    if output.shape != reference.shape:  # of a model with another crop
+        return True
     values = tuple(range(1, reference.ndim))
     scale = np.maximum(1.0, np.abs(reference).max(axis=values))
     return not bool((np.abs(output - reference).max(axis=values) <= tolerance * scale).all())
@@ -283,11 +316,15 @@ def _worker(arguments: Sequence[str]) -> None:
         "executed": runtime.executed,
         "ms_per_tile": {n: _milliseconds_per_tile(runtime, golden.tiles[:n], float(seconds)) for n in TIMED_BATCHES},
     }
-    safetensors.numpy.save_file(outputs, result_path, metadata={"result": json.dumps(result)})
+    try:
+        safetensors.numpy.save_file(outputs, result_path, metadata={"result": dump_json(result)})
+    except SafetensorError as error:
+        raise not_written(Path(result_path).parent, system_error(error) or OSError(str(error)), ELSEWHERE) from error
 
 
 if __name__ == "__main__":
     try:
         _worker(sys.argv[1:])
     except HistoError as error:
-        sys.exit(str(error))
+        print(json.dumps([error.thing, error.cause, error.next_step, error.exit_code]), file=sys.stderr)
+        sys.exit(FORESEEN)

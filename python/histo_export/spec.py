@@ -49,6 +49,22 @@ def map_size(crop: int) -> int:
     return side
 
 
+def head_pool(pool: int, size: int) -> int:
+    """The pool that the exported head keeps on a map of side `size`: `pool` if it divides `size`, else `size`."""
+    return pool if size % pool == 0 else size
+
+
+InputKind = Literal["float", "uint8"]
+"""What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is uint8 `(n, h, w, 3)`. RGB."""
+
+
+def describe_input(kind: InputKind, side: int) -> tuple[str, str]:
+    """What a graph takes, in words: its type and shape, and its values. `side` of the tiles is in pixels."""
+    if kind == "uint8":
+        return f"uint8 (n, {side}, {side}, 3)", "RGB"
+    return f"float32 (n, 3, {side}, {side})", "RGB in [0, 1]"
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """All that is needed, besides the weights, to turn a tile into logits.

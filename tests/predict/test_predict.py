@@ -380,7 +380,10 @@ def int8_bundle(
     file.unlink()
     file.write_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec, noise_scales(checkpoint)))
     config = json.loads((folder / "config.json").read_text())
-    config["histo"] |= {"precision": "int8"}
+    figures = {"accuracy": 1, "interval": [0.9, 1], "agreement": 1, "drop": 0, "measured_with": "nothing"}
+    low = {"tiles": 1, "fingerprint": "", "max_drop": 0.5, "drop_accepted": False, "not_native": {}}
+    low["precisions"] = {"fp32": figures, "int8": figures}
+    config["histo"] |= {"precision": "int8", "low_precision": low}
     config["histo"]["files"]["model.safetensors"] = entry(file.read_bytes()).model_dump()
     (folder / "config.json").write_text(json.dumps(config))
     return folder

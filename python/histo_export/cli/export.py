@@ -16,7 +16,7 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import tiles_of_checkpoint
 from histo_export.cli.train import RunOptions, prepare, run_training
 from histo_export.errors import UsageError
-from histo_export.export.formats import DEFAULT_FORMATS, FORMATS
+from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, HIGHEST_OPSET, LOWEST_OPSET, with_needs
 from histo_export.spec import PRECISIONS
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class BundleOptions:
     input_kind: Annotated[
         str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
     ] = "float"
+    opset: Annotated[
+        int,
+        typer.Option(metavar="N", help=f"Of ONNX files, {LOWEST_OPSET} to {HIGHEST_OPSET}; the lowest runs anywhere."),
+    ] = LOWEST_OPSET
     precision: Annotated[
         str,
         typer.Option(
@@ -168,6 +172,14 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
     """UsageError where the options of the bundle contradict each other."""
     one_of("--input", bundle.input_kind, ("float", "uint8"))
     one_of("--precision", bundle.precision, PRECISIONS)
+    if not LOWEST_OPSET <= bundle.opset <= HIGHEST_OPSET:
+        raise UsageError(
+            f"--opset {bundle.opset}",
+            f"is not from {LOWEST_OPSET} to {HIGHEST_OPSET}",
+            f"Leave it out for {LOWEST_OPSET}, which every runtime reads that reads a newer one",
+        )
+    if bundle.opset != LOWEST_OPSET and "onnx" not in with_needs(formats):
+        raise UsageError(f"--opset {bundle.opset}", "is for ONNX files", "Add onnx to --formats, or leave it out")
     low = bundle.precision != "fp32"
     if not low and (bundle.max_drop is not None or bundle.accept_drop):
         raise UsageError(
@@ -229,6 +241,7 @@ def _settings(bundle: BundleOptions, formats: Sequence[str], force: bool) -> Exp
         accept_drop=bundle.accept_drop,
         force=force,
         threads=usable_cpus(),
+        opset=bundle.opset,
     )
 
 

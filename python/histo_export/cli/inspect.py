@@ -12,7 +12,7 @@ import typer
 from histo_export.cli import show
 from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
 from histo_export.errors import HistoError, UsageError
-from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision
+from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import HistoBlock
@@ -55,7 +55,6 @@ def inspect(
         spec, block = _read(source)
 
     from histo_export.model.layers import layer_table, size_as_exported, size_as_trained
-    from histo_export.model.lowering import head_pool
 
     layers = layer_table(spec)
     trained, exported = size_as_trained(layers), size_as_exported(spec, layers)

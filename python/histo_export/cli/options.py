@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from histo_export.errors import UsageError
+from histo_export.errors import UsageError, nearest
 from histo_export.spec import PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class OutputOptions:
 TRAINING_ORDER = (
     *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop"),
     *("mpp", "mean", "std", "tile_size"),
-    *("dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
+    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`: what people set most often comes first, whatever group it is in."""
@@ -181,12 +181,16 @@ def given(options: DataclassInstance) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
+LISTED = 8
+"""Names at most that a message lists in full."""
+
+
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
     """UsageError unless `value` is one of `known`."""
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
-        raise UsageError(f"{option} {value}", "is unknown", hint)
+        raise UsageError(f"{option} {value}", "is unknown", hint if len(known) <= LISTED else nearest(value, known))
 
 
 def three_numbers(option: str, text: str | None) -> Any:

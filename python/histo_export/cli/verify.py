@@ -22,7 +22,9 @@ def verify(
     """
     one_of("--device", device, ("cpu", "cuda"))
     from histo_export.export.bundle import open_bundle
+    from histo_export.machine import require_device
 
+    require_device(device)
     opened = open_bundle(bundle)
     from histo_export.export.low_precision import raise_if_onnx_differs
     from histo_export.export.run import check_files, check_quantised, raise_if_diverged

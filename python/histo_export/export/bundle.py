@@ -1,12 +1,14 @@
 """The bundle: the folder that is shipped.
 
 `config.json` is a valid WSInfer configuration with one more block, `histo`, for what WSInfer's format has no field for.
-A bundle is written completely or not at all, and every file's sha256 is checked before any of its files is opened. The
-model card has no sha256: nothing computes with it, and people add to it.
+A bundle is written completely or not at all. Before any of its files is run, every sha256 is checked, and what
+`config.json` says of the model is compared with what the files say (`agreement`). The model card has no sha256: nothing
+computes with it, and people add to it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -18,10 +20,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.bundle_files import CARD, CONFIG, GOLDEN, TRAINED_ON
-from histo_export.errors import HistoError, UsageError, not_written
+from histo_export.errors import HistoError, UsageError, not_written, one_line, system_error
+from histo_export.export.agreement import check_agreement, contradiction, statements
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
-from histo_export.spec import ModelSpec, Precision
+from histo_export.spec import InputKind, ModelSpec, Precision, head_pool
+from histo_export.strict_json import read_json
 from histo_export.trained_on import TrainedOn
 
 FORMAT_1_CHECKED_BY = {
@@ -31,6 +35,10 @@ FORMAT_1_CHECKED_BY = {
     "model.pt2": "torch-export",
 }
 """In format 1 of `HistoBlock` one runtime checked each file, and its id was not recorded."""
+
+
+NOMINAL_MPP = 0.5
+"""µm per pixel. WSInfer's configuration must state one; where it is unknown, this is written, and the card says so."""
 
 
 class FileEntry(BaseModel):
@@ -175,7 +183,7 @@ class HistoBlock(BaseModel):
     format: Literal[2]
     spec: dict[str, Any]
     head_pool: int
-    input: Literal["float", "uint8"]
+    input: InputKind
     precision: Precision
     files: dict[str, FileEntry]
     parity: dict[str, dict[str, dict[str, Any]]]
@@ -228,22 +236,18 @@ def entry(content: bytes) -> FileEntry:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Reads `config.json` and checks the size and sha256 of every file that it lists, except the model card.
+    """Reads `config.json`, and checks the size and sha256 of every file that it lists, except the model card.
 
     Raises:
         UsageError: there is no bundle at `path`.
-        HistoError: the configuration is invalid, or a file is missing, truncated or changed.
+        HistoError: the configuration is invalid or contradicts itself or a file, or a file is missing, truncated or
+            changed.
     """
     if not (path / CONFIG).is_file():
         raise UsageError(path, "is not a bundle (it has no config.json)", "Name a folder that histo export wrote")
-    try:
-        config = BundleConfig.model_validate_json((path / CONFIG).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise HistoError(
-            path / CONFIG, f"is not a bundle's configuration ({where}: {first['msg']})", "Export again"
-        ) from error
+    config = _read_config(path / CONFIG)
+    spec = _spec(path, config)
+    _check_fields(path, config, spec)
     for name, expected in config.histo.files.items():
         if name == CARD:  # older bundles list it; nothing computes with it, and people are meant to edit it
             continue
@@ -253,15 +257,71 @@ def open_bundle(path: Path) -> Bundle:
         _check_file(path / name, expected)
     if GOLDEN not in config.histo.files:
         raise HistoError(path / CONFIG, f"lists no {GOLDEN}", "Export again")
-    return Bundle(path, config)
+    bundle = Bundle(path, config)
+    if not bundle.models:
+        raise HistoError(path / CONFIG, "lists no model file", "Export again")
+    block = config.histo
+    stated = statements(spec, block.head_pool, block.input, block.precision)
+    check_agreement(path, stated, [name for name in block.files if name != CARD])
+    return bundle
 
 
 def spec_of(bundle: Bundle) -> ModelSpec:
-    """The model's spec; HistoError where it is invalid."""
+    """The model's spec."""
+    return _spec(bundle.path, bundle.config)
+
+
+def _spec(path: Path, config: BundleConfig) -> ModelSpec:
     try:
-        return ModelSpec.from_dict(bundle.config.histo.spec)
-    except (TypeError, ValueError) as error:
-        raise HistoError(bundle.path / CONFIG, f"has an invalid spec ({error})", "Export again") from error
+        return ModelSpec.from_dict(config.histo.spec)
+    except (TypeError, ValueError, KeyError) as error:
+        raise HistoError(path / CONFIG, f"has an invalid spec ({error})", "Export again") from error
+    except UsageError as error:  # of the command line's options, which nobody gave here
+        raise HistoError(path / CONFIG, f"has an invalid spec ({error.thing} {error.cause})", "Export again") from error
+
+
+def _read_config(file: Path) -> BundleConfig:
+    try:
+        return BundleConfig.model_validate(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        reason = f"{where}: {first['msg']}"
+    except (ValueError, OSError) as error:
+        reason = one_line(error)
+    raise HistoError(file, f"is not a bundle's configuration ({reason})", "Export again")
+
+
+def wsinfer_fields(spec: ModelSpec, kind: InputKind) -> dict[str, Any]:
+    """The fields of `config.json` that WSInfer and QuPath read.
+
+    Crop and normalisation are inside the graph. WSInfer and QuPath cut the model's tile (in µm) from the finest level,
+    so that a slide of half the µm per pixel gives tiles of twice the side. TorchScript takes those too, and would crop
+    them to a quarter of the area. Hence Resize.
+    """
+    resize = {"name": "Resize", "arguments": {"size": spec.tile_size}}
+    return {
+        "num_classes": len(spec.classes),
+        "patch_size_pixels": spec.tile_size,
+        "spacing_um_px": spec.mpp or NOMINAL_MPP,
+        "class_names": list(spec.classes),
+        "transform": [resize, {"name": "ToTensor"}] if kind == "float" else [],  # WSInfer has none that gives bytes
+    }
+
+
+def _check_fields(path: Path, config: BundleConfig, spec: ModelSpec) -> None:
+    """HistoError where fields of the configuration contradict each other."""
+    block = config.histo
+    for field, expected in wsinfer_fields(spec, block.input).items():
+        value = getattr(config, field)
+        if value != expected and not (field == "transform" and value == [{"name": "ToTensor"}] == expected[1:]):
+            raise contradiction(path, field, value, "its own histo.spec", expected)
+    if block.head_pool != (expected := head_pool(spec.pool, spec.map_size)):
+        raise contradiction(path, "head_pool", block.head_pool, "its own histo.spec", expected)
+    low = block.low_precision
+    measured = ["fp32"] if low is None else list(low.precisions)
+    if block.precision not in measured or (block.precision == "fp32") != (low is None):
+        raise contradiction(path, "precision", block.precision, "its own histo.low_precision", measured)
 
 
 def trained_on(bundle: Bundle) -> TrainedOn | None:
@@ -288,8 +348,10 @@ def _check_file(file: Path, expected: FileEntry) -> None:
 def staging(out: Path, force: bool) -> Iterator[Path]:
     """A temporary folder beside `out`. It becomes `out` when the block ends without an error, and is removed otherwise.
 
+    Two exports to one `out` never mix: without `force` the first to end wins, with it the last.
+
     Args:
-        out: the bundle's folder.
+        out: the bundle's folder. If it is a link, the folder that it leads to is written, and the link stays.
         force: replace a bundle at `out`. Anything else at `out` is never replaced.
 
     Raises:
@@ -298,10 +360,17 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
     """
     check_destination(out, force)
     try:
-        with atomic_folder(out) as folder:
+        with atomic_folder(Path(os.path.realpath(out)), replace=force) as folder:
             yield folder
-    except OSError as error:
-        raise not_written(out, error) from error
+    except HistoError:
+        raise
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None:
+            raise
+        if cause.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            check_destination(out, force)  # another export has ended meanwhile
+        raise not_written(out, cause) from error
 
 
 def check_destination(out: Path, force: bool) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from histo_export.bundle_files import INT8_ONNX
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
-from histo_export.model.lowering import describe_input
-from histo_export.spec import ModelSpec
+from histo_export.spec import ModelSpec, describe_input
 
 
 def model_card(config: BundleConfig, spec: ModelSpec) -> str:

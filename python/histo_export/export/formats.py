@@ -14,14 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
-from histo_export.spec import ModelSpec
+from histo_export.export.agreement import INPUT, SPEC
+from histo_export.spec import InputKind, ModelSpec, Precision, describe_input
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from histo_export.model.arithmetic import Scales
     from histo_export.model.checkpoint import Checkpoint
-    from histo_export.model.lowering import InputKind, LoweredNet
+    from histo_export.model.lowering import LoweredNet
+
+
+LOWEST_OPSET, HIGHEST_OPSET = 13, 22
+"""Of ONNX files. 13 is the first in which weights have a scale per channel, which model-int8.onnx needs; model.onnx
+could do with less, but one number for both files is simpler. 22 is the last in which all operators were compared."""
 
 
 class Source:
@@ -32,6 +39,8 @@ class Source:
         kind: what the graphs take, see `lowering.InputKind`.
         scales: of an int8 model, by convolution; None for a model without.
         name: what a server calls the model, see `triton.model_name`.
+        opset: of ONNX files, from `LOWEST_OPSET` to `HIGHEST_OPSET`.
+        precision: that the bundle is made for.
     """
 
     def __init__(
@@ -40,13 +49,21 @@ class Source:
         kind: InputKind = "float",
         scales: Mapping[str, Scales] | None = None,
         name: str = "model",
+        opset: int = LOWEST_OPSET,
+        precision: Precision = "fp32",
     ) -> None:
         self.checkpoint, self.kind, self.scales, self.name = checkpoint, kind, scales, name
+        self.opset, self.precision = opset, precision
 
     @property
     def spec(self) -> ModelSpec:
         """The model's."""
         return self.checkpoint.spec
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What ONNX, TorchScript and `.pt2` files say of themselves; `agreement` compares it with `config.json`."""
+        return {SPEC: dump_json(self.spec.to_dict()), INPUT: " ".join(describe_input(self.kind, self.spec.tile_size))}
 
     @cached_property
     def lowered(self) -> LoweredNet:

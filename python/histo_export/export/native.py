@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from histo_export.bundle_files import NATIVE
 from histo_export.model.native_file import native_bytes
-from histo_export.spec import ModelSpec
+from histo_export.spec import InputKind, ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.export.formats import Source
-    from histo_export.model.lowering import InputKind
 
 
 def write(folder: Path, source: Source) -> Sequence[str]:
     """See `formats.Writer`; the file gets the scales."""
-    (folder / NATIVE).write_bytes(native_bytes(source.lowered, source.spec, source.scales))
+    (folder / NATIVE).write_bytes(native_bytes(source.lowered, source.spec, source.scales, source.precision))
     return [NATIVE]
 
 

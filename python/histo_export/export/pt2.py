@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from histo_export.bundle_files import PT2
-from histo_export.model.lowering import InputKind
-from histo_export.spec import ModelSpec
+from histo_export.spec import InputKind, ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.export.formats import Source
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 def write(folder: Path, source: Source) -> Sequence[str]:
     """See `formats.Writer`."""
     buffer = io.BytesIO()
-    torch.export.save(source.program, buffer)
+    torch.export.save(source.program, buffer, extra_files=source.metadata)
     (folder / PT2).write_bytes(buffer.getvalue())
     return [PT2]
 

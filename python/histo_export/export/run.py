@@ -12,7 +12,15 @@ from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE, T
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import bundle
 from histo_export.export.card import model_card
-from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, Source, format_of, with_needs, write_formats
+from histo_export.export.formats import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    LOWEST_OPSET,
+    Source,
+    format_of,
+    with_needs,
+    write_formats,
+)
 from histo_export.export.low_precision import (
     MAX_DROP,
     check_int8_onnx,
@@ -23,18 +31,16 @@ from histo_export.export.low_precision import (
 from histo_export.export.triton import model_name
 from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint
-from histo_export.model.lowering import InputKind, head_pool, lower
+from histo_export.model.lowering import lower
 from histo_export.model.native_file import read_quantised
 from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import runtime_class
-from histo_export.spec import STAGES, ModelSpec, Precision
+from histo_export.spec import STAGES, InputKind, Precision, head_pool
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileData
     from histo_export.export.quantise import Quantisation
-
-NOMINAL_MPP = 0.5
-"""µm per pixel. WSInfer's configuration must state one; where it is unknown, this is written, and the card says so."""
 
 
 def versions() -> dict[str, str]:
@@ -55,6 +61,7 @@ class ExportSettings:
         accept_drop: export even where it loses more.
         force: replace an existing bundle.
         threads: of the runtimes that check the files.
+        opset: of ONNX files, from `formats.LOWEST_OPSET` to `formats.HIGHEST_OPSET`.
     """
 
     formats: Sequence[str] = DEFAULT_FORMATS
@@ -64,6 +71,7 @@ class ExportSettings:
     accept_drop: bool = False
     force: bool = False
     threads: int = 1
+    opset: int = LOWEST_OPSET
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,9 @@ def export_bundle(
         report("computing the reference in float64")
         (folder / GOLDEN).write_bytes(make_golden(checkpoint).to_bytes())
         quantisation = _quantisation(checkpoint, data, report) if data is not None and precision == "int8" else None
-        source = Source(checkpoint, settings.kind, quantisation.scales if quantisation else None, name=model_name(out))
+        scales = quantisation.scales if quantisation else None
+        name = model_name(out)
+        source = Source(checkpoint, settings.kind, scales, name=name, opset=settings.opset, precision=precision)
         written = [GOLDEN, *write_formats(folder, formats, source, report)]
         written += _write_record(folder, checkpoint, data)
         models = [file for name in formats if (file := FORMATS[name].file)]
@@ -134,7 +144,8 @@ def export_bundle(
         (folder / CARD).write_text(model_card(config, checkpoint.spec), encoding="utf-8")
         # Left out where it says nothing, because older versions refuse fields that they don't know.
         unused = {"histo": {"low_precision"}} if checks.low_precision is None else None
-        (folder / CONFIG).write_text(config.model_dump_json(indent=2, exclude=unused) + "\n", encoding="utf-8")
+        content = dump_json(config.model_dump(mode="json", exclude=unused), indent=2)
+        (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     return checks
 
 
@@ -202,11 +213,7 @@ def _config(
         figures = asdict(result)
         parity.setdefault(figures.pop("file"), {})[figures.pop("runtime_id")] = figures
     return bundle.BundleConfig(
-        num_classes=len(spec.classes),
-        patch_size_pixels=spec.tile_size,
-        spacing_um_px=spec.mpp or NOMINAL_MPP,
-        class_names=list(spec.classes),
-        transform=_transform(spec) if settings.kind == "float" else [],  # WSInfer has no transform that gives bytes
+        **bundle.wsinfer_fields(spec, settings.kind),
         histo=bundle.HistoBlock(
             format=2,
             spec=spec.to_dict(),
@@ -221,15 +228,6 @@ def _config(
             versions=versions(),
         ),
     )
-
-
-def _transform(spec: ModelSpec) -> list[dict[str, Any]]:
-    """What WSInfer and QuPath do with a tile; crop and normalisation are inside the graph.
-
-    They cut the model's tile (in µm) from the finest level, so that a slide of half the µm per pixel gives tiles of
-    twice the side. TorchScript takes those too, and would crop them to a quarter of the area.
-    """
-    return [{"name": "Resize", "arguments": {"size": spec.tile_size}}, {"name": "ToTensor"}]
 
 
 def check_files(

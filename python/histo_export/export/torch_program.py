@@ -3,8 +3,8 @@
 import torch
 from torch.export import Dim, ExportedProgram
 
-from histo_export.model.lowering import InputKind, LoweredNet
-from histo_export.spec import ModelSpec
+from histo_export.model.lowering import LoweredNet
+from histo_export.spec import InputKind, ModelSpec
 
 
 def exported_program(lowered: LoweredNet, spec: ModelSpec, kind: InputKind) -> ExportedProgram:

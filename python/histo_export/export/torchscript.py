@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histo_export.bundle_files import TORCHSCRIPT
-from histo_export.model.lowering import InputKind, describe_input
 from histo_export.model.torchscript import torchscript_bytes
-from histo_export.spec import ModelSpec
+from histo_export.spec import InputKind, ModelSpec, describe_input
 
 if TYPE_CHECKING:
     from histo_export.export.formats import Source
@@ -23,7 +22,7 @@ logits = model({tiles})  # {shape}
 
 def write(folder: Path, source: Source) -> Sequence[str]:
     """See `formats.Writer`."""
-    (folder / TORCHSCRIPT).write_bytes(torchscript_bytes(source.lowered))
+    (folder / TORCHSCRIPT).write_bytes(torchscript_bytes(source.lowered, source.metadata))
     return [TORCHSCRIPT]
 
 

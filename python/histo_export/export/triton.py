@@ -20,8 +20,7 @@ import onnx
 
 from histo_export.bundle_files import ONNX
 from histo_export.errors import HistoError
-from histo_export.model.lowering import InputKind
-from histo_export.spec import ModelSpec
+from histo_export.spec import InputKind, ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.export.formats import Source

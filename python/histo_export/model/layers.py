@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from histo_export.model.lowering import head_pool
 from histo_export.model.net import TileNet
-from histo_export.spec import CHANNELS, ModelSpec
+from histo_export.spec import CHANNELS, ModelSpec, head_pool
 
 
 @dataclass(frozen=True)

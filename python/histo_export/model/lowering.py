@@ -10,25 +10,15 @@ function of the final m×m feature map, and is lowered to an exact form that has
 Crop and normalisation are part of the graph: its input is what an image decoder returns.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from histo_export.spec import CHANNELS, STAGES, ModelSpec
+from histo_export.spec import CHANNELS, STAGES, InputKind, ModelSpec, head_pool
 
 if TYPE_CHECKING:  # it imports torchvision, which runtimes of exported files do not need
     from histo_export.model.net import TileNet
-
-InputKind = Literal["float", "uint8"]
-"""What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is uint8 `(n, h, w, 3)`. RGB."""
-
-
-def describe_input(kind: InputKind, side: int) -> tuple[str, str]:
-    """What a graph takes, in words: its type and shape, and its values. `side` of the tiles is in pixels."""
-    if kind == "uint8":
-        return f"uint8 (n, {side}, {side}, 3)", "RGB"
-    return f"float32 (n, 3, {side}, {side})", "RGB in [0, 1]"
 
 
 def pooling_matrix(pool: int, size: int) -> Tensor:
@@ -41,11 +31,6 @@ def pooling_matrix(pool: int, size: int) -> Tensor:
         start, end = p * size // pool, -(-(p + 1) * size // pool)
         matrix[p, start:end] = 1 / (end - start)
     return matrix
-
-
-def head_pool(pool: int, size: int) -> int:
-    """The pool that the lowered head keeps on a size×size map: `pool` where it divides the map, else the map itself."""
-    return pool if size % pool == 0 else size
 
 
 def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
@@ -96,8 +81,13 @@ class Stem(nn.Module):
         self.conv = _conv(3, 64, 7, 2)
 
     def forward(self, tiles: Tensor) -> Tensor:
+        # Also in TorchScript files, which others run: without these checks each of them would give logits of nonsense.
+        if (tiles.dtype == torch.uint8) != self.bytes:
+            raise ValueError("tiles must be uint8 (n, h, w, 3)" if self.bytes else "tiles must be float in [0, 1]")
         if self.bytes:
             tiles = tiles.permute(0, 3, 1, 2)
+        if min(tiles.shape[2], tiles.shape[3]) < self.crop:
+            raise ValueError(f"tiles are {tiles.shape[2]} x {tiles.shape[3]} pixels, less than the crop of {self.crop}")
         # torchvision's CenterCrop starts at round((side - crop) / 2), and Python rounds a half to the even number.
         top, left = (tiles.shape[2] - self.crop) // 2, (tiles.shape[3] - self.crop) // 2
         top += (tiles.shape[2] - self.crop) % 2 * (top % 2)

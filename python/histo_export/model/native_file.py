@@ -5,7 +5,8 @@ Keys are those of `LoweredNet.state_dict()` (`stem.conv.weight`, `layer1.0.conv1
 
 - `histo.format`: "1", or "2" where there are scales;
 - `histo.spec`: `ModelSpec.to_dict()` as JSON;
-- `histo.head_pool`: the pool that the stored linear layer expects; n where n divides the map, else the map's side.
+- `histo.head_pool`: the pool that the stored linear layer expects; n where n divides the map, else the map's side;
+- `histo.precision`: that the bundle is made for; not in files of older versions.
 
 Format 2 also holds `NAME.input_scale` and `NAME.weight_scale` for each convolution that may run in int8, see
 `arithmetic.Scales`. The weights are float32 in both formats, so that one file runs in every precision.
@@ -20,23 +21,27 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.model.arithmetic import MAPS, Scales
-from histo_export.model.lowering import LoweredNet, head_pool
+from histo_export.model.lowering import LoweredNet
 from histo_export.model.tensor_file import check_values
-from histo_export.spec import ModelSpec
+from histo_export.spec import ModelSpec, Precision, head_pool
 
 FORMAT, QUANTISED = "1", "2"
 INPUT_SCALE, WEIGHT_SCALE = ".input_scale", ".weight_scale"
 
 
-def native_bytes(lowered: LoweredNet, spec: ModelSpec, scales: Mapping[str, Scales] | None = None) -> bytes:
-    """The content of the file; format 2 where there are scales."""
+def native_bytes(
+    lowered: LoweredNet, spec: ModelSpec, scales: Mapping[str, Scales] | None = None, precision: Precision | None = None
+) -> bytes:
+    """The content of the file; format 2 where there are scales. `precision` is that of its bundle, if it has one."""
     metadata = {
         "histo.format": QUANTISED if scales else FORMAT,
         "histo.spec": json.dumps(spec.to_dict()),
         "histo.head_pool": str(head_pool(spec.pool, spec.map_size)),
     }
+    if precision is not None:
+        metadata["histo.precision"] = precision
     tensors = {key: value.contiguous() for key, value in lowered.state_dict().items()}
     for name, scale in (scales or {}).items():
         # Copies, because convolutions that read one map share a tensor, and the library refuses to write one twice.
@@ -73,7 +78,7 @@ def read_quantised(path: Path) -> tuple[LoweredNet, ModelSpec, dict[str, Scales]
         check_values(path, tensors)
         lowered.load_state_dict(tensors)
     except (safetensors.SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise HistoError(path, f"is not a readable model ({str(error).splitlines()[0]})", "Export again") from error
+        raise HistoError(path, f"is not a readable model ({one_line(error)})", "Export again") from error
     return lowered.requires_grad_(False), spec, scales
 
 

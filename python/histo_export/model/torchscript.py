@@ -6,13 +6,13 @@ warnings are silenced here and nowhere else.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 from histo_export.model.lowering import LoweredNet
 
 
@@ -24,11 +24,14 @@ def _without_deprecation_warnings() -> Iterator[None]:
         yield
 
 
-def torchscript_bytes(lowered: LoweredNet) -> bytes:
-    """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages."""
+def torchscript_bytes(lowered: LoweredNet, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages.
+
+    `metadata` become extra files of the archive, which readers that do not ask for them pass over.
+    """
     buffer = io.BytesIO()
     with _without_deprecation_warnings():
-        torch.jit.save(torch.jit.script(lowered), buffer)
+        torch.jit.save(torch.jit.script(lowered), buffer, _extra_files=dict(metadata or {}))
     return buffer.getvalue()
 
 
@@ -40,4 +43,4 @@ def load_torchscript(path: Path, device: str = "cpu") -> torch.jit.ScriptModule:
             module.eval()
             return module
     except (RuntimeError, ValueError, OSError) as error:
-        raise HistoError(path, f"is not readable TorchScript ({str(error).splitlines()[0]})", "Export again") from error
+        raise HistoError(path, f"is not readable TorchScript ({one_line(error)})", "Export again") from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.errors import UsageError
 from histo_export.spec import Precision
 
 if TYPE_CHECKING:
@@ -17,6 +19,20 @@ if TYPE_CHECKING:
 
 Tiles = npt.NDArray[np.uint8]
 """`(n, side, side, 3)` RGB, as a decoder gives them."""
+
+
+@dataclass(frozen=True)
+class TileSide:
+    """What a file demands of a tile's height and width.
+
+    Attributes:
+        pixels: of both.
+        fixed: both must be exactly `pixels`. Otherwise they may be more, and the centre is cut out.
+    """
+
+    pixels: int
+    fixed: bool
+
 
 LayerTime = tuple[str, str, float]
 """Stage (one of `spec.STAGES`), layer, seconds."""
@@ -37,7 +53,8 @@ class Runtime(ABC):
             by `executed`.
 
     Raises:
-        HistoError: the file is unreadable, or the device or the precision is unavailable.
+        UsageError: the device or the precision is unavailable.
+        HistoError: the file is unreadable.
     """
 
     names: ClassVar[Names]
@@ -85,13 +102,36 @@ class Runtime(ABC):
         """Runs black tiles, so that the first real ones find everything compiled, allocated and loaded."""
         self.run(np.zeros((batch, side, side, 3), np.uint8))
 
+    @property
     @abstractmethod
+    def side(self) -> TileSide:
+        """The side of the tiles that the file takes."""
+
     def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
-        """Logits `(n, classes)`, in memory of their own. It returns when they are in host memory."""
+        """Logits `(n, classes)`, in memory of their own. It returns when they are in host memory.
+
+        Raises:
+            UsageError: `tiles` are not what the file takes, see `check_tiles`.
+        """
+        check_tiles(tiles, self.side)
+        return self._run(tiles)
+
+    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        """The outputs of `spec.STAGES` in their order, each `(n, channels, h, w)`; the head's are the logits.
+
+        Raises:
+            UsageError: as `run`.
+        """
+        check_tiles(tiles, self.side)
+        return self._stages(tiles)
 
     @abstractmethod
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
-        """The outputs of `spec.STAGES` in their order, each `(n, channels, h, w)`; the head's are the logits."""
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        """`run` for tiles that have been checked."""
+
+    @abstractmethod
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        """`stages` for tiles that have been checked."""
 
     def layers(self, tiles: Tiles) -> list[LayerTime] | None:
         """The time of each layer in one run over `tiles`, in the order of execution, under the runtime's own profiler.
@@ -99,6 +139,26 @@ class Runtime(ABC):
         The profiler slows what it watches, so these are shares and not speeds. None where there is no profiler.
         """
         return None
+
+
+def check_tiles(tiles: Tiles, side: TileSide) -> None:
+    """Judges tiles for all runtimes alike.
+
+    Left to themselves, some would compute logits of a sliver from tiles that are smaller than the crop, some would fail
+    with a text about their own operators, and some would return nothing for no tile.
+
+    Raises:
+        UsageError: `tiles` are not uint8 `(n, height, width, 3)` with n of at least 1 and sides as `side` says.
+    """
+    if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
+        shape = "×".join(map(str, tiles.shape))
+        raise UsageError("tiles", f"are {tiles.dtype} {shape}", "Give uint8 RGB (n, height, width, 3)")
+    n, height, width, _ = tiles.shape
+    if n == 0:
+        raise UsageError("tiles", "are none", "Give at least one")
+    if (height, width) != (side.pixels,) * 2 if side.fixed else min(height, width) < side.pixels:
+        takes = f"{side.pixels} × {side.pixels} pixels" + ("" if side.fixed else " or more")
+        raise UsageError("tiles", f"are {height} × {width} pixels", f"This model takes {takes}")
 
 
 def to_float(tiles: Tiles) -> npt.NDArray[np.float32]:

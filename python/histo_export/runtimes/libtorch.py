@@ -29,7 +29,7 @@ import histo_export
 from histo_export.errors import HistoError, not_written
 from histo_export.files import atomic_file, cache_folder
 from histo_export.machine import why_no_cuda
-from histo_export.runtimes.base import Names, Runtime, Tiles
+from histo_export.runtimes.base import Names, Runtime, Tiles, TileSide
 from histo_export.runtimes.torch_base import torch_isa
 from histo_export.spec import Precision
 
@@ -56,8 +56,6 @@ class LibtorchRuntime(Runtime):
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
         super().__init__(file, threads=threads, device=device, precision=precision)
-        if device == "cuda" and (reason := why_no_cuda()):
-            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         extension = load_extension()
         try:
             self.runtime: Any = extension.TorchRuntime(file, threads, device)
@@ -66,11 +64,17 @@ class LibtorchRuntime(Runtime):
 
     @classmethod
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
+        if device == "cuda" and (reason := why_no_cuda()):
+            return reason
         try:
             compiled_library()
         except HistoError as error:
             return f"{error.cause}. {error.next_step}"
         return None
+
+    @property
+    def side(self) -> TileSide:
+        return TileSide(self.runtime.crop, fixed=False)
 
     @property
     def executed(self) -> str:
@@ -83,11 +87,11 @@ class LibtorchRuntime(Runtime):
     def warmup(self, batch: int, side: int) -> None:
         self.runtime.warmup(batch, side)  # several runs: libtorch's executor compiles in the first ones
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.runtime.run(np.ascontiguousarray(tiles))
         return logits
 
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         stages: dict[str, npt.NDArray[np.float32]] = self.runtime.stages(np.ascontiguousarray(tiles))
         return stages
 

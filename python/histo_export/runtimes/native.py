@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from histo_export import _core
 from histo_export._core import Engine
-from histo_export.errors import HistoError
-from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles
+from histo_export.errors import HistoError, UsageError
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide
 from histo_export.runtimes.layers import by_layer
 from histo_export.spec import Precision
 
@@ -27,16 +28,29 @@ def median_layer_times(engine: Engine, tiles: Tiles, runs: int = 9) -> list[dict
 
 
 def open_engine(file: Path, *, threads: int, precision: Precision, profile: str) -> Engine:
-    """The engine on `model.safetensors`; HistoError with the engine's own reason where it can't be opened."""
+    """The engine on `model.safetensors`.
+
+    Raises:
+        HistoError: the file can't be opened, with the engine's own reason and remedy.
+        UsageError: nothing is wrong with the file, but with what was asked of the engine.
+    """
     try:
         return Engine(file, threads=threads, precision=precision, profile=profile)
-    except (ValueError, OSError) as error:
-        cause = str(getattr(error, "message", error)).removeprefix(f"{file}: ")
-        raise HistoError(file, f"could not be opened by the native engine ({cause})", "Export again") from error
-    except RuntimeError as error:  # nothing is wrong with the file
-        cause = getattr(error, "message", str(error))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        cause = str(getattr(error, "message", error))
         remedy = getattr(error, "remedy", "") or "see histo doctor"
-        raise HistoError("The native engine", cause, remedy[0].upper() + remedy[1:]) from error
+        if cause.startswith(str(file)):
+            cause = cause.removeprefix(str(file)).removeprefix(":").strip()
+            raise HistoError(file, f"could not be opened by the native engine ({cause})", _sentence(remedy)) from error
+        if "no scales" in cause:  # the engine's own remedy names precisions that this CPU may lack
+            usable = " or ".join(name for name in _core.usable_precisions() if name != "int8")
+            step = f"Export it with --precision int8, or use --precision {usable}"
+            raise UsageError(file, "has no scales for int8", step) from error
+        raise UsageError("The native engine", cause, _sentence(remedy)) from error
+
+
+def _sentence(remedy: str) -> str:
+    return remedy[0].upper() + remedy[1:]
 
 
 class NativeRuntime(Runtime):
@@ -54,8 +68,6 @@ class NativeRuntime(Runtime):
     profile: ClassVar[str] = "throughput"
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
-        if reason := self.unavailable(device, precision):
-            raise HistoError(f"--device {device}", reason, "Use --device cpu")
         super().__init__(file, threads=threads, device=device, precision=precision)
         self.engine = open_engine(file, threads=threads, precision=precision, profile=self.profile)
 
@@ -72,13 +84,17 @@ class NativeRuntime(Runtime):
     def isa(self) -> str:
         return str(self.engine.info()["isa"])
 
+    @property
+    def side(self) -> TileSide:
+        return TileSide(int(self.engine.info()["crop"]), fixed=False)
+
     def batch_target(self) -> Engine:
         return self.engine
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         return self.engine.run(np.ascontiguousarray(tiles))
 
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         return self.engine.stages(np.ascontiguousarray(tiles))
 
     def layers(self, tiles: Tiles) -> list[LayerTime]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 
-from histo_export.errors import HistoError
-from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, to_float
+from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.files import temporary_folder
+from histo_export.machine import why_no_driver
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide, to_float
 from histo_export.runtimes.layers import of_onnx_kernels
 from histo_export.spec import STAGES, Precision
 
@@ -45,17 +45,20 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
         super().__init__(file, threads=threads, device=device, precision=precision)
-        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
-            profile = None if precision == "fp32" else Path(folder) / "onnxruntime"
+        with temporary_folder() as folder:
+            profile = None if precision == "fp32" else folder / "onnxruntime"
             try:
                 self.session = self._session(file, profile)
             except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
-                raise HistoError(file, f"is not a model that ONNX Runtime runs ({error})", "Export again") from error
+                raise HistoError(
+                    file, f"is not a model that ONNX Runtime runs ({one_line(error)})", "Export again"
+                ) from error
             tiles = self.session.get_inputs()[0]
             self.takes_bytes = tiles.type == "tensor(uint8)"
+            self._side = TileSide(tiles.shape[1] if self.takes_bytes else tiles.shape[2], fixed=True)
             self._arithmetic = "fp32"
             if profile is not None:
-                self.warmup(1, tiles.shape[1] if self.takes_bytes else tiles.shape[2])
+                self.warmup(1, self._side.pixels)
                 self._arithmetic = "+".join(_kinds_of_arithmetic(_events(self.session)))
 
     def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
@@ -75,10 +78,23 @@ class OnnxRuntime(Runtime):
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=[(provider, provider_options)])
         if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
-            raise HistoError(
-                f"--device {self.device}", f"ONNX Runtime could not start its {provider}", "See histo doctor for why"
+            raise UsageError(
+                f"--device {self.device}",
+                f"ONNX Runtime could not start its {provider}",
+                "Use --device cpu; histo doctor shows why",
             )
         return session
+
+    @classmethod
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
+        provider, _ = cls.providers.get(device, ("", {}))
+        if provider not in ort.get_available_providers():
+            return f"this build of ONNX Runtime has no {provider or 'provider for it'}"
+        return why_no_driver() if device == "cuda" else None  # without one, ONNX Runtime prints pages and goes on
+
+    @property
+    def side(self) -> TileSide:
+        return self._side
 
     @property
     def executed(self) -> str:
@@ -91,11 +107,13 @@ class OnnxRuntime(Runtime):
     def _input(self, tiles: Tiles) -> dict[str, npt.NDArray[np.generic]]:
         return {"tiles": tiles if self.takes_bytes else to_float(tiles)}
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.session.run(["logits"], self._input(tiles))[0]
         return logits
 
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        import onnx  # not needed for running a file
+
         # The file names the values that leave the stages; here they become outputs of a copy in memory.
         model = onnx.load(self.file)
         names = [*STAGES[:-1], "logits"]
@@ -112,8 +130,8 @@ class OnnxRuntime(Runtime):
 
     def _kernels(self, tiles: Tiles) -> list[dict[str, Any]]:
         """The events of the kernels of one run, from a second session that keeps a profile."""
-        with tempfile.TemporaryDirectory(prefix="histo-profile-") as folder:
-            session = self._session(self.file, profile=Path(folder) / "onnxruntime")
+        with temporary_folder() as folder:
+            session = self._session(self.file, profile=folder / "onnxruntime")
             runs = 3  # the first ones allocate
             for _ in range(runs):
                 session.run(["logits"], self._input(tiles))
@@ -138,16 +156,7 @@ class TensorRtRuntime(OnnxRuntime):
 
     @classmethod
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
-        if device != "cuda":
-            return "TensorRT runs on NVIDIA GPUs only"
-        if "TensorrtExecutionProvider" not in ort.get_available_providers():
-            return "this build of ONNX Runtime has no TensorRT provider"
-        return None
-
-    def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
-        if reason := self.unavailable(device, precision):
-            raise HistoError(f"--device {device}", reason, "Use another runtime, or see histo doctor")
-        super().__init__(file, threads=threads, device=device, precision=precision)
+        return super().unavailable(device, precision) if device == "cuda" else "TensorRT runs on NVIDIA GPUs only"
 
 
 def _events(session: ort.InferenceSession) -> list[dict[str, Any]]:

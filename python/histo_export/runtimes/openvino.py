@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histo_export.errors import HistoError
-from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, to_float
+from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide, to_float
 from histo_export.runtimes.layers import of_onnx_kernels
 from histo_export.spec import STAGES, Precision
 
@@ -48,9 +48,6 @@ class OpenVinoRuntime(Runtime):
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
         super().__init__(file, threads=threads, device=device, precision=precision)
-        if reason := self.unavailable(device, precision):
-            use = "Use another precision" if device == "cpu" else "Use --device cpu"
-            raise HistoError(f"{self.name}, --device {device}", reason, use)
         self.core = _core()
         try:
             self.model = self.core.read_model(file)
@@ -60,6 +57,11 @@ class OpenVinoRuntime(Runtime):
             raise HistoError(file, f"is not a model that OpenVINO runs ({reason})", "Export again") from error
         self.request = self.compiled.create_infer_request()
         self.takes_bytes = self.model.input(0).get_element_type() == ov.Type.u8
+
+    @property
+    def side(self) -> TileSide:
+        shape = self.model.input(0).get_partial_shape()
+        return TileSide(shape[1 if self.takes_bytes else 2].get_length(), fixed=True)
 
     def _compile(self, model: ov.Model, profile: bool = False) -> ov.CompiledModel:
         options = {
@@ -97,11 +99,11 @@ class OpenVinoRuntime(Runtime):
     def _input(self, tiles: Tiles) -> npt.NDArray[np.generic]:
         return np.ascontiguousarray(tiles) if self.takes_bytes else to_float(tiles)
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.request.infer([self._input(tiles)], share_inputs=True)[0]
         return logits.copy()  # the request's own buffer, which the next call overwrites
 
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         # The file names the values that leave the stages; here they become outputs of a copy.
         model = self.model.clone()
         model.add_outputs(list(STAGES[:-1]))
@@ -142,7 +144,7 @@ class OpenVinoStreamsRuntime(OpenVinoRuntime):
 
         self.queue.set_callback(keep)
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         batch = self._input(tiles)
         parts = np.array_split(batch, max(1, min(self.threads, len(batch))))
         for i, part in enumerate(parts):

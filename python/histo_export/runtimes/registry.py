@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
-from histo_export.errors import UsageError
+from histo_export.errors import UsageError, nearest
 from histo_export.runtimes.base import Runtime
 from histo_export.spec import PRECISIONS, Precision
 
@@ -80,7 +80,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
-            raise UsageError(f"runtime {self.runtime}", "is unknown", f"Use one of {', '.join(RUNTIMES)}")
+            raise UsageError(f"runtime {self.runtime}", "is unknown", nearest(self.runtime, RUNTIMES))
         if self.precision not in self.entry.files:
             able = ", ".join(name for name, entry in RUNTIMES.items() if self.precision in entry.files)
             raise UsageError(
@@ -98,7 +98,7 @@ class Variant:
         try:
             return _BY_ID[text]
         except KeyError:
-            raise UsageError(f"runtime {text}", "is unknown", f"Use one of {', '.join(_BY_ID)}") from None
+            raise UsageError(f"runtime {text}", "is unknown", nearest(text, _BY_ID)) from None
 
     @property
     def entry(self) -> RuntimeEntry:
@@ -146,7 +146,11 @@ def open_runtime(
     runtime: str, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32"
 ) -> Runtime:
     """Opens a model file in one of `RUNTIMES`; see `Runtime` for the arguments and the errors."""
-    return runtime_class(runtime)(file, threads=threads, device=device, precision=precision)
+    cls = runtime_class(runtime)
+    if reason := cls.unavailable(device, precision):
+        other = "--device cpu or another --runtime" if device != "cpu" else "another --runtime or --precision"
+        raise UsageError(f"{cls.names[precision]}, --device {device}", reason, f"Use {other}, or see histo doctor")
+    return cls(file, threads=threads, device=device, precision=precision)
 
 
 _BY_ID: Mapping[str, Variant] = {

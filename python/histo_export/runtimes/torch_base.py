@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from histo_export.errors import HistoError
 from histo_export.machine import why_no_cuda
-from histo_export.runtimes.base import Runtime, Tiles, to_float
+from histo_export.runtimes.base import Runtime, Tiles, TileSide, to_float
 from histo_export.spec import STAGES, Precision
 
 
@@ -30,8 +29,6 @@ class TorchRuntime(Runtime):
     """
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
-        if device == "cuda" and (reason := why_no_cuda()):
-            raise HistoError("--device cuda", reason, "Use --device cpu, or see histo doctor")
         super().__init__(file, threads=threads, device=device, precision=precision)
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits of mantissa; this runtime says fp32
@@ -41,6 +38,14 @@ class TorchRuntime(Runtime):
     @abstractmethod
     def load(self, file: Path) -> Any:
         """The module in `file`, on `self.device`; sets `self.takes_bytes` where it takes uint8."""
+
+    @classmethod
+    def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
+        return why_no_cuda() if device == "cuda" else None
+
+    @property
+    def side(self) -> TileSide:
+        return TileSide(int(self.module.stem.crop), fixed=False)
 
     @property
     def executed(self) -> str:
@@ -84,11 +89,11 @@ class TorchRuntime(Runtime):
             logits: torch.Tensor = self.module(self._input(tiles))
         return logits
 
-    def run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = self.forward(tiles).float().cpu().numpy()
         return logits
 
-    def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         outputs = {}
         with self._arithmetic(), torch.inference_mode():
             x = self._input(tiles)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from histo_export.errors import HistoError
 from histo_export.runtimes.base import Names, Tiles
 from histo_export.runtimes.torch_eager import EagerRuntime
 from histo_export.spec import Precision
@@ -23,11 +22,9 @@ class CudaGraphRuntime(EagerRuntime):
 
     @classmethod
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
-        return None if device == "cuda" else "CUDA graphs need a CUDA device"
+        return super().unavailable(device, precision) if device == "cuda" else "CUDA graphs need a CUDA device"
 
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
-        if reason := self.unavailable(device, precision):
-            raise HistoError(f"--device {device}", reason, "Use --device cuda or another runtime")
         super().__init__(file, threads=threads, device=device, precision=precision)
         self.graphs: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from histo_export.errors import HistoError
-from histo_export.runtimes.base import Names
+from histo_export.errors import HistoError, one_line
+from histo_export.runtimes.base import Names, TileSide
 from histo_export.runtimes.torch_base import TorchRuntime
 
 
@@ -21,7 +21,12 @@ class TorchExportRuntime(TorchRuntime):
         try:
             program = torch.export.load(file)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            raise HistoError(file, f"is not a readable .pt2 ({str(error).splitlines()[0]})", "Export again") from error
+            raise HistoError(file, f"is not a readable .pt2 ({one_line(error)})", "Export again") from error
         placeholder = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
         self.takes_bytes = placeholder.meta["val"].dtype == torch.uint8
+        self._pixels = int(placeholder.meta["val"].shape[1 if self.takes_bytes else 2])
         return torch.export.unflatten(program).to(self.device)
+
+    @property
+    def side(self) -> TileSide:
+        return TileSide(self._pixels, fixed=True)
