@@ -29,7 +29,7 @@ class HistoError(Exception):
         super().__init__(self.thing, cause, next_step)
 
     def __str__(self) -> str:
-        end = "" if self.next_step.endswith((".", "?")) else "."
+        end = "" if self.next_step.endswith((".", "?", "…")) else "."
         return f"{self.thing}: {self.cause}. {self.next_step}{end}"
 
 

@@ -24,7 +24,7 @@ def inspect(
         Path | None, typer.Argument(metavar="[BUNDLE|CKPT]", help="A bundle or a checkpoint; or give --pool.")
     ] = None,
     pool: Pool = None,
-    classes: Annotated[int, typer.Option(metavar="K", help="With --pool: number of classes.")] = 6,
+    classes: Annotated[int, typer.Option(metavar="K", min=2, max=10_000, help="With --pool: number of classes.")] = 6,
     crop: Crop = None,
     plan: Annotated[
         str | None,

@@ -8,11 +8,14 @@ parameter for each option, which is what Typer reads:
 
     app.command()(expand_options(train))        # histo train --data … --classes … --split … --crop … --mpp …
 
+In the help, a group is a panel with the name of its class: "Tile options".
+
 To add an option to the commands that share a group, add the field, and its place in `TRAINING_ORDER` if they use that.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -20,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -163,15 +166,24 @@ def expand_options(command: Callable[..., None], order: Sequence[str] = ()) -> C
 def _parameters_of(group: type[DataclassInstance]) -> list[Parameter]:
     """A parameter for each field of a dataclass, with the field's default and annotation."""
     hints = get_type_hints(group, include_extras=True)
+    panel = f"{group.__name__.removesuffix('Options')} options"
     return [
         Parameter(
             field.name,
             Parameter.KEYWORD_ONLY,
             default=Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=hints[field.name],
+            annotation=_in_panel(hints[field.name], panel),
         )
         for field in dataclasses.fields(group)
     ]
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    """The annotation of an option that the help shows in this panel."""
+    value_type, option = get_args(annotation)
+    option = copy.copy(option)  # several groups, and commands without a group, share some annotations
+    option.rich_help_panel = panel
+    return Annotated[value_type, option]
 
 
 def given(options: DataclassInstance) -> list[str]:
@@ -180,12 +192,30 @@ def given(options: DataclassInstance) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
+FEW = 8
+"""Values that a message may list."""
+
+VALUE_SYNONYMS = {
+    **{"gpu": "cuda", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "jit": "torchscript"},
+    **{"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
+    **{"nchw": "float", "nhwc": "uint8", "safetensors": "native", "tensorrt": "onnxruntime-tensorrt"},
+}
+"""Other tools' names of values → ours, where `difflib` finds another one or none."""
+
+
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """UsageError unless `value` is one of `known`."""
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
-        raise UsageError(f"{option} {value}", "is unknown", hint)
+    """UsageError unless `value` is one of `known`; it names the near ones, or all if they are few."""
+    if value in known:
+        return
+    text = value.lower()
+    near = [name for name in (text, VALUE_SYNONYMS.get(text, text)) if name in known][:1]
+    near = near or difflib.get_close_matches(text, known, n=1)
+    if len(known) > FEW:  # only runtimes are that many
+        near = near or [name for name in known if text and text in name][:3]
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        raise UsageError(f"{option} {value}", "is unknown", f"{hint}histo doctor lists all {len(known)}")
+    hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
+    raise UsageError(f"{option} {value}", "is unknown", hint)
 
 
 def three_numbers(option: str, text: str | None) -> Any:
