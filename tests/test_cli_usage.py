@@ -16,7 +16,8 @@ import typer
 from histo_export.cli import app as program
 from histo_export.cli import export_main, usage
 from histo_export.cli.examples import EXAMPLES, FIRST_STEPS
-from histo_export.cli.usage import COMMAND_SYNONYMS, NARROW, OPTION_SYNONYMS
+from histo_export.cli.show import NARROW
+from histo_export.cli.usage import COMMAND_SYNONYMS, OPTION_SYNONYMS
 
 Histo = Callable[..., tuple[int, str, str]]
 
@@ -70,6 +71,18 @@ def test_help_of_a_command(histo: Histo, typed: tuple[str, ...]) -> None:
     panels = [line.split("─ ")[1].split(" ─")[0] for line in out.splitlines() if line.startswith("╭")]
     assert panels[0] == "Options" or panels[:2] == ["Arguments", "Options"]
     assert {"Training options", "Tile options", "Cluster options", "Output options"} <= set(panels)
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("predict", "histo predict [OPTIONS] BUNDLE INPUT…"),
+        ("inspect", "histo inspect [OPTIONS] [BUNDLE|CKPT]"),
+        ("bench", "histo bench [OPTIONS] [BUNDLE…]"),
+    ],
+)
+def test_usage_is_what_to_type(histo: Histo, command: str, usage: str) -> None:
+    assert f"Usage: {usage} " in histo(command, "-h")[1]
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
@@ -146,6 +159,7 @@ WRONG = {
     "verify": "BUNDLE: is missing. For example: histo verify bundles/tiles-pool2. See histo verify --help.",
     "predict a": "INPUT…: is missing. For example: histo predict bundles/tiles-pool2 slides/ --out results. See",
     "verify a b": "b: is an argument too many; histo verify takes BUNDLE. See histo verify --help.",
+    "inspect a b": "b: is an argument too many; histo inspect takes [BUNDLE|CKPT]. See histo inspect --help.",
     "doctor x": "x: is an argument too many; histo doctor takes options only. See histo doctor --help.",
     # values of a closed set
     "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all 27.",

@@ -54,7 +54,7 @@ _add(app, "train", expand_options(train, TRAINING_ORDER))
 _add(app, "verify", verify)
 _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))
-_add(app, "inspect", inspect)
+_add(app, "inspect", expand_options(inspect))
 _add(app, "doctor", doctor)
 _add(export_app, "export", expand_options(export, TRAINING_ORDER))
 

@@ -28,23 +28,31 @@ if TYPE_CHECKING:
 class BundleOptions:
     """What the bundle is to hold."""
 
-    formats: Annotated[str, typer.Option(metavar="F,F,…", help=f"Of {', '.join(FORMATS)}; or [b]all[/b].")] = ",".join(
-        DEFAULT_FORMATS
-    )
+    formats: Annotated[
+        str, typer.Option(metavar="F,F,…", help=f"Files to write: {', '.join(FORMATS)}; or [b]all[/b].")
+    ] = ",".join(DEFAULT_FORMATS)
     input_kind: Annotated[
-        str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
+        str,
+        typer.Option(
+            "--input",
+            metavar="KIND",
+            help="What the ONNX, TorchScript and .pt2 files take: [b]float[/b] tiles (n, 3, height, width) with values "
+            "from 0 to 1, or [b]uint8[/b] tiles (n, height, width, 3) as a decoder gives them.",
+        ),
     ] = "float"
     precision: Annotated[
         str,
         typer.Option(
             metavar="P",
-            help="Of the bundle: fp32, bf16x3, bf16 or int8. Below fp32 the loss of accuracy is measured; with "
-            "--checkpoint, --data must name its tiles.",
+            help="In which the bundle is meant to run: fp32, bf16x3, bf16 or int8. Below fp32 the loss of accuracy is "
+            "measured; with --checkpoint, --data must name its tiles.",
         ),
     ] = "fp32"
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="PTS", help="Points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"),
+        typer.Option(
+            metavar="PTS", help="Percentage points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"
+        ),
     ] = None
     accept_drop: Annotated[
         bool, typer.Option("--accept-drop", metavar="", help="Export even where more than that is lost.")
@@ -199,7 +207,9 @@ def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
     """Shell commands to go on with."""
     # From the end of the table: what serves the model comes before what only opens a file.
     steps = (FORMATS[name].writer.next_step(out) for name in reversed(FORMATS) if name in formats)
-    return [f"histo verify {out}", f"histo inspect {out}", *(step for step in steps if step)]
+    ours = [show.command_line("histo", name, out) for name in ("verify", "inspect", "bench")]
+    ours.insert(1, show.command_line("histo", "predict", out, "slides/"))
+    return [*ours, *(step for step in steps if step)]
 
 
 def _print_json(
@@ -233,7 +243,7 @@ def _print(
     spec = checkpoint.spec
     synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
     title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{synthetic}"
-    show.print_files(title, out, checks)
+    show.print_files(title, out, checks, checkpoint.training)
     if checks.low_precision is not None:
         show.out_console.print()
         show.print_low_precision(precision, checks.low_precision)

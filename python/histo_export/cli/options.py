@@ -82,29 +82,38 @@ class TrainingOptions:
     """How a network is trained."""
 
     weights: Annotated[
-        str, typer.Option(metavar="W", help="[b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file.")
+        str,
+        typer.Option(
+            metavar="W", help="Weights to start from: [b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file."
+        ),
     ] = "none"
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="[b]strong[/b] (default), or [b]report[/b]: the report's, no augmentation."),
     ] = None
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Length of the run.  [dim]\\[default: the recipe's][/dim]")
+        int | None,
+        typer.Option(metavar="N", help="Passes over the training tiles.  [dim]\\[default: the recipe's][/dim]"),
     ] = None
-    dropout: Annotated[float, typer.Option(metavar="P", help="Before the linear layer, while training.")] = 0.0
+    dropout: Annotated[
+        float, typer.Option(metavar="P", help="Probability of dropout before the linear layer, while training.")
+    ] = 0.0
     batch: Annotated[
-        int | None, typer.Option(metavar="N", help="Tiles a step and device.  [dim]\\[default: 32][/dim]")
+        int | None, typer.Option(metavar="N", help="Tiles per step and device.  [dim]\\[default: 32][/dim]")
     ] = None
     lr: Annotated[
-        float | None, typer.Option("--lr", metavar="R", help="Adam's, at its peak.  [dim]\\[default: 0.001][/dim]")
+        float | None,
+        typer.Option("--lr", metavar="R", help="Learning rate of Adam, at its peak.  [dim]\\[default: 0.001][/dim]"),
     ] = None
     autocast: Annotated[
-        str, typer.Option(metavar="T", help="Training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
+        str, typer.Option(metavar="T", help="Arithmetic of training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
     ] = "auto"
     device: Annotated[
         str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
     ] = "auto"
-    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order, augmentation and splits.")] = 0
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of all random numbers: first weights, order, augmentation, splits.")
+    ] = 0
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def train(
 
     if not is_main_process():
         return
-    following = [f"histo export --checkpoint {result.checkpoint}"]
+    following = [show.command_line("histo", "export", "--checkpoint", result.checkpoint)]
     if output.as_json:
         show.print_json({"run": str(out), **result.to_dict(), "next": following})
         return
@@ -122,7 +122,8 @@ def run_training(
         return train_run(tiles, spec, config, run, resume=resume, force=output.force, progress=not output.quiet)
     except KeyboardInterrupt:
         if (run / "last.ckpt").exists():
-            show.log.print(f"The last complete epoch is kept: histo train --resume --out {run} with the same options.")
+            again = show.command_line("histo", "train", "--resume", "--out", run)
+            show.log.print(f"The last complete epoch is kept: {again} with the same options.", markup=False)
         raise
 
 

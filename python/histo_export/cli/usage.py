@@ -16,10 +16,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from histo_export.cli.examples import EXAMPLES
+from histo_export.cli.show import NARROW
 from histo_export.errors import UsageError
-
-NARROW = 70
-"""Columns below which the help has no table: its columns would cut words."""
 
 OPTION_SYNONYMS = {
     **dict.fromkeys(("--batch-size", "--batchsize", "--bs", "-b"), "--batch"),
@@ -75,6 +73,11 @@ CAUSES = {
 class Command(TyperCommand):
     """A command whose wrong use is a `UsageError`."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the command's name: Typer adds braces, brackets and dots to what our metavars say already."""
+        arguments = (param for param in self.get_params(ctx) if not isinstance(param, TyperOption))
+        return ["[OPTIONS]", *(param.metavar or param.name or "" for param in arguments)]
+
     def get_help_option(self, ctx: Any) -> Any:
         return _without_type(super().get_help_option(ctx))
 
@@ -93,8 +96,8 @@ class Command(TyperCommand):
         except TyperException as error:
             raise _explained(error, ctx, typed, values) from error
         if ctx.args:
-            taken = [param.metavar or "" for param in self.get_params(ctx) if not isinstance(param, TyperOption)]
-            cause = f"is an argument too many; {ctx.command_path} takes {' '.join(taken) or 'options only'}"
+            takes = " ".join(self.collect_usage_pieces(ctx)[1:])
+            cause = f"is an argument too many; {ctx.command_path} takes {takes or 'options only'}"
             raise UsageError(ctx.args[0], cause, _see(ctx))
         return rest
 
