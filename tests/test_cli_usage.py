@@ -77,7 +77,7 @@ def test_help_of_a_command(histo: Histo, typed: tuple[str, ...]) -> None:
     ("command", "usage"),
     [
         ("predict", "histo predict [OPTIONS] BUNDLE INPUT…"),
-        ("inspect", "histo inspect [OPTIONS] [BUNDLE|CKPT]"),
+        ("inspect", "histo inspect [OPTIONS] [BUNDLE|RUN|CKPT]"),
         ("bench", "histo bench [OPTIONS] [BUNDLE…]"),
     ],
 )
@@ -159,7 +159,11 @@ WRONG = {
     "verify": "BUNDLE: is missing. For example: histo verify bundles/tiles-pool2. See histo verify --help.",
     "predict a": "INPUT…: is missing. For example: histo predict bundles/tiles-pool2 slides/ --out results. See",
     "verify a b": "b: is an argument too many; histo verify takes BUNDLE. See histo verify --help.",
-    "inspect a b": "b: is an argument too many; histo inspect takes [BUNDLE|CKPT]. See histo inspect --help.",
+    "inspect a b": "b: is an argument too many; histo inspect takes [BUNDLE|RUN|CKPT]. See histo inspect --help.",
+    "verify ''": "an argument of histo verify: is empty. Give a value; a variable of the shell that is not set becomes",
+    "export --data ''": "--data: is empty. Give a value; a variable of the shell that is not set becomes an empty one.",
+    "export --data=": "--data: is empty. Give a value; a variable of the shell that is not set becomes an empty one.",
+    "''": "the command: is empty.",
     "doctor x": "x: is an argument too many; histo doctor takes options only. See histo doctor --help.",
     # values of a closed set
     "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all 27.",
@@ -232,6 +236,17 @@ def test_completion_can_be_installed_and_does_not_clutter_the_help(
         code, out, _ = histo("--install-completion", entry=entry)
         assert code == 0, out
         assert name in (tmp_path / ".bash_completions" / f"{name}.sh").read_text(encoding="utf-8")
+
+
+def test_completion_that_cannot_be_installed(histo: Histo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("typer._completion_shared._get_shell_name", lambda: "bash")
+    code, out, err = histo("--install-completion")
+    assert (code, out) == (1, "")
+    assert "could not be written (" in err
+    assert "Add what histo --show-completion prints to the files that your shell reads." in err
+    assert err.count("\n") == 1
 
 
 def test_an_unforeseen_message_of_typer_is_not_hidden() -> None:

@@ -127,12 +127,21 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
         _drop_output()
         code = 1
     except OSError as error:
+        if "--install-completion" in sys.argv:  # Typer writes to the home folder
+            show.log.print(f"{name}: {_not_installed(name, error)}", markup=False, soft_wrap=True)
+            sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
             raise
         _drop_output()
         code = 1
         show.log.print(f"{name}: {not_written('standard output', error, 'choose another place')}", markup=False)
     sys.exit(code or 0)
+
+
+def _not_installed(name: str, error: OSError) -> HistoError:
+    """What to say where completion cannot be installed."""
+    by_hand = f"add what {name} --show-completion prints to the files that your shell reads"
+    return not_written(error.filename or "the home folder", error, by_hand)
 
 
 def _drop_output() -> None:

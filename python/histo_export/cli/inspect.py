@@ -42,7 +42,10 @@ class PlanOptions:
 def inspect(
     *,
     source: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE|CKPT]", help="A bundle or a checkpoint; or give --pool.")
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE|RUN|CKPT]", help="A bundle, a run of histo train, a checkpoint; or give --pool."
+        ),
     ] = None,
     pool: Pool = None,
     classes: Annotated[int, typer.Option(metavar="K", min=2, max=10_000, help="With --pool: number of classes.")] = 6,
@@ -101,7 +104,12 @@ def inspect(
 
 
 def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
-    """The model of a checkpoint or a bundle, the bundle's own block, and the other facts as plain values."""
+    """The model of a bundle, a run or a checkpoint, the bundle's own block, and the other facts as plain values."""
+    from histo_export.training.folder import RunFolder
+
+    best = RunFolder(source).best
+    if best.exists():
+        source = best
     if source.is_dir():
         from histo_export.export.bundle import open_bundle, spec_of
 

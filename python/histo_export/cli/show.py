@@ -53,13 +53,10 @@ def status(doing: str, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def print_json(value: Any) -> None:
-    """Writes indented JSON to stdout, with escapes where the terminal's encoding lacks characters.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have; nothing has been written then.
-    """
+    """Writes indented JSON to stdout, with escapes where the terminal's encoding lacks characters."""
     unicode = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not unicode, allow_nan=False) + "\n")
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=not unicode)
+    sys.stdout.write("\n")
 
 
 def command_line(*words: object) -> str:

@@ -90,6 +90,8 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         typed = list(args)
         values = _values(ctx, typed)
+        if "" in typed:
+            raise _empty(f"an argument of {ctx.command_path}")
         ctx.allow_extra_args = True  # for our own message
         try:
             rest = super().parse_args(ctx, args)
@@ -121,12 +123,19 @@ class Group(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
+        if not name:
+            raise _empty("the command")
         if name not in self.commands and not ctx.resilient_parsing:
             known = [command for command in self.commands if not self.commands[command].hidden]
             near = COMMAND_SYNONYMS.get(name) or next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
             hint = f"Did you mean {ctx.command_path} {near}?" if near else f"Use one of {', '.join(known)}"
             raise UsageError(name, "is not a command", hint)
         return super().resolve_command(ctx, args)
+
+
+def _empty(thing: str) -> UsageError:
+    """For a value without text: as a path it would be the current folder."""
+    return UsageError(thing, "is empty", "Give a value; a variable of the shell that is not set becomes an empty one")
 
 
 def _options(command: Any, ctx: Any) -> dict[str, TyperOption]:
@@ -139,8 +148,8 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
     """The name of each option that takes a value → the value as typed.
 
     Raises:
-        UsageError: an option lacks its value (Typer would take the next option for it), or has two (Typer would ignore
-            the first).
+        UsageError: an option lacks its value (Typer would take the next option for it), has an empty one, or has two
+            (Typer would ignore the first).
     """
     options = _options(ctx.command, ctx)
     values: dict[str | None, str] = {}
@@ -158,6 +167,8 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
                 found = f", and {following} follows" if following else ""
                 raise UsageError(name, f"needs a value{found}", f"Use {name} {option.metavar or 'VALUE'}. {_see(ctx)}")
             value = following
+        if not value:
+            raise _empty(name)
         if values.setdefault(option.name, value) != value:
             hint = f"Use {name} {values[option.name]},{value}" if "," in (option.metavar or "") else "Give it once"
             raise UsageError(name, f"is given twice ({values[option.name]} and {value})", hint)
