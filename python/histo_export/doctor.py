@@ -49,7 +49,7 @@ OPTIONAL = {
     "ray": ("ray", "ray"),
 }
 """Package → what is imported of it, and the extra of histo-export that installs it."""
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME", "XDG_CACHE_HOME")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME")
 """Variables that matter besides those that begin with HISTO_; see docs/environment.md."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
@@ -165,12 +165,11 @@ def _import_problem(module: str) -> str:
 
 def _disk() -> dict[str, str]:
     """The folders that are written to without being named, and the space that is free there."""
+    import torch
+
     cache = Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
-    torch_home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
-    return {
-        name: f"{folder}: {_space(folder)}"
-        for name, folder in (("cache", cache), ("torch's cache", Path(torch_home).expanduser()), ("here", Path.cwd()))
-    }
+    folders = {"cache": cache, "torch's cache": Path(torch.hub.get_dir()), "here": Path.cwd()}
+    return {name: f"{folder}: {_space(folder)}" for name, folder in folders.items()}
 
 
 def _space(folder: Path) -> str:
