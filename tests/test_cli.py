@@ -21,7 +21,7 @@ from rich.console import Console
 from histo_export import cli, doctor
 from histo_export._core import usable_precisions
 from histo_export.cli import show
-from histo_export.cli.export import _next_steps
+from histo_export.cli.export import _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
 from histo_export.doctor import OPTIONAL
 from histo_export.export.formats import FORMATS
@@ -63,7 +63,7 @@ def test_help_and_tables_in_any_locale(variables: dict[str, str]) -> None:
     code = (
         "import sys; from histo_export.cli import main\n"
         "helps = [['--help'], *([command, '--help'] for command in sys.argv[1:])]\n"
-        "for arguments in [*helps, ['inspect', '--pool', '2']]:\n"
+        "for arguments in [*helps, [], ['inspect', '--pool', '2']]:\n"
         "    sys.argv = ['histo', *arguments]\n"
         "    try: main()\n"
         "    except SystemExit as stop: assert not stop.code, arguments\n"
@@ -135,6 +135,11 @@ def test_pairs_are_lines_on_a_narrow_terminal(
     table.add_row("", "a name of two dozen letters", "1")
     show.print_table(table)
     assert capsys.readouterr().out == "versions: histo-export: 0.1.0\na name of two dozen letters: 1\n"
+
+
+def test_all_formats_beside_some_are_all() -> None:
+    assert _formats("onnx, all") == _formats("all") == list(FORMATS)
+    assert _formats("native,onnx") == ["onnx", "native"]
 
 
 def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
@@ -495,6 +500,12 @@ def test_doctor_tells_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch
     assert found["rich"] == importlib.metadata.version("rich")
     assert found["typer"].endswith("does not load: ModuleNotFoundError: No module named 'no_such_module'")
     assert found["no-such-package"] == "not installed: pip install 'histo-export[slides]'"
+
+
+def test_doctor_works_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HISTO_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert doctor._disk()["cache"] == "The cache folder: is unknown: this user has no home folder. Set HISTO_CACHE."
 
 
 def test_doctor_tells_the_space_of_folders_that_do_not_exist_yet(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import histo_export
 from histo_export.errors import HistoError
+from histo_export.files import cache_folder
 from histo_export.machine import cpu_name, package_versions, why_no_cuda
 from histo_export.runtimes import all_variants, runtime_class
 from histo_export.runtimes.registry import RUNTIMES
@@ -167,9 +168,13 @@ def _disk() -> dict[str, str]:
     """The folders that are written to without being named, and the space that is free there."""
     import torch
 
-    cache = Path(os.environ.get("HISTO_CACHE") or "~/.cache/histo-export").expanduser()
-    folders = {"cache": cache, "torch's cache": Path(torch.hub.get_dir()), "here": Path.cwd()}
-    return {name: f"{folder}: {_space(folder)}" for name, folder in folders.items()}
+    folders = {"here": Path.cwd(), "torch's cache": Path(torch.hub.get_dir())}
+    try:
+        folders["cache"] = cache_folder()
+        unknown = {}
+    except HistoError as error:  # a user without a home
+        unknown = {"cache": str(error)}
+    return {name: f"{folder}: {_space(folder)}" for name, folder in folders.items()} | unknown
 
 
 def _space(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """Lines that people can copy: shown by `histo` alone, at the end of each command's help, and in error messages."""
 
 FIRST_STEPS = {
-    "histo export": "train on made tiles for a minute, export the model and check every file",
+    "histo export": "train on synthetic tiles for a minute, export the model and check every file",
     "histo export --data tiles/ --pool 2 --mpp 0.5": "the same with your tiles: tiles/<class>/*.png",
     "histo predict bundles/tiles-pool2 slides/": "classify tiles and whole slides with the exported model",
     "histo doctor": "show what works on this machine",

@@ -120,12 +120,12 @@ def export(
 def _formats(text: str) -> list[str]:
     """ "onnx,native" or "all" → keys of `FORMATS`, in its order."""
     known = tuple(FORMATS)
-    names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        one_of("--formats", name, known)
+        one_of("--formats", name, (*known, "all"))
     if not names:
         raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
-    return [name for name in known if name in names]
+    return [name for name in known if name in names or "all" in names]
 
 
 def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:

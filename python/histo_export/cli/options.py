@@ -132,7 +132,7 @@ TRAINING_ORDER = (
     *("dropout", "batch", "lr", "formats", "input_kind", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
-"""The order of help for `export` and `train`: what people set most often comes first, whatever group it is in."""
+"""The order of help for `export` and `train`, of the panels and within them: what people set most often first."""
 
 
 def expand_options(command: Callable[..., None], order: Sequence[str] = ()) -> Callable[..., None]:

@@ -30,7 +30,7 @@ OPTION_SYNONYMS = {
     **dict.fromkeys(("--num-epochs", "--n-epochs", "--max-epochs", "-e"), "--epochs"),
     **dict.fromkeys(("--ckpt", "--resume-from"), "--checkpoint"),
     **dict.fromkeys(("--pretrained", "--imagenet"), "--weights imagenet"),
-    **dict.fromkeys(("--tile-size", "--patch-size", "--image-size", "--size"), "--crop"),
+    **dict.fromkeys(("--patch-size", "--image-size", "--size"), "--crop"),
     **dict.fromkeys(("--spacing", "--resolution", "--um-per-pixel", "--microns"), "--mpp"),
     **dict.fromkeys(("--overwrite", "--replace", "-f", "-y"), "--force"),
     **dict.fromkeys(("--num-workers", "--workers", "--jobs", "-j", "-t"), "--threads"),
@@ -159,7 +159,7 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
             break
         name, equals, value = arg.partition("=")
         option = options.get(name)
-        if option is None or option.is_flag or option.nargs != 1:
+        if option is None or option.is_flag or option.multiple or option.nargs != 1:
             continue
         if not equals:
             following = next(rest, None)
