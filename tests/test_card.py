@@ -78,7 +78,7 @@ def test_use_limits_licence_and_metadata() -> None:
         ({"data": {"synthetic": False}, "test": TEST}, "real", "90.0%"),
         ({"data": {"synthetic": True}, "test": TEST}, "synthetic", "90.0%"),
         ({"trained_elsewhere": True}, "synthetic", "unknown, because the network was trained elsewhere"),
-        ({}, "real", "unknown, because no test is recorded"),
+        ({}, "kept", "unknown, because no test is recorded"),
     ],
 )
 def test_the_card_claims_no_more_than_is_recorded(training: dict[str, Any], tiles: str, accuracy: str) -> None:
@@ -86,5 +86,8 @@ def test_the_card_claims_no_more_than_is_recorded(training: dict[str, Any], tile
     assert f"on {tiles} tiles and on noise" in text
     assert f"max \\|Δlogit\\|, {tiles} tiles" in text
     assert ("real tiles" in text) == (tiles == "real")
+    origin = {"real": "tiles of one data set (below).", "synthetic": "synthetic tiles."}
+    if "trained_elsewhere" not in training:
+        assert f"It was trained on {origin.get(tiles, 'tiles that are not recorded here.')}" in text
     assert f"- Test accuracy: {accuracy}" in text
     assert ("| class | precision" in text) == ("test" in training)

@@ -100,13 +100,17 @@ def _use_lines(spec: ModelSpec, training: Mapping[str, Any]) -> list[str]:
     """What the model is for, and what its maker has to add."""
     data = training.get("data", {})
     scale = f"{spec.mpp} µm per pixel" if spec.mpp else "the µm per pixel of its training tiles, which are unknown"
-    tiles = "synthetic tiles" if data.get("synthetic") else "tiles"
+    trained_on = "tiles of one data set (below)"
+    if data.get("synthetic"):
+        trained_on = "synthetic tiles"
+    elif training.get("trained_elsewhere") or not data:
+        trained_on = "tiles that are not recorded here"
     return [
         "## Intended use and limits",
         "",
-        f"- It sorts tiles of H&E-stained sections into the classes above, at {scale}. It always answers one of them, "
-        "also for tiles that show something else.",
-        f"- It was trained on {tiles} of one data set (below). Other scanners, stains, laboratories and tissues can "
+        f"- It sorts histology tiles into the classes above, at {scale}. It always answers one of them, also for tiles "
+        "that show something else.",
+        f"- It was trained on {trained_on}. Other scanners, stains, laboratories and tissues can "
         "lower the accuracy: test it on tiles of your own before you rely on it.",
         "- It is not a medical device and must not be used to diagnose or treat.",
         "- Licence of the weights: not stated. Whoever publishes this model writes it here and in the first lines of "
@@ -128,9 +132,12 @@ def describe_test(training: Mapping[str, Any]) -> str:
 
 
 def golden_tiles_are(training: Mapping[str, Any]) -> str:
-    """What the tiles are, besides noise, on which files are compared with the checkpoint: "real" or "synthetic"."""
-    made = training.get("data", {}).get("synthetic") or training.get("trained_elsewhere")
-    return "synthetic" if made else "real"
+    """What the tiles are, besides noise, on which files are compared with the checkpoint.
+
+    "real" or "synthetic"; "kept" (with the checkpoint) where no record tells which.
+    """
+    made = True if training.get("trained_elsewhere") else training.get("data", {}).get("synthetic")
+    return {True: "synthetic", False: "real"}.get(made, "kept")
 
 
 def _accuracy_lines(training: Mapping[str, Any]) -> list[str]:
