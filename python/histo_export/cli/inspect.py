@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,15 +82,8 @@ def inspect(
     kept = head_pool(spec.pool, spec.map_size)
     low = block.low_precision if block is not None else None
     if as_json:
-        facts |= {
-            "spec": spec.to_dict(),
-            "feature_map": [CHANNELS, spec.map_size, spec.map_size],
-            "trained": dataclasses.asdict(trained),
-            "exported": dataclasses.asdict(exported) | {"head_pool": kept},
-        }
-        if low is not None:
-            facts["low_precision"] = low.model_dump()
-        show.print_json(facts | {"layers": [dataclasses.asdict(layer) for layer in rows]})
+        facts |= {} if low is None else {"low_precision": low.model_dump()}
+        show.print_json(facts | _size_facts(spec, trained, exported, kept) | {"layers": list(map(asdict, rows))})
         return
     if facts:
         _print_facts(str(source), spec, facts)
@@ -158,10 +150,10 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     show.out_console.print()
     files = show.table()
     files.add_column("file")
-    files.add_column("MB", justify="right")
+    files.add_column("bytes", justify="right")
     files.add_column("sha256")
     for file, entry in facts.get("files", {}).items():
-        files.add_row(escape(file), f"{entry['bytes'] / 1e6:.3f}", entry["sha256"][:16])
+        files.add_row(escape(file), f"{entry['bytes']:,}", entry["sha256"][:16])
     if files.row_count:
         show.print_table(files)
         show.out_console.print()
@@ -169,6 +161,16 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
 
 _TOLD = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
 """Entries of a training's provenance that `histo inspect` prints; --json has all."""
+
+
+def _size_facts(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> dict[str, Any]:
+    """The model and its size as plain values; `kept` is the pool of the exported head."""
+    return {
+        "spec": spec.to_dict(),
+        "feature_map": [CHANNELS, spec.map_size, spec.map_size],
+        "trained": asdict(trained),
+        "exported": asdict(exported) | {"head_pool": kept},
+    }
 
 
 def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:

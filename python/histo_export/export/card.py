@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from histo_export.bundle_files import INT8_ONNX
+from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
 from histo_export.model.lowering import describe_input
@@ -59,6 +59,8 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "## How to load",
         "",
     ]
+    if NATIVE in block.files:
+        lines += ['With histo-export: `histo predict FOLDER slides/`, or `histo_export.load("FOLDER")` in Python.', ""]
     for entry in FORMATS.values():
         if any(map(entry.makes, block.files)):
             lines += entry.writer.usage(spec, block.input, block.files)
