@@ -31,7 +31,7 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
 
 demo: $(STAMP)  ## train on the built-in demo tiles and export the model with pool 2
-	@echo "Train a ResNet34 with a 2 x 2 pooled head on made tiles, export it, check every file:"
+	@echo "Train a ResNet34 with a 2 x 2 pooled head on synthetic tiles, export it, check every file:"
 	histo-export --pool 2 --force
 
 # Two jobs: pytest leaves half of two CPUs idle, which the rest then uses.

@@ -61,7 +61,16 @@ def test_native_file_is_self_sufficient(bundle: Path) -> None:
 
 def test_card_says_what_matters(bundle: Path) -> None:
     card = (bundle / "README.md").read_text()
-    for word in ("synthetic", "0.495 µm/px", "TUMOR", "model.onnx", "QuPath", "softmax", "73 % of a tile's area"):
+    for word in (
+        "synthetic",
+        "0.495 µm/px",
+        "TUMOR",
+        "model.onnx",
+        "QuPath",
+        "softmax",
+        "73 % of a tile's area",
+        "histo predict",
+    ):
         assert word in card
 
 

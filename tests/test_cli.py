@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +19,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from histo_export import cli
+from histo_export import cli, doctor
 from histo_export._core import usable_precisions
 from histo_export.cli import show
+from histo_export.cli.export import _formats, _next_steps
+from histo_export.cli.inspect import _print_facts
+from histo_export.doctor import OPTIONAL
+from histo_export.export.formats import FORMATS
+from histo_export.runtimes.registry import RUNTIMES
+from histo_export.spec import ModelSpec
 
 Outcome = tuple[int, str, str]
 Histo = Callable[..., Outcome]
@@ -54,7 +64,7 @@ def test_help_and_tables_in_any_locale(variables: dict[str, str]) -> None:
     code = (
         "import sys; from histo_export.cli import main\n"
         "helps = [['--help'], *([command, '--help'] for command in sys.argv[1:])]\n"
-        "for arguments in [*helps, ['inspect', '--pool', '2']]:\n"
+        "for arguments in [*helps, [], ['inspect', '--pool', '2']]:\n"
         "    sys.argv = ['histo', *arguments]\n"
         "    try: main()\n"
         "    except SystemExit as stop: assert not stop.code, arguments\n"
@@ -77,25 +87,76 @@ def test_tables_are_not_cut_in_a_file(arguments: tuple[str, ...]) -> None:
             command, capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": columns}, check=False
         )
         assert done.returncode in (0, 1), done.stderr
-        shown.append(done.stdout)
+        shown.append(re.sub(r"[0-9.]+ GB free", "some GB free", done.stdout))
     assert shown[0] == shown[1]
     assert "…" not in shown[0]
     assert max(map(len, shown[0].splitlines())) > 50
 
 
-def test_tables_are_not_cut_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr(show, "out_console", Console(width=30, force_terminal=True, highlight=False, color_system=None))
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (
+            40,
+            "a heading: xxxxxxxxxx\nb: 123,456\n\na heading: y\nb: 7\nc: a cell of more than forty columns in all\n\n",
+        ),
+        (50, None),  # these two as a table, whose lines are wider than the second terminal
+        (200, None),
+    ],
+)
+def test_tables_are_not_cut_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, expected: str | None
+) -> None:
+    console = Console(width=width, force_terminal=True, highlight=False, color_system=None)
+    monkeypatch.setattr(show, "out_console", console)
     table = show.table()
-    for _ in range(2):
-        table.add_column("a heading", no_wrap=True)
-    table.add_row("x" * 40, "y" * 40)
+    for heading in ("a heading", "b", "c"):
+        table.add_column(heading, no_wrap=True)
+    last = "a cell of more than forty columns in all" if width < 50 else "short"
+    table.add_row("[b]" + "x" * 10 + "[/b]", "123,456", "")
+    table.add_row("y", "7", last)
     show.print_table(table)
-    cells = capsys.readouterr().out.split()
-    assert cells[-2:] == ["x" * 40, "y" * 40]
+    out = capsys.readouterr().out
+    if expected:
+        assert out == expected
+    else:
+        assert [line.split() for line in out.splitlines()] == [
+            ["a", "heading", "b", "c"],
+            ["x" * 10, "123,456"],
+            ["y", "7", "short"],
+        ]
+
+
+def test_pairs_are_lines_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "out_console", Console(width=20, force_terminal=True, color_system=None))
+    table = show.table(show_header=False)
+    table.add_row("[b]versions[/b]", "histo-export", "0.1.0")
+    table.add_row("", "a name of two dozen letters", "1")
+    show.print_table(table)
+    assert capsys.readouterr().out == "versions: histo-export: 0.1.0\na name of two dozen letters: 1\n"
+
+
+def test_all_formats_beside_some_are_all() -> None:
+    assert _formats("onnx, all") == _formats("all") == list(FORMATS)
+    assert _formats("native,onnx") == ["onnx", "native"]
+
+
+def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
+    out = tmp_path / "my model's $HOME"
+    steps = [shlex.split(line) for line in _next_steps(out, list(FORMATS))]
+    assert [words[:2] for words in steps[:4]] == [["histo", n] for n in ("verify", "predict", "inspect", "bench")]
+    assert all(words[2] == str(out) for words in steps[:4])
+    assert ["tritonserver", "--model-repository", str(out / "triton")] in steps
+    code = next(words for words in steps if words[0] == "python")[2]
+    assert str(out / "model.onnx") in {
+        node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)
+    }
 
 
 WRONG_USE = [
-    (["exprt"], "Did you mean 'export'"),
+    (["exprt"], "Did you mean histo export?"),
     (["export", "--pol", "2"], "--pool"),
     (["export", "--pool", "0"], "--pool 0: is not an integer"),
     (["export", "--pool", "two"], "--pool two: is not an integer"),
@@ -363,15 +424,60 @@ def test_a_plan_in_another_precision(histo: Histo, bundle: Path, monkeypatch: py
 
 
 def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, checkpoint_file: Path) -> None:
-    seen = [json.loads(histo("inspect", source, "--json")[1]) for source in (bundle, checkpoint_file)]
-    assert seen[0] == seen[1]
+    of_bundle, of_checkpoint = (json.loads(histo("inspect", f, "--json")[1]) for f in (bundle, checkpoint_file))
+    assert {key: of_bundle[key] for key in of_checkpoint} == of_checkpoint
+    assert json.loads(histo("inspect", checkpoint_file.parent, "--json")[1]) == of_checkpoint, "a run is its best.ckpt"
+    assert of_bundle.keys() - of_checkpoint.keys() == {"precision", "input", "files", "versions"}
+    assert of_bundle["files"]["model.onnx"]["bytes"] == (bundle / "model.onnx").stat().st_size
     from histo_export.model.native_file import read_native
 
     lowered, _ = read_native(bundle / "model.safetensors")
-    assert seen[0]["exported"]["parameters"] == sum(p.numel() for p in lowered.parameters())
+    assert of_bundle["exported"]["parameters"] == sum(p.numel() for p in lowered.parameters())
 
 
-def test_doctor_tries_what_it_lists(histo: Histo) -> None:
+def test_inspect_tells_what_a_bundle_is(histo: Histo, bundle: Path) -> None:
+    code, out, _ = histo("inspect", bundle)
+    assert code == 0
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["histo"]
+    for words in (
+        "TUMOR, STROMA",
+        "75 px, of which the network sees the centre 64 px (73 %)",
+        "0.495 µm per pixel",
+        "made; synthetic tiles, for demonstration only",
+        "recipe none",
+        "unknown, because no test is recorded",
+        "fp32, float input",
+        config["files"]["model.onnx"]["sha256"][:16],
+        "as exported",
+    ):
+        assert words in out
+    assert "layer4.2.conv2" not in out
+    assert "layer4.2.conv2" in histo("inspect", bundle, "--layers")[1]
+
+
+TESTED = {"accuracy": 0.442, "interval": [0.35, 0.525], "tiles": 120}
+TRAININGS = {
+    "complete": (
+        {"data": {"name": "tiles", "synthetic": False}, "recipe": "strong", "epochs": 30, "test": TESTED},
+        ["tiles", "recipe strong, epochs 30", "44.2% (95 % bootstrap interval 35.0% to 52.5%, 120 tiles of the test"],
+    ),
+    "elsewhere": ({"trained_elsewhere": True}, ["unknown, because the network was trained elsewhere"]),
+    "of an old version": ({}, ["trained on unknown", "training unknown", "unknown, because no test is recorded"]),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_inspect_tells_what_is_recorded_and_no_more(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    training, expected = TRAININGS[name]
+    _print_facts("model", ModelSpec(2, ("A", "[b]")), {"training": training})
+    out = " ".join(capsys.readouterr().out.split())
+    assert "classes A, [b]" in out
+    assert all(words in out for words in expected)
+    assert "synthetic" not in out
+
+
+def test_doctor_tries_what_it_lists(histo: Histo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HISTO_CACHE", str(tmp_path / "cache"))
     code, stdout, _ = histo("doctor", "--json")
     facts = json.loads(stdout)
     assert facts["onnxruntime_providers"]["CPUExecutionProvider"] == "runs"
@@ -380,6 +486,32 @@ def test_doctor_tries_what_it_lists(histo: Histo) -> None:
     assert code == (1 if facts["problems"] else 0)
     assert facts["native_precisions"].keys() == {"fp32", "bf16x3", "bf16", "int8"}
     assert facts["native_precisions"]["fp32"] == "runs"
+    assert facts["runtimes"].keys() == RUNTIMES.keys()
+    assert facts["optional_packages"].keys() == OPTIONAL.keys()
+    assert facts["variables"]["HISTO_CACHE"] == facts["disk"]["cache"].partition(": ")[0]
+
+
+def test_doctor_tells_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        doctor,
+        "OPTIONAL",
+        {"rich": ("rich", "x"), "typer": ("no_such_module", "x"), "no-such-package": ("x", "slides")},
+    )
+    found = doctor._optional_packages()
+    assert found["rich"] == importlib.metadata.version("rich")
+    assert found["typer"].endswith("does not load: ModuleNotFoundError: No module named 'no_such_module'")
+    assert found["no-such-package"] == "not installed: pip install 'histo-export[slides]'"
+
+
+def test_doctor_works_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HISTO_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert doctor._disk()["cache"] == "The cache folder: is unknown: this user has no home folder. Set HISTO_CACHE."
+
+
+def test_doctor_tells_the_space_of_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    assert doctor._space(tmp_path / "a" / "b").endswith("GB free")
+    assert doctor._space(Path("/proc/self/a")).endswith("but it cannot be written to")
 
 
 def test_doctor_tells_why_a_precision_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +545,3 @@ def test_doctor_finds_problems() -> None:
     assert engine == "the native engine cannot start: HISTO_ISA is sse9"
     assert "libgomp, libiomp5" in second
     assert "OMP_NUM_THREADS=2" in third
-
-
-def test_version(histo: Histo) -> None:
-    assert histo("--version")[1].startswith("histo-export ")

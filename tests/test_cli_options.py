@@ -44,7 +44,8 @@ def test_a_dataclass_becomes_options_and_is_built_of_them() -> None:
     assert len(calls) == 2
     shown = CliRunner().invoke(app, ["--help"]).output
     assert "Does nothing." in shown
-    assert shown.index("The first.") < shown.index("The second.") < shown.index("The third.") < shown.index("--last")
+    assert shown.index("The first.") < shown.index("The second.") < shown.index("The third.")
+    assert shown.index("--last") < shown.index("Group options") < shown.index("The first."), "a group is a panel"
 
 
 def test_the_order_of_help_is_that_of_the_list_and_required_options_come_first() -> None:

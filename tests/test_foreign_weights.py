@@ -231,7 +231,7 @@ def test_one_command_exports_weights_from_elsewhere(histo: Histo, file: Path, tm
     assert not {"test", "val_accuracy", "recipe", "epochs"} & training.keys()
     assert "trained_on.safetensors" not in config["histo"]["files"]
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "Accuracy: unknown, because the network was trained elsewhere" in card
+    assert "Test accuracy: unknown, because the network was trained elsewhere" in card
     assert "Test accuracy" not in card
 
 

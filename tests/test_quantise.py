@@ -741,7 +741,7 @@ def test_from_a_checkpoint_to_an_int8_bundle(
     code, stdout, _ = histo("verify", out)
     assert code == 0
     assert "model-int8.onnx in ONNX Runtime (CPUExecutionProvider): " in stdout
-    code, stdout, _ = histo("inspect", out)
+    code, stdout, _ = histo("inspect", out, "--layers")
     assert "For int8: accuracy on the 12 validation tiles" in stdout
     assert stdout.count("layer4.2.conv2") == 2, "in the list of layers and in the report of errors"
     facts = json.loads(histo("inspect", out, "--json")[1])

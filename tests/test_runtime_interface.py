@@ -103,10 +103,10 @@ def test_int8_without_scales_names_what_runs_here(bundle: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "step"),
     [
-        ("tensorrt", "Did you mean onnxruntime-tensorrt? histo doctor lists all."),
+        ("tensorrt", "Did you mean onnxruntime-tensorrt? histo doctor lists all"),
         ("onxruntime", "Did you mean onnxruntime"),
         ("int8", "Did you mean native-int8 or "),
-        ("zzz", "histo doctor lists all."),
+        ("zzz", "histo doctor lists all"),
     ],
 )
 def test_an_unknown_runtime_is_answered_briefly(

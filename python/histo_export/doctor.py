@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import histo_export
+from histo_export.errors import HistoError
+from histo_export.files import cache_folder
 from histo_export.machine import cpu_name, package_versions, why_no_cuda
+from histo_export.runtimes import all_variants, runtime_class
+from histo_export.runtimes.registry import RUNTIMES
 
 PACKAGES = (
     "torch",
@@ -28,10 +34,25 @@ PACKAGES = (
     "openvino",
     "numpy",
     "pillow",
+    "pyarrow",
+    "tensorboard",
+    "matplotlib",
     "safetensors",
     "pydantic",
+    "filelock",
 )
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HISTO_ISA", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+OPTIONAL = {
+    "openvino": ("openvino", "openvino"),
+    "openslide-python": ("openslide", "slides"),
+    "tifffile": ("tifffile", "slides"),
+    "pydicom": ("pydicom", "slides"),
+    "scipy": ("scipy", "slides"),
+    "ray": ("ray", "ray"),
+}
+"""Package → what is imported of it, and the extra of histo-export that installs it."""
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME")
+"""Variables that matter besides those that begin with HISTO_; see docs/environment.md."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 
@@ -58,10 +79,16 @@ def examine() -> dict[str, Any]:
         | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "native_engine": _native_engine(),
         "native_precisions": _native_precisions(),
+        "runtimes": _runtimes(),
+        "optional_packages": _optional_packages(),
         "onnxruntime_providers": providers,
         "libtorch": {"C++ runtime": libtorch.describe()},
         "openmp_runtimes": _openmp_runtimes(),
         "gpu": _gpu(),
+        "disk": _disk(),
+        "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith("HISTO_") or name in VARIABLES
+        },
     }
     facts["problems"] = _problems(facts)
     return facts
@@ -97,6 +124,70 @@ def _native_precisions() -> dict[str, str]:
     return {precision: "runs" if found.isa else found.reason for precision, found in support.items()}
 
 
+def _runtimes() -> dict[str, str]:
+    """Runtime → the ids in which users name it, by precision and device, or why it is unavailable.
+
+    Whether one really runs depends on the model too: `histo verify` tries that.
+    """
+    no_cuda = why_no_cuda()
+    found = {}
+    for name, entry in RUNTIMES.items():
+        ids = ", ".join(str(variant) for variant in all_variants() if variant.runtime == name)
+        try:
+            runtime_class(name)
+        except HistoError as error:
+            found[name] = f"{ids}: unavailable, {error}"
+            continue
+        needs_gpu = no_cuda is not None and tuple(entry.timed_on) == ("cuda",)
+        found[name] = f"{ids}: unavailable, {no_cuda}" if needs_gpu else ids
+    return found
+
+
+def _optional_packages() -> dict[str, str]:
+    """Package → its version, or why it does not work and how to get it. Each is tried in a process of its own."""
+    modules = {package: module for package, (module, _) in OPTIONAL.items()}
+    installed = package_versions(modules)
+    with ThreadPoolExecutor() as pool:
+        problems = dict(zip(installed, pool.map(_import_problem, map(modules.get, installed)), strict=True))
+    found = {}
+    for package in modules:
+        if package in installed:
+            problem = problems[package]
+            found[package] = installed[package] + (f", does not load: {problem}" if problem else "")
+        else:
+            found[package] = f"not installed: pip install 'histo-export[{OPTIONAL[package][1]}]'"
+    return found
+
+
+def _import_problem(module: str) -> str:
+    """Why a module cannot be imported; "" where it can."""
+    return _last_words([sys.executable, "-c", f"import {module}"])
+
+
+def _disk() -> dict[str, str]:
+    """The folders that are written to without being named, and the space that is free there."""
+    import torch
+
+    folders = {"here": Path.cwd(), "torch's cache": Path(torch.hub.get_dir())}
+    try:
+        folders["cache"] = cache_folder()
+        unknown = {}
+    except HistoError as error:  # a user without a home
+        unknown = {"cache": str(error)}
+    return {name: f"{folder}: {_space(folder)}" for name, folder in folders.items()} | unknown
+
+
+def _space(folder: Path) -> str:
+    """How much may be written to a folder that may not exist yet."""
+    try:
+        parent = next(place for place in (folder, *folder.parents) if place.exists())
+        free = shutil.disk_usage(parent).free / 1e9
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    writable = "" if os.access(parent, os.W_OK | os.X_OK) else ", but it cannot be written to"
+    return f"{free:.1f} GB free{writable}"
+
+
 def _gpu() -> dict[str, Any]:
     import torch
 
@@ -108,17 +199,16 @@ def _gpu() -> dict[str, Any]:
 
 def _try_provider(name: str) -> str:
     """ "runs", or why not."""
-    done = subprocess.run(
-        [sys.executable, "-m", "histo_export.doctor", name],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
+    problem = _last_words([sys.executable, "-m", "histo_export.doctor", name])
+    return f"does not run: {problem}" if problem else "runs"
+
+
+def _last_words(command: list[str]) -> str:
+    """The last line that a process printed before it failed; "" where it succeeded."""
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode == 0:
-        return "runs"
-    last_line = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return f"does not run: {last_line[:200]}"
+        return ""
+    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]
 
 
 def _run_provider(name: str) -> None:

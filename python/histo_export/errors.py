@@ -33,7 +33,7 @@ class HistoError(Exception):
         super().__init__(self.thing, cause, next_step)
 
     def __str__(self) -> str:
-        end = "" if self.next_step.endswith((".", "?")) else "."
+        end = "" if self.next_step.endswith((".", "?", "…")) else "."
         return f"{self.thing}: {self.cause}. {self.next_step}{end}"
 
 
@@ -84,8 +84,10 @@ def system_error(error: BaseException) -> OSError | None:
 def nearest(text: str, known: Iterable[str]) -> str:
     """The next step for an unknown name out of a long list: what it may have meant."""
     names = list(known)
-    near = [name for name in names if text and text in name] or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(near[:3])}? histo doctor lists all" if near else "histo doctor lists all"
+    near = [text] if text in names else [name for name in names if text and text in name]
+    near = near or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    every = f"histo doctor lists all {len(names)}"
+    return f"Did you mean {' or '.join(near[:3])}? {every}" if near else every
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class RowInProgress:
                 str(self),
                 f"computes other logits than the checkpoint {when}: they differ by {error:.2g} of {unit}, "
                 f"where {tolerance:.2g} is allowed",
-                f"Do not ship it; histo verify {self.contestant.subject.folder} looks for the stage",
+                f"Do not ship it; histo verify {shlex.quote(str(self.contestant.subject.folder))} looks for the stage",
             )
 
     def time(self, seconds: float) -> None:

@@ -4,7 +4,7 @@ Only the result goes to stdout; progress and messages go to stderr. Exit codes: 
 use, 130 interrupted. torch and Lightning are imported by the commands that need them, so that help appears at once.
 
 `app` puts the commands together, and each has a file of its own. `options` has the options that several commands share,
-`tiles` opens the data, and `show` prints.
+`tiles` opens the data, `usage` explains wrong use, `examples` has lines to copy, and `show` prints.
 """
 
 from histo_export.cli.app import export_main, main

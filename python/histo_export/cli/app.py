@@ -7,55 +7,107 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 
 from histo_export import __version__
 from histo_export.cli import show
 from histo_export.cli.bench import bench
 from histo_export.cli.doctor import doctor
+from histo_export.cli.examples import EXAMPLES, FIRST_STEPS
 from histo_export.cli.export import export
 from histo_export.cli.inspect import inspect
 from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
 from histo_export.cli.train import train
+from histo_export.cli.usage import Command, Group, first_paragraph
 from histo_export.cli.verify import verify
 from histo_export.errors import HistoError, not_written
 
+_SETTINGS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 app = typer.Typer(
-    name="histo",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    cls=Group,
     help="Train ResNet34 tile classifiers with any pool size, export them with proven parity, measure every runtime.",
+    epilog="[b]histo[/b] alone shows first steps. Completion of commands and options by the shell, once: "
+    "histo --install-completion",
+    **_SETTINGS,
 )
-export_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+export_app = typer.Typer(**_SETTINGS)
+
+
+def _add(program: typer.Typer, name: str, command: Callable[..., Any]) -> None:
+    """Adds a command, with its examples below its help."""
+    lines = "\n".join(map(escape, EXAMPLES[name]))
+    program.command(name, cls=Command, epilog=f"[b]Examples[/b]\n{lines}")(command)
+
 
 # In the order of `histo --help`.
-app.command()(expand_options(export, TRAINING_ORDER))
-app.command()(expand_options(train, TRAINING_ORDER))
-app.command()(verify)
-app.command()(expand_options(bench))
-app.command()(expand_options(predict))
-app.command()(inspect)
-app.command()(doctor)
-export_app.command()(expand_options(export, TRAINING_ORDER))
+_add(app, "export", expand_options(export, TRAINING_ORDER))
+_add(app, "train", expand_options(train, TRAINING_ORDER))
+_add(app, "verify", verify)
+_add(app, "bench", expand_options(bench))
+_add(app, "predict", expand_options(predict))
+_add(app, "inspect", expand_options(inspect))
+_add(app, "doctor", doctor)
+_add(export_app, "export", expand_options(export, TRAINING_ORDER))
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", metavar="", help="Show the version and exit.")] = False,
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", metavar="", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         show.out_console.print(f"histo-export {__version__}")
         raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        _print_first_steps(ctx)
+
+
+@app.command("help", cls=Command, hidden=True)
+def _help(
+    ctx: typer.Context, name: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="A command.")] = None
+) -> None:
+    """Show the help of the program or of a command."""
+    root = ctx.find_root()
+    if name is None:
+        root.get_help()
+        return
+    _, command, _ = root.command.resolve_command(root, [name])  # type: ignore[attr-defined]  # it is a Group
+    command.make_context(name, ["--help"], parent=root)
+
+
+def _print_first_steps(ctx: typer.Context) -> None:
+    """What to do, for those who type `histo` alone."""
+    out = show.out_console
+    out.print("Train classifiers of histology tiles, export them, run them on tiles and slides.\n")
+    for line, effect in FIRST_STEPS.items():
+        out.print(f"  [b]{escape(line)}[/b]\n      {escape(effect)}", soft_wrap=True)
+    out.print("\nCommands; histo COMMAND --help explains each:\n")
+    for name, command in ctx.command.commands.items():  # type: ignore[attr-defined]  # it is a Group
+        if not command.hidden:
+            out.print(f"  {name:8} {first_paragraph(command)}", soft_wrap=True)
 
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _built(program: typer.Typer) -> Any:
+    """The program as Typer runs it; completion is explained in the help, so that its options take no place there."""
+    command = typer.main.get_command(program)
+    for param in command.params:
+        if param.name in ("install_completion", "show_completion"):
+            param.hidden = True  # type: ignore[attr-defined]  # it is an option
+    return command
 
 
 def _run(command: typer.Typer, name: str) -> NoReturn:
@@ -66,27 +118,32 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale that lacks a character gets a question mark
     try:
-        code = command(prog_name=name, standalone_mode=False)
+        code = _built(command).main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
         if code == 130:
             show.log.print(f"{name}: interrupted; no incomplete file is left behind.", markup=False)
     except HistoError as error:
         code = error.exit_code
         show.log.print(f"{name}: {error}", markup=False, soft_wrap=True)
-    except typer.exceptions.TyperException as error:
-        code = error.exit_code
-        message = error.format_message().strip()
-        show.log.print(f"{name}: {message} See {name} --help.", markup=False, soft_wrap=True)
     except BrokenPipeError:  # `histo … | head`
         _drop_output()
         code = 1
     except OSError as error:
+        if "--install-completion" in sys.argv:  # Typer writes to the home folder
+            show.log.print(f"{name}: {_not_installed(name, error)}", markup=False, soft_wrap=True)
+            sys.exit(1)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO) or error.filename is not None:
             raise
         _drop_output()
         code = 1
         show.log.print(f"{name}: {not_written('standard output', error, 'choose another place')}", markup=False)
     sys.exit(code or 0)
+
+
+def _not_installed(name: str, error: OSError) -> HistoError:
+    """What to say where completion cannot be installed."""
+    by_hand = f"add what {name} --show-completion prints to the files that your shell reads"
+    return not_written(error.filename or "the home folder", error, by_hand)
 
 
 def _drop_output() -> None:

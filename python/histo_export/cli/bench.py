@@ -86,7 +86,7 @@ def bench(
             bundles or [],
             counts("--pools", pools or "1,2,4,8"),
             settings,
-            command=" ".join(["histo", *sys.argv[1:]]),
+            command=show.command_line("histo", *sys.argv[1:]),
             old=old,
             progress=progress,
         )

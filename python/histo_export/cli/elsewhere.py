@@ -23,7 +23,7 @@ NORMALISATIONS = (
 
 
 @dataclass(frozen=True)
-class ElsewhereOptions:
+class ForeignWeightsOptions:
     """What a file of weights does not tell about its model."""
 
     mean: Annotated[
@@ -54,7 +54,7 @@ def model_of_options(
     pool: int | None,
     tiles: TileOptions,
     training: TrainingOptions,
-    options: ElsewhereOptions,
+    options: ForeignWeightsOptions,
     precision: str,
 ) -> ModelSpec | None:
     """The model of the weights in `file`, as far as the options say it: its pool is 1 where they don't.

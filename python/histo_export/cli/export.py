@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histo_export.cli import show
-from histo_export.cli.elsewhere import ElsewhereOptions, file_to_export, model_of_options
+from histo_export.cli.elsewhere import ForeignWeightsOptions, file_to_export, model_of_options
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
 from histo_export.cli.tiles import tiles_of_checkpoint
 from histo_export.cli.train import RunOptions, prepare, run_training
@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 class BundleOptions:
     """What the bundle is to hold."""
 
-    formats: Annotated[str, typer.Option(metavar="F,F,…", help=f"Of {', '.join(FORMATS)}; or [b]all[/b].")] = ",".join(
-        DEFAULT_FORMATS
-    )
+    formats: Annotated[
+        str, typer.Option(metavar="F,F,…", help=f"Files to write: {', '.join(FORMATS)}; or [b]all[/b].")
+    ] = ",".join(DEFAULT_FORMATS)
     input_kind: Annotated[
-        str, typer.Option("--input", metavar="KIND", help="[b]float[/b]: NCHW in [0, 1]; [b]uint8[/b]: NHWC bytes.")
+        str,
+        typer.Option(
+            "--input",
+            metavar="KIND",
+            help="What the ONNX, TorchScript and .pt2 files take: [b]float[/b] tiles (n, 3, height, width) with values "
+            "from 0 to 1, or [b]uint8[/b] tiles (n, height, width, 3) as a decoder gives them.",
+        ),
     ] = "float"
     opset: Annotated[
         int,
@@ -45,13 +51,15 @@ class BundleOptions:
         str,
         typer.Option(
             metavar="P",
-            help="Of the bundle: fp32, bf16x3, bf16 or int8. Below fp32 the loss of accuracy is measured; with "
-            "--checkpoint, --data must name its tiles.",
+            help="In which the bundle is meant to run: fp32, bf16x3, bf16 or int8. Below fp32 the loss of accuracy is "
+            "measured; with --checkpoint, --data must name its tiles.",
         ),
     ] = "fp32"
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="PTS", help="Points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"),
+        typer.Option(
+            metavar="PTS", help="Percentage points of accuracy that --precision may lose.  [dim]\\[default: 0.5][/dim]"
+        ),
     ] = None
     accept_drop: Annotated[
         bool, typer.Option("--accept-drop", metavar="", help="Export even where more than that is lost.")
@@ -62,7 +70,7 @@ def export(
     tiles: TileOptions,
     training: TrainingOptions,
     bundle: BundleOptions,
-    elsewhere: ElsewhereOptions,
+    elsewhere: ForeignWeightsOptions,
     output: OutputOptions,
     source: Annotated[
         Path | None,
@@ -160,12 +168,12 @@ def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileD
 def _formats(text: str) -> list[str]:
     """ "onnx,native" or "all" → keys of `FORMATS`, in its order."""
     known = tuple(FORMATS)
-    names = known if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        one_of("--formats", name, known)
+        one_of("--formats", name, (*known, "all"))
     if not names:
         raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
-    return [name for name in known if name in names]
+    return [name for name in known if name in names or "all" in names]
 
 
 def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
@@ -256,7 +264,9 @@ def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
     """Shell commands to go on with."""
     # From the end of the table: what serves the model comes before what only opens a file.
     steps = (FORMATS[name].writer.next_step(out) for name in reversed(FORMATS) if name in formats)
-    return [f"histo verify {out}", f"histo inspect {out}", *(step for step in steps if step)]
+    ours = [show.command_line("histo", name, out) for name in ("verify", "inspect", "bench")]
+    ours.insert(1, show.command_line("histo", "predict", out, "slides/"))
+    return [*ours, *(step for step in steps if step)]
 
 
 def _print_json(
@@ -291,7 +301,7 @@ def _print(
     synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
     origin = ", trained elsewhere, accuracy unknown" if checkpoint.training.get("trained_elsewhere") else synthetic
     title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{origin}"
-    show.print_files(title, out, checks)
+    show.print_files(title, out, checks, checkpoint.training)
     if checks.low_precision is not None:
         show.out_console.print()
         show.print_low_precision(precision, checks.low_precision)

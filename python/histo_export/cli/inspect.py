@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from histo_export.cli import show
 from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
@@ -19,74 +20,156 @@ if TYPE_CHECKING:
     from histo_export.model.layers import LayerInfo, Size
 
 
-def inspect(
-    source: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE|CKPT]", help="A bundle or a checkpoint; or give --pool.")
-    ] = None,
-    pool: Pool = None,
-    classes: Annotated[int, typer.Option(metavar="K", help="With --pool: number of classes.")] = 6,
-    crop: Crop = None,
+@dataclass(frozen=True)
+class PlanOptions:
+    """How the native engine would run a bundle."""
+
     plan: Annotated[
         str | None,
         typer.Option(metavar="PROFILE", help="The native engine's plan for a bundle, timed: throughput or latency."),
-    ] = None,
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="P",
             help="With --plan: fp32, bf16x3, bf16 or int8.  [dim]\\[default: what the bundle is made for][/dim]",
         ),
+    ] = None
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="With --plan: tiles to time.")] = 32
+
+
+def inspect(
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE|RUN|CKPT]", help="A bundle, a run of histo train, a checkpoint; or give --pool."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="With --plan: tiles to time.")] = 32,
+    pool: Pool = None,
+    classes: Annotated[int, typer.Option(metavar="K", min=2, max=10_000, help="With --pool: number of classes.")] = 6,
+    crop: Crop = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", metavar="", help="Also a table of all layers; with --pool it is always shown.")
+    ] = False,
     as_json: AsJson = False,
+    plan: PlanOptions,
 ) -> None:
-    """Show layers, parameters, multiply-accumulates and head, as trained and as exported; or the engine's plan."""
-    if plan is not None:
-        _inspect_plan(source, plan, precision, batch, as_json)
+    """Show what a bundle or a checkpoint is: classes, tiles, accuracy, files, size; or the engine's plan.
+
+    With --pool instead, what a network of that pool size would cost.
+    """
+    if plan.plan is not None:
+        _inspect_plan(source, plan.plan, plan.precision, plan.batch, as_json)
         return
-    if precision is not None:
-        raise UsageError(f"--precision {precision}", "is for the engine's plan", "Add --plan throughput")
+    if plan.precision is not None:
+        raise UsageError(f"--precision {plan.precision}", "is for the engine's plan", "Add --plan throughput")
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
+    block: HistoBlock | None = None
+    facts: dict[str, Any] = {}
     if source is None:
         names = tuple(f"class{i}" for i in range(classes))
-        spec, block = ModelSpec(pool or 1, names, crop=crop or 128, tile_size=crop or 150), None
+        spec = ModelSpec(pool or 1, names, crop=crop or 128, tile_size=crop or 150)
     else:
-        spec, block = _read(source)
+        spec, block, facts = _read(source)
 
     from histo_export.model.layers import layer_table, size_as_exported, size_as_trained
 
-    layers = layer_table(spec)
-    trained, exported = size_as_trained(layers), size_as_exported(spec, layers)
+    rows = layer_table(spec)
+    trained, exported = size_as_trained(rows), size_as_exported(spec, rows)
     kept = head_pool(spec.pool, spec.map_size)
+    low = block.low_precision if block is not None else None
     if as_json:
-        facts: dict[str, Any] = {
-            "spec": spec.to_dict(),
-            "feature_map": [CHANNELS, spec.map_size, spec.map_size],
-            "trained": dataclasses.asdict(trained),
-            "exported": dataclasses.asdict(exported) | {"head_pool": kept},
-        }
-        if block is not None and block.low_precision is not None:
-            facts |= {"precision": block.precision, "low_precision": block.low_precision.model_dump()}
-        show.print_json(facts | {"layers": [dataclasses.asdict(layer) for layer in layers]})
+        facts |= {} if low is None else {"low_precision": low.model_dump()}
+        show.print_json(facts | _size_facts(spec, trained, exported, kept) | {"layers": list(map(asdict, rows))})
         return
-    _print_layers(spec, layers)
+    if facts:
+        _print_facts(str(source), spec, facts)
+    if layers or not facts:
+        _print_layers(spec, rows)
     _print_sizes(spec, trained, exported, kept)
-    if block is not None and block.low_precision is not None:
+    if block is not None and low is not None:
         show.out_console.print()
-        show.print_low_precision(block.precision, block.low_precision, layers=True)
+        show.print_low_precision(block.precision, low, layers=layers)
 
 
-def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None]:
-    """The model of a checkpoint or a bundle, and the bundle's own block."""
+def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
+    """The model of a bundle, a run or a checkpoint, the bundle's own block, and the other facts as plain values."""
+    from histo_export.training.folder import RunFolder
+
+    best = RunFolder(source).best
+    if best.exists():
+        source = best
     if source.is_dir():
         from histo_export.export.bundle import open_bundle, spec_of
 
         opened = open_bundle(source)
-        return spec_of(opened), opened.config.histo
+        block = opened.config.histo
+        facts = {
+            "precision": block.precision,
+            "input": block.input,
+            "training": block.training,
+            "files": {name: entry.model_dump() for name, entry in block.files.items()},
+            "versions": block.versions,
+        }
+        return spec_of(opened), block, facts
     from histo_export.model.checkpoint import read_checkpoint
 
-    return read_checkpoint(source).spec, None
+    checkpoint = read_checkpoint(source)
+    return checkpoint.spec, None, {"training": checkpoint.training}
+
+
+def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
+    """What a user wants to know of a model before using it."""
+    from histo_export.export.card import describe_test
+
+    training = facts["training"]
+    data = training.get("data", {})
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
+    made = {True: "; synthetic tiles, for demonstration only", False: ""}.get(data.get("synthetic"), "")
+    name = data.get("name")
+    about = {
+        "classes": ", ".join(spec.classes),
+        "tiles": f"{spec.tile_size} px, of which the network sees the centre {spec.crop} px ({spec.seen_share})",
+        "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
+        "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
+        "trained on": f"{name}{made}" if name else "unknown",
+        "training": ", ".join(f"{key} {training[key]}" for key in _TOLD if training.get(key) is not None) or "unknown",
+        "test accuracy": describe_test(training),
+        "trained": str(training.get("date", "")),
+        "made for": f"{facts['precision']}, {facts['input']} input" if "precision" in facts else "",
+        "versions": ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items()),
+    }
+    table = show.table(f"{source}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes", show_header=False)
+    for label, value in about.items():
+        if value:
+            table.add_row(f"[b]{label}[/b]", escape(value))
+    show.print_table(table)
+    show.out_console.print()
+    files = show.table()
+    files.add_column("file")
+    files.add_column("bytes", justify="right")
+    files.add_column("sha256")
+    for file, entry in facts.get("files", {}).items():
+        files.add_row(escape(file), f"{entry['bytes']:,}", entry["sha256"][:16])
+    if files.row_count:
+        show.print_table(files)
+        show.out_console.print()
+
+
+_TOLD = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
+"""Entries of a training's provenance that `histo inspect` prints; --json has all."""
+
+
+def _size_facts(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> dict[str, Any]:
+    """The model and its size as plain values; `kept` is the pool of the exported head."""
+    return {
+        "spec": spec.to_dict(),
+        "feature_map": [CHANNELS, spec.map_size, spec.map_size],
+        "trained": asdict(trained),
+        "exported": asdict(exported) | {"head_pool": kept},
+    }
 
 
 def _print_layers(spec: ModelSpec, layers: Sequence[LayerInfo]) -> None:
@@ -122,8 +205,8 @@ def _print_sizes(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> N
 
 def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batch: int, as_json: bool) -> None:
     """The layers as the native engine runs them, with the median time of each over nine runs."""
-    if bundle is None or not bundle.is_dir():
-        raise UsageError("--plan", "needs a bundle", "histo inspect BUNDLE --plan throughput")
+    if bundle is None:
+        raise UsageError("--plan", "needs a bundle", "Use histo inspect BUNDLE --plan throughput")
     import numpy as np
 
     from histo_export import _core

@@ -8,19 +8,23 @@ parameter for each option, which is what Typer reads:
 
     app.command()(expand_options(train))        # histo train --data … --classes … --split … --crop … --mpp …
 
+In the help, a group is a panel with the name of its class: "Tile options".
+
 To add an option to the commands that share a group, add the field, and its place in `TRAINING_ORDER` if they use that.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -79,29 +83,38 @@ class TrainingOptions:
     """How a network is trained."""
 
     weights: Annotated[
-        str, typer.Option(metavar="W", help="[b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file.")
+        str,
+        typer.Option(
+            metavar="W", help="Weights to start from: [b]none[/b], [b]imagenet[/b], or a .pth or .safetensors file."
+        ),
     ] = "none"
     recipe: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="[b]strong[/b] (default), or [b]report[/b]: the report's, no augmentation."),
     ] = None
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Length of the run.  [dim]\\[default: the recipe's][/dim]")
+        int | None,
+        typer.Option(metavar="N", help="Passes over the training tiles.  [dim]\\[default: the recipe's][/dim]"),
     ] = None
-    dropout: Annotated[float, typer.Option(metavar="P", help="Before the linear layer, while training.")] = 0.0
+    dropout: Annotated[
+        float, typer.Option(metavar="P", help="Probability of dropout before the linear layer, while training.")
+    ] = 0.0
     batch: Annotated[
-        int | None, typer.Option(metavar="N", help="Tiles a step and device.  [dim]\\[default: 32][/dim]")
+        int | None, typer.Option(metavar="N", help="Tiles per step and device.  [dim]\\[default: 32][/dim]")
     ] = None
     lr: Annotated[
-        float | None, typer.Option("--lr", metavar="R", help="Adam's, at its peak.  [dim]\\[default: 0.001][/dim]")
+        float | None,
+        typer.Option("--lr", metavar="R", help="Learning rate of Adam, at its peak.  [dim]\\[default: 0.001][/dim]"),
     ] = None
     autocast: Annotated[
-        str, typer.Option(metavar="T", help="Training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
+        str, typer.Option(metavar="T", help="Arithmetic of training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
     ] = "auto"
     device: Annotated[
         str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
     ] = "auto"
-    seed: Annotated[int, typer.Option(metavar="N", help="Of weights, order, augmentation and splits.")] = 0
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of all random numbers: first weights, order, augmentation, splits.")
+    ] = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ TRAINING_ORDER = (
     *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
-"""The order of help for `export` and `train`: what people set most often comes first, whatever group it is in."""
+"""The order of help for `export` and `train`, of the panels and within them: what people set most often first."""
 
 
 def expand_options(command: Callable[..., None], order: Sequence[str] = ()) -> Callable[..., None]:
@@ -164,15 +177,25 @@ def expand_options(command: Callable[..., None], order: Sequence[str] = ()) -> C
 def _parameters_of(group: type[DataclassInstance]) -> list[Parameter]:
     """A parameter for each field of a dataclass, with the field's default and annotation."""
     hints = get_type_hints(group, include_extras=True)
+    words = re.findall("[A-Z][a-z]*", group.__name__)
+    panel = " ".join(words).capitalize()
     return [
         Parameter(
             field.name,
             Parameter.KEYWORD_ONLY,
             default=Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=hints[field.name],
+            annotation=_in_panel(hints[field.name], panel),
         )
         for field in dataclasses.fields(group)
     ]
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    """The annotation of an option that the help shows in this panel."""
+    value_type, option = get_args(annotation)
+    option = copy.copy(option)  # several groups, and commands without a group, share some annotations
+    option.rich_help_panel = panel
+    return Annotated[value_type, option]
 
 
 def given(options: DataclassInstance) -> list[str]:
@@ -181,16 +204,28 @@ def given(options: DataclassInstance) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
-LISTED = 8
-"""Names at most that a message lists in full."""
+FEW = 8
+"""Values that a message may list."""
+
+VALUE_SYNONYMS = {
+    **{"gpu": "cuda", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "jit": "torchscript"},
+    **{"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
+    **{"nchw": "float", "nhwc": "uint8", "safetensors": "native", "tensorrt": "onnxruntime-tensorrt"},
+}
+"""Other tools' names of values → ours, where `difflib` finds another one or none."""
 
 
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """UsageError unless `value` is one of `known`."""
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
-        raise UsageError(f"{option} {value}", "is unknown", hint if len(known) <= LISTED else nearest(value, known))
+    """UsageError unless `value` is one of `known`; it names the near ones, or all if they are few."""
+    if value in known:
+        return
+    text = value.lower()
+    meant = text if text in known else VALUE_SYNONYMS.get(text, text)
+    if len(known) > FEW:  # only runtimes are that many
+        raise UsageError(f"{option} {value}", "is unknown", nearest(meant, known))
+    near = [meant] if meant in known else difflib.get_close_matches(text, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
+    raise UsageError(f"{option} {value}", "is unknown", hint)
 
 
 def three_numbers(option: str, text: str | None) -> Any:

@@ -138,7 +138,7 @@ def predict(
         from histo_export.predict.run import predict as predict_all
 
         with _progress(output.quiet) as report:
-            command = " ".join(["histo", *sys.argv[1:]])
+            command = show.command_line("histo", *sys.argv[1:])
             outcome = predict_all(
                 bundle, inputs, out, settings, ray=ray, force=output.force, command=command, report=report
             )

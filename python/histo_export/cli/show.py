@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from histo_export.export.run import Checks
     from histo_export.parity import FileParity
     from histo_export.training.result import TrainResult
+
+NARROW = 70
+"""Columns below which nobody can read a table."""
 
 UNBROKEN = 10_000
 """Columns of a file or pipe: no line is broken there, whatever COLUMNS says."""
@@ -54,6 +58,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(dump_json(value, indent=2, ascii_only=not unicode) + "\n")
 
 
+def command_line(*words: object) -> str:
+    """A command as a shell reads it: words with spaces and the like in quotes."""
+    return shlex.join(map(str, words))
+
+
 def table(title: str | None = None, show_header: bool = True) -> Table:
     """An empty table; its title is printed at once, because rich would wrap it to the table's width."""
     if title:
@@ -62,9 +71,29 @@ def table(title: str | None = None, show_header: bool = True) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table in its own width, so that nothing is cut; a terminal that is narrower breaks the lines."""
+    """Prints a table in its own width, so that nothing is cut.
+
+    A terminal below `NARROW` columns that is narrower than the table gets each row as lines of "heading: value";
+    a wider one breaks the lines.
+    """
     unlimited = out_console.options.update(max_width=UNBROKEN)
-    out_console.print(Segments(out_console.render(table, unlimited)), crop=False)
+    if out_console.width < min(NARROW, out_console.measure(table, options=unlimited).maximum):
+        _print_rows(table)
+    else:
+        out_console.print(Segments(out_console.render(table, unlimited)), crop=False)
+
+
+def _print_rows(table: Table) -> None:
+    """A line for each cell that is not empty, and an empty line after each row; without headings, a line for a row."""
+    headings = [str(column.header) for column in table.columns]
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        filled = [(heading, str(cell)) for heading, cell in zip(headings, cells, strict=True) if str(cell)]
+        if not table.show_header:
+            out_console.print(": ".join(cell for _, cell in filled), soft_wrap=True)
+            continue
+        for heading, cell in filled:
+            out_console.print(f"{heading}: {cell}" if heading else cell, soft_wrap=True)
+        out_console.print()
 
 
 def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
@@ -87,8 +116,10 @@ def print_accuracy(result: TrainResult) -> None:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 
-def print_files(title: str, folder: Path, checks: Checks) -> None:
-    """The files of the bundle `folder`: size, error and time in each runtime."""
+def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str, Any]) -> None:
+    """The files of the bundle `folder`: size, error and time in each runtime; `training` is the bundle's provenance."""
+    from histo_export.export.card import golden_tiles_are
+
     results = checks.results
     files = table(title)
     files.add_column("file", no_wrap=True)
@@ -110,7 +141,8 @@ def print_files(title: str, folder: Path, checks: Checks) -> None:
     for r in results:
         executed.setdefault(r.executed, []).append(r.runtime)
     out_console.print(
-        "[dim]|Δlogit|: largest difference from the checkpoint in float64 on real tiles; with noise tiles\n"
+        f"[dim]|Δlogit|: largest difference from the checkpoint in float64 on {golden_tiles_are(training)} tiles; "
+        "with noise tiles\n"
         f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
         f"ms per tile at batch 1 and 32, {usable_cpus()} threads:\n"
         + "\n".join(f"{', '.join(runtimes)}: {how}" for how, runtimes in executed.items())

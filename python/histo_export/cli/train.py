@@ -222,7 +222,7 @@ def train(
 
     if not is_main_process():
         return
-    following = [shlex.join(["histo", "export", str(run)])]
+    following = [show.command_line("histo", "export", run)]
     if output.as_json:
         show.print_json({"run": str(run), **result.to_dict(), "next": following})
         return

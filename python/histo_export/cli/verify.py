@@ -38,7 +38,8 @@ def verify(
         facts = {"bundle": str(bundle), "files": files, "unchecked": checks.unchecked}
         show.print_json(facts | ({"int8_onnx": quantised.model_dump()} if quantised else {}))
     else:
-        show.print_files(f"{bundle}: every sha256 is right (the model card has none)", bundle, checks)
+        title = f"{bundle}: every sha256 is right (the model card has none)"
+        show.print_files(title, bundle, checks, opened.config.histo.training)
         if quantised is not None:
             show.print_int8_onnx(quantised)
     raise_if_diverged(checks.results)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from histo_export.bundle_files import INT8_ONNX
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
 from histo_export.spec import ModelSpec, describe_input
+
+HUB_METADATA = (
+    "---",
+    "library_name: histo-export",
+    "pipeline_tag: image-classification",
+    "license: unknown",
+    "tags: [histology, pathology, resnet34, onnx]",
+    "---",
+    "",
+)
+"""The metadata that Hugging Face reads from a model card."""
 
 
 def model_card(config: BundleConfig, spec: ModelSpec) -> str:
@@ -13,11 +28,11 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
     block, training = config.histo, config.histo.training
     data = training.get("data", {})
     shape, values = describe_input(block.input, spec.tile_size)
-    lines = [f"# ResNet34 tile classifier, pool {spec.pool}", ""]
+    lines = [*HUB_METADATA, f"# ResNet34 tile classifier, pool {spec.pool}", ""]
     if data.get("synthetic"):
         lines += ["**Trained on synthetic tiles, for demonstration. It knows nothing about tissue.**", ""]
     lines += [
-        f"Classes: {', '.join(spec.classes)}.",
+        f"Exported on {datetime.now(UTC):%Y-%m-%d}. Classes: {', '.join(map(_plain, spec.classes))}.",
         "",
         f"Input: {shape}, {values}, tiles of {spec.tile_size} px; centre crop to {spec.crop} px and normalisation are "
         "inside the files. Output: logits; apply softmax for probabilities.",
@@ -28,6 +43,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         else f"Spacing: unknown. config.json says {config.spacing_um_px} because WSInfer wants a number; "
         "export with `--mpp` to state the true one.",
         "",
+        *_use_lines(spec, training),
         "## Training",
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
@@ -35,12 +51,15 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         *(f"- {key}: {training[key]}" for key in ("recipe", "epochs", "seed", "weights") if key in training),
         *_accuracy_lines(training),
         "",
+        *_class_lines(training),
         *(_precision_lines(block.precision, block.low_precision) if block.low_precision else ()),
         *_file_lines(block),
         "",
-        "## Use",
+        "## How to load",
         "",
     ]
+    if NATIVE in block.files:
+        lines += ['With histo-export: `histo predict FOLDER slides/`, or `histo_export.load("FOLDER")` in Python.', ""]
     for entry in FORMATS.values():
         if any(map(entry.makes, block.files)):
             lines += entry.writer.usage(spec, block.input, block.files)
@@ -57,13 +76,14 @@ def _crop_lines(spec: ModelSpec) -> list[str]:
 
 def _file_lines(block: HistoBlock) -> list[str]:
     """How exact each file is in each runtime."""
+    tiles = golden_tiles_are(block.training)
     lines = [
         "## Files",
         "",
-        "Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on real "
+        f"Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on {tiles} "
         "tiles and on noise, and compared with the checkpoint in float64. `histo verify` repeats the check.",
         "",
-        "| file | run by | max \\|Δlogit\\|, real tiles | relative, with noise | allowed | top-1 agreement |",
+        f"| file | run by | max \\|Δlogit\\|, {tiles} tiles | relative, with noise | allowed | top-1 agreement |",
         "|---|---|---|---|---|---|",
     ]
     for name, by_runtime in block.parity.items():
@@ -77,20 +97,73 @@ def _file_lines(block: HistoBlock) -> list[str]:
     return lines
 
 
-def _accuracy_lines(training: dict[str, object]) -> list[str]:
-    """Validation and test accuracy, where the checkpoint has them."""
-    lines = []
+def _use_lines(spec: ModelSpec, training: Mapping[str, Any]) -> list[str]:
+    """What the model is for, and what its maker has to add."""
+    data = training.get("data", {})
+    scale = f"{spec.mpp} µm per pixel" if spec.mpp else "the µm per pixel of its training tiles, which are unknown"
+    trained_on = "tiles of one data set (below)"
+    if data.get("synthetic"):
+        trained_on = "synthetic tiles"
+    elif training.get("trained_elsewhere") or not data:
+        trained_on = "tiles that are not recorded here"
+    return [
+        "## Intended use and limits",
+        "",
+        f"- It sorts histology tiles into the classes above, at {scale}. It always answers one of them, also for tiles "
+        "that show something else.",
+        f"- It was trained on {trained_on}. Other scanners, stains, laboratories and tissues can "
+        "lower the accuracy: test it on tiles of your own before you rely on it.",
+        "- It is not a medical device and must not be used to diagnose or treat.",
+        "- Licence of the weights: not stated. Whoever publishes this model writes it here and in the first lines of "
+        "this file; the licence of the training data may limit the choice.",
+        "",
+    ]
+
+
+def describe_test(training: Mapping[str, Any]) -> str:
+    """The accuracy on the test split with its interval, or why it is unknown."""
+    test = training.get("test")
+    if isinstance(test, Mapping) and "accuracy" in test and "interval" in test:
+        low, high = test["interval"]
+        tiles = f", {test['tiles']:,} tiles of the test split" if "tiles" in test else ""
+        return f"{test['accuracy']:.1%} (95 % bootstrap interval {low:.1%} to {high:.1%}{tiles})"
     if training.get("trained_elsewhere"):
-        lines.append(
-            "- Accuracy: unknown, because the network was trained elsewhere. The checks below use drawn tiles."
-        )
+        return "unknown, because the network was trained elsewhere"
+    return "unknown, because no test is recorded"
+
+
+def golden_tiles_are(training: Mapping[str, Any]) -> str:
+    """What the tiles are, besides noise, on which files are compared with the checkpoint.
+
+    "real" or "synthetic"; "kept" (with the checkpoint) where no record tells which.
+    """
+    made = True if training.get("trained_elsewhere") else training.get("data", {}).get("synthetic")
+    return {True: "synthetic", False: "real"}.get(made, "kept")
+
+
+def _accuracy_lines(training: Mapping[str, Any]) -> list[str]:
+    """Validation and test accuracy, as far as they are recorded."""
+    lines = []
     if isinstance(value := training.get("val_accuracy"), float):
         lines.append(f"- Validation accuracy: {value:.1%}")
+    return [*lines, f"- Test accuracy: {describe_test(training)}"]
+
+
+def _class_lines(training: Mapping[str, Any]) -> list[str]:
+    """The figures of each class on the test split."""
     test = training.get("test")
-    if isinstance(test, dict):
-        low, high = test["interval"]
-        lines.append(f"- Test accuracy: {test['accuracy']:.1%} (95 % bootstrap interval {low:.1%} to {high:.1%})")
-    return lines
+    columns = ("classes", "precision", "recall", "f1", "support")
+    if not isinstance(test, Mapping) or not all(column in test for column in columns):
+        return []
+    lines = ["| class | precision | recall | F1 | test tiles |", "|---|---|---|---|---|"]
+    for name, *figures, tiles in zip(*(test[column] for column in columns), strict=True):
+        lines.append(f"| {_plain(name)} | {' | '.join(f'{figure:.1%}' for figure in figures)} | {tiles:,} |")
+    return [*lines, ""]
+
+
+def _plain(name: str) -> str:
+    """A class name that breaks no table of Markdown."""
+    return " ".join(name.split()).replace("|", "\\|")
 
 
 def _precision_lines(precision: str, low: LowPrecision) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -60,8 +61,8 @@ def usage(spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[
 
 def next_step(out: Path) -> str | None:
     """See `formats.Writer`."""
-    path = repr(str(out / ONNX))
-    return f'python -c "import onnxruntime as o; print(o.InferenceSession({path}).get_inputs()[0])"'
+    code = f"import onnxruntime as o; print(o.InferenceSession({str(out / ONNX)!r}).get_inputs()[0])"
+    return f"python -c {shlex.quote(code)}"
 
 
 def _metadata(source: Source) -> dict[str, str]:

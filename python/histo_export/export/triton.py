@@ -11,6 +11,7 @@ ordinary file with the same content. A symbolic link would break as soon as `tri
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def usage(spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[
 
 def next_step(out: Path) -> str | None:
     """See `formats.Writer`."""
-    return f"tritonserver --model-repository {out / TRITON}"
+    return f"tritonserver --model-repository {shlex.quote(str(out / TRITON))}"
 
 
 def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[str]:

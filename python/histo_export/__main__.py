@@ -1,0 +1,5 @@
+"""`python -m histo_export`, which is `histo`."""
+
+from histo_export.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""Lines that people can copy: shown by `histo` alone, at the end of each command's help, and in error messages."""
+
+FIRST_STEPS = {
+    "histo export": "train on synthetic tiles for a minute, export the model and check every file",
+    "histo export --data tiles/ --pool 2 --mpp 0.5": "the same with your tiles: tiles/<class>/*.png",
+    "histo predict bundles/tiles-pool2 slides/": "classify tiles and whole slides with the exported model",
+    "histo doctor": "show what works on this machine",
+}
+"""What a newcomer needs: a line, and what it does."""
+
+EXAMPLES = {
+    "export": (
+        "histo export --data tiles/ --pool 2 --mpp 0.5",
+        "histo export --checkpoint runs/tiles-pool2/best.ckpt --formats all",
+        "histo export --data tiles/ --precision int8 --out bundles/small",
+    ),
+    "train": (
+        "histo train --data tiles/ --pool 2 --mpp 0.5",
+        "histo train --data tiles/ --classes TUMOR,STROMA --weights imagenet",
+        "histo train --data tiles.npy --epochs 30 --batch 64 --device cuda",
+    ),
+    "verify": ("histo verify bundles/tiles-pool2", "histo verify bundles/tiles-pool2 --device cuda --json"),
+    "bench": (
+        "histo bench bundles/tiles-pool2",
+        "histo bench bundles/tiles-pool2 --runtimes native,onnxruntime --batches 1,32",
+        "histo bench --pools 1,2,4 --precision fp32,int8 --out bench-pools",
+    ),
+    "predict": (
+        "histo predict bundles/tiles-pool2 slides/ --out results",
+        "histo predict bundles/tiles-pool2 slide.svs --overlap 0.5 --precision bf16",
+        "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
+    ),
+    "inspect": (
+        "histo inspect bundles/tiles-pool2",
+        "histo inspect bundles/tiles-pool2 --plan throughput",
+        "histo inspect runs/tiles-pool2/best.ckpt --json",
+        "histo inspect --pool 8 --classes 6",
+    ),
+    "doctor": ("histo doctor", "histo doctor --json"),
+}
+"""Of each command; the first line is the simplest."""
