@@ -160,8 +160,9 @@ HISTO_BENCH_DOT(dot_words, "vpdpwssd",
     std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } const config;
-  __asm__ volatile("" ::: "memory");  // or GCC drops the stores: its intrinsic does not tell that memory is read
-  _tile_loadconfig(&config);          // which zeroes them
+  // A barrier: GCC's intrinsic does not tell the compiler that memory is read, which then drops the stores.
+  __asm__ volatile("" ::: "memory");
+  _tile_loadconfig(&config);  // which zeroes them
 }
 
 // Four sums, two tiles on each side, as a matrix kernel has them.
