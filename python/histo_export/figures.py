@@ -106,6 +106,7 @@ def _scale_loss(axes: Axes, losses: Sequence[float]) -> None:
     """The axis of the loss: logarithmic where the losses span decades, else from 0."""
     finite = sorted(loss for loss in losses if math.isfinite(loss))
     if not finite or finite[-1] <= 0:
+        axes.set_ylim(0, 1)
         return
     if finite[0] > 0 and finite[-1] > DECADES * finite[0]:
         axes.set_yscale("log")

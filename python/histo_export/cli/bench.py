@@ -90,7 +90,7 @@ def bench(
             command=" ".join(["histo", *sys.argv[1:]]),
             old=old,
             progress=progress,
-            warn=lambda sentence: show.log.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True),
+            warn=(lambda sentence: None) if output.quiet else _warn,
         )
     try:
         written = _write(report, out, output.force)
@@ -103,6 +103,10 @@ def bench(
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if report.stopped:
         raise typer.Exit(130)
+
+
+def _warn(sentence: str) -> None:
+    show.log.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
 
 
 def _write(report: Report, out: Path, force: bool) -> list[Path]:
