@@ -300,7 +300,7 @@ WRONG_RUNNERS: list[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
     ((None, 2), {}, TypeError, "runtime is NoneType"),
     ((first_pixel,), {}, TypeError, "classes is missing"),
     ((first_pixel, 0), {}, ValueError, "classes is 0"),
-    ((first_pixel, 2.0), {}, TypeError, "incompatible"),
+    ((first_pixel, 2.0), {}, TypeError, "classes is float; an integer is needed"),
     ((first_pixel, 2), {"batch": 0}, ValueError, "batch is 0"),
     ((first_pixel, 2), {"queued": -1}, ValueError, "queued is -1"),
     ((first_pixel, 2), {"on_error": "ignore"}, ValueError, 'on_error "ignore" is unknown; choose from stop, report'),
@@ -325,7 +325,8 @@ def test_wrong_runners(
         (np.zeros((2, 3, 6, 6), np.uint8), {}, ValueError, r"source has shape \(2, 3, 6, 6\)"),
         (numbered(2), {"shape": (5, 6)}, ValueError, "shape contradicts source"),
         (list(numbered(2)), {"shape": (0, 6)}, ValueError, "height is 0"),
-        (list(numbered(2)), {"shape": (-1, 6)}, TypeError, "incompatible"),
+        (list(numbered(2)), {"shape": (-1, 6)}, ValueError, "height is -1"),
+        (list(numbered(2)), {"shape": (6,)}, TypeError, r"shape is tuple; \(height, width\) is needed"),
         (numbered(2), {"progress": 3}, TypeError, "progress is int"),
     ],
 )

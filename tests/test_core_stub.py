@@ -98,6 +98,11 @@ def test_python_and_the_core_have_the_same_names() -> None:
     assert spec.STAGES == _core.STAGES
 
 
+def test_the_package_lists_what_it_offers() -> None:
+    assert set(histo_export.__all__) <= set(dir(histo_export))
+    assert {"load", "Engine", "Model", "BatchRunner", "FusedHead"} <= set(histo_export.__all__)
+
+
 def test_an_error_of_the_core_has_its_remedy_apart() -> None:
     with pytest.raises(ValueError, match="unknown") as caught:
         _core.Engine("model.safetensors", precision="fp64")

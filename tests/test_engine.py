@@ -20,7 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from histo_export._core import (
     PRECISIONS,
+    BatchRunner,
     Engine,
+    FusedHead,
     Model,
     default_isa,
     precision_support,
@@ -346,7 +348,10 @@ def test_warmup_changes_nothing(engine: Engine) -> None:
     ("options", "error", "message"),
     [
         ({"threads": -1}, ValueError, "threads is -1"),
-        ({"threads": 1.5}, TypeError, "incompatible"),
+        ({"threads": 10_000}, ValueError, r"threads is 10000; it must be between 1 and 4096, or 0 for usable_cpus\(\)"),
+        ({"threads": 1.5}, TypeError, "threads is float; an integer is needed"),
+        ({"threads": None}, TypeError, "threads is NoneType"),
+        ({"precision": 32}, TypeError, "precision is int; a string is needed"),
         ({"precision": "fp64"}, ValueError, 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'),
         ({"isa": "avx3"}, ValueError, 'isa "avx3" is unknown; choose from portable, avx2, avx512'),
         ({"crop": 0}, ValueError, "crop is 0"),
@@ -385,9 +390,9 @@ def test_what_is_neither_a_model_nor_a_path_is_refused(wrong: Any) -> None:
         (np.zeros((1, 3, 64, 64), ">f4"), TypeError, "dtype >f4"),
         (np.zeros((1, 64, 128, 3), np.uint8)[:, :, ::2], ValueError, "C-contiguous"),
         (np.zeros((1, 64, 64, 3), np.float32).transpose(0, 3, 1, 2), ValueError, "C-contiguous"),
-        ([[[[0, 0, 0]]]], TypeError, "incompatible"),
-        (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), TypeError, "incompatible"),
-        (None, TypeError, "incompatible"),
+        ([[[[0, 0, 0]]]], TypeError, "tiles is list; a NumPy array is needed"),
+        (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), TypeError, "tiles is Tensor; a NumPy array"),
+        (None, TypeError, "tiles is NoneType"),
     ],
 )
 def test_bad_tiles_are_refused(engine: Engine, tiles: Any, error: type[Exception], message: str) -> None:
@@ -405,6 +410,52 @@ def test_stages_and_warmup_refuse_too(engine: Engine) -> None:
         engine.warmup(0)
     with pytest.raises((ValueError, MemoryError)):
         engine.warmup(2**62)
+
+
+LONG = list(range(10_000))
+WRONG_CALLS: list[tuple[Callable[..., object], tuple[Any, ...]]] = [
+    (Engine, (LONG,)),
+    (Engine, (b"contents of a file" * 1000,)),
+    (Model.open, (b"contents of a file" * 1000,)),
+    (Model.from_bytes, ("contents of a file" * 1000,)),
+    (preprocess, (LONG, None)),
+    (preprocess, (np.zeros((1, 75, 75, 3), np.uint8), LONG)),
+    (FusedHead, (LONG, LONG, 2)),
+    (FusedHead, (np.zeros((6, 4096), np.float32), np.zeros(6, np.float32), LONG)),
+    (BatchRunner, (len, LONG)),
+    (BatchRunner(len, 2).run, (LONG, LONG)),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments"), WRONG_CALLS)
+def test_a_message_does_not_repeat_its_arguments(
+    function: Callable[..., object], arguments: tuple[Any, ...], engine: Engine
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        function(*arguments)
+    assert len(str(caught.value)) < 120
+    for method in (engine.run, engine, engine.stages, engine.layer_times, engine.warmup):
+        with pytest.raises(TypeError, match=r"^(tiles|batch) is list; .* is needed$"):
+            method(LONG)
+
+
+def test_a_repr_is_short(model: Model, engine: Engine) -> None:
+    head = FusedHead(np.zeros((6, 16), np.float32), np.zeros(6, np.float32), 2, isa="portable")
+    runner = BatchRunner(engine, batch=4)
+    tiles = random_tiles(5, 75, 75)
+    results = runner.results(tiles)
+    assert repr(next(results)) == "<TileResult 0: 6 logits>"
+    assert re.fullmatch(r"<BatchResults: \d+ tiles?, 0 failed, \d+ batch(es)?>", repr(results))
+    stats = runner.run(tiles, lambda result: None)
+    isa = executed_in_fp32(default_isa())
+    assert [repr(each) for each in (model, engine, head, runner, stats, precision_support()["fp32"])] == [
+        "<Model: 6 classes, pool 3, crop 64, tiles of 75 pixels>",
+        f"<Engine: 6 classes, crop 64, fp32, {isa}, throughput, 2 threads>",
+        "<FusedHead: pool 2, 4 channels, 6 classes, portable, 1 thread>",
+        "<BatchRunner: an Engine, batches of 4 tiles, on_error stop>",
+        "<BatchRunnerStats: 5 tiles, 0 failed, 2 batches>",
+        f"<PrecisionSupport: {isa}>",
+    ]
 
 
 # --- the model ----------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.text import Text
 from PIL import Image
 
 from histo_export import figures
-from histo_export.figures import SPLIT_TILES, new_figure, save_confusion, save_figure, shown
+from histo_export.figures import SPLIT_TILES, new_figure, save_confusion, save_curves, save_figure, shown
 from histo_export.metrics import AccuracyReport, report_of
 from histo_export.predict.pictures import class_colours
 
@@ -162,6 +163,47 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
+def history(losses: list[float], accuracies: list[float]) -> list[dict[str, float]]:
+    return [
+        {"epoch": i + 1, "train_loss": loss, "val_loss": loss, "train_accuracy": accuracy, "val_accuracy": accuracy}
+        for i, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [
+        ([2.0, 0.5, 0.1], "linear"),
+        ([2.0, 0.5, 0.05], "log"),
+        ([1e4, 1.0, 1e-3], "log"),
+        ([2.0, 0.0, 0.0], "linear"),
+        ([float("nan")] * 3, "linear"),
+        ([float("inf"), 2.0, 0.05], "log"),
+    ],
+)
+def test_the_axis_of_losses_that_span_decades_is_logarithmic(
+    losses: list[float], scale: str, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    save_curves(tmp_path / "c.png", history(losses, [0.2, 0.5, 0.9]), title="t", classes=6)
+    accuracy, loss = drawn[0].axes
+    assert loss.get_yscale() == scale
+    low, high = loss.get_ylim()
+    labels = [label.get_text() for label in loss.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert len(labels) >= 2
+    assert all(float(label) >= 0 for label in labels)
+    [chance] = [line for line in accuracy.lines if line.get_label() == "chance: 16.7%"]
+    assert set(chance.get_ydata()) == {1 / 6}
+    assert accuracy.get_ylim()[0] < 1 / 6
+
+
+@pytest.mark.parametrize("accuracies", [[0.225, 0.25, 0.28], [0.1, 0.5, 0.99], [0.9871, 0.9874, 0.9879], [0.5] * 3])
+def test_ticks_of_accuracy_are_what_they_say(accuracies: list[float], tmp_path: Path, drawn: list[Figure]) -> None:
+    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", classes=4)
+    axis = drawn[0].axes[0].yaxis
+    labels = [label.get_text() for label in axis.get_ticklabels()]
+    assert [float(label.removesuffix("%")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
+
+
 @pytest.mark.parametrize("split", SPLIT_TILES)
 def test_a_confusion_matrix_names_its_split_once(split: str, tmp_path: Path, drawn: list[Figure]) -> None:
     save_confusion(tmp_path / "c.png", report(3), title="set", split=split)
@@ -170,11 +212,39 @@ def test_a_confusion_matrix_names_its_split_once(split: str, tmp_path: Path, dra
     assert ("test" in words) == (split == "test")
 
 
-@pytest.mark.parametrize(("classes", "numbers"), [(60, True), (61, False), (400, False)])
-def test_many_classes_make_no_absurd_picture(classes: int, numbers: bool, tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_confusion_matrix_has_counts_and_their_share_of_the_true_class(tmp_path: Path, drawn: list[Figure]) -> None:
+    truth = np.repeat([0, 1], [400, 3])
+    predicted = np.r_[np.repeat([0, 1], [399, 1]), np.repeat([0, 1], [1, 2])]
+    made = report_of(("a", "b"), np.eye(2, dtype=np.float32)[predicted], truth)
+    save_confusion(tmp_path / "c.png", made, title="set", split="test")
+    cells = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert cells == ["399\n99.8 %", "1\n0.25 %", "1\n33.3 %", "2\n66.7 %"]
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """The largest number of pixels that a figure was drawn in so far."""
+    largest = 0.0
+    make = FigureCanvasAgg.get_renderer
+
+    def get_renderer(canvas: FigureCanvasAgg) -> object:
+        nonlocal largest
+        renderer = make(canvas)
+        largest = max(largest, renderer.width * renderer.height)
+        return renderer
+
+    monkeypatch.setattr(FigureCanvasAgg, "get_renderer", get_renderer)
+    return lambda: largest
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(2, True), (60, True), (61, False), (1000, False)])
+def test_many_classes_make_no_absurd_picture(
+    classes: int, numbers: bool, tmp_path: Path, drawn: list[Figure], memory: Callable[[], float]
+) -> None:
     save_confusion(tmp_path / "c.png", report(classes, "{:03}" + "long name " * 30), title="set", split="test")
     with Image.open(tmp_path / "c.png") as image:
         assert max(image.size) < 3500
+    assert 1e5 < memory() < 3500**2  # 49 MB in RGBA
     axes = drawn[0].axes[0]
     assert bool(axes.texts) == numbers
     assert len(axes.get_xticklabels()) <= 150

@@ -204,8 +204,14 @@ def test_not_a_number_stays_visible() -> None:
         (np.zeros((6, 16), np.float32), np.zeros(6, np.float32), 2**62, ValueError, "not a multiple of pool"),
         (np.zeros((6, 0), np.float32), np.zeros(6, np.float32), 2, ValueError, "channels is 0"),
         (np.zeros((0, 16), np.float32), np.zeros(0, np.float32), 2, ValueError, "classes is 0"),
-        (np.zeros((6, 16), np.float32).tolist(), np.zeros(6, np.float32), 2, TypeError, "incompatible"),
-        (np.zeros((6, 16), np.float32), np.zeros(6, np.float32), 2.0, TypeError, "incompatible"),
+        (
+            np.zeros((6, 16), np.float32).tolist(),
+            np.zeros(6, np.float32),
+            2,
+            TypeError,
+            "weight is list; a NumPy array",
+        ),
+        (np.zeros((6, 16), np.float32), np.zeros(6, np.float32), 2.0, TypeError, "pool is float; an integer"),
     ],
 )
 def test_a_bad_constructor_argument_is_refused(
@@ -232,8 +238,8 @@ def misaligned(shape: tuple[int, ...]) -> Array:
         (np.zeros((0, 4, 3, 3), np.float32), ValueError, "batch is 0"),
         (np.zeros((2, 4, 0, 3), np.float32), ValueError, "height is 0"),
         (np.zeros((2, 4, 3, 0), np.float32), ValueError, "width is 0"),
-        (torch.zeros(2, 4, 3, 3), TypeError, "incompatible"),
-        (None, TypeError, "incompatible"),
+        (torch.zeros(2, 4, 3, 3), TypeError, "features is Tensor; a NumPy array"),
+        (None, TypeError, "features is NoneType"),
     ],
 )
 def test_bad_features_are_refused(features: Array, error: type[Exception], message: str) -> None:

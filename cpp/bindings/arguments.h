@@ -1,38 +1,106 @@
 // Arguments that several classes take.
+//
+// They come as any objects and are judged here. pybind11 would refuse those of a wrong type with a message
+// that holds all arguments in full: whole arrays, and the contents of files.
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl/filesystem.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <string>
 
 #include "histo/cpu.h"
+#include "histo/error.h"
 #include "histo/names.h"
 
 namespace bindings {
 
 namespace py = pybind11;
 
-inline std::optional<histo::Isa> isa_of(const std::optional<std::string>& text) {
-  return text ? std::optional(histo::from_name<histo::Isa>("isa", *text)) : std::nullopt;
+inline std::string type_of(const py::handle& object) {
+  return py::str(py::type::of(object).attr("__name__"));
 }
 
-// Python's integers are signed: a negative one would otherwise be refused as an "incompatible" argument.
-inline unsigned checked_threads(py::ssize_t threads) {
-  if (threads < 0 || threads > std::numeric_limits<int>::max()) {
-    throw py::value_error("threads is " + std::to_string(threads) +
-                          "; give a number of threads, or 0 for usable_cpus()");
-  }
-  return static_cast<unsigned>(threads);
+[[noreturn]] inline void wrong_type(const char* argument, const py::handle& value,
+                                    const std::string& needed) {
+  throw py::type_error(std::string(argument) + " is " + type_of(value) + "; " + needed + " is needed");
 }
 
-inline std::size_t at_least_one(const char* argument, py::ssize_t value) {
-  if (value < 1) {
-    throw py::value_error(std::string(argument) + " is " + std::to_string(value) + "; it must be at least 1");
+// An integer of NumPy too. One that is too large becomes the largest.
+inline py::ssize_t integer(const char* argument, const py::handle& value) {
+  if (PyIndex_Check(value.ptr()) == 0) {
+    wrong_type(argument, value, "an integer");
   }
-  return static_cast<std::size_t>(value);
+  const py::ssize_t number = PyNumber_AsSsize_t(value.ptr(), nullptr);
+  if (PyErr_Occurred() != nullptr) {
+    throw py::error_already_set();
+  }
+  return number;
+}
+
+inline std::size_t at_least_one(const char* argument, const py::handle& value) {
+  const py::ssize_t number = integer(argument, value);
+  if (number < 1) {
+    throw py::value_error(std::string(argument) + " is " + std::to_string(number) +
+                          "; it must be at least 1");
+  }
+  return static_cast<std::size_t>(number);
+}
+
+inline std::optional<std::size_t> at_least_one_or_none(const char* argument, const py::handle& value) {
+  return value.is_none() ? std::nullopt : std::optional(at_least_one(argument, value));
+}
+
+// The core knows how many are too many.
+inline unsigned threads_of(const py::handle& value) {
+  const py::ssize_t number = integer("threads", value);
+  if (number < 0) {
+    throw histo::Error(histo::ErrorCode::invalid_argument, "threads is " + std::to_string(number),
+                       "give a number of threads, or 0 for usable_cpus()");
+  }
+  return static_cast<unsigned>(std::min<py::ssize_t>(number, std::numeric_limits<unsigned>::max()));
+}
+
+inline std::string string_of(const char* argument, const py::handle& value) {
+  if (!py::isinstance<py::str>(value)) {
+    wrong_type(argument, value, "a string");
+  }
+  return value.cast<std::string>();
+}
+
+template <histo::ClosedSet Value>
+Value one_of(const char* argument, const py::handle& value) {
+  return histo::from_name<Value>(argument, string_of(argument, value));
+}
+
+inline std::optional<histo::Isa> isa_of(const py::handle& value) {
+  return value.is_none() ? std::nullopt : std::optional(one_of<histo::Isa>("isa", value));
+}
+
+// A str or an os.PathLike. Bytes are refused, because they may be the contents of a file.
+inline std::filesystem::path path_of(const char* argument, const py::handle& value) {
+  if (!py::isinstance<py::str>(value) && !py::hasattr(value, "__fspath__")) {
+    wrong_type(argument, value, "a path");
+  }
+  return value.cast<std::filesystem::path>();
+}
+
+// "1 tile", "2 tiles": for a repr.
+inline std::string counted(std::size_t number, const std::string& one, const std::string& many = {}) {
+  return std::to_string(number) + " " + (number == 1 ? one : many.empty() ? one + "s" : many);
+}
+
+template <typename Class>
+const Class& instance_of(const char* argument, const py::handle& value, const char* needed) {
+  if (!py::isinstance<Class>(value)) {
+    wrong_type(argument, value, needed);
+  }
+  return value.cast<const Class&>();
 }
 
 }  // namespace bindings

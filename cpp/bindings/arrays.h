@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
+#include "gil.h"
 #include "histo/engine.h"
 
 namespace bindings {
@@ -53,6 +55,13 @@ inline void check_channels(const py::array& tiles, py::ssize_t axis, const char*
   }
 }
 
+inline py::array array_of(const char* name, const py::handle& object) {
+  if (!py::isinstance<py::array>(object)) {
+    wrong_type(name, object, "a NumPy array");
+  }
+  return py::reinterpret_borrow<py::array>(object);
+}
+
 // uint8 `(batch, height, width, 3)`.
 inline std::span<const std::uint8_t> byte_tiles(const py::array& tiles, histo::TileShape& shape) {
   constexpr const char* axes = "(batch, height, width, 3)";
@@ -73,12 +82,13 @@ inline std::span<const float> float_tiles(const py::array& tiles, histo::TileSha
 
 // Logits of uint8 or float32 tiles, by their dtype. `Runtime` is a histo::Engine or a histo::TorchRuntime.
 template <typename Runtime>
-py::array_t<float> run(const Runtime& runtime, const py::array& tiles) {
+py::array_t<float> run(const Runtime& runtime, const py::object& given) {
+  const py::array tiles = array_of("tiles", given);
   histo::TileShape shape{};
   const auto logits_of = [&](auto view_of_tiles) {
     py::array_t<float> logits({shape.batch, runtime.classes()});
     const std::span<float> out(logits.mutable_data(), static_cast<std::size_t>(logits.size()));
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     runtime.run(view_of_tiles, shape, out);
     return logits;
   };
@@ -93,11 +103,11 @@ py::array_t<float> run(const Runtime& runtime, const py::array& tiles) {
 }
 
 template <typename Runtime>
-py::dict stages(const Runtime& runtime, const py::array& tiles) {
+py::dict stages(const Runtime& runtime, const py::object& tiles) {
   histo::TileShape shape{};
-  const auto bytes = byte_tiles(tiles, shape);
+  const auto bytes = byte_tiles(array_of("tiles", tiles), shape);
   const std::vector<histo::Stage> outputs = [&] {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return runtime.stages(bytes, shape);
   }();
   py::dict result;

@@ -2,7 +2,8 @@
 //
 // The loop's threads hold the GIL only while they run Python code. Python objects are created, copied and
 // released only with the GIL: the objects that the callbacks need belong to objects that Python destroys, and
-// the std::functions hold plain pointers.
+// the std::functions hold plain pointers. Callbacks are called by call(), because the interpreter may end
+// meanwhile: see gil.h.
 
 #include "histo/batch_runner.h"
 
@@ -30,6 +31,7 @@
 
 #include "arguments.h"
 #include "arrays.h"
+#include "gil.h"
 #include "histo/error.h"
 #include "histo/names.h"
 #include "register.h"
@@ -44,8 +46,6 @@ using Side = std::pair<std::size_t, std::size_t>;
   py::set_error(type, message.c_str());
   throw py::error_already_set();
 }
-
-std::string type_of(const py::handle& object) { return py::str(py::type::of(object).attr("__name__")); }
 
 // "ValueError: its message", like the last line of a traceback.
 std::string text_of(const py::handle& exception) {
@@ -77,6 +77,17 @@ Side side_of(const py::handle& tile) {
     raise(PyExc_ValueError, "a tile has shape " + shape_of(array) + "; (height, width, 3) is needed");
   }
   return {extent(array, 0), extent(array, 1)};
+}
+
+// The argument `shape`: None, or height and width.
+std::optional<Side> side_of_shape(const py::object& shape) {
+  if (shape.is_none()) {
+    return std::nullopt;
+  }
+  if (!py::isinstance<py::sequence>(shape) || py::len(shape) != 2) {
+    wrong_type("shape", shape, "(height, width)");
+  }
+  return Side(at_least_one("height", shape[py::int_(0)]), at_least_one("width", shape[py::int_(1)]));
 }
 
 // A copy where the array is not C-contiguous.
@@ -179,7 +190,7 @@ class Tiles {
   // The next item from the source itself; null at the end.
   py::object fetch() {
     try {
-      py::object item = next_();
+      py::object item = call(next_);
       return item.is_none() ? py::object() : item;
     } catch (const py::error_already_set& error) {
       if (error.matches(PyExc_StopIteration)) {
@@ -234,15 +245,17 @@ struct Runner {
   histo::BatchRunnerOptions options;
 };
 
-std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py::ssize_t> classes,
-                                    py::ssize_t batch, py::ssize_t queued, const std::string& on_error) {
+std::unique_ptr<Runner> make_runner(const py::object& runtime, const py::object& given_classes,
+                                    const py::object& batch, const py::object& queued,
+                                    const py::object& on_error) {
+  const std::optional<std::size_t> classes = at_least_one_or_none("classes", given_classes);
   auto runner = std::make_unique<Runner>();
   runner->options = {.batch = at_least_one("batch", batch),
                      .queued = at_least_one("queued", queued),
-                     .on_error = histo::from_name<histo::OnError>("on_error", on_error)};
+                     .on_error = one_of<histo::OnError>("on_error", on_error)};
   if (py::isinstance<histo::Engine>(runtime)) {
     const auto& engine = runtime.cast<const histo::Engine&>();
-    if (classes && at_least_one("classes", *classes) != engine.classes()) {
+    if (classes && *classes != engine.classes()) {
       raise(PyExc_ValueError, "classes is " + std::to_string(*classes) + "; the engine has " +
                                   std::to_string(engine.classes()));
     }
@@ -257,7 +270,7 @@ std::unique_ptr<Runner> make_runner(const py::object& runtime, std::optional<py:
   if (!classes) {
     raise(PyExc_TypeError, "classes is missing; only an Engine has this number itself");
   }
-  runner->classes = at_least_one("classes", *classes);
+  runner->classes = *classes;
   return runner;
 }
 
@@ -313,7 +326,7 @@ class Loop {
       // A copy, because the function may keep the array for longer than the loop keeps the tiles.
       py::array_t<std::uint8_t> input({shape.batch, shape.height, shape.width, std::size_t{3}});
       std::memcpy(input.mutable_data(), tiles.data(), tiles.size());
-      const py::object output = runner_.infer(input);
+      const py::object output = call(runner_.infer, input);
       if (!py::isinstance<py::array>(output)) {
         raise(PyExc_TypeError, "the runtime returned " + type_of(output) + "; a float32 array is needed");
       }
@@ -334,18 +347,18 @@ class Loop {
   // Python's signal handlers run here if run() was called in the main thread.
   bool report(const BatchRunnerStats& stats) {
     raise_fatal();
-    const py::gil_scoped_acquire locked;
+    const Locked locked;
     if (PyErr_CheckSignals() != 0) {
       throw py::error_already_set();
     }
-    return progress_.is_none() || !progress_(stats).is(py::bool_(false));
+    return progress_.is_none() || !call(progress_, py::cast(stats)).is(py::bool_(false));
   }
 
   // Calls `work` with the GIL. Its exception is stored in `kept`, because the loop passes on the text only.
   // KeyboardInterrupt and SystemExit are not a failure of a tile: they end the loop under any `on_error`.
   template <typename Work>
   bool guarded(py::object& kept, const Work& work) {
-    const py::gil_scoped_acquire locked;
+    const Locked locked;
     try {
       return work();
     } catch (const py::error_already_set& error) {
@@ -368,7 +381,7 @@ class Loop {
   // `what` begins with the name of the tile. Where both the source and the runtime failed, the tiles of the
   // runtime's failure came first.
   void raise_kept(const std::string& what) {
-    const py::gil_scoped_acquire locked;
+    const Locked locked;
     const py::object& error = infer_error_ ? infer_error_ : source_error_;
     if (error) {
       error.attr("add_note")("in the batch loop, at " + what.substr(0, what.find(": ")));
@@ -401,16 +414,16 @@ struct Result {
 };
 
 BatchRunnerStats run_to_sink(const Runner& runner, const py::object& source, const py::object& sink,
-                             const std::optional<Side>& shape, const py::object& progress) {
+                             const py::object& shape, const py::object& progress) {
   if (PyCallable_Check(sink.ptr()) == 0) {
     raise(PyExc_TypeError, "sink is " + type_of(sink) + "; a function of a TileResult is needed");
   }
-  Loop loop(runner, source, shape, progress);
-  const py::gil_scoped_release unlocked;
+  Loop loop(runner, source, side_of_shape(shape), progress);
+  const Unlocked unlocked;
   return loop.run(
       [&sink](const histo::TileResult& tile) {
-        const py::gil_scoped_acquire locked;
-        sink(Result(tile));
+        const Locked locked;
+        call(sink, py::cast(Result(tile)));
       },
       [](const BatchRunnerStats&) { return true; });
 }
@@ -440,7 +453,7 @@ class Results {
       std::exception_ptr error;
       bool over = false;
       {
-        const py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         std::unique_lock lock(mutex_);
         changed_.wait_for(lock, std::chrono::milliseconds(50),
                           [this] { return !results_.empty() || ended_ || closed_; });
@@ -470,17 +483,18 @@ class Results {
     return stats_;
   }
 
-  // Ends the loop and waits until its threads have ended.
+  // Ends the loop and waits until its threads have ended. Several threads may close one object: the one that
+  // destroys it must not do so while another one still waits, as close_all() may.
   void close() {
     cancel();
-    if (thread_.get_id() == std::this_thread::get_id()) {
+    if (thread_id_ == std::this_thread::get_id()) {
       return;  // called by `progress`
     }
     open().erase(this);
-    std::thread thread = std::move(thread_);
-    if (thread.joinable()) {
-      const py::gil_scoped_release unlocked;
-      thread.join();
+    const Unlocked unlocked;
+    const std::lock_guard lock(joining_);
+    if (thread_.joinable()) {
+      thread_.join();
     }
   }
 
@@ -549,14 +563,21 @@ class Results {
   std::exception_ptr error_;
   bool ended_ = false;
   bool closed_ = false;
+  std::mutex joining_;  // of `thread_`
   std::thread thread_;
+  const std::thread::id thread_id_ = thread_.get_id();
 };
 
-std::unique_ptr<Results> results(py::object runner, const py::object& source,
-                                 const std::optional<Side>& shape, py::object progress) {
-  auto made = std::make_unique<Results>(std::move(runner), source, shape, std::move(progress));
+std::unique_ptr<Results> results(py::object runner, const py::object& source, const py::object& shape,
+                                 py::object progress) {
+  auto made = std::make_unique<Results>(std::move(runner), source, side_of_shape(shape), std::move(progress));
   Results::open().insert(made.get());
   return made;
+}
+
+std::string progress_text(const BatchRunnerStats& stats) {
+  return counted(stats.tiles, "tile") + ", " + std::to_string(stats.failed) + " failed, " +
+         counted(stats.batches, "batch", "batches");
 }
 
 // --- documentation ---------------------------------------------------------------------------------------
@@ -629,7 +650,9 @@ void register_batch_runner(py::module_& m) {
       .def_readonly("infer_seconds", &BatchRunnerStats::infer_seconds, "Spent in the runtime.")
       .def_readonly("deliver_seconds", &BatchRunnerStats::deliver_seconds, "Spent in the sink.")
       .def_property_readonly("tiles_per_second", &BatchRunnerStats::tiles_per_second,
-                             "0 before time has passed.");
+                             "0 before time has passed.")
+      .def("__repr__",
+           [](const BatchRunnerStats& stats) { return "<BatchRunnerStats: " + progress_text(stats) + ">"; });
 
   py::class_<Result>(m, "TileResult", "The result for a tile.\n\nExactly one of logits and error is None.")
       .def_readonly("index", &Result::index, "Counted from 0 in the order of the source.")
@@ -642,7 +665,11 @@ void register_batch_runner(py::module_& m) {
             return py::array_t<float>(static_cast<py::ssize_t>(result.logits.size()), result.logits.data());
           },
           "float32 (classes,); None where the tile failed.")
-      .def_readonly("error", &Result::error, "Why the tile failed; None where it did not.");
+      .def_readonly("error", &Result::error, "Why the tile failed; None where it did not.")
+      .def("__repr__", [](const Result& result) {
+        return "<TileResult " + std::to_string(result.index) + ": " +
+               (result.error ? "failed" : counted(result.logits.size(), "logit")) + ">";
+      });
 
   py::class_<Results>(m, "BatchResults",
                       "The results of BatchRunner.results(), in order.\n\nMay be used in a `with` statement.")
@@ -651,16 +678,21 @@ void register_batch_runner(py::module_& m) {
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](Results& self, const py::args&) { self.close(); })
       .def("close", &Results::close, "Ends the loop after the current batch and waits for its threads.")
-      .def_property_readonly("stats", &Results::stats, "The progress of the loop, or its totals.");
+      .def_property_readonly("stats", &Results::stats, "The progress of the loop, or its totals.")
+      .def("__repr__", [](Results& self) { return "<BatchResults: " + progress_text(self.stats()) + ">"; });
 
   py::class_<Runner>(m, "BatchRunner", runner_doc)
-      .def(py::init(&make_runner), py::arg("runtime"), py::arg("classes").noconvert() = py::none(),
-           py::kw_only(), py::arg("batch").noconvert() = 32, py::arg("queued").noconvert() = 2,
-           py::arg("on_error") = "stop")
+      .def(py::init(&make_runner), py::arg("runtime"), py::arg("classes") = py::none(), py::kw_only(),
+           py::arg("batch") = 32, py::arg("queued") = 2, py::arg("on_error") = "stop")
       .def("run", &run_to_sink, py::arg("source"), py::arg("sink"), py::kw_only(),
            py::arg("shape") = py::none(), py::arg("progress") = py::none(), run_doc)
       .def("results", &results, py::arg("source"), py::kw_only(), py::arg("shape") = py::none(),
-           py::arg("progress") = py::none(), results_doc);
+           py::arg("progress") = py::none(), results_doc)
+      .def("__repr__", [](const Runner& runner) {
+        return std::string("<BatchRunner: ") + (runner.over_engine ? "an Engine" : "a Python function") +
+               ", batches of " + counted(runner.options.batch, "tile") + ", on_error " +
+               std::string(name(runner.options.on_error)) + ">";
+      });
 
   py::module_::import("atexit").attr("register")(py::cpp_function(&Results::close_all));
 }

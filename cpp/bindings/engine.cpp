@@ -5,7 +5,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl/filesystem.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -13,11 +12,11 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "arguments.h"
 #include "arrays.h"
+#include "gil.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/preprocess.h"
@@ -27,22 +26,30 @@
 namespace bindings {
 namespace {
 
-histo::Engine make_engine(const std::variant<std::filesystem::path, histo::Model>& model, py::ssize_t threads,
-                          const std::string& precision, const std::optional<std::string>& isa,
-                          std::optional<py::ssize_t> crop, const std::string& profile,
-                          const std::string& algorithm) {
-  const histo::EngineOptions options{
-      .threads = checked_threads(threads),
-      .precision = histo::from_name<histo::Precision>("precision", precision),
-      .isa = isa_of(isa),
-      .crop = crop ? at_least_one("crop", *crop) : 0,
-      .profile = histo::from_name<histo::Profile>("profile", profile),
-      .algorithm = histo::from_name<histo::AlgorithmPolicy>("algorithm", algorithm)};
-  const py::gil_scoped_release unlocked;
-  if (const auto* const opened = std::get_if<histo::Model>(&model)) {
-    return histo::Engine(*opened, options);
+histo::Engine make_engine(const py::object& model, const py::object& threads, const py::object& precision,
+                          const py::object& isa, const py::object& crop, const py::object& profile,
+                          const py::object& algorithm) {
+  const histo::EngineOptions options{.threads = threads_of(threads),
+                                     .precision = one_of<histo::Precision>("precision", precision),
+                                     .isa = isa_of(isa),
+                                     .crop = at_least_one_or_none("crop", crop).value_or(0),
+                                     .profile = one_of<histo::Profile>("profile", profile),
+                                     .algorithm = one_of<histo::AlgorithmPolicy>("algorithm", algorithm)};
+  if (py::isinstance<histo::Model>(model)) {
+    const auto& opened = model.cast<const histo::Model&>();
+    const Unlocked unlocked;
+    return histo::Engine(opened, options);
   }
-  return histo::Engine(histo::Model::open(std::get<std::filesystem::path>(model)), options);
+  const std::filesystem::path file = path_of("model", model);
+  const Unlocked unlocked;
+  return histo::Engine(histo::Model::open(file), options);
+}
+
+std::string engine_repr(const histo::Engine& engine) {
+  const histo::EngineInfo info = engine.info();
+  return "<Engine: " + counted(engine.classes(), "class", "classes") + ", crop " + std::to_string(info.crop) +
+         ", " + std::string(name(info.precision)) + ", " + std::string(name(info.isa)) + ", " +
+         std::string(name(info.profile)) + ", " + counted(info.threads, "thread") + ">";
 }
 
 py::dict engine_info(const histo::Engine& engine) {
@@ -59,11 +66,11 @@ py::dict engine_info(const histo::Engine& engine) {
   return result;
 }
 
-py::list layer_times(const histo::Engine& engine, const py::array& tiles) {
+py::list layer_times(const histo::Engine& engine, const py::object& tiles) {
   histo::TileShape shape{};
-  const auto bytes = byte_tiles(tiles, shape);
+  const auto bytes = byte_tiles(array_of("tiles", tiles), shape);
   const std::vector<histo::LayerTime> times = [&] {
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return engine.layer_times(bytes, shape);
   }();
   py::list result;
@@ -81,15 +88,16 @@ py::list layer_times(const histo::Engine& engine, const py::array& tiles) {
   return result;
 }
 
-void warmup(const histo::Engine& engine, py::ssize_t batch) {
+void warmup(const histo::Engine& engine, const py::object& batch) {
   const std::size_t tiles = at_least_one("batch", batch);
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   engine.warmup(tiles);
 }
 
-py::array_t<float> preprocess(const py::array& tiles, const histo::Model& model,
-                              std::optional<py::ssize_t> crop) {
-  const std::size_t side = crop ? at_least_one("crop", *crop) : model.spec().crop;
+py::array_t<float> preprocess(const py::object& given, const py::object& of_model, const py::object& crop) {
+  const py::array tiles = array_of("tiles", given);
+  const auto& model = instance_of<histo::Model>("model", of_model, "a Model");
+  const std::size_t side = at_least_one_or_none("crop", crop).value_or(model.spec().crop);
   histo::TileShape shape{};
   const auto bytes = byte_tiles(tiles, shape);
   if (shape.height < side || shape.width < side) {  // checked before the result is allocated
@@ -98,15 +106,16 @@ py::array_t<float> preprocess(const py::array& tiles, const histo::Model& model,
   }
   py::array_t<float> out({shape.batch, std::size_t{3}, side, side});
   const std::span<float> out_view(out.mutable_data(), static_cast<std::size_t>(out.size()));
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   histo::preprocess(bytes, shape, model.spec(), side, out_view);
   return out;
 }
 
-py::dict self_test(const histo::Engine& engine, const std::filesystem::path& golden) {
+py::dict self_test(const histo::Engine& engine, const py::object& golden) {
+  const std::filesystem::path file = path_of("golden", golden);
   const histo::SelfTestResult found = [&] {
-    const py::gil_scoped_release unlocked;
-    return histo::self_test(engine, golden);
+    const Unlocked unlocked;
+    return histo::self_test(engine, file);
   }();
   py::dict result;
   result["tiles"] = found.tiles;
@@ -227,28 +236,28 @@ Raises:
 
 void register_engine(py::module_& m) {
   py::class_<histo::Engine>(m, "Engine", engine_doc)
-      .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("threads").noconvert() = 0,
-           py::arg("precision") = "fp32", py::arg("isa") = py::none(),
-           py::arg("crop").noconvert() = py::none(), py::arg("profile") = "throughput",
-           py::arg("algorithm") = "fastest")
+      .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("threads") = 0,
+           py::arg("precision") = "fp32", py::arg("isa") = py::none(), py::arg("crop") = py::none(),
+           py::arg("profile") = "throughput", py::arg("algorithm") = "fastest")
       .def("run", &run<histo::Engine>, py::arg("tiles"), run_doc)
       .def("__call__", &run<histo::Engine>, py::arg("tiles"), "The same as run().")
-      .def("warmup", &warmup, py::arg("batch").noconvert() = 1,
+      .def("warmup", &warmup, py::arg("batch") = 1,
            "Runs a black batch, so that memory is allocated and caches are filled before the first real "
            "batch.")
       .def("stages", &stages<histo::Engine>, py::arg("tiles"), stages_doc)
       .def("layer_times", &layer_times, py::arg("tiles"), layer_times_doc)
       .def("info", &engine_info, info_doc)
       .def(
-          "copy", [](const histo::Engine& engine) { return engine; },
-          py::call_guard<py::gil_scoped_release>(),
+          "copy", [](const histo::Engine& engine) { return engine; }, py::call_guard<Unlocked>(),
           "An engine with threads and a workspace of its own, for parallel calls; the weights are shared.")
       .def_property_readonly(
           "model", [](const histo::Engine& engine) { return engine.model(); }, "The Model that it runs.")
-      .def_property_readonly("classes", &histo::Engine::classes, "Number of logits.");
+      .def_property_readonly("classes", &histo::Engine::classes,
+                             "Number of logits; their names are ``model.classes``.")
+      .def("__repr__", &engine_repr);
 
-  m.def("preprocess", &preprocess, py::arg("tiles"), py::arg("model"),
-        py::arg("crop").noconvert() = py::none(), preprocess_doc);
+  m.def("preprocess", &preprocess, py::arg("tiles"), py::arg("model"), py::arg("crop") = py::none(),
+        preprocess_doc);
   m.def("self_test", &self_test, py::arg("engine"), py::arg("golden"), self_test_doc);
 }
 

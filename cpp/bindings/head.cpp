@@ -2,7 +2,6 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +11,7 @@
 
 #include "arguments.h"
 #include "arrays.h"
+#include "gil.h"
 #include "histo/fused_head.h"
 #include "histo/names.h"
 #include "register.h"
@@ -19,11 +19,13 @@
 namespace bindings {
 namespace {
 
-histo::FusedHead make_head(const py::array& weight, const py::array& bias, py::ssize_t pool,
-                           py::ssize_t threads, const std::optional<std::string>& isa) {
+histo::FusedHead make_head(const py::object& given_weight, const py::object& given_bias,
+                           const py::object& given_pool, const py::object& threads, const py::object& isa) {
+  const py::array weight = array_of("weight", given_weight);
+  const py::array bias = array_of("bias", given_bias);
   const auto weight_view = view<float>("weight", weight, "(classes, channels * pool * pool)", 2);
   const auto bias_view = view<float>("bias", bias, "(classes,)", 1);
-  at_least_one("pool", pool);
+  const auto pool = static_cast<py::ssize_t>(at_least_one("pool", given_pool));
   // Two divisions, because pool * pool may overflow.
   const py::ssize_t columns = weight.shape(1);
   if (columns % pool != 0 || columns / pool % pool != 0) {
@@ -35,7 +37,7 @@ histo::FusedHead make_head(const py::array& weight, const py::array& bias, py::s
           extent(weight, 0),
           weight_view,
           bias_view,
-          {.threads = checked_threads(threads), .isa = isa_of(isa)}};
+          {.threads = threads_of(threads), .isa = isa_of(isa)}};
 }
 
 struct FeatureAxes {
@@ -45,8 +47,8 @@ struct FeatureAxes {
   histo::Layout layout;
 };
 
-FeatureAxes feature_axes(const std::string& layout) {
-  if (histo::from_name<histo::Layout>("layout", layout) == histo::Layout::nchw) {
+FeatureAxes feature_axes(const py::object& layout) {
+  if (one_of<histo::Layout>("layout", layout) == histo::Layout::nchw) {
     return {"(batch, channels, height, width)", 1, 2, histo::Layout::nchw};
   }
   return {"(batch, height, width, channels)", 3, 1, histo::Layout::nhwc};
@@ -54,8 +56,9 @@ FeatureAxes feature_axes(const std::string& layout) {
 
 // Calls `compute(features, shape, out)` with the features as float32 or bf16.
 template <typename Compute>
-py::array_t<float> head_output(const histo::FusedHead& head, const py::array& features,
-                               const std::string& layout, bool bf16, const Compute& compute) {
+py::array_t<float> head_output(const histo::FusedHead& head, const py::object& given,
+                               const py::object& layout, bool bf16, const Compute& compute) {
+  const py::array features = array_of("features", given);
   const FeatureAxes axes = feature_axes(layout);
   const auto computed = [&](auto values) {
     if (extent(features, axes.channels) != head.channels()) {
@@ -69,7 +72,7 @@ py::array_t<float> head_output(const histo::FusedHead& head, const py::array& fe
                                     .layout = axes.layout};
     py::array_t<float> out({features.shape(0), static_cast<py::ssize_t>(head.classes())});
     const std::span<float> out_view(out.mutable_data(), static_cast<std::size_t>(out.size()));
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     compute(values, shape, out_view);
     return out;
   };
@@ -81,15 +84,15 @@ py::array_t<float> head_output(const histo::FusedHead& head, const py::array& fe
 
 histo::Softmax softmax_of(bool softmax) { return softmax ? histo::Softmax::yes : histo::Softmax::no; }
 
-py::array_t<float> run_head(const histo::FusedHead& head, const py::array& features, bool softmax,
-                            const std::string& layout, bool bf16) {
+py::array_t<float> run_head(const histo::FusedHead& head, const py::object& features, bool softmax,
+                            const py::object& layout, bool bf16) {
   return head_output(head, features, layout, bf16, [&](auto values, auto shape, auto out) {
     head.run(values, shape, out, softmax_of(softmax));
   });
 }
 
-py::array_t<float> run_head_reference(const histo::FusedHead& head, const py::array& features, bool softmax,
-                                      const std::string& layout, bool bf16) {
+py::array_t<float> run_head_reference(const histo::FusedHead& head, const py::object& features, bool softmax,
+                                      const py::object& layout, bool bf16) {
   return head_output(head, features, layout, bf16, [&](auto values, auto shape, auto out) {
     head.run_reference(values, shape, out, softmax_of(softmax));
   });
@@ -147,8 +150,8 @@ Arguments, result and errors are those of run().
 
 void register_head(py::module_& m) {
   py::class_<histo::FusedHead>(m, "FusedHead", head_doc)
-      .def(py::init(&make_head), py::arg("weight"), py::arg("bias"), py::arg("pool").noconvert(),
-           py::kw_only(), py::arg("threads").noconvert() = 1, py::arg("isa") = py::none())
+      .def(py::init(&make_head), py::arg("weight"), py::arg("bias"), py::arg("pool"), py::kw_only(),
+           py::arg("threads") = 1, py::arg("isa") = py::none())
       .def("run", &run_head, py::arg("features"), py::arg("softmax") = false, py::kw_only(),
            py::arg("layout") = "nchw", py::arg("bf16") = false, run_head_doc)
       .def("__call__", &run_head, py::arg("features"), py::arg("softmax") = false, py::kw_only(),
@@ -162,7 +165,12 @@ void register_head(py::module_& m) {
                              "Threads of one call, including the caller's.")
       .def_property_readonly(
           "isa", [](const histo::FusedHead& head) { return name(head.isa()); },
-          "The instruction set that its kernels are written in.");
+          "The instruction set that its kernels are written in.")
+      .def("__repr__", [](const histo::FusedHead& head) {
+        return "<FusedHead: pool " + std::to_string(head.pool()) + ", " +
+               counted(head.channels(), "channel") + ", " + counted(head.classes(), "class", "classes") +
+               ", " + std::string(name(head.isa())) + ", " + counted(head.threads(), "thread") + ">";
+      });
 }
 
 }  // namespace bindings

@@ -65,7 +65,7 @@ py::list list_of(const std::vector<Value>& values) {
   return names;
 }
 
-py::dict precision_support(const std::optional<std::string>& isa) {
+py::dict precision_support(const py::object& isa) {
   py::dict by_precision;
   for (const histo::PrecisionSupport& support : histo::precision_support(isa_of(isa))) {
     by_precision[py::str(name(support.precision))] = support;
@@ -117,11 +117,14 @@ void register_machine(py::module_& m) {
           },
           "The instruction set whose kernels run; None where the precision is unavailable.")
       .def_readonly("reason", &histo::PrecisionSupport::reason,
-                    "Why the precision is unavailable, without a full stop; else empty.");
+                    "Why the precision is unavailable, without a full stop; else empty.")
+      .def("__repr__", [](const histo::PrecisionSupport& support) {
+        return "<PrecisionSupport: " + (support.isa ? std::string(name(*support.isa)) : support.reason) + ">";
+      });
   m.def("precision_support", &precision_support, py::arg("isa") = py::none(), precision_support_doc);
   m.def(
       "usable_precisions",
-      [](const std::optional<std::string>& isa) { return list_of(histo::usable_precisions(isa_of(isa))); },
+      [](const py::object& isa) { return list_of(histo::usable_precisions(isa_of(isa))); },
       py::arg("isa") = py::none(), usable_precisions_doc);
   m.def(
       "usable_isas", [] { return list_of(histo::usable_isas()); },

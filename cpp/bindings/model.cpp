@@ -5,7 +5,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <pybind11/stl/filesystem.h>
 
 #include <cstddef>
 #include <filesystem>
@@ -13,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "arguments.h"
+#include "gil.h"
 #include "register.h"
 
 namespace bindings {
@@ -20,19 +21,24 @@ namespace {
 
 namespace py = pybind11;
 
-histo::Model open_model(const std::filesystem::path& file) {
-  const py::gil_scoped_release unlocked;
+histo::Model open_model(const py::object& path) {
+  const std::filesystem::path file = path_of("path", path);
+  const Unlocked unlocked;
   return histo::Model::open(file);
 }
 
-histo::Model model_from_bytes(const py::buffer& contents) {
-  const py::buffer_info info = contents.request();  // keeps the memory where it is
+histo::Model model_from_bytes(const py::object& contents) {
+  if (PyObject_CheckBuffer(contents.ptr()) == 0) {
+    wrong_type("contents", contents, "bytes, or an object with a buffer,");
+  }
+  const py::buffer_info info =
+      py::reinterpret_borrow<py::buffer>(contents).request();  // keeps the memory where it is
   if (PyBuffer_IsContiguous(info.view(), 'C') == 0) {
     throw py::value_error("contents is not contiguous in memory. Convert it with bytes(contents)");
   }
   const std::span bytes(static_cast<const std::byte*>(info.ptr),
                         static_cast<std::size_t>(info.size * info.itemsize));
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   return histo::Model::from_memory(bytes);
 }
 
@@ -113,7 +119,13 @@ void register_model(py::module_& m) {
       .def_property_readonly(
           "mpp", [](const histo::Model& model) { return model.spec().mpp; },
           "Micrometres per pixel of the tiles; None where unknown.")
-      .def_property_readonly("size_bytes", &histo::Model::size_bytes, "Size of the file in bytes.");
+      .def_property_readonly("size_bytes", &histo::Model::size_bytes, "Size of the file in bytes.")
+      .def("__repr__", [](const histo::Model& model) {
+        const histo::ModelSpec& spec = model.spec();
+        return "<Model: " + counted(spec.classes.size(), "class", "classes") + ", pool " +
+               std::to_string(spec.pool) + ", crop " + std::to_string(spec.crop) + ", tiles of " +
+               std::to_string(spec.tile_size) + " pixels>";
+      });
 }
 
 }  // namespace bindings

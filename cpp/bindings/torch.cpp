@@ -9,6 +9,7 @@
 
 #include "arrays.h"
 #include "errors.h"
+#include "gil.h"
 #include "histo/torch_runtime.h"
 
 namespace py = pybind11;
@@ -18,14 +19,14 @@ PYBIND11_MODULE(_histo_torch, m) {
 
   py::class_<histo::TorchRuntime>(m, "TorchRuntime")
       .def(py::init([](const std::filesystem::path& file, unsigned threads, const std::string& device) {
-             const py::gil_scoped_release unlocked;
+             const bindings::Unlocked unlocked;
              return histo::TorchRuntime(file, {.threads = threads, .device = device});
            }),
            py::arg("file"), py::arg("threads"), py::arg("device"))
       .def("run", &bindings::run<histo::TorchRuntime>, py::arg("tiles"))
       .def("stages", &bindings::stages<histo::TorchRuntime>, py::arg("tiles"))
       .def("warmup", &histo::TorchRuntime::warmup, py::arg("batch") = 1, py::arg("side") = 0,
-           py::call_guard<py::gil_scoped_release>())
+           py::call_guard<bindings::Unlocked>())
       .def_property_readonly("classes", &histo::TorchRuntime::classes)
       .def_property_readonly("crop", &histo::TorchRuntime::crop)
       .def_property_readonly("executed", &histo::TorchRuntime::executed);

@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """What needs the compiled core, loaded when it is asked for: the sources can be imported without it."""
     if name in ("BatchRunner", "Engine", "FusedHead", "Model"):

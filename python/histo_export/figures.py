@@ -21,7 +21,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from histo_export.errors import not_written
 from histo_export.files import atomic_file
@@ -29,11 +29,13 @@ from histo_export.files import atomic_file
 if TYPE_CHECKING:
     from histo_export.metrics import AccuracyReport
 
-TRAIN, VAL, INK = "#2f6db3", "#d1672c", "#333333"
+TRAIN, VAL, INK, CHANCE = "#2f6db3", "#d1672c", "#333333", "#7a7a7a"
 """Colour-blind readers can tell blue and orange apart; line styles repeat the difference for grey print."""
 DPI = 200
-NUMBERED, NAMED = 60, 150
-"""Most classes of a confusion matrix with the count in each field, and with each class named."""
+SHARED, NUMBERED, NAMED = 20, 60, 150
+"""Most classes of a confusion matrix with counts and shares in its fields, with counts, and with each class named."""
+DECADES = 30
+"""How many times the smallest loss the largest one is where the axis of the loss is logarithmic."""
 NOT_FOR_TEXT = ("Last Resort", "cm")
 """Beginnings of the names of matplotlib's own fonts that draw boxes, or TeX's symbols in place of Unicode's."""
 SPLIT_TILES = {
@@ -45,13 +47,14 @@ SPLIT_TILES = {
 """What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
 
 
-def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) -> None:
-    """Accuracy and loss of training and validation over the epochs, the best epoch marked.
+def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, classes: int) -> None:
+    """Accuracy and loss of training and validation over the epochs, the best epoch and the accuracy of chance marked.
 
     Args:
         path: the PNG.
         history: rows as in metrics.csv.
         title: one line above.
+        classes: that chance would choose from.
     """
     best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     epochs = [row["epoch"] for row in history]
@@ -86,26 +89,43 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str) ->
         axes.spines[["top", "right"]].set_visible(False)
         if quantity == "accuracy":
             axes.set_ylabel("accuracy", fontsize=9)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+            axes.yaxis.set_major_formatter(FuncFormatter(percent))
+            chance = f"chance: {1 / classes:.1%}"
+            axes.axhline(1 / classes, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=0, label=chance)
         else:
             axes.set_ylabel("cross entropy (nats)", fontsize=9)
-            # The loss of the first epoch can be ten times the later ones, which would flatten the rest of the curve.
-            finite = sorted(row[f"{split}_loss"] for row in history for split in ("train", "val"))
-            top = finite[-1] if len(history) < 4 else min(finite[-1], 3 * finite[int(0.9 * (len(finite) - 1))])
-            axes.set_ylim(0, 1.05 * top)
-            if finite[-1] > 1.05 * top:
-                axes.set_title(f"(peaks up to {finite[-1]:.1f} cut off)", fontsize=7.5, color=INK)
+            _scale_loss(axes, [row[f"{split}_loss"] for row in history for split in ("train", "val")])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9.5)
     save_figure(figure, path)
 
 
-def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str) -> None:
-    """The confusion matrix: counts, coloured by their fraction of the true class (rows sum to 1).
+def _scale_loss(axes: Axes, losses: Sequence[float]) -> None:
+    """The axis of the loss: logarithmic where the losses span decades, else from 0."""
+    finite = sorted(loss for loss in losses if math.isfinite(loss))
+    if not finite or finite[-1] <= 0:
+        axes.set_ylim(0, 1)
+        return
+    if finite[0] > 0 and finite[-1] > DECADES * finite[0]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if finite[-1] < 1000 * finite[0] else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    # The loss of the first epoch can be ten times the later ones, which would flatten the rest of the curve.
+    top = finite[-1] if len(losses) < 8 else min(finite[-1], 3 * finite[int(0.9 * (len(finite) - 1))])
+    axes.set_ylim(0, 1.05 * top)
+    if finite[-1] > 1.05 * top:
+        axes.set_title(f"(peaks up to {finite[-1]:.1f} cut off)", fontsize=7.5, color=INK)
 
-    The picture stays below 16 inches for any number of classes: above 60 it has no numbers, and above 150 only some of
-    the classes are named.
+
+def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str) -> None:
+    """The confusion matrix: counts and their share of the true class (rows sum to 100 %), which is the colour too.
+
+    The picture stays below 16 inches for any number of classes: above 20 it has no shares, above 60 no numbers, and
+    above 150 only some of the classes are named.
 
     Args:
         path: the PNG.
@@ -123,10 +143,13 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
     cell = 72 * min(0.62, 12.0 / n)  # points
     size = 9 if n <= 10 else max(4, min(6, 0.8 * cell))
     if n <= NUMBERED:
-        for row, column in np.argwhere((counts > 0) | (n <= 20)).tolist():  # zeros would fill a large matrix
+        for row, column in np.argwhere((counts > 0) | (n <= SHARED)).tolist():  # zeros would fill a large matrix
             colour = "white" if fractions[row, column] > 0.55 else INK
             text = f"{counts[row, column]:,}"
             fitting = min(size, 1.5 * cell / len(text))
+            if n <= SHARED and counts[row, column]:
+                text += f"\n{100 * fractions[row, column]:.3g} %"
+                fitting = min(fitting, size - 1)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fitting)
     _name_classes(axes, [shown(name, 24) for name in report.classes], size)
     axes.spines[:].set_visible(False)
@@ -138,7 +161,7 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
         f"(95% interval {low:.1%} to {high:.1%})",
         fontsize=8.5,
     )
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0, decimals=0))
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=FuncFormatter(percent))
     bar.set_label("share of the true class", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
@@ -161,6 +184,11 @@ def _name_classes(axes: Axes, names: Sequence[str], size: float) -> None:
         axes.set_yticks(np.arange(n - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5 if n <= 20 else 0.5)
         axes.tick_params(which="minor", length=0)
+
+
+def percent(value: float, _place: int | None = None) -> str:
+    """A fraction at a tick of an axis, with the decimals that it has: 0.275 is "27.5%"."""
+    return f"{100 * value:.6g}%"
 
 
 def shown(name: str, most: int = 60) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 
 from histo_export.bench import measure as measure_module
 from histo_export.bench import run as run_module
+from histo_export.bench.progress import ProgressEstimate
+from histo_export.bench.report import Report
 from histo_export.bench.subjects import Subject
 
 Histo = Callable[..., tuple[int, str, str]]
@@ -105,6 +109,96 @@ def test_a_runtime_that_computes_something_else_makes_no_report(histo: Histo, tm
     assert (code, out) == (1, "")
     assert "onnxruntime, pool 1, batch 1: computes other logits than the checkpoint before timing" in err
     assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.parametrize("out", ["file/report", "/proc/self/report"])
+def test_a_place_that_cannot_be_written_is_told_before_measuring(
+    out: str, histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr("histo_export.bench.run.run_bench", None)
+    code, printed, err = histo("--out", out, *QUICK)
+    assert (code, printed) == (1, "")
+    assert f"{out}: could not be written" in err
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["file"]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_figures_are_not_lost_where_the_disk_is_full(
+    as_json: bool, histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("histo_export.bench.write.draw", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, out, err = histo("--quiet", "--json" if as_json else "--quiet", *QUICK)
+    assert code == 1
+    [kept] = tmp_path.glob("histo-bench-*/report.json")
+    assert f"bench: could not be written (No space left on device). The figures are in {kept}. Free some space" in err
+    assert Report.read(kept).rows
+    assert json.loads(out) == json.loads(kept.read_text()) if as_json else "ms per tile, batch 1" in out
+    assert not (tmp_path / "bench").exists()
+
+    monkeypatch.setattr("histo_export.bench.write.write_atomic", full)
+    code, out, err = histo("--quiet", *QUICK)
+    assert code == 1
+    assert "The figures are on the standard output alone. Free some space" in err
+    assert "ms per tile, batch 1" in out
+    assert list(tmp_path.glob("histo-bench-*")) == [kept.parent]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """Ctrl-C as a step of the run begins, the name of which starts with `before`."""
+    step = ProgressEstimate.step
+
+    def stepped(self: ProgressEstimate, doing: str, **begun: object) -> None:
+        step(self, doing, **begun)
+        if doing.startswith(before):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressEstimate, "step", stepped)
+
+
+def test_ctrl_c_keeps_the_rounds_that_are_complete(
+    histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, "round 9 of 12")
+    code, out, err = histo(*QUICK)
+    assert code == 130
+    assert "The run was stopped after 8 of 12 rounds with" in out
+    report = Report.read(tmp_path / "bench" / "report.json")
+    assert {len(row.rounds) for row in report.rows} == {8}
+    assert report.stopped.startswith("after 8 of 12 rounds")
+    assert "stopped after 8 of 12 rounds" in (tmp_path / "bench" / "report.html").read_text()
+    assert "interrupted" in err
+
+
+@pytest.mark.parametrize("before", ["starting", "warming up", "round 7 of 12", "checking"])
+def test_ctrl_c_without_enough_rounds_leaves_nothing(
+    before: str, histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch, before)
+    code, out, err = histo(*QUICK)
+    assert (code, out) == (130, "")
+    assert "interrupted; no incomplete file is left behind" in err
+    assert not (tmp_path / "bench").exists()
+
+
+def test_rows_of_other_threads_are_kept(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch, "never")
+    block = measure_module._Measurement.block
+
+    def stopped(self: object, threads: int) -> object:
+        if threads == 2:
+            raise KeyboardInterrupt
+        return block(self, threads)
+
+    monkeypatch.setattr(measure_module._Measurement, "block", stopped)
+    code, out, _ = histo("--threads", "1,2", *QUICK)
+    assert code == 130
+    assert "stopped before the rows with 2 threads were complete" in out
+    assert {row.threads for row in Report.read(tmp_path / "bench" / "report.json").rows} == {1}
 
 
 def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:

@@ -46,6 +46,22 @@ def test_a_worker_answers(fake: Fake, subjects: list[Subject]) -> None:
         assert (worker.idle_cpu, worker.idle) == (0.0, 9.0)
 
 
+def test_an_answer_that_ctrl_c_left_unread_is_not_taken_for_the_next_one(
+    fake: Fake, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with Worker("fake", fake()) as worker:
+        opened(worker, subjects[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "_read_line", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                worker.time(2, 0.1)
+        assert worker.devices() == ["cpu"]
+        assert worker.executed() == {"executed": "cpu fp32", "isa": "avx2"}
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

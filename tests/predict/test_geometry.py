@@ -306,7 +306,10 @@ def test_the_legend_names_what_is_in_the_picture(tmp_path: Path, monkeypatch: py
     pixels = coloured()
     pixels[(pixels == BLUE).all(2)] = GLASS
     for min_tissue in (0.0, 0.5):
-        run(ArraySlide(pixels), min_tissue=min_tissue).write(tmp_path)
+        prediction = run(ArraySlide(pixels), min_tissue=min_tissue)
+        assert repr(prediction).startswith(f"<SlidePrediction of {prediction.name}: {len(prediction.grid)} squares, ")
+        assert len(repr(prediction)) < 100
+        prediction.write(str(tmp_path / "made here"))
     heat_maps = [figure for figure in figures if figure.legends]
     first, second = ([text.get_text() for text in figure.legends[0].get_texts()] for figure in heat_maps)
     assert [text.split()[0] for text in first] == ["RED", "GREEN"]

@@ -12,22 +12,24 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import histo_export
 from histo_export import Engine, HistoError, UsageError
-from histo_export._core import precision_support
+from histo_export._core import precision_support, usable_cpus
 from histo_export.bench.subjects import noise_scales
 from histo_export.data.demo import CLASSES
 from histo_export.export.bundle import entry
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
-from histo_export.predict import loop
+from histo_export.predict import Classifier, loop
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import SlideInput
 from histo_export.predict.readers import open_slide
@@ -480,14 +482,96 @@ def test_a_failing_runtime_or_reader_is_not_a_lost_tile() -> None:
         run(Zeros(), lambda job: broken(job) if job > 4 else tile)
 
 
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Classifier:
+    return histo_export.load(bundle)
+
+
+def test_threads_0_are_all_usable_cpus(bundle: Path, classifier: Classifier) -> None:
+    assert classifier.threads == classifier.runtime.engine.info()["threads"] == usable_cpus()
+    assert histo_export.load(bundle, threads=0).threads == usable_cpus()
+
+
+def test_tiles_are_taken_as_programs_have_them(classifier: Classifier, tmp_path: Path) -> None:
+    tiles = np.random.default_rng(5).integers(0, 256, (3, 75, 75, 3), dtype=np.uint8)
+    expected = classifier.predict(tiles)
+    assert len(expected) == 3
+    assert repr(expected) == "<TilePrediction: 3 tiles, 6 classes>"
+    assert expected.labels == [CLASSES[i] for i in expected.probabilities.argmax(1)]
+    images = [Image.fromarray(tile) for tile in tiles]
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    several = [
+        *(list(tiles), iter(tiles), images, paths, list(map(str, paths)), torch.from_numpy(tiles)),
+        [paths[0], images[1], torch.from_numpy(tiles[2])],
+    ]
+    for source in several:
+        np.testing.assert_array_equal(classifier.predict(source, batch=2).logits, expected.logits)
+    for single in (tiles[1], images[1], paths[1], str(paths[1]), torch.from_numpy(tiles[1])):
+        np.testing.assert_array_equal(classifier.predict(single).logits, expected.logits[1:2])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "error", "message"),
+    [
+        (np.zeros((1, 75, 75, 3), np.float32), UsageError, r"tiles\[0\]: is float32 \(75, 75, 3\). Give paths, PIL"),
+        (np.zeros((2, 3, 75, 75), np.uint8), UsageError, r"tiles\[0\]: is uint8 \(3, 75, 75\)"),
+        (np.zeros((0, 75, 75, 3), np.uint8), UsageError, "tiles: is empty"),
+        (np.zeros((75, 75), np.uint8), UsageError, r"tiles\[0\]: is uint8 \(75,\)"),
+        ([], UsageError, "tiles: is empty"),
+        (None, UsageError, "tiles: is NoneType. Give paths"),
+        ([3], UsageError, r"tiles\[0\]: is int"),
+        (
+            [np.zeros((75, 75, 3), np.uint8), np.zeros((90, 80, 3), np.uint8)],
+            HistoError,
+            r"tiles\[1\]: is 80×90",
+        ),
+        (
+            Image.new("RGB", (40, 40)),
+            HistoError,
+            r"tiles\[0\]: is 40×40 pixels, .* takes 75×75. Give resize=",
+        ),
+        (Image.new("RGBA", (75, 75)), HistoError, r"tiles\[0\]: has 5,625 transparent pixels"),
+        (Image.new("CMYK", (75, 75)), HistoError, r"tiles\[0\]: has PIL mode CMYK"),
+        ("nowhere.png", HistoError, "nowhere.png: does not exist"),
+    ],
+)
+def test_what_is_no_tile_is_refused(classifier: Classifier, tiles: Any, error: type[HistoError], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        classifier.predict(tiles)
+    assert len(str(caught.value)) < 200
+
+
+def test_tiles_of_another_size_are_resized_as_the_command_does(
+    classifier: Classifier, bundle: Path, tmp_path: Path
+) -> None:
+    image = Image.fromarray(np.random.default_rng(6).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    (tmp_path / "in").mkdir()
+    image.save(tmp_path / "in" / "a.png")
+    settings = PredictSettings(threads=1, resize="bicubic")
+    assert not predict(bundle, [tmp_path / "in"], tmp_path / "out", settings).failures
+    with (tmp_path / "out/in/tiles.csv").open() as file:
+        row = next(csv.DictReader(file))
+    found = classifier.predict(image, resize="bicubic").probabilities[0]
+    np.testing.assert_allclose([float(row[f"prob_{name}"]) for name in CLASSES], found, atol=6e-8)
+    with pytest.raises(HistoError, match=r"enlarged 7.5 times"):
+        classifier.predict(image.resize((10, 10)), resize="bilinear")
+    with pytest.raises(UsageError, match="resize='nearest': is unknown"):
+        classifier.predict(image, resize="nearest")
+    with pytest.raises(UsageError, match="batch=0"):
+        classifier.predict(image, batch=0)
+
+
 def test_arguments_of_the_interface(bundle: Path) -> None:
     classifier = histo_export.load(bundle, threads=1)
-    with pytest.raises(UsageError, match=r"are float32 1×75×75×3. Give uint8"):
-        classifier.predict(np.zeros((1, 75, 75, 3), np.float32))
-    with pytest.raises(UsageError, match="smaller than the crop"):
-        classifier.predict(np.zeros((1, 40, 40, 3), np.uint8))
     with pytest.raises(UsageError, match="runtime fast: is unknown"):
         histo_export.load(bundle, runtime="fast")
+    with pytest.raises(UsageError, match="threads=-1: is negative"):
+        histo_export.load(bundle, threads=-1)
+    assert classifier.threads == 1
+    assert classifier.classes == CLASSES
+    assert repr(classifier) == "<Classifier: 6 classes, tiles of 75×75 pixels, native (C++)>"
     with pytest.raises(UsageError, match="overlap"):
         SlideSettings(overlap=1.0)
 

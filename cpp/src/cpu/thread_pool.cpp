@@ -53,7 +53,7 @@ std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint
 ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
   if (threads == 0 || threads > most_threads) {
     throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads),
-                "it must be between 1 and " + std::to_string(most_threads));
+                "it must be between 1 and " + std::to_string(most_threads) + ", or 0 for usable_cpus()");
   }
   try {
     workers_.reserve(threads - 1);

@@ -14,9 +14,20 @@ BUSY_WHEN_IDLE = 0.01
 
 @dataclass
 class Document:
-    """A report as sections of text, ready for any medium."""
+    """A report as sections of text, ready for any medium.
+
+    Attributes:
+        title: one line.
+        warnings: sentences about what makes all figures worse.
+        conclusions: sentences, one for each table of speed.
+        lead: when, where and how it was measured.
+        sections: the tables.
+        notes: sentences about single rows.
+    """
 
     title: str
+    warnings: list[str]
+    conclusions: list[str]
     lead: list[str]
     sections: list[Section]
     notes: list[str] = field(default_factory=list)
@@ -42,8 +53,12 @@ def document(report: Report) -> Document:
     crop, side = report.rows[0].crop, report.rows[0].tile_size
     return Document(
         title=f"ResNet34 inference: {labels}",
+        warnings=_warnings(report),
+        conclusions=[sections.conclusion(report, table, rows) for table, rows in tables],
         lead=[
+            f"{report.created.replace('T', ' ').removesuffix('+00:00')} UTC{f', {report.host}' * bool(report.host)}",
             str(report.machine),
+            f"Command: {report.command}",
             f"uint8 tiles of {side}×{side} to logits, crop {crop}; {report.rounds} interleaved rounds, "
             f"at least {report.seconds:g} s of calls for each row",
             ", ".join(f"{name} {version}" for name, version in report.versions.items()),
@@ -51,6 +66,15 @@ def document(report: Report) -> Document:
         sections=parts,
         notes=_notes(report),
     )
+
+
+def _warnings(report: Report) -> list[str]:
+    warnings = []
+    if report.stopped:
+        warnings.append(f"The run was stopped {report.stopped}: fewer rounds make wider intervals.")
+    if report.load and (busy := report.load.warning()):
+        warnings.append(busy)
+    return warnings
 
 
 def _notes(report: Report) -> list[str]:

@@ -32,14 +32,30 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from histo_export.bench.contestants import Contestant, OtherPrecisionError, RowInProgress, require_memory
+from histo_export.bench.load import LoadMeter
 from histo_export.bench.progress import OnProgress, ProgressEstimate
 from histo_export.bench.rows import Row
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject
 from histo_export.bench.worker_handle import COMMAND
 from histo_export.errors import HistoError
+from histo_export.statistics import MIN_ROUNDS
+
+
+@dataclass
+class Circumstances:
+    """What a reader must know about a run beside its rows.
+
+    Attributes:
+        meter: measures how busy other programs are while rows are timed.
+        stopped: "after 9 of 15 rounds with 2 threads" where the user stopped it; else "".
+    """
+
+    meter: LoadMeter = field(default_factory=LoadMeter)
+    stopped: str = ""
 
 
 def measure(
@@ -47,14 +63,18 @@ def measure(
     settings: Settings,
     report: OnProgress = lambda progress: None,
     command: Sequence[str] = COMMAND,
+    circumstances: Circumstances | None = None,
 ) -> tuple[list[Row], dict[str, str]]:
     """Times every subject in every runtime.
+
+    Ctrl-C ends it with the rounds that are complete, if these are enough for an interval.
 
     Args:
         subjects: of one crop and tile size.
         settings: how.
         report: called with what is done and how long the rest will take.
         command: the worker's program.
+        circumstances: filled in.
 
     Returns:
         The rows; and the runtimes that were left out, with the reason.
@@ -62,9 +82,20 @@ def measure(
     Raises:
         HistoError: a runtime is unavailable, died, hung, ran on another device than asked for, or computes other
             logits than the checkpoint.
+        KeyboardInterrupt: Ctrl-C before enough rounds of any row were complete.
     """
-    measurement = _Measurement(subjects, settings, ProgressEstimate(len(subjects), settings, report), command)
-    rows = [row for threads in settings.threads for row in measurement.block(threads)]
+    estimate = ProgressEstimate(len(subjects), settings, report)
+    measurement = _Measurement(subjects, settings, estimate, command, circumstances or Circumstances())
+    rows: list[Row] = []
+    for threads in settings.threads:
+        try:
+            rows += measurement.block(threads)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            measurement.circumstances.stopped = f"before the rows with {_threads(threads)} were complete"
+        if measurement.circumstances.stopped:
+            break
     return rows, measurement.left_out
 
 
@@ -72,9 +103,15 @@ class _Measurement:
     """A run of `measure`; `left_out` is runtime → why it is not in the rows."""
 
     def __init__(
-        self, subjects: Sequence[Subject], settings: Settings, progress: ProgressEstimate, command: Sequence[str]
+        self,
+        subjects: Sequence[Subject],
+        settings: Settings,
+        progress: ProgressEstimate,
+        command: Sequence[str],
+        circumstances: Circumstances,
     ) -> None:
         self.subjects, self.settings, self.progress, self.command = subjects, settings, progress, command
+        self.circumstances = circumstances
         self.left_out: dict[str, str] = {}
 
     def block(self, threads: int) -> list[Row]:
@@ -86,7 +123,10 @@ class _Measurement:
             if not pending:
                 reasons = "; ".join(self.left_out.values())
                 raise HistoError("histo bench", "found no runtime that runs here", reasons)
-            self._time(pending)
+            with self.circumstances.meter.watch():
+                rounds = self._time(pending)
+            if rounds < self.settings.rounds:
+                self.circumstances.stopped = f"after {rounds} of {self.settings.rounds} rounds with {_threads(threads)}"
             rows = []
             for row in pending:
                 self.progress.step(f"checking {row}", closed=1)
@@ -128,8 +168,23 @@ class _Measurement:
             raise error
         self.left_out[str(contestant.variant)] = str(error)
 
-    def _time(self, pending: Sequence[RowInProgress]) -> None:
-        """Every row once a round, in a new order each time."""
+    def _time(self, pending: Sequence[RowInProgress]) -> int:
+        """Every row once a round, in a new order each time; returns the number of rounds.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C before there were enough rounds for an interval.
+        """
+        try:
+            self._time_rounds(pending)
+        except KeyboardInterrupt:
+            complete = min(len(row.rounds) for row in pending)
+            if complete < MIN_ROUNDS:
+                raise
+            for row in pending:
+                del row.rounds[complete:]
+        return len(pending[0].rounds)
+
+    def _time_rounds(self, pending: Sequence[RowInProgress]) -> None:
         rounds = self.settings.rounds
         slice_s = self.settings.seconds / rounds
         self.progress.rounds_begin(sum(max(slice_s, row.call_s) + row.call_s for row in pending))
@@ -139,6 +194,10 @@ class _Measurement:
                 self.progress.step(f"round {number + 1} of {rounds}", rounds_done=done)
                 pending[index].time(slice_s)
         self.progress.step("rounds done", rounds_done=rounds)
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def orders(rows: int, rounds: int, seed: int) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from histo_export.bench.load import Load
 from histo_export.bench.rows import Conditions, Row
 from histo_export.errors import HistoError, UsageError
 from histo_export.machine import Machine
@@ -102,6 +103,9 @@ class Report(BaseModel):
         subjects: the models.
         rows: everything measured.
         left_out: runtime → why it is not here.
+        host: name of the machine; "" in reports of older versions.
+        load: how busy other programs kept the machine; None in reports of older versions.
+        stopped: when Ctrl-C ended the run, else "".
         tables, pairs: conclusions from the rows.
         comparison: with an older run, where one was named.
     """
@@ -118,6 +122,9 @@ class Report(BaseModel):
     subjects: list[SubjectFacts]
     rows: list[Row]
     left_out: dict[str, str]
+    host: str = ""
+    load: Load | None = None
+    stopped: str = ""
     tables: list[Table] = []
     pairs: list[Pair] = []
     comparison: Comparison | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from histo_export.bench.measure import measure
+from histo_export.bench.measure import Circumstances, measure
 from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
@@ -24,6 +25,7 @@ def run_bench(
     command: str,
     old: Report | None = None,
     progress: OnProgress = lambda progress: None,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
     """Measures bundles, or untrained networks with the given pools where there are no bundles.
 
@@ -34,10 +36,15 @@ def run_bench(
         command: recorded in the report.
         old: a report to compare with; that it is of this machine is checked before anything is measured.
         progress: called with what is done and how long the rest will take.
+        warn: told at once what will make the figures worse.
 
     Raises:
+        KeyboardInterrupt: see `measure`.
         HistoError: see `measure`; or `old` can't be compared.
     """
+    circumstances = Circumstances()
+    if busy := circumstances.meter.warning():
+        warn(busy)
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)
@@ -56,7 +63,7 @@ def run_bench(
                 lambda step: progress(Progress(step, 0.0, float("nan"))),
                 int8="int8" in precisions,
             )
-        rows, left_out = measure(subjects, settings, progress)
+        rows, left_out = measure(subjects, settings, progress, circumstances=circumstances)
     report = Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
@@ -68,6 +75,9 @@ def run_bench(
         subjects=[SubjectFacts(label=s.label, pool=s.spec.pool, accuracy=s.accuracy) for s in subjects],
         rows=rows,
         left_out=left_out,
+        host=platform.node(),
+        load=circumstances.meter.load(),
+        stopped=circumstances.stopped,
     )
     report.conclude()
     if old is not None:

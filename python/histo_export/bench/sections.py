@@ -63,6 +63,21 @@ def speed(report: Report, table: Table, rows: Sequence[Row]) -> Section:
     )
 
 
+def conclusion(report: Report, table: Table, rows: Sequence[Row]) -> str:
+    """Which runtime is the fastest of a table, over all models, and by how much."""
+    labels = _labels(report, rows)
+    series = {runtime: _over_subjects(of_runtime, labels) for runtime, of_runtime in rows_by(rows, "runtime")}
+    first, *others = sorted(series, key=lambda runtime: statistics.median(series[runtime]))
+    times = [each.ms_per_tile for each in table.ranked if each.runtime == first]
+    text = f"{table.conditions}: {_name(report, first)} takes {statistics.median(times):.2f} ms per tile"
+    if not others:
+        return f"{text}."
+    ratio = compare(series[others[0]], series[first])
+    if ratio.verdict != "different":
+        return f"{text}. {_name(report, others[0])} can't be told apart from it ({_ratio(ratio)} times as long)."
+    return f"{text} and is the fastest. {_name(report, others[0])} takes {_ratio(ratio)} times as long."
+
+
 def models(report: Report) -> list[Section]:
     """For each runtime the two models whose times differ most."""
     lines = []

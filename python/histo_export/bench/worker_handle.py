@@ -44,6 +44,7 @@ class Worker:
         self.idle = 0.0
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._buffer = b""
+        self._unread = False  # Ctrl-C came between a request and its answer
         # A session of its own: Ctrl-C reaches the parent alone, which then ends its workers in order.
         # Unbuffered, so that closing the pipe to a dead worker has nothing left to write.
         self._process = subprocess.Popen(
@@ -164,11 +165,15 @@ class Worker:
                 after any of these.
         """
         assert self._process.stdin is not None
+        if self._unread:
+            self._read_line(do)
+        self._unread = True
         try:
             self._process.stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
         except BrokenPipeError:
             raise self._died(do) from None
         line = self._read_line(do)
+        self._unread = False
         try:
             answer = json.loads(line)
             self.idle_cpu += answer["idle_cpu"]

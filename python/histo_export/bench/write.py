@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from histo_export.bench.document import document
@@ -9,7 +11,7 @@ from histo_export.bench.plots import draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import UsageError, not_written
-from histo_export.files import atomic_folder
+from histo_export.files import atomic_folder, made_folder, write_atomic
 from histo_export.strict_json import dump_json
 
 
@@ -25,9 +27,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
         with atomic_folder(out) as folder:
             plots = draw(report, folder)
             doc = document(report)
-            (folder / "report.json").write_text(
-                dump_json(report.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8"
-            )
+            (folder / "report.json").write_text(_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
             (folder / "report.html").write_text(to_html(doc, plots), encoding="utf-8")
     except OSError as error:
@@ -36,10 +36,34 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
 
 
 def check_destination(out: Path, force: bool) -> None:
-    """Raises the UsageError of `write_report`, to be called before ten minutes of measuring."""
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file()):
-        raise UsageError(out, "exists and is not a report", "Choose another --out")
-    if (out / "report.json").is_file() and not force:
-        raise UsageError(out, "exists", "Add --force to replace the report, or choose another --out")
+    """Raises the errors of `write_report` that can be foreseen, to be called before ten minutes of measuring."""
+    try:
+        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file())):
+            raise UsageError(out, "exists and is not a report", "Choose another --out")
+        if (out / "report.json").is_file() and not force:
+            raise UsageError(out, "exists", "Add --force to replace the report, or choose another --out")
+        with made_folder(out.parent), tempfile.TemporaryFile(dir=out.parent) as file:
+            file.write(b"report")
+    except OSError as error:
+        raise not_written(out, error) from error
+
+
+def keep_report(report: Report) -> Path:
+    """Writes report.json alone into a new folder for temporary files, and returns its path.
+
+    For a report that could not be written where it belongs: the figures took a quarter of an hour.
+
+    Raises:
+        OSError: it can't be written there either.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="histo-bench-"))
+    try:
+        write_atomic(folder / "report.json", _json(report))
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder / "report.json"
+
+
+def _json(report: Report) -> str:
+    return dump_json(report.model_dump(mode="json"), indent=1) + "\n"

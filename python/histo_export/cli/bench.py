@@ -17,11 +17,12 @@ from rich.progress import Progress as ProgressBar
 
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, counts, one_of, precisions, usable_cpus
-from histo_export.errors import UsageError
+from histo_export.errors import HistoError, UsageError
 
 if TYPE_CHECKING:
     from histo_export.bench.document import Document
     from histo_export.bench.progress import Progress
+    from histo_export.bench.report import Report
     from histo_export.bench.settings import Settings
 
 
@@ -74,7 +75,7 @@ def bench(
     one_of("--device", measurement.device, ("cpu", "cuda"))
     from histo_export.bench.document import document
     from histo_export.bench.report import Report
-    from histo_export.bench.write import check_destination, write_report
+    from histo_export.bench.write import check_destination
 
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
@@ -89,14 +90,37 @@ def bench(
             command=show.command_line("histo", *sys.argv[1:]),
             old=old,
             progress=progress,
+            warn=(lambda sentence: None) if output.quiet else _warn,
         )
-    written = write_report(report, out, output.force)
-    if output.as_json:
-        show.print_json(report.model_dump(mode="json"))
-        return
-    _print(document(report))
-    if not output.quiet:
+    try:
+        written = _write(report, out, output.force)
+    finally:  # the result is not lost where it can't be written
+        if output.as_json:
+            show.print_json(report.model_dump(mode="json"))
+        else:
+            _print(document(report))
+    if not output.quiet and not output.as_json:
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
+    if report.stopped:
+        raise typer.Exit(130)
+
+
+def _warn(sentence: str) -> None:
+    show.log.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
+
+
+def _write(report: Report, out: Path, force: bool) -> list[Path]:
+    """Writes the report; where that fails, report.json goes to the folder for temporary files."""
+    from histo_export.bench.write import keep_report, write_report
+
+    try:
+        return write_report(report, out, force)
+    except HistoError as error:
+        try:
+            kept = f"The figures are in {keep_report(report)}"
+        except OSError:
+            kept = "The figures are on the standard output alone"
+        raise type(error)(error.thing, error.cause, f"{kept}. {error.next_step}") from error
 
 
 def _settings(options: MeasurementOptions) -> Settings:
@@ -150,6 +174,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
 
 def _print(document: Document) -> None:
     """The sections of a report that are short enough for a terminal."""
+    for warning in document.warnings:
+        show.out_console.print(f"[b yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     for line in document.lead:
         show.out_console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     for section in document.sections:

@@ -83,9 +83,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     try:
         with quiet_pillow():
             if is_tiff(data[:4]):
-                return _opaque(_load_tiff(io.BytesIO(data)))
+                return opaque_pixels(_load_tiff(io.BytesIO(data)))
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                return _opaque(_load(image, data))
+                return opaque_pixels(_load(image, data))
     except BadImageError:
         raise
     except TiffError as error:
@@ -133,8 +133,8 @@ def _check_size(size: tuple[int, int]) -> None:
         raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
 
 
-def _opaque(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels in RGB; BadImageError where some are transparent."""
+def opaque_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 RGB `(h, w, 3)`; BadImageError where pixels are transparent, or it is not 8-bit RGB or grey."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))
         if (clear := int(np.count_nonzero(rgba[..., 3] != 255))) > 0:

@@ -4,13 +4,15 @@
 names the results, and `settings` holds the user's choices. `run` divides the inputs into units, which `work` does in
 this process or `on_ray` on other machines, and continues an interrupted run; `preconditions` judges what is no input's
 fault, `record` keeps what failed, `messages` what libraries tell. `tile_set` and `whole_slide` do one input; both send
-its tiles through `loop`. `readers` open slides (`slide` is their interface); `tissue` and `grid` belong to slides,
-`labels` and `judge` to sets.
+its tiles through `loop`. `tiles` takes what programs give as tiles. `readers` open slides (`slide` is their interface);
+`tissue` and `grid` belong to slides, `labels` and `judge` to sets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,8 @@ import numpy.typing as npt
 from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
 from histo_export.predict.loop import TileLoop, softmax
-from histo_export.predict.settings import SlideSettings
+from histo_export.predict.settings import Resample, SlideSettings
+from histo_export.predict.tiles import Tile, check_options, named, pixels_of
 from histo_export.runtimes import Runtime
 from histo_export.spec import ModelSpec, Precision
 
@@ -28,9 +31,9 @@ if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TilePrediction:
-    """The predictions for some tiles.
+    """The predictions for some tiles; `len()` is their number.
 
     Attributes:
         classes: names, in the order of `probabilities`.
@@ -46,6 +49,12 @@ class TilePrediction:
         """The most probable class of each tile."""
         return [self.classes[i] for i in self.logits.argmax(1).tolist()]
 
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __repr__(self) -> str:
+        return f"<TilePrediction: {len(self):,} tiles, {len(self.classes)} classes>"
+
 
 class Classifier:
     """A bundle, opened in one runtime: `histo_export.load(...)` makes it.
@@ -59,24 +68,43 @@ class Classifier:
     def __init__(self, spec: ModelSpec, runtime: Runtime, threads: int) -> None:
         self.spec, self.runtime, self.threads = spec, runtime, threads
 
-    def predict(self, tiles: npt.NDArray[np.uint8], *, batch: int = 32) -> TilePrediction:
-        """Runs tiles.
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of logits and probabilities."""
+        return self.spec.classes
+
+    def __repr__(self) -> str:
+        side = self.spec.tile_size
+        return f"<Classifier: {len(self.classes)} classes, tiles of {side}×{side} pixels, {self.runtime.name}>"
+
+    def predict(
+        self, tiles: Tile | Iterable[Tile], *, resize: Resample | None = None, batch: int = 32
+    ) -> TilePrediction:
+        """Runs tiles, of which a batch at a time is in memory.
 
         Args:
-            tiles: uint8 RGB `(n, side, side, 3)` at the model's µm per pixel, n ≥ 1, side ≥ `spec.crop`. The network
-                sees the centre `spec.crop` × `spec.crop` pixels and nothing else of a tile.
+            tiles: one tile or several, each as a path, a PIL image or uint8 RGB `(side, side, 3)`; several may also be
+                one array `(n, side, side, 3)`. At the model's µm per pixel; side is `spec.tile_size`. The network sees
+                the centre `spec.crop` × `spec.crop` pixels and nothing else of a tile.
+            resize: "bilinear" or "bicubic", the filter for tiles of another size; None refuses them.
             batch: tiles per call of the runtime.
 
         Raises:
-            UsageError: another dtype or shape.
+            UsageError: no tile, another dtype or shape, or an impossible argument.
+            HistoError: a file or an image can't be a tile, or has another size.
         """
-        shape = "×".join(map(str, np.shape(tiles)))
-        tiles = np.asarray(tiles)
-        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or not len(tiles):
-            raise UsageError("tiles", f"are {tiles.dtype} {shape}", "Give uint8 (n, side, side, 3), n of 1 or more")
-        if min(tiles.shape[1:3]) < self.spec.crop:
-            raise UsageError("tiles", f"are {shape}, smaller than the crop ({self.spec.crop})", "Give larger tiles")
-        parts = [self.runtime.run(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]
+        from histo_export.predict.tile_set import fitted
+
+        check_options(resize, batch)
+        side = self.spec.tile_size
+        pixels = (
+            fitted(pixels_of(tile, name), side, resize, name, 'Give resize="bilinear"') for name, tile in named(tiles)
+        )
+        parts = []
+        while chunk := list(islice(pixels, batch)):
+            parts.append(self.runtime.run(np.stack(chunk)))
+        if not parts:
+            raise UsageError("tiles", "is empty", "Give at least one tile")
         logits = np.concatenate(parts)
         return TilePrediction(self.spec.classes, logits, softmax(logits))
 
@@ -112,7 +140,7 @@ def load(
     *,
     runtime: str = "native",
     precision: Precision | None = None,
-    threads: int | None = None,
+    threads: int = 0,
     device: str = "cpu",
 ) -> Classifier:
     """Opens a bundle after checking every file against its sha256.
@@ -122,7 +150,7 @@ def load(
         runtime: a key of `histo_export.runtimes.RUNTIMES`.
         precision: "fp32", "bf16x3", "bf16" or "int8"; default: what the bundle is made for. `runtime.executed` of the
             result tells what runs.
-        threads: default: the CPUs that this process may use.
+        threads: 0 means the CPUs that this process may use, as everywhere in this package.
         device: "cpu" or "cuda".
 
     Raises:
@@ -131,6 +159,8 @@ def load(
     """
     from histo_export.predict.work import check_model, open_model
 
+    if threads < 0:
+        raise UsageError(f"threads={threads}", "is negative", "Give a number of threads, or 0 for all usable CPUs")
     threads = threads or usable_cpus()
     checked, spec, chosen = check_model(Path(bundle), runtime, precision)
     return Classifier(spec, open_model(checked, chosen, threads, device), threads)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
-from histo_export.figures import INK, new_figure, save_figure, shown
+from histo_export.figures import INK, new_figure, percent, save_figure, shown
 
 if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Grid
@@ -179,7 +179,7 @@ def _add_certainty(figure: matplotlib.figure.Figure, axes: Axes, chance: float) 
         "shrink": 0.5,
         "aspect": 40,
     }
-    bar = figure.colorbar(values, format=PercentFormatter(1, decimals=0), **where)
+    bar = figure.colorbar(values, format=FuncFormatter(percent), **where)
     bar.set_label("strength of a colour: probability of the class", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)

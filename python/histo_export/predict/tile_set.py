@@ -85,27 +85,42 @@ def open_tiles(
 
     def read(index: int) -> Pixels:
         pixels = raw(index)
-        height, width = pixels.shape[:2]
-        enlarged = side / min(height, width)
         if results is not None:
-            results.hashes[index], results.enlarged[index] = tile_hash(pixels), enlarged
-        if (height, width) == (side, side):
-            return pixels
-        if resize is None:
-            raise HistoError(
-                tiles.label(index),
-                f"is {width}×{height} pixels, and the model takes {side}×{side}",
-                "Add --resize to resample it, if it shows as many µm",
-            )
-        if enlarged > MAX_ENLARGED:
-            raise HistoError(
-                tiles.label(index),
-                f"is {width}×{height} pixels, which would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
-                f"Give tiles of {side}×{side} pixels",
-            )
-        return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
+            results.hashes[index], results.enlarged[index] = tile_hash(pixels), side / min(pixels.shape[:2])
+        return fitted(pixels, side, resize, tiles.label(index), "Add --resize")
 
     return read
+
+
+def fitted(pixels: Pixels, side: int, resize: Resample | None, name: object, how_to_resize: str) -> Pixels:
+    """A tile in the size that the model takes.
+
+    Args:
+        pixels: uint8 `(height, width, 3)`.
+        side: of the model's tiles in pixels.
+        resize: the filter for a tile of another size; None refuses it.
+        name: of the tile, for messages.
+        how_to_resize: how the user chooses a filter, for messages.
+
+    Raises:
+        HistoError: the tile has another size and `resize` is None, or it is far too small.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == (side, side):
+        return pixels
+    if resize is None:
+        raise HistoError(
+            name,
+            f"is {width}×{height} pixels, and the model takes {side}×{side}",
+            f"{how_to_resize} to resample it, if it shows as many µm",
+        )
+    if (enlarged := side / max(1, min(height, width))) > MAX_ENLARGED:
+        raise HistoError(
+            name,
+            f"is {width}×{height} pixels, which would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
+            f"Give tiles of {side}×{side} pixels",
+        )
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
 
 
 def predict_tiles(

@@ -33,7 +33,7 @@ MAX_READ_PIXELS = 1 << 26
 """Of one tile, in the level that it is read from: 256 MB in each reader thread."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SlidePrediction:
     """The result of one slide.
 
@@ -67,8 +67,20 @@ class SlidePrediction:
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
 
-    def write(self, folder: Path) -> None:
-        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png and summary.json into a folder that exists."""
+    def __repr__(self) -> str:
+        return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
+
+    def write(self, folder: str | Path) -> None:
+        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png and summary.json.
+
+        Args:
+            folder: made if it does not exist.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "tiles.csv").open("w", newline="", encoding="utf-8") as file:
             self._write_csv(file)
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:

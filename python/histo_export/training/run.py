@@ -325,7 +325,7 @@ class _Run:
         folder.write_report(result.to_dict())
         synthetic = " (synthetic tiles)" if data.synthetic else ""
         subtitle = f"{shown(data.name)}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
-        save_curves(folder.curves, history, title=subtitle)
+        save_curves(folder.curves, history, title=subtitle, classes=len(spec.classes))
         save_confusion(folder.confusion, test, title=subtitle, split="test")
         return result
 
