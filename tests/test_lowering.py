@@ -108,7 +108,9 @@ def test_onnx_is_static_named_and_free_of_this_machine(onnx_content: bytes) -> N
     assert shapes["tiles"] == ["batch", 3, 66, 66]
     assert shapes["layer4"] == ["batch", 512, 2, 2]
     assert shapes["logits"] == ["batch", 6]
-    assert b".py" not in onnx_content, "the exporter's stack traces name files of this machine"
+    for item in model.graph.initializer:
+        item.ClearField("raw_data")  # 85 MB of weights hold any three bytes by chance
+    assert b".py" not in model.SerializeToString(), "the exporter's stack traces name files of this machine"
 
 
 def test_onnx_asks_for_no_more_than_it_needs(onnx_content: bytes) -> None:
