@@ -23,6 +23,15 @@ namespace py = pybind11;
   }
 }
 
+// Whether the interpreter ends or has ended. Its locks and thread states may be gone then.
+inline bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0 || Py_IsInitialized() == 0;
+#else
+  return _Py_IsFinalizing() != 0 || Py_IsInitialized() == 0;
+#endif
+}
+
 // `wait()` calls C functions of Python alone, which throw nothing themselves.
 template <typename Wait>
 auto waiting_for_python(const Wait& wait) noexcept {
@@ -40,10 +49,14 @@ class Unlocked {
   Unlocked(const Unlocked&) = delete;
   Unlocked& operator=(const Unlocked&) = delete;
   ~Unlocked() {
+    if (!ends_python_ && interpreter_ends()) {
+      sleep_until_the_process_ends();
+    }
     waiting_for_python([this] { PyEval_RestoreThread(state_); });
   }
 
  private:
+  const bool ends_python_ = interpreter_ends();  // the thread that has the lock then is the one that ends it
   PyThreadState* state_ = PyEval_SaveThread();
 };
 
@@ -56,7 +69,12 @@ class Locked {
   ~Locked() { PyGILState_Release(state_); }
 
  private:
-  PyGILState_STATE state_ = waiting_for_python([] { return PyGILState_Ensure(); });
+  PyGILState_STATE state_ = waiting_for_python([] {
+    if (interpreter_ends()) {
+      sleep_until_the_process_ends();
+    }
+    return PyGILState_Ensure();
+  });
 };
 
 // function(argument), or function() where `argument` is null. Python's code gives up the lock now and then.
