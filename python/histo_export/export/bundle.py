@@ -360,7 +360,7 @@ def staging(out: Path, force: bool) -> Iterator[Path]:
     """
     check_destination(out, force)
     try:
-        with atomic_folder(Path(os.path.realpath(out)), replace=force) as folder:
+        with atomic_folder(out, replace=force) as folder:
             yield folder
     except HistoError:
         raise
