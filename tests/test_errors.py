@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,3 +73,16 @@ def test_a_folder_that_may_not_be_written_is_known_too() -> None:
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     error.__context__ = OSError(errno.ENOSPC, "unrelated")
     assert system_error(error) is None
+
+
+def test_an_interruption_is_not_taken_for_it() -> None:
+    """torch reports whatever its file raises as a failed write."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, content: Any) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError, match=r"inline_container\.cc") as caught:
+        torch.save({"a": torch.zeros(100)}, Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        system_error(caught.value)

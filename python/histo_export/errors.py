@@ -66,6 +66,9 @@ def system_error(error: BaseException) -> OSError | None:
 
     torch's archives raise a RuntimeError ("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534") and
     safetensors a SafetensorError. torch often keeps the system's reason to itself; it is ENOSPC then.
+
+    Raises:
+        KeyboardInterrupt: a signal came while torch wrote, which it reports as a failed write.
     """
     if isinstance(error, OSError):
         return error
@@ -76,6 +79,8 @@ def system_error(error: BaseException) -> OSError | None:
         return None
     if isinstance(error.__context__, OSError):  # raised by the Python file that the archive was written to
         return error.__context__
+    if isinstance(error.__context__, KeyboardInterrupt):
+        raise error.__context__
     if reason := re.search(r"strerror: (.+)", text):
         return next((OSError(n, reason[1]) for n in errno.errorcode if os.strerror(n) == reason[1]), OSError(reason[1]))
     return OSError(errno.ENOSPC, "not all of it was written; the disk may be full")

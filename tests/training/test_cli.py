@@ -74,10 +74,19 @@ def test_a_run_resumes_with_its_own_options(histo: Histo, trained: Trained, tmp_
     for again in (["--resume", "my run"], ["--resume", "--out", "my run"], ["demo", "--resume", "--out", "my run"]):
         histo("train", *again)
         assert trained.last == (*started[:3], "resume")
-    histo("train", "--resume", "my run", *options, "--epochs", 9, "--device", "cpu")
+    histo("train", "--resume", "my run", *options[:-2], "--epochs", 9, "--device", "cpu")
     assert trained.last == (started[0], replace(started[1], epochs=9, device="cpu"), Path("my run"), "resume")
     histo("train", "--data", "demo", "--pool", 2, "--resume", "--out", tmp_path / "my run")
     assert trained.last[:2] == (started[0], replace(started[1], epochs=9, device="cpu")), "the record is of the last"
+
+
+def test_a_run_goes_on_without_its_first_weights(histo: Histo, trained: Trained, tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    weights.touch()
+    histo("train", "demo", "--weights", weights, "--out", "run")
+    weights.unlink()
+    histo("train", "--resume", "run")
+    assert len(trained.calls) == 2
 
 
 def test_all_changed_options_are_named_before_tiles_are_read(

@@ -214,6 +214,8 @@ def train(
         options = _resumed(options, out, _typed(context))
     existing: Existing = "resume" if resume else "replace" if output.force else "refuse"
     run = out or Path("runs") / options.name
+    if not resume:  # a run that goes on has its weights in its checkpoint
+        weight_file(training.weights)
     opened, spec, config = prepare(options, run, output.quiet)
     go_on = shlex.join(["histo", "train", "--resume", str(run)])
     result = run_training(opened, spec, config, run, options, output, existing, go_on)
@@ -269,7 +271,6 @@ def prepare(options: RunOptions, run: Path, quiet: bool) -> tuple[TileData, Mode
     """
     config = options.config()
     check_model(options.tiles, options.pool, options.training.dropout)
-    weight_file(options.training.weights)
     from histo_export.training.folder import check_place
 
     check_place(run, options.folder)
