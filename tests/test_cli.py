@@ -6,7 +6,6 @@ import ast
 import importlib.metadata
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -77,17 +76,16 @@ def test_help_and_tables_in_any_locale(variables: dict[str, str]) -> None:
     assert b"64" + times + b"64" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [("inspect", "--pool", "2"), ("doctor",)], ids=lambda each: each[0])
-def test_tables_are_not_cut_in_a_file(arguments: tuple[str, ...]) -> None:
+def test_tables_are_not_cut_in_a_file() -> None:
     """Whatever COLUMNS says, each line is the one of a wide terminal."""
     shown = []
     for columns in ("20", "200"):
-        command = [sys.executable, "-c", "from histo_export.cli import main; main()", *arguments]
+        command = [sys.executable, "-c", "from histo_export.cli import main; main()", "inspect", "--pool", "2"]
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": columns}, check=False
         )
-        assert done.returncode in (0, 1), done.stderr
-        shown.append(re.sub(r"[0-9.]+ GB free", "some GB free", done.stdout))
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
     assert shown[0] == shown[1]
     assert "…" not in shown[0]
     assert max(map(len, shown[0].splitlines())) > 50
@@ -418,7 +416,7 @@ def test_a_plan_in_another_precision(histo: Histo, bundle: Path, monkeypatch: py
         assert {layer["precision"] for layer in facts["layers"]} == {"bf16", "fp32"}, "the head is fp32"
     monkeypatch.setenv("HISTO_ISA", "portable")
     code, stdout, err = histo(*plan)
-    assert (code, stdout) == (1, "")
+    assert (code, stdout) == (2, "")
     assert "precision bf16 needs AVX-512 with BF16, or AMX, and " in err
     assert "Use fp32" in err
 
