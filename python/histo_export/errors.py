@@ -89,7 +89,8 @@ def system_error(error: BaseException) -> OSError | None:
 def nearest(text: str, known: Iterable[str]) -> str:
     """The next step for an unknown name out of a long list: what it may have meant."""
     names = list(known)
-    near = [text] if text in names else [name for name in names if text and text in name]
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
+    near = near or [name for name in names if text and text in name]
     near = near or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     every = f"histo doctor lists all {len(names)}"
     return f"Did you mean {' or '.join(near[:3])}? {every}" if near else every

@@ -257,7 +257,7 @@ def test_an_unavailable_precision_is_refused_in_the_engines_words(
 
 
 def test_int8_without_scales_is_refused(bundle: Path) -> None:
-    reason = precision_support()["int8"].reason or "the model has no scales for int8"
+    reason = precision_support()["int8"].reason or "has no scales for int8"
     with pytest.raises(HistoError, match=re.escape(reason)):
         open_runtime("native", bundle / "model.safetensors", threads=1, precision="int8")
     with pytest.raises(HistoError, match=r"has no scales for int8\. Export it with --precision int8"):
