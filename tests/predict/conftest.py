@@ -70,7 +70,7 @@ def large_slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiff(tmp_path_factory.mktemp("slides") / "large.tiff", draw_slide(400, 1200))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _small_pictures() -> Iterator[None]:
     """Drawing a slide's pictures takes longer than running its tiles here; what is on them is the same in any size."""
     with pytest.MonkeyPatch.context() as patch:
