@@ -207,12 +207,23 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path.unlink()
 
 
-ARGUMENTS = ("--classes", "A,B,C,D,E,F", "--mean", "imagenet", "--std", "0.229,0.224,0.225", "--crop", SIDE)
+GIVEN: dict[str, object] = {
+    "--classes": "A,B,C,D,E,F",
+    "--mean": "imagenet",
+    "--std": "0.229,0.224,0.225",
+    "--crop": SIDE,
+}
+
+
+def arguments(**changed: object) -> tuple[object, ...]:
+    """The options of an export from elsewhere, some of them changed or added."""
+    options = GIVEN | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    return tuple(word for pair in options.items() for word in pair)
 
 
 def test_one_command_exports_weights_from_elsewhere(histo: Histo, file: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    code, stdout, err = histo("export", "--weights", file, *ARGUMENTS, "--formats", "onnx", "--out", out)
+    code, stdout, err = histo("export", "--weights", file, *arguments(), "--formats", "onnx", "--out", out)
     assert code == 0, err
     assert "pool 2, 6 classes, trained elsewhere, accuracy unknown" in stdout
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
@@ -234,33 +245,33 @@ def test_one_command_exports_weights_from_elsewhere(histo: Histo, file: Path, tm
     assert "trained_on.safetensors" not in config["histo"]["files"]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "Test accuracy: unknown, because the network was trained elsewhere" in card
-    assert "Test accuracy" not in card
+    assert not re.search(r"accuracy: \d", card)
 
 
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "neither": ((), "says neither what to train on .* To train from it add --data TILES; to export it as it is"),
     "no mean": (("--classes", "A,B"), "--mean: is missing.*imagenet"),
     "no std": (("--classes", "A,B", "--mean", "imagenet"), "--std: is missing.*for pixels in .0, 1. .* --mean 0,0,0"),
-    "bytes": ((*ARGUMENTS, "--mean", "123.7,116.3,103.5"), "mean .* is not three numbers from 0 to 1"),
-    "words": ((*ARGUMENTS, "--std", "a,b,c"), "--std a,b,c: is not three numbers. Use e.g. --std 0.229,0.224,0.225"),
-    "two": ((*ARGUMENTS, "--std", "0.2,0.2"), "--std 0.2,0.2: is not three numbers"),
-    "not finite": ((*ARGUMENTS, "--std", "inf,1,1"), "std .* is not three numbers from 0.001 to 1000"),
-    "pool": ((*ARGUMENTS, "--pool", 3), "--pool 3: contradicts .* fc has 2,048 inputs. Use --pool 2"),
-    "classes": ((*ARGUMENTS, "--classes", "A,B"), "--classes A,B: are 2 names, and fc in .* has 6 outputs"),
-    "crop": ((*ARGUMENTS, "--tile-size", 50), "crop 64: is larger than the tiles"),
-    "zero": ((*ARGUMENTS, "--crop", 0), "crop 0: is below 32 pixels"),
-    "training": ((*ARGUMENTS, "--epochs", 3), "--epochs: says how to train, and there is no --data"),
-    "split": ((*ARGUMENTS, "--split", "0.7,0.1,0.2"), "--split: says how to train"),
-    "precision": ((*ARGUMENTS, "--precision", "bf16"), "--precision bf16: is measured on the tiles of the training"),
-    "with data": ((*ARGUMENTS, "--data", "demo"), "--mean: is for weights that were trained elsewhere"),
+    "bytes": (arguments(mean="123.7,116.3,103.5"), "mean .* is not three numbers from 0 to 1"),
+    "words": (arguments(std="a,b,c"), "--std a,b,c: is not three numbers. Use e.g. --std 0.229,0.224,0.225"),
+    "two": (arguments(std="0.2,0.2"), "--std 0.2,0.2: is not three numbers"),
+    "not finite": (arguments(std="inf,1,1"), "std .* is not three numbers from 0.001 to 1000"),
+    "pool": (arguments(pool=3), "--pool 3: contradicts .* fc has 2,048 inputs. Use --pool 2"),
+    "classes": (arguments(classes="A,B"), "--classes A,B: are 2 names, and fc in .* has 6 outputs"),
+    "crop": (arguments(tile_size=50), "crop 64: is larger than the tiles"),
+    "zero": (arguments(crop=0), "crop 0: is below 32 pixels"),
+    "training": (arguments(epochs=3), "--epochs: says how to train, and there is no --data"),
+    "split": (arguments(split="0.7,0.1,0.2"), "--split: says how to train"),
+    "precision": (arguments(precision="bf16"), "--precision bf16: is measured on the tiles of the training"),
+    "with data": (arguments(data="demo"), "--mean: is for weights that were trained elsewhere"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_options_are_told(
-    arguments: tuple[object, ...], message: str, histo: Histo, file: Path, tmp_path: Path
+    options: tuple[object, ...], message: str, histo: Histo, file: Path, tmp_path: Path
 ) -> None:
-    code, _, err = histo("export", "--weights", file, *arguments, "--out", tmp_path / "bundle")
+    code, _, err = histo("export", "--weights", file, *options, "--out", tmp_path / "bundle")
     assert code == 2
     assert len(err.strip().splitlines()) == 1
     assert re.search(message, err), err
@@ -304,6 +315,6 @@ def test_the_pool_that_is_asked_for_must_be_that_of_the_file(file: Path) -> None
 
 def test_our_own_checkpoint_is_not_from_elsewhere(histo: Histo, checkpoint_file: Path) -> None:
     """As such it would lose its accuracy and its record of tiles."""
-    code, _, err = histo("export", "--weights", checkpoint_file, *ARGUMENTS)
+    code, _, err = histo("export", "--weights", checkpoint_file, *arguments())
     assert code == 2
     assert f"is a checkpoint of histo train. Use --checkpoint {checkpoint_file} alone." in err

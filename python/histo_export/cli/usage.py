@@ -170,7 +170,8 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
         if not value:
             raise _empty(name)
         if values.setdefault(option.name, value) != value:
-            hint = f"Use {name} {values[option.name]},{value}" if "," in (option.metavar or "") else "Give it once"
+            a_list = (option.metavar or "").endswith(",…")
+            hint = f"Use {name} {values[option.name]},{value}" if a_list else "Give it once"
             raise UsageError(name, f"is given twice ({values[option.name]} and {value})", hint)
     return values
 
