@@ -146,6 +146,8 @@ def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
     steps = [shlex.split(line) for line in _next_steps(out, list(FORMATS))]
     assert [words[:2] for words in steps[:4]] == [["histo", n] for n in ("verify", "predict", "inspect", "bench")]
     assert all(words[2] == str(out) for words in steps[:4])
+    assert steps[1][3] == "slides/"
+    assert shlex.split(_next_steps(out, list(FORMATS), slides=False)[1])[3] == "tiles/"
     assert ["tritonserver", "--model-repository", str(out / "triton")] in steps
     code = next(words for words in steps if words[0] == "python")[2]
     assert str(out / "model.onnx") in {
@@ -460,6 +462,10 @@ TRAININGS = {
         ["tiles", "recipe strong, epochs 30", "44.2% (95 % bootstrap interval 35.0% to 52.5%, 120 tiles of the test"],
     ),
     "elsewhere": ({"trained_elsewhere": True}, ["unknown, because the network was trained elsewhere"]),
+    "elsewhere, in a file": (
+        {"trained_elsewhere": True, "weights": "a.pth", "weights_sha256": "0123456789abcdef" * 4},
+        ["trained on unknown (trained elsewhere; weights a.pth, sha256 0123456789abcdef)"],
+    ),
     "of an old version": ({}, ["trained on unknown", "training unknown", "unknown, because no test is recorded"]),
 }
 
