@@ -21,9 +21,10 @@ from rich.console import Console
 from histo_export import cli, doctor
 from histo_export._core import usable_precisions
 from histo_export.cli import show
-from histo_export.cli.export import _formats, _next_steps
+from histo_export.cli.export import _checkpoint_file, _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
 from histo_export.doctor import OPTIONAL
+from histo_export.errors import UsageError
 from histo_export.export.formats import FORMATS
 from histo_export.runtimes.registry import RUNTIMES
 from histo_export.spec import ModelSpec
@@ -549,3 +550,18 @@ def test_doctor_finds_problems() -> None:
     assert engine == "the native engine cannot start: HISTO_ISA is sse9"
     assert "libgomp, libiomp5" in second
     assert "OMP_NUM_THREADS=2" in third
+
+
+def test_a_run_without_its_best_epoch_names_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(
+        UsageError, match=r"has last\.ckpt but no best\.ckpt. Export its last epoch: histo export .*last"
+    ):
+        _checkpoint_file(tmp_path, None)
+
+
+def test_a_run_is_resumed_by_its_checkpoint_too(histo: Histo, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    code, _, err = histo("train", "--resume", tmp_path / "last.ckpt")
+    assert code == 2
+    assert f"{tmp_path}: does not record the options of its run" in err

@@ -148,6 +148,9 @@ def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | Non
 
     best = RunFolder(path).best
     if not best.is_file():
+        if (last := RunFolder(path).last).is_file():
+            step = f"Export its last epoch: {shlex.join(['histo', 'export', str(last)])}"
+            raise UsageError(path, f"has {last.name} but no {best.name}", step)
         cause = f"is not the folder of a training run (no {best.name})"
         raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
     return best
