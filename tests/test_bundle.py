@@ -224,6 +224,10 @@ EDITS: dict[str, tuple[object, str]] = {
     "histo.spec.crop": (63, r"says spec.crop is 63, and model\.\w+ says 64"),
     "histo.spec.mean": ([0.5, 0.5, 0.5], r"says spec.mean is 0.5, 0.5, 0.5, and model\.\w+ says 0.485"),
     "histo.spec.std": ([0.5, 0.5, 0.5], r"says spec.std is 0.5, 0.5, 0.5, and model\.\w+ says 0.229"),
+    "histo.training.data": (None, r"\(histo.training: data: "),
+    "histo.training.data.synthetic": ([], r"\(histo.training: data.synthetic: "),
+    "histo.training.test": ({"accuracy": "x", "interval": [0, 1]}, r"\(histo.training: test.accuracy: "),
+    "histo.training.epochs": ("2", r"\(histo.training: epochs: "),
     "histo.spec.dropout": (0.5, r"says spec.dropout is 0.5, and model\.\w+ says 0.0"),
 }
 
@@ -321,6 +325,15 @@ def test_onnx_properties_are_those_of_the_onnx_package(bundle: Path, tmp_path: P
         (tmp_path / "damaged.onnx").write_bytes(content)
         with pytest.raises(ValueError, match="it "):
             onnx_properties(tmp_path / "damaged.onnx")
+
+
+def test_a_file_of_parity_must_be_listed(copy: Path) -> None:
+    """Otherwise its sha256 could be removed, and the file changed."""
+    files = json.loads((copy / CONFIG).read_text(encoding="utf-8"))["histo"]["files"]
+    del files["model.onnx"]
+    edit_config(copy, {"histo.files": files})
+    with pytest.raises(HistoError, match=r"config\.json: names 'model\.onnx' in parity, but not in files"):
+        open_bundle(copy)
 
 
 @pytest.mark.parametrize("files", [{}, {"golden.safetensors"}])

@@ -91,3 +91,9 @@ def test_the_card_claims_no_more_than_is_recorded(training: dict[str, Any], tile
         assert f"It was trained on {origin.get(tiles, 'tiles that are not recorded here.')}" in text
     assert f"- Test accuracy: {accuracy}" in text
     assert ("| class | precision" in text) == ("test" in training)
+
+
+def test_foreign_weights_are_named_and_no_checkpoint() -> None:
+    text = card({"trained_elsewhere": True, "weights": "model.pth"})
+    assert "compared with the weights in model.pth in float64" in text
+    assert "with the checkpoint in float64" in card({})

@@ -21,9 +21,10 @@ from rich.console import Console
 from histo_export import cli, doctor
 from histo_export._core import usable_precisions
 from histo_export.cli import show
-from histo_export.cli.export import _formats, _next_steps
+from histo_export.cli.export import _checkpoint_file, _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
 from histo_export.doctor import OPTIONAL
+from histo_export.errors import UsageError
 from histo_export.export.formats import FORMATS
 from histo_export.runtimes.registry import RUNTIMES
 from histo_export.spec import ModelSpec
@@ -146,6 +147,8 @@ def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
     steps = [shlex.split(line) for line in _next_steps(out, list(FORMATS))]
     assert [words[:2] for words in steps[:4]] == [["histo", n] for n in ("verify", "predict", "inspect", "bench")]
     assert all(words[2] == str(out) for words in steps[:4])
+    assert steps[1][3] == "slides/"
+    assert shlex.split(_next_steps(out, list(FORMATS), slides=False)[1])[3] == "tiles/"
     assert ["tritonserver", "--model-repository", str(out / "triton")] in steps
     code = next(words for words in steps if words[0] == "python")[2]
     assert str(out / "model.onnx") in {
@@ -460,6 +463,10 @@ TRAININGS = {
         ["tiles", "recipe strong, epochs 30", "44.2% (95 % bootstrap interval 35.0% to 52.5%, 120 tiles of the test"],
     ),
     "elsewhere": ({"trained_elsewhere": True}, ["unknown, because the network was trained elsewhere"]),
+    "elsewhere, in a file": (
+        {"trained_elsewhere": True, "weights": "a.pth", "weights_sha256": "0123456789abcdef" * 4},
+        ["trained on unknown (trained elsewhere; weights a.pth, sha256 0123456789abcdef)"],
+    ),
     "of an old version": ({}, ["trained on unknown", "training unknown", "unknown, because no test is recorded"]),
 }
 
@@ -543,3 +550,18 @@ def test_doctor_finds_problems() -> None:
     assert engine == "the native engine cannot start: HISTO_ISA is sse9"
     assert "libgomp, libiomp5" in second
     assert "OMP_NUM_THREADS=2" in third
+
+
+def test_a_run_without_its_best_epoch_names_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(
+        UsageError, match=r"has last\.ckpt but no best\.ckpt. Export its last epoch: histo export .*last"
+    ):
+        _checkpoint_file(tmp_path, None)
+
+
+def test_a_run_is_resumed_by_its_checkpoint_too(histo: Histo, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    code, _, err = histo("train", "--resume", tmp_path / "last.ckpt")
+    assert code == 2
+    assert f"{tmp_path}: does not record the options of its run" in err

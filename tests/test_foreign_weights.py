@@ -318,3 +318,10 @@ def test_our_own_checkpoint_is_not_from_elsewhere(histo: Histo, checkpoint_file:
     code, _, err = histo("export", "--weights", checkpoint_file, *arguments())
     assert code == 2
     assert f"is a checkpoint of histo train. Use --checkpoint {checkpoint_file} alone." in err
+
+
+@pytest.mark.parametrize("shape", [(0, 512), (512,)])
+def test_an_fc_that_is_no_layer_is_named_with_its_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.save(notebook(1).state_dict() | {"fc.weight": torch.zeros(shape)}, tmp_path / "a.pth")
+    with pytest.raises(HistoError, match=re.escape(f"fc.weight has shape {shape}, not (outputs, inputs)")):
+        checkpoint_of_weights(tmp_path / "a.pth", SPEC)

@@ -37,6 +37,16 @@ def test_six_equal_blocks(array: Path) -> None:
     assert (data.tile_size, data.name, data.synthetic) == (16, "arrays.npy", False)
 
 
+def test_blocks_are_told(array: Path) -> None:
+    note = (
+        "arrays.npy has no labels: its tiles are taken for 6 equal consecutive blocks, one for each of class0, class1"
+    )
+    assert open_data(array, crop=16).notes[0].startswith(note)
+    assert "save the labels as arrays_labels.npy" in open_data(array, crop=16).notes[0]
+    np.save(array.parent / "arrays_labels.npy", np.arange(60) % 3)
+    assert not any("no labels" in note for note in open_data(array, crop=16).notes)
+
+
 def test_classes_name_the_blocks(array: Path) -> None:
     data = open_data(str(array), crop=16, classes=["x", "y", "z"], split=(10, 5, 5))
     assert data.classes == ("x", "y", "z")

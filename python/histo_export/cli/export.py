@@ -130,7 +130,7 @@ def export(
         name = loaded.training.get("data", {}).get("name", "model")
         out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
     checks = _export(loaded, out, _settings(bundle, formats, output.force), opened, output.quiet)
-    following = _next_steps(out, formats)
+    following = _next_steps(out, formats, slides=loaded.spec.mpp is not None)
     if output.as_json:
         _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
     else:
@@ -148,6 +148,9 @@ def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | Non
 
     best = RunFolder(path).best
     if not best.is_file():
+        if (last := RunFolder(path).last).is_file():
+            step = f"Export its last epoch: {shlex.join(['histo', 'export', str(last)])}"
+            raise UsageError(path, f"has {last.name} but no {best.name}", step)
         cause = f"is not the folder of a training run (no {best.name})"
         raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
     return best
@@ -260,12 +263,12 @@ def _export(checkpoint: Checkpoint, out: Path, settings: ExportSettings, tiles: 
         return export_bundle(checkpoint, out, settings, data=tiles, report=report)
 
 
-def _next_steps(out: Path, formats: Sequence[str]) -> list[str]:
-    """Shell commands to go on with."""
+def _next_steps(out: Path, formats: Sequence[str], slides: bool = True) -> list[str]:
+    """Shell commands to go on with; without `slides`, for a model whose µm per pixel is unknown, on tiles."""
     # From the end of the table: what serves the model comes before what only opens a file.
     steps = (FORMATS[name].writer.next_step(out) for name in reversed(FORMATS) if name in formats)
     ours = [show.command_line("histo", name, out) for name in ("verify", "inspect", "bench")]
-    ours.insert(1, show.command_line("histo", "predict", out, "slides/"))
+    ours.insert(1, show.command_line("histo", "predict", out, "slides/" if slides else "tiles/"))
     return [*ours, *(step for step in steps if step)]
 
 

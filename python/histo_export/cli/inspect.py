@@ -134,7 +134,7 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "tiles": f"{spec.tile_size} px, of which the network sees the centre {spec.crop} px ({spec.seen_share})",
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
-        "trained on": f"{name}{made}" if name else "unknown",
+        "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
         "training": ", ".join(f"{key} {training[key]}" for key in _TOLD if training.get(key) is not None) or "unknown",
         "test accuracy": describe_test(training),
         "trained": str(training.get("date", "")),
@@ -156,6 +156,15 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     if files.row_count:
         show.print_table(files)
         show.out_console.print()
+
+
+def _elsewhere(training: dict[str, Any]) -> str:
+    """Which weights another tool trained; "" for those of histo train."""
+    if not training.get("trained_elsewhere"):
+        return ""
+    weights, digest = training.get("weights"), training.get("weights_sha256")
+    facts = ["trained elsewhere", f"weights {weights}, sha256 {digest[:16]}" if weights and digest else ""]
+    return f"unknown ({'; '.join(filter(None, facts))})"
 
 
 _TOLD = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")

@@ -118,7 +118,7 @@ def print_accuracy(result: TrainResult) -> None:
 
 def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str, Any]) -> None:
     """The files of the bundle `folder`: size, error and time in each runtime; `training` is the bundle's provenance."""
-    from histo_export.export.card import golden_tiles_are
+    from histo_export.export.card import golden_tiles_are, reference_is
 
     results = checks.results
     files = table(title)
@@ -141,7 +141,8 @@ def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str,
     for r in results:
         executed.setdefault(r.executed, []).append(r.runtime)
     out_console.print(
-        f"[dim]|Δlogit|: largest difference from the checkpoint in float64 on {golden_tiles_are(training)} tiles; "
+        f"[dim]|Δlogit|: largest difference from {escape(reference_is(training))} in float64 on "
+        f"{golden_tiles_are(training)} tiles; "
         "with noise tiles\n"
         f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
         f"ms per tile at batch 1 and 32, {usable_cpus()} threads:\n"

@@ -204,6 +204,8 @@ def train(
         raise UsageError("--resume", "contradicts --force", "Leave one of them out")
     if resume and source is not None and out is None:
         out, source = Path(source), None
+        if out.name in ("last.ckpt", "best.ckpt") and out.is_file():  # a file of the run, as histo export takes it
+            out = out.parent
     if source is not None and data is not None:
         raise UsageError(f"--data {data}", f"names other tiles than {source}", "Leave one of them out")
     options = RunOptions(source or data or "", pool or 1, tiles, training, cluster)

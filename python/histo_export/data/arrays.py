@@ -81,8 +81,20 @@ def open_arrays(
     _need_every_class(sources, new_labels, chosen)
     sides = [(int(array.shape[1]), int(array.shape[2])) for array in arrays]
     smallest, _ = need_crop(sides, [f"every tile of {file.name}" for file in files], crop, folder)
-    notes = size_notes([side for side, array in zip(sides, arrays, strict=True) for _ in range(len(array))], crop)
+    each_tile = [side for side, array in zip(sides, arrays, strict=True) for _ in range(len(array))]
+    notes = [*_block_notes(files, labels, all_names), *size_notes(each_tile, crop)]
     return _tile_data(name, chosen, sources, new_labels, smallest, notes)
+
+
+def _block_notes(files: Sequence[Path], labels: Sequence[NDArray[np.int64] | None], names: Sequence[str]) -> list[str]:
+    """What was assumed of arrays without labels, and how to state what is true."""
+    return [
+        f"{file.name} has no labels: its tiles are taken for {len(names)} equal consecutive blocks, one for each of "
+        f"{', '.join(names)}; if that is wrong, save the labels as {file.stem}_labels.npy (integers from 0) beside it, "
+        "and the names in classes.txt"
+        for file, own in zip(files, labels, strict=True)
+        if own is None
+    ]
 
 
 def _tile_data(

@@ -15,15 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from histo_export.bundle_files import CARD, CONFIG, GOLDEN, TRAINED_ON
 from histo_export.errors import HistoError, UsageError, not_written, one_line, system_error
 from histo_export.export.agreement import check_agreement, contradiction, statements
 from histo_export.export.formats import FORMATS
 from histo_export.files import atomic_folder
+from histo_export.model.provenance import checked_training, first_fault
 from histo_export.spec import InputKind, ModelSpec, Precision, head_pool
 from histo_export.strict_json import read_json
 from histo_export.trained_on import TrainedOn
@@ -189,7 +190,7 @@ class HistoBlock(BaseModel):
     parity: dict[str, dict[str, dict[str, Any]]]
     unchecked: dict[str, str] = {}
     low_precision: LowPrecision | None = None
-    training: dict[str, Any]
+    training: Annotated[dict[str, Any], AfterValidator(checked_training)]
     versions: dict[str, str]
 
     @model_validator(mode="before")
@@ -263,6 +264,9 @@ def open_bundle(path: Path) -> Bundle:
     block = config.histo
     stated = statements(spec, block.head_pool, block.input, block.precision)
     check_agreement(path, stated, [name for name in block.files if name != CARD])
+    if unlisted := [name for name in block.parity if name not in block.files]:
+        cause = f"names {unlisted[0]!r} in parity, but not in files, so nothing vouches for it"
+        raise HistoError(path / CONFIG, cause, "Copy the bundle again, or export again")
     return bundle
 
 
@@ -284,9 +288,7 @@ def _read_config(file: Path) -> BundleConfig:
     try:
         return BundleConfig.model_validate(read_json(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        reason = f"{where}: {first['msg']}"
+        reason = first_fault(error)
     except (ValueError, OSError) as error:
         reason = one_line(error)
     raise HistoError(file, f"is not a bundle's configuration ({reason})", "Export again")

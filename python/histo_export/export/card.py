@@ -59,7 +59,11 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
     ]
     if NATIVE in block.files:
-        lines += ['With histo-export: `histo predict FOLDER slides/`, or `histo_export.load("FOLDER")` in Python.', ""]
+        inputs = "slides/" if spec.mpp else "tiles/"  # slides need the µm per pixel
+        lines += [
+            f'With histo-export: `histo predict FOLDER {inputs}`, or `histo_export.load("FOLDER")` in Python.',
+            "",
+        ]
     for entry in FORMATS.values():
         if any(map(entry.makes, block.files)):
             lines += entry.writer.usage(spec, block.input, block.files)
@@ -81,7 +85,8 @@ def _file_lines(block: HistoBlock) -> list[str]:
         "## Files",
         "",
         f"Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on {tiles} "
-        "tiles and on noise, and compared with the checkpoint in float64. `histo verify` repeats the check.",
+        f"tiles and on noise, and compared with {reference_is(block.training)} in float64. "
+        "`histo verify` repeats the check.",
         "",
         f"| file | run by | max \\|Δlogit\\|, {tiles} tiles | relative, with noise | allowed | top-1 agreement |",
         "|---|---|---|---|---|---|",
@@ -130,6 +135,15 @@ def describe_test(training: Mapping[str, Any]) -> str:
     if training.get("trained_elsewhere"):
         return "unknown, because the network was trained elsewhere"
     return "unknown, because no test is recorded"
+
+
+def reference_is(training: Mapping[str, Any]) -> str:
+    """What the files are compared with: the checkpoint, or the weights that another tool trained."""
+    return (
+        f"the weights in {training.get('weights', 'another file')}"
+        if training.get("trained_elsewhere")
+        else "the checkpoint"
+    )
 
 
 def golden_tiles_are(training: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from histo_export.errors import HistoError, not_written, one_line, system_error
 from histo_export.files import atomic_file
 from histo_export.model.net import TileNet
+from histo_export.model.provenance import checked_training
 from histo_export.model.tensor_file import COUNTER, check_values, float32, load_torch_file
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn
@@ -94,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         spec = ModelSpec.from_dict(block["spec"])
         golden = block["golden"].numpy()
-        training = dict(block["training"])
+        training = _training(path, block["training"])
         hashes = block.get("trained_on")
         trained_on = None if hashes is None else TrainedOn.of(hashes["train"].numpy(), hashes["val"].numpy())
         checkpoint = Checkpoint(spec, content["state_dict"], golden, training, trained_on)
@@ -108,6 +109,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if golden.dtype != np.uint8 or golden.shape[1:] != (spec.tile_size, spec.tile_size, 3) or len(golden) == 0:
         raise HistoError(path, f"has golden tiles of shape {golden.shape} {golden.dtype}", "Train again")
     return checkpoint
+
+
+def _training(path: Path, value: Any) -> dict[str, Any]:
+    try:
+        return dict(checked_training(value))
+    except ValueError as error:
+        raise HistoError(path, f"has a wrong record of its training ({error})", "Use another file") from error
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

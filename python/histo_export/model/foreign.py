@@ -231,7 +231,9 @@ def _head(path: Path, network: _Network) -> tuple[dict[str, Tensor], str]:
     if len(layers) > 1:
         return {}, f"fc is more than one layer ({_some(layers)})"
     weight, bias = (own.pop(f"{layers[0]}.{kind}", None) for kind in ("weight", "bias"))
-    if own or weight is None or weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+    if weight is not None and (weight.dim() != 2 or not len(weight)):
+        return {}, f"{network.prefix}{layers[0]}.weight has shape {tuple(weight.shape)}, not (outputs, inputs)"
+    if own or weight is None or (bias is not None and bias.shape != weight.shape[:1]):
         return {}, "fc is not one linear layer"
     pair = {HEAD[0]: weight} | ({} if bias is None else {HEAD[1]: bias})
     return {key: float32(path, network.prefix + key, value) for key, value in pair.items()}, ""

@@ -1,0 +1,85 @@
+"""What checkpoints and bundles record of a training, checked where it is read, so that nobody else has to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Entries(BaseModel):
+    """Entries that something computes with or prints. Any may be absent, as in older files; others are allowed."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Data(_Entries):
+    name: str = ""
+    description: str = ""
+    synthetic: bool = False
+    fingerprint: str = ""
+    tiles: dict[str, _Count] = {}
+    tile_size: _Count = 0
+    mpp: float | None = None
+    notes: list[str] = []
+
+
+class _Test(_Entries):
+    accuracy: _Fraction
+    interval: Annotated[list[_Fraction], Field(min_length=2, max_length=2)]
+    tiles: _Count = 0
+    classes: list[str] = []
+    precision: list[_Fraction] = []
+    recall: list[_Fraction] = []
+    f1: list[_Fraction] = []
+    support: list[_Count] = []
+
+    @model_validator(mode="after")
+    def _one_figure_per_class(self) -> _Test:
+        names = ("classes", "precision", "recall", "f1", "support")
+        given = [name for name in names if name in self.model_fields_set]
+        if len({len(getattr(self, name)) for name in given}) > 1:
+            raise ValueError(f"{', '.join(given)} differ in length")
+        return self
+
+
+class _Training(_Entries):
+    recipe: str = ""
+    epochs: _Count = 0
+    batch_size: _Count = 0
+    lr: float = 0.0
+    seed: _Count = 0
+    weights: str = ""
+    weights_sha256: str = ""
+    weights_notes: list[str] = []
+    weights_report: str = ""
+    trained_elsewhere: bool = False
+    date: str = ""
+    device: str = ""
+    precision: dict[str, Any] = {}
+    notes: list[str] = []
+    epoch: _Count = 0
+    extended: list[dict[str, _Count]] = []
+    history: list[dict[str, Any]] = []
+    val_accuracy: _Fraction | None = None
+    data: _Data = _Data()
+    test: _Test | None = None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first of several, such as "data.name: Input should be a valid string"."""
+    fault = error.errors()[0]
+    reason = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
+    return ": ".join(filter(None, (".".join(map(str, fault["loc"])), reason)))
+
+
+def checked_training(value: dict[str, Any]) -> dict[str, Any]:
+    """The record of a training, as it is; ValueError with the name of an entry that no training records like this."""
+    try:
+        _Training.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from error
+    return value
