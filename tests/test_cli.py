@@ -148,6 +148,7 @@ def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
     assert all(words[2] == str(out) for words in steps[:4])
     assert ["tritonserver", "--model-repository", str(out / "triton")] in steps
     code = next(words for words in steps if words[0] == "python")[2]
+    assert "'" not in code.replace(str(out), "")  # they would be escaped within the shell's
     assert str(out / "model.onnx") in {
         node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)
     }
@@ -185,7 +186,8 @@ WRONG_USE = [
     (["train", "--data", "demo", "--device", "gpu"], "--device gpu: is unknown"),
     (["train", "--data", "demo", "--resume", "--force"], "contradicts --force"),
     (["train"], "The tiles: are not given. Use e.g. histo train DIR"),
-    (["verify", "nowhere"], "is not a bundle"),
+    (["verify", "nowhere"], "nowhere: does not exist"),
+    (["inspect", "."], "is neither a bundle (no config.json) nor a training run (no best.ckpt)"),
     (["verify"], "BUNDLE"),
     (["inspect"], "needs a bundle or checkpoint, or --pool N"),
     (["inspect", "--pool", "2", "--precision", "bf16"], "--precision bf16: is for the engine's plan. Add --plan"),
@@ -348,8 +350,10 @@ def test_verify_passes_and_fails(
 ) -> None:
     code, stdout, _ = histo("verify", bundle)
     assert code == 0
+    assert "Δlogit" not in stdout  # what is judged is beside its limit
+    assert stdout.splitlines()[-1] == f"All {sum('5e-05' in line for line in stdout.splitlines())} checks passed."
     rows = {
-        (line.split()[0], line.split(maxsplit=6)[6].strip())
+        (line.split()[0], line.split(maxsplit=7)[7].strip())
         for line in stdout.splitlines()
         if "e-0" in line and "%" in line
     }
@@ -457,7 +461,11 @@ TESTED = {"accuracy": 0.442, "interval": [0.35, 0.525], "tiles": 120}
 TRAININGS = {
     "complete": (
         {"data": {"name": "tiles", "synthetic": False}, "recipe": "strong", "epochs": 30, "test": TESTED},
-        ["tiles", "recipe strong, epochs 30", "44.2% (95 % bootstrap interval 35.0% to 52.5%, 120 tiles of the test"],
+        [
+            "tiles",
+            "recipe strong, epochs 30",
+            "44.2 % (95 % bootstrap interval 35.0 % to 52.5 %, 120 tiles of the test",
+        ],
     ),
     "elsewhere": ({"trained_elsewhere": True}, ["unknown, because the network was trained elsewhere"]),
     "of an old version": ({}, ["trained on unknown", "training unknown", "unknown, because no test is recorded"]),

@@ -191,7 +191,7 @@ def test_the_axis_of_losses_that_span_decades_is_logarithmic(
     labels = [label.get_text() for label in loss.get_yticklabels() if low <= label.get_position()[1] <= high]
     assert len(labels) >= 2
     assert all(float(label) >= 0 for label in labels)
-    [chance] = [line for line in accuracy.lines if line.get_label() == "chance: 16.7%"]
+    [chance] = [line for line in accuracy.lines if line.get_label() == "chance: 16.7 %"]
     assert set(chance.get_ydata()) == {1 / 6}
     assert accuracy.get_ylim()[0] < 1 / 6
 

@@ -43,6 +43,12 @@ class UsageError(HistoError):
     exit_code = 2
 
 
+class InterruptedRunError(HistoError):
+    """Ctrl-C or a signal ended the command early, and what was complete by then has been written."""
+
+    exit_code = 130
+
+
 def not_written(thing: object, error: OSError, elsewhere: str = "choose another --out") -> HistoError:
     """What to tell of a file or folder that could not be written.
 

@@ -213,7 +213,7 @@ def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
     ("args", "message"),
     [
         (["bundle", "--pools", "2"], "--pools: makes networks of its own"),
-        (["nowhere", *QUICK], "is not a bundle"),
+        (["nowhere", *QUICK], "nowhere: does not exist"),
         (["--pools", "0"], "--pools 0: is not a list of integers of 1 or more"),
         (["--pools", "1,1"], "names a number twice"),
         (["--batches", "one"], "--batches one"),
