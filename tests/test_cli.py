@@ -115,6 +115,7 @@ def test_tables_are_not_cut_on_a_narrow_terminal(
     table.add_row("y", "7", last)
     show.print_table(table)
     out = capsys.readouterr().out
+    assert not any(line.endswith(" ") for line in out.splitlines())
     if expected:
         assert out == expected
     else:
@@ -139,6 +140,14 @@ def test_pairs_are_lines_on_a_narrow_terminal(
 def test_all_formats_beside_some_are_all() -> None:
     assert _formats("onnx, all") == _formats("all") == list(FORMATS)
     assert _formats("native,onnx") == ["onnx", "native"]
+
+
+def test_paragraphs_of_help_are_filled(histo: Histo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = histo("export", "--help")
+    assert "Usage: histo export [OPTIONS] [RUN]" in out
+    assert "demonstration." not in [line.strip() for line in out.splitlines()], "a line of one word"
+    assert "histo export --weights model.pth --classes TUMOR,STROMA" in out
 
 
 def test_next_steps_can_be_pasted(tmp_path: Path) -> None:

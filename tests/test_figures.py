@@ -201,7 +201,21 @@ def test_ticks_of_accuracy_are_what_they_say(accuracies: list[float], tmp_path: 
     save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", classes=4)
     axis = drawn[0].axes[0].yaxis
     labels = [label.get_text() for label in axis.get_ticklabels()]
-    assert [float(label.removesuffix("%")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
+    assert [float(label.removesuffix(" %")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1, "as many decimals at each tick"
+
+
+@pytest.mark.parametrize("accuracies", [[0.5, 0.51, 0.505], [1.0] * 3, [0.002, 0.0, 0.001]])
+def test_small_changes_of_accuracy_do_not_look_steep(
+    accuracies: list[float], tmp_path: Path, drawn: list[Figure]
+) -> None:
+    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", classes=2)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert high - low >= 0.1 - 1e-9
+    assert low <= min(accuracies) <= max(accuracies) <= high
+    lines = drawn[0].axes[0].lines
+    [chance] = [line for line in lines if str(line.get_label()).startswith("chance")]
+    assert chance.get_zorder() > max(line.get_zorder() for line in lines if line is not chance)
 
 
 @pytest.mark.parametrize("split", SPLIT_TILES)

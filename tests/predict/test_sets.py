@@ -211,7 +211,7 @@ def test_mistakes_show_what_the_network_saw(tmp_path: Path, monkeypatch: pytest.
         assert name.endswith(".png")
     assert drawn[0].get_title().startswith("cost$5^^6$.png\n")
     title = figure.get_suptitle()
-    assert "2 mistakes in 2 test tiles" in title
+    assert "all of 2 mistakes in 2 test tiles" in title
     assert "32 × 32" in title
 
 

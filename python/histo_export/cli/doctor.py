@@ -39,7 +39,7 @@ def doctor(as_json: AsJson = False) -> None:
             for i, (key, item) in enumerate(rows):
                 label = "" if section == "runtimes" else LABELS.get(key, key)  # the ids begin with the name
                 title = "" if i else f"[b]{LABELS.get(section, section.replace('_', ' '))}[/b]"
-                table.add_row(title, escape(label), escape(_text(item)))
+                table.add_row(title, escape(str(label)), escape(_text(item)))
         show.print_table(table)
         for problem in facts["problems"]:
             show.log.print(f"[red]problem:[/] {escape(problem)}")
