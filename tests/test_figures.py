@@ -232,7 +232,7 @@ def test_a_confusion_matrix_has_counts_and_their_share_of_the_true_class(tmp_pat
     made = report_of(("a", "b"), np.eye(2, dtype=np.float32)[predicted], truth)
     save_confusion(tmp_path / "c.png", made, title="set", split="test")
     cells = [text.get_text() for text in drawn[0].axes[0].texts]
-    assert cells == ["399\n99.8 %", "1\n0.25 %", "1\n33.3 %", "2\n66.7 %"]
+    assert cells == ["399\n99.8 %", "1\n0.2 %", "1\n33.3 %", "2\n66.7 %"]
 
 
 @pytest.fixture
