@@ -344,9 +344,21 @@ def test_a_bundle_without_a_model_is_refused(copy: Path, files: set[str]) -> Non
         open_bundle(copy)
 
 
-def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not a bundle"):
-        open_bundle(tmp_path)
+def test_what_is_not_a_bundle_is_named(tmp_path: Path) -> None:
+    run, inside = tmp_path / "a run", tmp_path / "bundle"
+    for folder in (run, inside):
+        folder.mkdir()
+    for file in (run / "best.ckpt", inside / CONFIG, inside / "model.onnx"):
+        file.touch()
+    for path, message in {
+        tmp_path: "is not a bundle (it has no config.json). Name a folder that histo export wrote",
+        tmp_path / "nowhere": "does not exist",
+        run: f"is a training run, not a bundle. Make a bundle of it: histo export '{run}'",
+        run / "best.ckpt": f"is a checkpoint, not a bundle. Make a bundle of it: histo export '{run / 'best.ckpt'}'",
+        inside / "model.onnx": f"is a file of a bundle. Name its folder, {inside}",
+    }.items():
+        with pytest.raises(UsageError, match=re.escape(f"{path}: {message}")):
+            open_bundle(path)
 
 
 def fill(folder: Path) -> None:
@@ -549,7 +561,7 @@ def test_termination_cleans_up(checkpoint_file: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         process.terminate()
         _, message = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert "interrupted" in message
     assert "Traceback" not in message
     assert not list(tmp_path.iterdir())

@@ -116,6 +116,7 @@ def test_tables_are_not_cut_on_a_narrow_terminal(
     table.add_row("y", "7", last)
     show.print_table(table)
     out = capsys.readouterr().out
+    assert not any(line.endswith(" ") for line in out.splitlines())
     if expected:
         assert out == expected
     else:
@@ -142,6 +143,14 @@ def test_all_formats_beside_some_are_all() -> None:
     assert _formats("native,onnx") == ["onnx", "native"]
 
 
+def test_paragraphs_of_help_are_filled(histo: Histo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = histo("export", "--help")
+    assert "Usage: histo export [OPTIONS] [RUN]" in out
+    assert "demonstration." not in [line.strip() for line in out.splitlines()], "a line of one word"
+    assert "histo export --weights model.pth --classes TUMOR,STROMA" in out
+
+
 def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
     out = tmp_path / "my model's $HOME"
     steps = [shlex.split(line) for line in _next_steps(out, list(FORMATS))]
@@ -151,6 +160,7 @@ def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
     assert shlex.split(_next_steps(out, list(FORMATS), slides=False)[1])[3] == "tiles/"
     assert ["tritonserver", "--model-repository", str(out / "triton")] in steps
     code = next(words for words in steps if words[0] == "python")[2]
+    assert "'" not in code.replace(str(out), "")  # they would be escaped within the shell's
     assert str(out / "model.onnx") in {
         node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)
     }
@@ -188,7 +198,8 @@ WRONG_USE = [
     (["train", "--data", "demo", "--device", "gpu"], "--device gpu: is unknown"),
     (["train", "--data", "demo", "--resume", "--force"], "contradicts --force"),
     (["train"], "The tiles: are not given. Use e.g. histo train DIR"),
-    (["verify", "nowhere"], "is not a bundle"),
+    (["verify", "nowhere"], "nowhere: does not exist"),
+    (["inspect", "."], "is neither a bundle (no config.json) nor a training run (no best.ckpt)"),
     (["verify"], "BUNDLE"),
     (["inspect"], "needs a bundle or checkpoint, or --pool N"),
     (["inspect", "--pool", "2", "--precision", "bf16"], "--precision bf16: is for the engine's plan. Add --plan"),
@@ -351,8 +362,10 @@ def test_verify_passes_and_fails(
 ) -> None:
     code, stdout, _ = histo("verify", bundle)
     assert code == 0
+    assert "Δlogit" not in stdout  # what is judged is beside its limit
+    assert stdout.splitlines()[-1] == f"All {sum('5e-05' in line for line in stdout.splitlines())} checks passed."
     rows = {
-        (line.split()[0], line.split(maxsplit=6)[6].strip())
+        (line.split()[0], line.split(maxsplit=7)[7].strip())
         for line in stdout.splitlines()
         if "e-0" in line and "%" in line
     }
@@ -460,7 +473,11 @@ TESTED = {"accuracy": 0.442, "interval": [0.35, 0.525], "tiles": 120}
 TRAININGS = {
     "complete": (
         {"data": {"name": "tiles", "synthetic": False}, "recipe": "strong", "epochs": 30, "test": TESTED},
-        ["tiles", "recipe strong, epochs 30", "44.2% (95 % bootstrap interval 35.0% to 52.5%, 120 tiles of the test"],
+        [
+            "tiles",
+            "recipe strong, epochs 30",
+            "44.2 % (95 % bootstrap interval 35.0 % to 52.5 %, 120 tiles of the test",
+        ],
     ),
     "elsewhere": ({"trained_elsewhere": True}, ["unknown, because the network was trained elsewhere"]),
     "elsewhere, in a file": (

@@ -191,7 +191,7 @@ def test_the_axis_of_losses_that_span_decades_is_logarithmic(
     labels = [label.get_text() for label in loss.get_yticklabels() if low <= label.get_position()[1] <= high]
     assert len(labels) >= 2
     assert all(float(label) >= 0 for label in labels)
-    [chance] = [line for line in accuracy.lines if line.get_label() == "chance: 16.7%"]
+    [chance] = [line for line in accuracy.lines if line.get_label() == "chance: 16.7 %"]
     assert set(chance.get_ydata()) == {1 / 6}
     assert accuracy.get_ylim()[0] < 1 / 6
 
@@ -201,7 +201,21 @@ def test_ticks_of_accuracy_are_what_they_say(accuracies: list[float], tmp_path: 
     save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", classes=4)
     axis = drawn[0].axes[0].yaxis
     labels = [label.get_text() for label in axis.get_ticklabels()]
-    assert [float(label.removesuffix("%")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
+    assert [float(label.removesuffix(" %")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
+    assert len({len(label.partition(".")[2]) for label in labels}) == 1, "as many decimals at each tick"
+
+
+@pytest.mark.parametrize("accuracies", [[0.5, 0.51, 0.505], [1.0] * 3, [0.002, 0.0, 0.001]])
+def test_small_changes_of_accuracy_do_not_look_steep(
+    accuracies: list[float], tmp_path: Path, drawn: list[Figure]
+) -> None:
+    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", classes=2)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert high - low >= 0.1 - 1e-9
+    assert low <= min(accuracies) <= max(accuracies) <= high
+    lines = drawn[0].axes[0].lines
+    [chance] = [line for line in lines if str(line.get_label()).startswith("chance")]
+    assert chance.get_zorder() > max(line.get_zorder() for line in lines if line is not chance)
 
 
 @pytest.mark.parametrize("split", SPLIT_TILES)
@@ -218,7 +232,7 @@ def test_a_confusion_matrix_has_counts_and_their_share_of_the_true_class(tmp_pat
     made = report_of(("a", "b"), np.eye(2, dtype=np.float32)[predicted], truth)
     save_confusion(tmp_path / "c.png", made, title="set", split="test")
     cells = [text.get_text() for text in drawn[0].axes[0].texts]
-    assert cells == ["399\n99.8 %", "1\n0.25 %", "1\n33.3 %", "2\n66.7 %"]
+    assert cells == ["399\n99.8 %", "1\n0.2 %", "1\n33.3 %", "2\n66.7 %"]
 
 
 @pytest.fixture

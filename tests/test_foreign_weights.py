@@ -250,8 +250,11 @@ def test_one_command_exports_weights_from_elsewhere(histo: Histo, file: Path, tm
 
 WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "neither": ((), "says neither what to train on .* To train from it add --data TILES; to export it as it is"),
-    "no mean": (("--classes", "A,B"), "--mean: is missing.*imagenet"),
-    "no std": (("--classes", "A,B", "--mean", "imagenet"), "--std: is missing.*for pixels in .0, 1. .* --mean 0,0,0"),
+    "no mean": (("--classes", "A,B"), "--mean: is missing, and with another.*imagenet"),
+    "no std": (
+        ("--classes", "A,B", "--mean", "imagenet"),
+        "--std: is missing.*divided pixels by 255, give --mean 0,0,0",
+    ),
     "bytes": (arguments(mean="123.7,116.3,103.5"), "mean .* is not three numbers from 0 to 1"),
     "words": (arguments(std="a,b,c"), "--std a,b,c: is not three numbers. Use e.g. --std 0.229,0.224,0.225"),
     "two": (arguments(std="0.2,0.2"), "--std 0.2,0.2: is not three numbers"),

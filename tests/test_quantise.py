@@ -622,7 +622,7 @@ def test_the_gate_opens_at_the_limit_and_shuts_above() -> None:
     low_precision.raise_if_lossy("int8", _low(9, accepted=True))
     low_precision.raise_if_lossy("bf16", _low(9))
     with pytest.raises(
-        HistoError, match=r"loses 1\.00 points .* 0\.5 are allowed: 89\.0% of 200 .* fp32 90\.0%"
+        HistoError, match=r"loses 1\.00 points .* 0\.5 are allowed: 89\.0 % of 200 .* fp32 90\.0 %"
     ) as stop:
         low_precision.raise_if_lossy("int8", _low(1))
     assert "Use --precision bf16, allow more with --max-drop" in str(stop.value)

@@ -26,7 +26,7 @@ from histo_export.model.foreign import read_resnet34
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes, read_native
 from histo_export.model.net import TileNet
-from histo_export.model.weights import load_weights
+from histo_export.model.weights import WeightReport, load_weights
 
 Histo = Callable[..., tuple[int, str, str]]
 State = dict[str, Any]
@@ -107,6 +107,10 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "bfloat16": lambda s: {k: v.bfloat16() if v.is_floating_point() else v for k, v in s.items()},
     "float64": lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
 }
+
+
+def test_no_weights_to_start_from_are_no_copied_tensors() -> None:
+    assert WeightReport("none").summary() == "random first weights"
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)

@@ -53,6 +53,7 @@ OPTIONAL = {
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME")
 """Variables that matter besides those that begin with HISTO_; see docs/environment.md."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 
@@ -199,6 +200,8 @@ def _gpu() -> dict[str, Any]:
 
 def _try_provider(name: str) -> str:
     """ "runs", or why not."""
+    if name in GPU_PROVIDERS and why_no_cuda():
+        return "not needed: no GPU here"
     problem = _last_words([sys.executable, "-m", "histo_export.doctor", name])
     return f"does not run: {problem}" if problem else "runs"
 

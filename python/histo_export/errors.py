@@ -43,6 +43,12 @@ class UsageError(HistoError):
     exit_code = 2
 
 
+class InterruptedRunError(HistoError):
+    """Ctrl-C or a signal ended the command early, and what was complete by then has been written."""
+
+    exit_code = 130
+
+
 def not_written(thing: object, error: OSError, elsewhere: str = "choose another --out") -> HistoError:
     """What to tell of a file or folder that could not be written.
 
@@ -52,7 +58,7 @@ def not_written(thing: object, error: OSError, elsewhere: str = "choose another 
         elsewhere: how the user chooses another place, in lower case.
     """
     remedies = {
-        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EIO), f"Free some space or {elsewhere}"),
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"Free some space or {elsewhere}"),
         errno.EFBIG: f"Free some space, raise the limit of file sizes (ulimit -f) or {elsewhere}",
         errno.ENAMETOOLONG: f"Use shorter names or {elsewhere}",
         **dict.fromkeys((errno.EACCES, errno.EPERM), f"Check the permissions or {elsewhere}"),

@@ -21,10 +21,11 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from histo_export.errors import not_written
 from histo_export.files import atomic_file
+from histo_export.spec import percent
 
 if TYPE_CHECKING:
     from histo_export.metrics import AccuracyReport
@@ -34,6 +35,8 @@ TRAIN, VAL, INK, CHANCE = "#2f6db3", "#d1672c", "#333333", "#7a7a7a"
 DPI = 200
 SHARED, NUMBERED, NAMED = 20, 60, 150
 """Most classes of a confusion matrix with counts and shares in its fields, with counts, and with each class named."""
+LEAST_SPAN = 0.1
+"""Of the axis of the accuracy."""
 DECADES = 30
 """How many times the smallest loss the largest one is where the axis of the loss is logarithmic."""
 NOT_FOR_TEXT = ("Last Resort", "cm")
@@ -67,7 +70,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, cl
             values = [row[f"{split}_{quantity}"] for row in history]
             marker = "o" if len(history) <= 30 else None
             axes.plot(epochs, values, style, color=colour, label=label, linewidth=1.6, marker=marker, markersize=2.8)
-        label = f"best epoch: {best['epoch']} ({best['val_accuracy']:.1%} validation accuracy)"
+        label = f"best epoch: {best['epoch']} ({percent(best['val_accuracy'])} validation accuracy)"
         axes.axvline(best["epoch"], color=INK, linewidth=0.8, linestyle=":", zorder=0)
         axes.plot(
             best["epoch"],
@@ -90,9 +93,10 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, cl
         if quantity == "accuracy":
             axes.set_ylabel("accuracy", fontsize=9)
             axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-            axes.yaxis.set_major_formatter(FuncFormatter(percent))
-            chance = f"chance: {1 / classes:.1%}"
-            axes.axhline(1 / classes, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=0, label=chance)
+            axes.yaxis.set_major_formatter(percent_ticks())
+            chance = f"chance: {percent(1 / classes)}"
+            axes.axhline(1 / classes, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=3, label=chance)
+            _widen_accuracy(axes)
         else:
             axes.set_ylabel("cross entropy (nats)", fontsize=9)
             _scale_loss(axes, [row[f"{split}_loss"] for row in history for split in ("train", "val")])
@@ -100,6 +104,15 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, cl
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9.5)
     save_figure(figure, path)
+
+
+def _widen_accuracy(axes: Axes) -> None:
+    """Gives the axis of the accuracy at least `LEAST_SPAN`: a change of two tiles must not look steep."""
+    low, high = axes.get_ylim()
+    if high - low < LEAST_SPAN:
+        margin = 0.05 * LEAST_SPAN
+        low = min(max((low + high - LEAST_SPAN) / 2, -margin), 1 + margin - LEAST_SPAN)
+        axes.set_ylim(low, low + LEAST_SPAN)
 
 
 def _scale_loss(axes: Axes, losses: Sequence[float]) -> None:
@@ -148,7 +161,7 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
             text = f"{counts[row, column]:,}"
             fitting = min(size, 1.5 * cell / len(text))
             if n <= SHARED and counts[row, column]:
-                text += f"\n{100 * fractions[row, column]:.3g} %"
+                text += f"\n{percent(fractions[row, column])}"
                 fitting = min(fitting, size - 1)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fitting)
     _name_classes(axes, [shown(name, 24) for name in report.classes], size)
@@ -157,11 +170,11 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
     axes.set_ylabel("true class")
     low, high = report.interval
     axes.set_title(
-        f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}: accuracy {report.accuracy:.1%} "
-        f"(95% interval {low:.1%} to {high:.1%})",
+        f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}: accuracy {percent(report.accuracy)} "
+        f"(95 % interval {percent(low)} to {percent(high)})",
         fontsize=8.5,
     )
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=FuncFormatter(percent))
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=percent_ticks())
     bar.set_label("share of the true class", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
@@ -186,9 +199,9 @@ def _name_classes(axes: Axes, names: Sequence[str], size: float) -> None:
         axes.tick_params(which="minor", length=0)
 
 
-def percent(value: float, _place: int | None = None) -> str:
-    """A fraction at a tick of an axis, with the decimals that it has: 0.275 is "27.5%"."""
-    return f"{100 * value:.6g}%"
+def percent_ticks() -> PercentFormatter:
+    """For an axis of fractions: "27.5 %", with as many decimals at each tick of the axis."""
+    return PercentFormatter(1, symbol=" %")
 
 
 def shown(name: str, most: int = 60) -> str:

@@ -58,6 +58,11 @@ InputKind = Literal["float", "uint8"]
 """What a graph takes: "float" is float32 `(n, 3, h, w)` in [0, 1]; "uint8" is uint8 `(n, h, w, 3)`. RGB."""
 
 
+def percent(share: float, decimals: int = 1) -> str:
+    """A share as all outputs show it: 0.444 is "44.4 %"."""
+    return f"{100 * share:.{decimals}f} %"
+
+
 def describe_input(kind: InputKind, side: int) -> tuple[str, str]:
     """What a graph takes, in words: its type and shape, and its values. `side` of the tiles is in pixels."""
     if kind == "uint8":

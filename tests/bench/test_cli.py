@@ -171,7 +171,10 @@ def test_ctrl_c_keeps_the_rounds_that_are_complete(
     assert {len(row.rounds) for row in report.rows} == {8}
     assert report.stopped.startswith("after 8 of 12 rounds")
     assert "stopped after 8 of 12 rounds" in (tmp_path / "bench" / "report.html").read_text()
-    assert "interrupted" in err
+    conclusion = out.index(" ms per tile")
+    assert conclusion < out.index("Command: ")
+    assert "the run was interrupted after 8 of 12 rounds" in err.splitlines()[-1]
+    assert "no incomplete file" not in err
 
 
 @pytest.mark.parametrize("before", ["starting", "warming up", "round 7 of 12", "checking"])
@@ -213,7 +216,7 @@ def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
     ("args", "message"),
     [
         (["bundle", "--pools", "2"], "--pools: makes networks of its own"),
-        (["nowhere", *QUICK], "is not a bundle"),
+        (["nowhere", *QUICK], "nowhere: does not exist"),
         (["--pools", "0"], "--pools 0: is not a list of integers of 1 or more"),
         (["--pools", "1,1"], "names a number twice"),
         (["--batches", "one"], "--batches one"),

@@ -172,17 +172,17 @@ def test_what_was_executed_stands_in_every_row(report: Report) -> None:
 
 
 def test_head_share_and_layers_are_told(report: Report) -> None:
-    assert [row[-1] for row in texts(report, "Start, memory")] == ["10.00% – 10.00%"] * 2
+    assert [row[-1] for row in texts(report, "Start, memory")] == ["10.00 % – 10.00 %"] * 2
     layers = texts(report, "Layers of pool 1, batch 1,")
     assert ["· head.linear", "1.000", "1.000"] in layers
-    assert ["head", "1.000 (10.0%)", "1.000 (10.0%)"] in layers
+    assert ["head", "1.000 (10.0 %)", "1.000 (10.0 %)"] in layers
 
 
 def test_a_reader_is_warned(make_report: MakeReport, settings: Settings) -> None:
     notes = "\n".join(document(make_report(settings, fault="restless")).notes)
     assert "still got faster after" in notes
     notes = "\n".join(document(make_report(settings, fault="spin")).notes)
-    assert "used 50.0% of a CPU while it had nothing to do" in notes
+    assert "used 50.0 % of a CPU while it had nothing to do" in notes
 
 
 class Page(HTMLParser):

@@ -30,6 +30,7 @@ from histo_export.predict import tile_set, work
 from histo_export.predict.inputs import Found, SlideInput
 from histo_export.predict.run import Done, Progress, predict
 from histo_export.predict.settings import PredictSettings
+from histo_export.spec import percent
 from stub_model import SPEC, stub_model, write_tiles
 
 Histo = Callable[..., tuple[int, str, str]]
@@ -298,11 +299,12 @@ def test_results_of_a_set_are_printed(histo: Histo, bundle: Path, bad: Path, tmp
     assert code == 1
     assert "bad: 3 tiles, 1 could not be used\n" in shown
     lines = [line.split() for line in shown.splitlines()]
-    assert ["dark", "2", "66.7%"] in lines or ["dark", "1", "33.3%"] in lines
+    assert ["dark", "2", "66.7", "%"] in lines or ["dark", "1", "33.3", "%"] in lines
     summary = json.loads((tmp_path / "out/labelled/summary.json").read_text(encoding="utf-8"))
     low, high = summary["splits"]["labelled"]["interval"]
     accuracy = summary["splits"]["labelled"]["accuracy"]
-    assert f"labelled tiles: accuracy {accuracy:.1%} (95 % interval {low:.1%} to {high:.1%}, 6 tiles)" in shown
+    interval = f"{percent(low)} to {percent(high)}"
+    assert f"labelled tiles: accuracy {percent(accuracy)} (95 % interval {interval}, 6 tiles)" in shown
     assert str(tmp_path / "out") in shown
     assert "infer" not in shown
     code, shown, _ = histo("predict", bundle, bad, labelled, "--out", tmp_path / "out", "--json")
@@ -321,8 +323,8 @@ def test_results_of_a_slide_are_printed(capsys: pytest.CaptureFixture[str]) -> N
     command._print_result(Done("a", "a.svs", 30, 30, summary=summary))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a:", "1.000", "mm²", "of", "tissue,", "30", "tiles"] in lines
-    assert ["TUMOR", "30", "0.750", "75.0%"] in lines
-    assert ["not", "analysed", "0.250", "25.0%"] in lines
+    assert ["TUMOR", "30", "0.750", "75.0", "%"] in lines
+    assert ["not", "analysed", "0.250", "25.0", "%"] in lines
     assert not any("STROMA" in line for line in lines), "it does not occur"
 
 
@@ -412,9 +414,7 @@ def test_a_home_folder_that_cannot_be_written(tmp_path: Path) -> None:
         variables.pop(name, None)
     done = subprocess.run(arguments, capture_output=True, encoding="utf-8", env=variables, check=False)
     assert done.returncode == 2
-    assert done.stderr == (
-        "histo: nowhere: is not a bundle (it has no config.json). Name a folder that histo export wrote.\n"
-    )
+    assert done.stderr == ("histo: nowhere: does not exist. Name a folder that histo export wrote.\n")
 
 
 NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -206,12 +206,12 @@ def test_mistakes_show_what_the_network_saw(tmp_path: Path, monkeypatch: pytest.
     for axes, file, right, wrong in zip(drawn, tiles.files, ("TUMOR", "STROMA"), ("STROMA", "TUMOR"), strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), np.asarray(Image.open(file))[4:36, 4:36])
         name, truth, predicted = axes.get_title().split("\n")
-        assert (truth, predicted) == (f"true: {right}", f"predicted: {wrong} 100.0%")
+        assert (truth, predicted) == (f"true: {right}", f"predicted: {wrong} 100.0 %")
         assert len(name) <= 40
         assert name.endswith(".png")
     assert drawn[0].get_title().startswith("cost$5^^6$.png\n")
     title = figure.get_suptitle()
-    assert "2 mistakes in 2 test tiles" in title
+    assert "all of 2 mistakes in 2 test tiles" in title
     assert "32 × 32" in title
 
 

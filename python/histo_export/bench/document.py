@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from histo_export.bench import sections
 from histo_export.bench.report import Report, rows_by
 from histo_export.bench.sections import Section
+from histo_export.spec import percent
 
 BUSY_WHEN_IDLE = 0.01
 """Share of one CPU above which a note warns of a worker that has nothing to do."""
@@ -86,7 +87,7 @@ def _notes(report: Report) -> list[str]:
             notes.append(f"{which}: still got faster after {row.warm_s:.0f} s of warm-up.")
     for name, rows in rows_by(report.rows, "name"):
         if (busiest := max(row.idle_cpu for row in rows)) > BUSY_WHEN_IDLE:
-            notes.append(f"{name} used {busiest:.1%} of a CPU while it had nothing to do: it disturbs the others.")
+            notes.append(f"{name} used {percent(busiest)} of a CPU while it had nothing to do: it disturbs the others.")
     if len(report.tables) > 1:
         notes.append("Tables differ in their settings; rows of different tables have no rank among each other.")
     return notes

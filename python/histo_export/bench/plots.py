@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from histo_export.bench.report import RankedRow, Report, Table
 from histo_export.bench.rows import Row
-from histo_export.figures import new_figure, percent, shown
+from histo_export.figures import new_figure, percent_ticks, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,8 +154,8 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
             where = ("axes fraction", "data")
             text = axes.annotate(shown(subject.label), (1, accuracy), (4, 0), where, "offset points", va="center")
             text.set(fontsize=8, color=INK)
-    axes.set_xlim(left=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(percent))
+    axes.set_xlim(0, 1.06 * max(ranked.ms_per_tile for ranked in table.ranked))
+    axes.yaxis.set_major_formatter(percent_ticks())
     axes.set_xlabel("ms per tile (left is better)", fontsize=9)
     axes.set_ylabel("test accuracy (up is better)", fontsize=9)
     axes.tick_params(labelsize=8)

@@ -14,7 +14,7 @@ from histo_export.bench.contestants import ROUNDINGS
 from histo_export.bench.report import Pair, RankedRow, Report, Table, rows_by
 from histo_export.bench.rows import Conditions, Row
 from histo_export.runtimes import LayerTime, all_variants
-from histo_export.spec import STAGES
+from histo_export.spec import STAGES, percent
 from histo_export.statistics import LEVEL, POWER, Ratio, compare
 
 
@@ -96,16 +96,16 @@ def models(report: Report) -> list[Section]:
                     f"{widest.a} / {widest.b}",
                     _fine(widest.ratio),
                     widest.ratio.verdict,
-                    f"{widest.ratio.visible:.1%}",
+                    f"{percent(widest.ratio.visible)}",
                     f"{differing} of {len(group)}",
                 ]
             )
     if not lines:
         return []
     note = (
-        f"The furthest pair of each runtime, as a ratio of times with its {LEVEL:.0%} interval. The verdict is taken "
-        f"at {LEVEL:.0%} for all {len(report.pairs)} pairs of the report at once; visible is the smallest difference "
-        f"that this run would have found with a probability of {POWER:.0%}."
+        f"The furthest pair of each runtime, as a ratio of times with its {percent(LEVEL, 0)} interval. The verdict is "
+        f"taken at {percent(LEVEL, 0)} for all {len(report.pairs)} pairs of the report at once; visible is the "
+        f"smallest difference that this run would have found with a probability of {percent(POWER, 0)}."
     )
     columns = [*_settings(report), "<runtime", "<furthest pair", "ratio [95 %]", "<verdict", "visible", "differing"]
     return [Section("Does the model make a difference?", columns, lines, note, brief=True)]
@@ -155,7 +155,7 @@ def start(report: Report) -> Section:
                 f"{statistics.median(_ranked(report, row).seconds.median for row in smallest) * 1e3:.1f}",
                 f"{middle(largest, 'memory_before_mb'):.0f}",
                 f"{middle(largest, 'memory_peak_mb'):.0f}",
-                f"{min(share):.2%} – {max(share):.2%}" if share else "no profile",
+                f"{percent(min(share), 2)} – {percent(max(share), 2)}" if share else "no profile",
             ]
         )
     return Section(
@@ -185,7 +185,7 @@ def executed(report: Report) -> Section:
                     ", ".join(map(str, sorted({row.threads for row in same}))),
                     f"{max(row.max_relative for row in same):.0e}",
                     *([_spread_error(same)] if low else []),
-                    f"{max(row.idle_cpu for row in same):.2%}",
+                    f"{percent(max(row.idle_cpu for row in same), 2)}",
                 ]
             )
     note = (
@@ -219,10 +219,18 @@ def accuracy(report: Report) -> list[Section]:
         assert subject.accuracy is not None
         best = next(ranked for ranked in table.ranked if ranked.subject == subject.label)
         accuracy, low, high = subject.accuracy
-        shown = f"{accuracy:.1%} [{low:.1%}, {high:.1%}]"
+        shown = f"{percent(accuracy)} [{percent(low)}, {percent(high)}]"
         lines.append([subject.label, shown, f"{best.ms_per_tile:.2f}", _name(report, best.runtime)])
-    note = f"Test accuracy as the bundle tells it; speed in the fastest runtime at {table.conditions}."
-    return [Section("Accuracy and speed", ["<model", "accuracy [95 %]", "ms per tile", "<in"], lines, note, brief=True)]
+    note = f"Test accuracy as recorded in the bundle; speed in the fastest runtime at {table.conditions}."
+    return [
+        Section(
+            "Accuracy and speed",
+            ["<model", "accuracy [95 %]", "ms per tile", "<fastest runtime"],
+            lines,
+            note,
+            brief=True,
+        )
+    ]
 
 
 def comparison(report: Report) -> list[Section]:
@@ -283,7 +291,7 @@ def every_pair(report: Report) -> list[Section]:
             f"{pair.a} / {pair.b}",
             _fine(pair.ratio),
             pair.ratio.verdict,
-            f"{pair.ratio.visible:.1%}",
+            f"{percent(pair.ratio.visible)}",
         ]
         for pair in report.pairs
     ]
@@ -319,7 +327,7 @@ def layers(report: Report) -> list[Section]:
 
 
 def _share(seconds: float, table: Mapping[str, tuple[str, float]]) -> str:
-    return f"{seconds * 1e3:.3f} ({seconds / sum(t for _, t in table.values()):.1%})"
+    return f"{seconds * 1e3:.3f} ({percent(seconds / sum(t for _, t in table.values()))})"
 
 
 def head_share(layers: Sequence[LayerTime]) -> float:

@@ -44,9 +44,10 @@ export_app = typer.Typer(**_SETTINGS)
 
 
 def _add(program: typer.Typer, name: str, command: Callable[..., Any]) -> None:
-    """Adds a command, with its examples below its help."""
+    """Adds a command, with its examples below its help, of which Typer would break each source line."""
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
     lines = "\n".join(map(escape, EXAMPLES[name]))
-    program.command(name, cls=Command, epilog=f"[b]Examples[/b]\n{lines}")(command)
+    program.command(name, cls=Command, help=text.strip(), epilog=f"[b]Examples[/b]\n{lines}")(command)
 
 
 # In the order of `histo --help`.
@@ -97,8 +98,14 @@ def _print_first_steps(ctx: typer.Context) -> None:
             out.print(f"  {name:8} {first_paragraph(command)}", soft_wrap=True)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+class _Terminated:
+    """What SIGTERM does: it ends the command as Ctrl-C does, so that `kill` cleans up; only the exit code differs."""
+
+    received = False
+
+    def __call__(self, *_: object) -> NoReturn:
+        self.received = True
+        raise KeyboardInterrupt
 
 
 def _built(program: typer.Typer) -> Any:
@@ -112,7 +119,8 @@ def _built(program: typer.Typer) -> Any:
 
 def _run(command: typer.Typer, name: str) -> NoReturn:
     """Runs a command; every foreseen problem ends in one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)  # so that `kill` cleans up as Ctrl-C does
+    terminated = _Terminated()
+    signal.signal(signal.SIGTERM, terminated)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its advice where the home folder is not writable
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -137,7 +145,7 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
         _drop_output()
         code = 1
         show.log.print(f"{name}: {not_written('standard output', error, 'choose another place')}", markup=False)
-    sys.exit(code or 0)
+    sys.exit(143 if terminated.received and code == 130 else code or 0)
 
 
 def _not_installed(name: str, error: OSError) -> HistoError:

@@ -17,7 +17,8 @@ from rich.progress import Progress as ProgressBar
 
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, counts, one_of, precisions, usable_cpus
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import HistoError, InterruptedRunError, UsageError
+from histo_export.statistics import MIN_ROUNDS
 
 if TYPE_CHECKING:
     from histo_export.bench.document import Document
@@ -44,8 +45,12 @@ class MeasurementOptions:
     threads: Annotated[
         str | None, typer.Option(metavar="N,N,…", help="Of each runtime.  [dim]\\[default: all usable CPUs][/dim]")
     ] = None
-    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu"
-    rounds: Annotated[int, typer.Option(metavar="N", help="Every row is timed once in each.")] = 15
+    device: Annotated[
+        str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]. An error if it is not usable.")
+    ] = "cpu"
+    rounds: Annotated[
+        int, typer.Option(metavar="N", help=f"Every row is timed once in each; {MIN_ROUNDS} or more.")
+    ] = 15
     time: Annotated[float, typer.Option(metavar="S", help="Timed seconds of each row in all, at least.")] = 3.0
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order within rounds.")] = 0
 
@@ -102,7 +107,8 @@ def bench(
     if not output.quiet and not output.as_json:
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if report.stopped:
-        raise typer.Exit(130)
+        cause = f"the run was interrupted {report.stopped}, and the report covers what was complete"
+        raise InterruptedRunError(out, cause, "Run it again with --force for all rounds")
 
 
 def _warn(sentence: str) -> None:
@@ -176,6 +182,8 @@ def _print(document: Document) -> None:
     """The sections of a report that are short enough for a terminal."""
     for warning in document.warnings:
         show.out_console.print(f"[b yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    for conclusion in document.conclusions:
+        show.out_console.print(f"[b]{escape(conclusion)}[/b]", soft_wrap=True)
     for line in document.lead:
         show.out_console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     for section in document.sections:

@@ -16,9 +16,9 @@ from histo_export.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
 Channels = tuple[float, float, float]
 
 NORMALISATIONS = (
-    f"torchvision's ImageNet weights and most trained from them have --mean {','.join(map(str, IMAGENET_MEAN))} --std "
-    f"{','.join(map(str, IMAGENET_STD))} (short: imagenet); for pixels in [0, 1] without more give --mean 0,0,0 --std "
-    "1,1,1"
+    "torchvision's ImageNet weights, and most networks that were trained from them, use --mean imagenet --std imagenet "
+    f"({','.join(map(str, IMAGENET_MEAN))} and {','.join(map(str, IMAGENET_STD))}); if the training only divided "
+    "pixels by 255, give --mean 0,0,0 --std 1,1,1"
 )
 
 
@@ -84,7 +84,7 @@ def model_of_options(
         raise UsageError(f"--precision {precision}", cause, "Export them in fp32")
     for option, text in (("--mean", options.mean), ("--std", options.std)):
         if text is None:
-            cause = "is missing: with another normalisation than in training the answers are wrong"
+            cause = "is missing, and with another normalisation than in training the answers are wrong"
             raise UsageError(option, cause, f"Give the values of the training; {NORMALISATIONS}")
     crop = 128 if tiles.crop is None else tiles.crop
     return ModelSpec(

@@ -11,11 +11,14 @@ FIRST_STEPS = {
 EXAMPLES = {
     "export": (
         "histo export --data tiles/ --pool 2 --mpp 0.5",
+        "histo export runs/tiles-pool2",
         "histo export --checkpoint runs/tiles-pool2/best.ckpt --formats all",
         "histo export --data tiles/ --precision int8 --out bundles/small",
+        "histo export --weights model.pth --classes TUMOR,STROMA --mean imagenet --std imagenet",
     ),
     "train": (
-        "histo train --data tiles/ --pool 2 --mpp 0.5",
+        "histo train tiles/ --pool 2 --mpp 0.5",
+        "histo train --resume runs/tiles-pool2",
         "histo train --data tiles/ --classes TUMOR,STROMA --weights imagenet",
         "histo train --data tiles.npy --epochs 30 --batch 64 --device cuda",
     ),

@@ -45,7 +45,10 @@ class BundleOptions:
     ] = "float"
     opset: Annotated[
         int,
-        typer.Option(metavar="N", help=f"Of ONNX files, {LOWEST_OPSET} to {HIGHEST_OPSET}; the lowest runs anywhere."),
+        typer.Option(
+            metavar="N",
+            help=f"Of ONNX files, {LOWEST_OPSET} to {HIGHEST_OPSET}; the lowest works in the most programs.",
+        ),
     ] = LOWEST_OPSET
     precision: Annotated[
         str,
@@ -74,7 +77,7 @@ def export(
     output: OutputOptions,
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="The folder of a run of [b]histo train[/b], or its best.ckpt: exported."),
+        typer.Argument(metavar="[RUN]", help="The folder of a run of [b]histo train[/b], or its best.ckpt: exported."),
     ] = None,
     pool: Pool = None,
     data: Annotated[
@@ -305,6 +308,7 @@ def _print(
     origin = ", trained elsewhere, accuracy unknown" if checkpoint.training.get("trained_elsewhere") else synthetic
     title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{origin}"
     show.print_files(title, out, checks, checkpoint.training)
+    show.print_passed(len(checks.results))
     if checks.low_precision is not None:
         show.out_console.print()
         show.print_low_precision(precision, checks.low_precision)

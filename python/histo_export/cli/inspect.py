@@ -88,6 +88,7 @@ def inspect(
         _print_facts(str(source), spec, facts)
     if layers or not facts:
         _print_layers(spec, rows)
+        show.out_console.print()
     _print_sizes(spec, trained, exported, kept)
     if block is not None and low is not None:
         show.out_console.print()
@@ -102,8 +103,12 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
     if best.exists():
         source = best
     if source.is_dir():
+        from histo_export.bundle_files import CONFIG
         from histo_export.export.bundle import open_bundle, spec_of
 
+        if not (source / CONFIG).is_file():
+            cause = f"is neither a bundle (no {CONFIG}) nor a training run (no {best.name})"
+            raise UsageError(source, cause, "Name a folder that histo export or histo train wrote, or a checkpoint")
         opened = open_bundle(source)
         block = opened.config.histo
         facts = {
@@ -152,7 +157,7 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     files.add_column("bytes", justify="right")
     files.add_column("sha256")
     for file, entry in facts.get("files", {}).items():
-        files.add_row(escape(file), f"{entry['bytes']:,}", entry["sha256"][:16])
+        files.add_row(escape(file), f"{entry['bytes']:,}", f"{entry['sha256'][:16]}…")
     if files.row_count:
         show.print_table(files)
         show.out_console.print()
@@ -210,6 +215,10 @@ def _print_sizes(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> N
     table.add_row("GMAC per tile", f"{trained.macs / 1e9:.4f}", f"{exported.macs / 1e9:.4f}")
     table.add_row("head reads", f"{CHANNELS}×{side}×{side} → {pooled}", f"{CHANNELS}×{side}×{side}, {how}")
     show.print_table(table)
+    reason = "the batch norms are folded into the convolutions"
+    if kept != spec.pool:
+        reason += ", and the pooling into the linear layer"
+    show.out_console.print(f"[dim]Exported files have other numbers of parameters: {reason}.[/]")
 
 
 def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batch: int, as_json: bool) -> None:

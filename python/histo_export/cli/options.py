@@ -110,7 +110,7 @@ class TrainingOptions:
         str, typer.Option(metavar="T", help="Arithmetic of training: [b]auto[/b] (measured), fp32, bf16 or fp16.")
     ] = "auto"
     device: Annotated[
-        str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]; never replaced silently.")
+        str, typer.Option(metavar="DEV", help="[b]auto[/b], [b]cpu[/b] or [b]cuda[/b]. An error if it is not usable.")
     ] = "auto"
     seed: Annotated[
         int, typer.Option(metavar="N", help="Of all random numbers: first weights, order, augmentation, splits.")

@@ -19,7 +19,7 @@ from rich.progress import Progress as ProgressBar
 from histo_export.cli import show
 from histo_export.cli.options import BundleArgument, OutputOptions, one_of, usable_cpus
 from histo_export.errors import UsageError
-from histo_export.spec import PRECISIONS
+from histo_export.spec import PRECISIONS, percent
 
 FAILURES_SHOWN = 10
 """Lines on the screen about what could not be used; failed.csv has all."""
@@ -50,10 +50,12 @@ class RuntimeOptions:
         str | None,
         typer.Option(
             metavar="P",
-            help="fp32, bf16x3, bf16 or int8; never replaced.  [dim]\\[default: what the bundle is made for][/dim]",
+            help="fp32, bf16x3, bf16 or int8. Never another one.  [dim]\\[default: what the bundle is made for][/dim]",
         ),
     ] = None
-    device: Annotated[str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]; never replaced.")] = "cpu"
+    device: Annotated[
+        str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]. An error if it is not usable.")
+    ] = "cpu"
     resize: Annotated[
         bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
     ] = False
@@ -294,8 +296,8 @@ def _print_result(done: Done) -> None:
     for split, report in _judged(summary).items():
         low, high = report["interval"]
         show.out_console.print(
-            f"{escape(split)}: accuracy [b]{report['accuracy']:.1%}[/b] "
-            f"(95 % interval {low:.1%} to {high:.1%}, {report['tiles']:,} tiles)"
+            f"{escape(split)}: accuracy [b]{percent(report['accuracy'])}[/b] "
+            f"(95 % interval {percent(low)} to {percent(high)}, {report['tiles']:,} tiles)"
         )
     show.out_console.print()
 
@@ -306,7 +308,7 @@ def _judged(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else ""
+    return f"{percent(part / whole)}" if whole else ""
 
 
 def _print_seconds(outcome: Outcome) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.segment import Segments
+from rich.segment import Segment, Segments
 from rich.table import Table
 
 from histo_export.cli.options import usable_cpus
+from histo_export.spec import percent
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
@@ -80,7 +81,18 @@ def print_table(table: Table) -> None:
     if out_console.width < min(NARROW, out_console.measure(table, options=unlimited).maximum):
         _print_rows(table)
     else:
-        out_console.print(Segments(out_console.render(table, unlimited)), crop=False)
+        out_console.print(Segments(_stripped(out_console.render(table, unlimited))), crop=False)
+
+
+def _stripped(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Lines without blanks at their ends, which rich adds up to the width of the last column."""
+    for line in Segment.split_lines(segments):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        yield from line
+        yield Segment.line()
 
 
 def _print_rows(table: Table) -> None:
@@ -106,11 +118,11 @@ def print_accuracy(result: TrainResult) -> None:
     test = result.test
     low, high = test.interval
     out_console.print(
-        f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {result.val_accuracy:.1%}, "
-        f"test accuracy [b]{test.accuracy:.1%}[/b]\n"
-        f"(95 % bootstrap interval {low:.1%} to {high:.1%}, {test.tiles:,} tiles; always the largest class: "
-        f"{test.majority_accuracy:.1%})\n"
-        f"Balanced accuracy {test.balanced_accuracy:.1%}, macro F1 {test.macro_f1:.1%}\n"
+        f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {percent(result.val_accuracy)}, "
+        f"test accuracy [b]{percent(test.accuracy)}[/b]\n"
+        f"(95 % bootstrap interval {percent(low)} to {percent(high)}, {test.tiles:,} tiles; always the largest class: "
+        f"{percent(test.majority_accuracy)})\n"
+        f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
     for remark in test.remarks():
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
@@ -123,15 +135,16 @@ def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str,
     results = checks.results
     files = table(title)
     files.add_column("file", no_wrap=True)
-    for heading in ("MB", "|Δlogit|", "top-1", "ms at 1", "at 32"):
+    for heading in ("MB", "error", "allowed", "top-1", "ms at 1", "at 32"):
         files.add_column(heading, justify="right", no_wrap=True)
-    files.add_column("run by", no_wrap=True)
+    files.add_column("run in", no_wrap=True)
     for r in results:
         files.add_row(
             r.file if r.passed else f"[red]{r.file}[/]",
             f"{(folder / r.file).stat().st_size / 1e6:.1f}",
-            f"{r.max_abs:.1e}",
-            f"{r.agreement:.1%}",
+            f"{r.max_relative:.1e}",
+            f"{r.tolerance:.1e}",
+            f"{percent(r.agreement)}",
             f"{r.ms_per_tile[1]:.1f}",
             f"{r.ms_per_tile[32]:.1f}",
             r.runtime,
@@ -141,10 +154,8 @@ def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str,
     for r in results:
         executed.setdefault(r.executed, []).append(r.runtime)
     out_console.print(
-        f"[dim]|Δlogit|: largest difference from {escape(reference_is(training))} in float64 on "
-        f"{golden_tiles_are(training)} tiles; "
-        "with noise tiles\n"
-        f"{max(r.max_relative for r in results):.0e} of a tile's largest logit (allowed {results[0].tolerance:.0e}). "
+        f"[dim]error: largest difference of a logit from {escape(reference_is(training))} in float64, on "
+        f"{golden_tiles_are(training)} tiles\nand on noise, in units of the tile's largest logit. "
         f"ms per tile at batch 1 and 32, {usable_cpus()} threads:\n"
         + "\n".join(f"{', '.join(runtimes)}: {how}" for how, runtimes in executed.items())
         + "[/]",
@@ -152,6 +163,11 @@ def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str,
     )
     for runtime_id, reason in checks.unchecked.items():
         out_console.print(f"[yellow]Not checked in {runtime_id}:[/] {escape(reason)}", soft_wrap=True)
+
+
+def print_passed(checks: int) -> None:
+    """Says in words that every check passed; call it where none failed."""
+    out_console.print(f"[b]All {checks} checks passed.[/b]" if checks > 1 else "[b]The check passed.[/b]")
 
 
 def print_low_precision(precision: str, low: LowPrecision, layers: bool = False) -> None:
@@ -162,8 +178,8 @@ def print_low_precision(precision: str, low: LowPrecision, layers: bool = False)
         losses.add_column(heading, justify="right", no_wrap=True)
     losses.add_column("measured with", no_wrap=True)
     for measured, figures in low.precisions.items():
-        interval = f"{figures.interval[0]:.1%} to {figures.interval[1]:.1%}"
-        cells = (f"{figures.accuracy:.1%}", interval, f"{figures.agreement:.1%}", f"{figures.drop:.2f}")
+        interval = f"{percent(figures.interval[0])} to {percent(figures.interval[1])}"
+        cells = (f"{percent(figures.accuracy)}", interval, f"{percent(figures.agreement)}", f"{figures.drop:.2f}")
         losses.add_row(f"[b]{measured}[/b]" if measured == precision else measured, *cells, figures.measured_with)
     print_table(losses)
     accepted = ", more was accepted" if low.drop_accepted else ""
@@ -181,11 +197,11 @@ def print_low_precision(precision: str, low: LowPrecision, layers: bool = False)
 
 def _print_calibration(calibration: Calibration, layers: bool) -> None:
     kept = f"{len(calibration.kept)} of {len(calibration.layers)} convolutions kept in bf16"
-    kept += f" ({calibration.kept_multiply_adds:.1%} of multiply-adds)" if calibration.kept else ""
+    kept += f" ({percent(calibration.kept_multiply_adds)} of multiply-adds)" if calibration.kept else ""
     out_console.print(
         f"[dim]Calibrated on {calibration.tiles} training tiles: {calibration.chosen}; {kept}. Error of the logits "
-        f"on {calibration.held_out} others {calibration.error:.1%} of their spread (bf16 "
-        f"{calibration.bf16_error:.1%}).[/]",
+        f"on {calibration.held_out} others {percent(calibration.error)} of their spread (bf16 "
+        f"{percent(calibration.bf16_error)}).[/]",
         soft_wrap=True,
     )
     if not layers:
@@ -194,7 +210,7 @@ def _print_calibration(calibration: Calibration, layers: bool) -> None:
     for heading in ("calibration", "logits' error"):
         errors.add_column(heading)
     for pair, error in calibration.errors.items():
-        errors.add_row(pair, f"{error:.1%}")
+        errors.add_row(pair, f"{percent(error)}")
     print_table(errors)
     by_layer = table()
     by_layer.add_column("convolution")
@@ -202,7 +218,7 @@ def _print_calibration(calibration: Calibration, layers: bool) -> None:
     for heading in ("SQNR dB", "logits' error", "multiply-adds"):
         by_layer.add_column(heading, justify="right")
     for layer in calibration.layers:
-        cells = (f"{layer.sqnr_db:.1f}", f"{layer.logit_error:.2%}", f"{layer.multiply_adds:.1%}")
+        cells = (f"{layer.sqnr_db:.1f}", f"{percent(layer.logit_error, 2)}", f"{percent(layer.multiply_adds)}")
         by_layer.add_row(layer.layer, layer.precision, *cells)
     print_table(by_layer)
     out_console.print("[dim]SQNR and error of the logits with only this convolution, or its input, in int8.[/]")
@@ -211,7 +227,7 @@ def _print_calibration(calibration: Calibration, layers: bool) -> None:
 def print_int8_onnx(check: OnnxCheck) -> None:
     """How far `model-int8.onnx` in ONNX Runtime is from the same arithmetic in torch."""
     out_console.print(
-        f"[dim]model-int8.onnx in {check.runtime}: {check.error:.1%} from the same arithmetic in torch "
-        f"(allowed {check.allowed:.1%}), {check.agreement:.1%} of top classes the same.[/]",
+        f"[dim]model-int8.onnx in {check.runtime}: {percent(check.error)} from the same arithmetic in torch "
+        f"(allowed {percent(check.allowed)}), {percent(check.agreement)} of top classes the same.[/]",
         soft_wrap=True,
     )

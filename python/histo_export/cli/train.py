@@ -17,6 +17,7 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import check_model, open_tiles
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.model.weight_source import weight_file
+from histo_export.spec import percent
 
 if TYPE_CHECKING:
     from histo_export.data import TileData
@@ -180,7 +181,7 @@ def train(
     output: OutputOptions,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="TILES|RUN", help="The tiles, as for --data; with --resume, the folder of the run."),
+        typer.Argument(metavar="[TILES|RUN]", help="The tiles, as for --data; with --resume, the folder of the run."),
     ] = None,
     pool: Pool = None,
     data: Annotated[
@@ -336,5 +337,5 @@ def _print_classes(result: TrainResult) -> None:
         table.add_column(heading, justify="right")
     test = result.test
     for name, *figures, tiles in zip(test.classes, test.precision, test.recall, test.f1, test.support, strict=True):
-        table.add_row(escape(name), *(f"{figure:.1%}" for figure in figures), str(tiles))
+        table.add_row(escape(name), *(f"{percent(figure)}" for figure in figures), str(tiles))
     show.print_table(table)

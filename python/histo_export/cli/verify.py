@@ -45,3 +45,5 @@ def verify(
     raise_if_diverged(checks.results)
     if quantised is not None:
         raise_if_onnx_differs(quantised)
+    if not as_json:
+        show.print_passed(len(checks.results) + (quantised is not None))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ def open_bundle(path: Path) -> Bundle:
             changed.
     """
     if not (path / CONFIG).is_file():
-        raise UsageError(path, "is not a bundle (it has no config.json)", "Name a folder that histo export wrote")
+        raise _no_bundle(path)
     config = _read_config(path / CONFIG)
     spec = _spec(path, config)
     _check_fields(path, config, spec)
@@ -268,6 +269,21 @@ def open_bundle(path: Path) -> Bundle:
         cause = f"names {unlisted[0]!r} in parity, but not in files, so nothing vouches for it"
         raise HistoError(path / CONFIG, cause, "Copy the bundle again, or export again")
     return bundle
+
+
+def _no_bundle(path: Path) -> UsageError:
+    """What to say of a path that is no bundle."""
+    from histo_export.training.folder import RunFolder
+
+    if not path.exists():
+        return UsageError(path, "does not exist", "Name a folder that histo export wrote")
+    if path.suffix == ".ckpt" or RunFolder(path).best.is_file():
+        kind = "a training run" if path.is_dir() else "a checkpoint"
+        export = shlex.join(["histo", "export", str(path)])
+        return UsageError(path, f"is {kind}, not a bundle", f"Make a bundle of it: {export}")
+    if path.is_file() and (path.parent / CONFIG).is_file():
+        return UsageError(path, "is a file of a bundle", f"Name its folder, {path.parent}")
+    return UsageError(path, f"is not a bundle (it has no {CONFIG})", "Name a folder that histo export wrote")
 
 
 def spec_of(bundle: Bundle) -> ModelSpec:

@@ -9,7 +9,7 @@ from typing import Any
 from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
-from histo_export.spec import ModelSpec, describe_input
+from histo_export.spec import ModelSpec, describe_input, percent
 
 HUB_METADATA = (
     "---",
@@ -85,17 +85,17 @@ def _file_lines(block: HistoBlock) -> list[str]:
         "## Files",
         "",
         f"Each file was run in each runtime below, in a process of its own, at batches 1, 2, 3, 7 and 33, on {tiles} "
-        f"tiles and on noise, and compared with {reference_is(block.training)} in float64. "
-        "`histo verify` repeats the check.",
+        f"tiles and on noise, and compared with {reference_is(block.training)} in float64. The error is the largest "
+        "difference of a logit, in units of the tile's largest logit. `histo verify` repeats the check.",
         "",
-        f"| file | run by | max \\|Δlogit\\|, {tiles} tiles | relative, with noise | allowed | top-1 agreement |",
-        "|---|---|---|---|---|---|",
+        "| file | run in | error | allowed | top-1 agreement |",
+        "|---|---|---|---|---|",
     ]
     for name, by_runtime in block.parity.items():
         for result in by_runtime.values():
             lines.append(
-                f"| {name} | {result['runtime']} ({result['executed']}) | {result['max_abs']:.2e} "
-                f"| {result['max_relative']:.1e} | {result['tolerance']:.1e} | {result['agreement']:.1%} |"
+                f"| {name} | {result['runtime']} ({result['executed']}) "
+                f"| {result['max_relative']:.1e} | {result['tolerance']:.1e} | {percent(result['agreement'])} |"
             )
     for runtime_id, reason in block.unchecked.items():
         lines += ["", f"Not checked in {runtime_id}: {reason}"]
@@ -131,7 +131,7 @@ def describe_test(training: Mapping[str, Any]) -> str:
     if isinstance(test, Mapping) and "accuracy" in test and "interval" in test:
         low, high = test["interval"]
         tiles = f", {test['tiles']:,} tiles of the test split" if "tiles" in test else ""
-        return f"{test['accuracy']:.1%} (95 % bootstrap interval {low:.1%} to {high:.1%}{tiles})"
+        return f"{percent(test['accuracy'])} (95 % bootstrap interval {percent(low)} to {percent(high)}{tiles})"
     if training.get("trained_elsewhere"):
         return "unknown, because the network was trained elsewhere"
     return "unknown, because no test is recorded"
@@ -159,7 +159,7 @@ def _accuracy_lines(training: Mapping[str, Any]) -> list[str]:
     """Validation and test accuracy, as far as they are recorded."""
     lines = []
     if isinstance(value := training.get("val_accuracy"), float):
-        lines.append(f"- Validation accuracy: {value:.1%}")
+        lines.append(f"- Validation accuracy: {percent(value)}")
     return [*lines, f"- Test accuracy: {describe_test(training)}"]
 
 
@@ -171,7 +171,7 @@ def _class_lines(training: Mapping[str, Any]) -> list[str]:
         return []
     lines = ["| class | precision | recall | F1 | test tiles |", "|---|---|---|---|---|"]
     for name, *figures, tiles in zip(*(test[column] for column in columns), strict=True):
-        lines.append(f"| {_plain(name)} | {' | '.join(f'{figure:.1%}' for figure in figures)} | {tiles:,} |")
+        lines.append(f"| {_plain(name)} | {' | '.join(f'{percent(figure)}' for figure in figures)} | {tiles:,} |")
     return [*lines, ""]
 
 
@@ -195,8 +195,9 @@ def _precision_lines(precision: str, low: LowPrecision) -> list[str]:
     ]
     for name, figures in low.precisions.items():
         lines.append(
-            f"| {name} | {figures.accuracy:.1%} | {figures.interval[0]:.1%} to {figures.interval[1]:.1%} "
-            f"| {figures.agreement:.1%} | {figures.drop:.2f} | {figures.measured_with} |"
+            f"| {name} | {percent(figures.accuracy)} "
+            f"| {percent(figures.interval[0])} to {percent(figures.interval[1])} "
+            f"| {percent(figures.agreement)} | {figures.drop:.2f} | {figures.measured_with} |"
         )
     if (calibration := low.calibration) is not None:
         kept = ", ".join(calibration.kept) or "none"
@@ -209,7 +210,7 @@ def _precision_lines(precision: str, low: LowPrecision) -> list[str]:
         lines += [
             "",
             f"`{INT8_ONNX}` is the quantised model with QuantizeLinear and DequantizeLinear, its stem in fp32. In "
-            f"{low.onnx.runtime} its logits differ from the same arithmetic in torch by {low.onnx.error:.1%} of their "
-            f"spread, with {low.onnx.agreement:.1%} of top classes the same.",
+            f"{low.onnx.runtime} its logits differ from the same arithmetic in torch by {percent(low.onnx.error)} of "
+            f"their spread, with {percent(low.onnx.agreement)} of top classes the same.",
         ]
     return [*lines, ""]

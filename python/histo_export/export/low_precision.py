@@ -17,7 +17,7 @@ from histo_export.model.arithmetic import Scales, Simulation, logit_error
 from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden
 from histo_export.runtimes import Tiles, open_runtime
-from histo_export.spec import PRECISIONS, Precision
+from histo_export.spec import PRECISIONS, Precision, percent
 from histo_export.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def raise_if_lossy(precision: Precision, low: LowPrecision) -> None:
         safer = PRECISIONS[PRECISIONS.index(precision) - 1]  # the next more accurate one
         raise HistoError(
             f"--precision {precision}",
-            f"loses {own.drop:.2f} points of accuracy where {low.max_drop:g} are allowed: {own.accuracy:.1%} of "
-            f"{low.tiles:,} validation tiles right, fp32 {full.accuracy:.1%}; "
-            f"{own.agreement:.1%} of top classes agree ({own.measured_with})",
+            f"loses {own.drop:.2f} points of accuracy where {low.max_drop:g} are allowed: {percent(own.accuracy)} of "
+            f"{low.tiles:,} validation tiles right, fp32 {percent(full.accuracy)}; "
+            f"{percent(own.agreement)} of top classes agree ({own.measured_with})",
             f"Use --precision {safer}, allow more with --max-drop, or export anyway with --accept-drop",
         )
 

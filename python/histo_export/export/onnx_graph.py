@@ -61,7 +61,8 @@ def usage(spec: ModelSpec, kind: InputKind, files: Collection[str]) -> Sequence[
 
 def next_step(out: Path) -> str | None:
     """See `formats.Writer`."""
-    code = f"import onnxruntime as o; print(o.InferenceSession({str(out / ONNX)!r}).get_inputs()[0])"
+    file = json.dumps(str(out / ONNX), ensure_ascii=False)  # in double quotes, because the shell has single ones
+    code = f"import onnxruntime as o; print(o.InferenceSession({file}).get_inputs()[0])"
     return f"python -c {shlex.quote(code)}"
 
 

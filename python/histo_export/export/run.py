@@ -35,7 +35,7 @@ from histo_export.model.lowering import lower
 from histo_export.model.native_file import read_quantised
 from histo_export.parity import FileParity, Golden, check_file, make_golden
 from histo_export.runtimes import runtime_class
-from histo_export.spec import STAGES, InputKind, Precision, head_pool
+from histo_export.spec import STAGES, InputKind, Precision, head_pool, percent
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def raise_if_diverged(results: Sequence[FileParity]) -> None:
             raise HistoError(
                 f"{result.file} in {result.runtime}",
                 f"is not the checkpoint's model: logits differ by {result.max_relative:.2g} of a tile's largest "
-                f"where {result.tolerance:.0e} is allowed, {result.agreement:.1%} of top classes agree, "
+                f"where {result.tolerance:.0e} is allowed, {percent(result.agreement)} of top classes agree, "
                 f"first diverging stage: {result.diverges}",
                 "Do not ship it; histo doctor shows the runtimes",
             )

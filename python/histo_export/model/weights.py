@@ -38,6 +38,8 @@ class WeightReport:
 
     def summary(self) -> str:
         """One line for the user, naming what was not copied."""
+        if self.source == "none":
+            return "random first weights"
         parts = [f"{len(self.copied)} tensors copied from {self.source}", *self.notes]
         if self.left_out:
             parts.append("not copied: " + ", ".join(f"{key} ({why})" for key, why in sorted(self.left_out.items())))

@@ -124,7 +124,8 @@ class Judge:
             for i in wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
         ]
         kind = SPLIT_TILES[str(self.splits[indices[0]])]
-        title = f"{shown(tiles.name)}: the surest of {len(wrong):,} mistakes in {len(indices):,} {kind}"
+        which = f"the {len(mistakes)} surest" if len(mistakes) < len(wrong) else "all"
+        title = f"{shown(tiles.name)}: {which} of {len(wrong):,} mistakes in {len(indices):,} {kind}"
         save_mistakes(path, mistakes, title=title)
 
     def _moved(self, named: str) -> npt.NDArray[np.bool_]:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter
 
-from histo_export.figures import INK, new_figure, percent, save_figure, shown
+from histo_export.figures import INK, new_figure, percent_ticks, save_figure, shown
+from histo_export.spec import percent
 
 if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Grid
@@ -179,7 +179,7 @@ def _add_certainty(figure: matplotlib.figure.Figure, axes: Axes, chance: float) 
         "shrink": 0.5,
         "aspect": 40,
     }
-    bar = figure.colorbar(values, format=FuncFormatter(percent), **where)
+    bar = figure.colorbar(values, format=percent_ticks(), **where)
     bar.set_label("strength of a colour: probability of the class", fontsize=8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
@@ -245,7 +245,8 @@ def save_mistakes(path: Path, mistakes: Sequence[Mistake], *, title: str, column
         axes.imshow(mistake.pixels)
         truth, predicted = shown(mistake.truth, 26), shown(mistake.predicted, 18)
         axes.set_title(
-            f"{shown(mistake.name, 32)}\ntrue: {truth}\npredicted: {predicted} {mistake.probability:.1%}", fontsize=6
+            f"{shown(mistake.name, 32)}\ntrue: {truth}\npredicted: {predicted} {percent(mistake.probability)}",
+            fontsize=6,
         )
     side = mistakes[0].pixels.shape[0]
     figure.suptitle(f"{title}\n(the centre {side} × {side} pixels, which the network sees)", fontsize=9.5)

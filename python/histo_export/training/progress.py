@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from histo_export.spec import percent
 from histo_export.training.module import TileTraining
 
 REFRESH = 0.25
@@ -78,7 +79,7 @@ class TrainingProgress(pl.Callback):
             self.task,
             completed=done,
             description=f"epoch {len(pl_module.history) + 1}/{pl_module.epochs}",
-            figures=f"loss {loss / count:.3f}  accuracy {correct / count:.1%}",
+            figures=f"loss {loss / count:.3f}  accuracy {percent(correct / count)}",
             rate=count * trainer.world_size / (now - self.start),
         )
 
@@ -86,8 +87,8 @@ class TrainingProgress(pl.Callback):
         """The line of a finished epoch."""
         self.console.print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
-            f"train loss {row['train_loss']:.3f}, accuracy {row['train_accuracy']:.1%}  "
-            f"val loss {row['val_loss']:.3f}, accuracy {row['val_accuracy']:.1%}  "
+            f"train loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])}  "
+            f"val loss {row['val_loss']:.3f}, accuracy {percent(row['val_accuracy'])}  "
             f"{row['seconds']:.1f} s" + ("  best so far" if best else ""),
             highlight=False,
             soft_wrap=True,
