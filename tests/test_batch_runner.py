@@ -212,9 +212,10 @@ def test_a_function_that_raises_loses_that_tile_only() -> None:
         (np.zeros((SIDE, SIDE), np.uint8), r"ValueError: a tile has shape \(6, 6\)"),
         (np.zeros((SIDE, SIDE, 3), np.float32), "TypeError: a tile has dtype float32"),
         ("a path", "TypeError: a tile is str"),
+        (None, "TypeError: a tile is NoneType"),
     ],
 )
-def test_a_tile_that_is_none_is_lost(tile: Any, message: str) -> None:
+def test_what_is_no_tile_is_lost(tile: Any, message: str) -> None:
     source = [*numbered(2), tile, *numbered(1)]
     results, _ = collect(BatchRunner(first_pixel, 2, on_error="report"), source)
     assert [result.error is None for result in results] == [True, True, False, True]
@@ -222,6 +223,17 @@ def test_a_tile_that_is_none_is_lost(tile: Any, message: str) -> None:
         collect(BatchRunner(first_pixel, 2), source)
     assert f"{type(caught.value).__name__}: {caught.value}" == results[2].error
     assert re.match(message, results[2].error)
+    assert caught.value.__notes__ == ["in the batch loop, at tile 2"]
+
+
+@pytest.mark.parametrize("tile", [None, "a path"])
+def test_the_first_tile_may_be_no_tile(tile: Any) -> None:
+    results, stats = collect(BatchRunner(first_pixel, 2, on_error="report"), [tile, *numbered(2)])
+    assert [result.error is None for result in results] == [False, True, True]
+    assert (stats.tiles, stats.failed) == (3, 1)
+    with pytest.raises(TypeError, match="a tile is") as caught:
+        collect(BatchRunner(first_pixel, 2), [tile, *numbered(2)])
+    assert caught.value.__notes__ == ["in the batch loop, at tile 0"]
 
 
 @pytest.mark.parametrize("lost", [(0, 1, 2), (0,), (1, 2)])

@@ -7,7 +7,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl/filesystem.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <limits>
@@ -31,39 +30,53 @@ inline std::string type_of(const py::handle& object) {
   throw py::type_error(std::string(argument) + " is " + type_of(value) + "; " + needed + " is needed");
 }
 
-// An integer of NumPy too. One that is too large becomes the largest.
-inline py::ssize_t integer(const char* argument, const py::handle& value) {
+// An integer of any size; of NumPy too.
+inline py::int_ integer(const char* argument, const py::handle& value) {
   if (PyIndex_Check(value.ptr()) == 0) {
     wrong_type(argument, value, "an integer");
   }
-  const py::ssize_t number = PyNumber_AsSsize_t(value.ptr(), nullptr);
-  if (PyErr_Occurred() != nullptr) {
+  PyObject* const number = PyNumber_Index(value.ptr());
+  if (number == nullptr) {
     throw py::error_already_set();
   }
-  return number;
+  return py::reinterpret_steal<py::int_>(number);
 }
 
-inline std::size_t at_least_one(const char* argument, const py::handle& value) {
-  const py::ssize_t number = integer(argument, value);
-  if (number < 1) {
-    throw py::value_error(std::string(argument) + " is " + std::to_string(number) +
-                          "; it must be at least 1");
+// "threads is -1". Python refuses to write numbers of many thousands of digits.
+inline std::string stated(const char* argument, const py::int_& number) {
+  constexpr int shown_bits = 128;
+  const auto bits = number.attr("bit_length")().cast<std::size_t>();
+  return std::string(argument) + " is " +
+         (bits <= shown_bits ? std::string(py::str(number))
+                             : "an integer of " + std::to_string(bits) + " bits");
+}
+
+inline std::size_t at_least_one(const char* argument, const py::handle& value,
+                                py::ssize_t largest = std::numeric_limits<py::ssize_t>::max()) {
+  const py::int_ number = integer(argument, value);
+  if (number < py::int_(1)) {
+    throw py::value_error(stated(argument, number) + "; it must be at least 1");
   }
-  return static_cast<std::size_t>(number);
+  if (number > py::int_(largest)) {
+    throw py::value_error(stated(argument, number) + "; it must be at most " + std::to_string(largest));
+  }
+  return number.cast<std::size_t>();
 }
 
-inline std::optional<std::size_t> at_least_one_or_none(const char* argument, const py::handle& value) {
-  return value.is_none() ? std::nullopt : std::optional(at_least_one(argument, value));
+inline std::optional<std::size_t> at_least_one_or_none(
+    const char* argument, const py::handle& value,
+    py::ssize_t largest = std::numeric_limits<py::ssize_t>::max()) {
+  return value.is_none() ? std::nullopt : std::optional(at_least_one(argument, value, largest));
 }
 
 // The core knows how many are too many.
 inline unsigned threads_of(const py::handle& value) {
-  const py::ssize_t number = integer("threads", value);
-  if (number < 0) {
-    throw histo::Error(histo::ErrorCode::invalid_argument, "threads is " + std::to_string(number),
+  const py::int_ number = integer("threads", value);
+  if (number < py::int_(0) || number > py::int_(std::numeric_limits<unsigned>::max())) {
+    throw histo::Error(histo::ErrorCode::invalid_argument, stated("threads", number),
                        "give a number of threads, or 0 for usable_cpus()");
   }
-  return static_cast<unsigned>(std::min<py::ssize_t>(number, std::numeric_limits<unsigned>::max()));
+  return number.cast<unsigned>();
 }
 
 inline std::string string_of(const char* argument, const py::handle& value) {

@@ -111,6 +111,7 @@ class Tiles {
       next_ = py::iter(source).attr("__next__");
     } else if (PyCallable_Check(source.ptr()) != 0) {
       next_ = source;
+      ends_with_none_ = true;
     } else {
       raise(PyExc_TypeError, "source is " + type_of(source) +
                                  "; a uint8 array (tiles, height, width, 3), an iterable of uint8 arrays "
@@ -191,7 +192,7 @@ class Tiles {
   py::object fetch() {
     try {
       py::object item = call(next_);
-      return item.is_none() ? py::object() : item;
+      return ends_with_none_ && item.is_none() ? py::object() : item;
     } catch (const py::error_already_set& error) {
       if (error.matches(PyExc_StopIteration)) {
         return {};
@@ -209,9 +210,11 @@ class Tiles {
         if (!item) {
           break;
         }
+        const bool lost = PyExceptionInstance_Check(item.ptr()) != 0;
+        const Side side = lost ? Side() : side_of(item);
         pulled_.push_back(item);
-        if (!PyExceptionInstance_Check(item.ptr())) {
-          return side_of(item);
+        if (!lost) {
+          return side;
         }
       } catch (const py::error_already_set& error) {
         if (!error.matches(PyExc_Exception)) {
@@ -231,6 +234,7 @@ class Tiles {
   const std::uint8_t* bytes_ = nullptr;  // of the tiles in `array_` that are left
   std::size_t left_ = 0;
   py::object next_;
+  bool ends_with_none_ = false;
   std::deque<py::object> pulled_;
   Side side_;
 };
@@ -239,6 +243,8 @@ class Tiles {
 
 // BatchRunner in Python: a loop over an engine, or the settings for a loop over the Python function `infer`.
 struct Runner {
+  static constexpr py::ssize_t most_classes = 1'000'000;
+
   std::optional<histo::BatchRunner> over_engine;
   py::object infer;
   std::size_t classes = 0;
@@ -248,7 +254,8 @@ struct Runner {
 std::unique_ptr<Runner> make_runner(const py::object& runtime, const py::object& given_classes,
                                     const py::object& batch, const py::object& queued,
                                     const py::object& on_error) {
-  const std::optional<std::size_t> classes = at_least_one_or_none("classes", given_classes);
+  const std::optional<std::size_t> classes =
+      at_least_one_or_none("classes", given_classes, Runner::most_classes);
   auto runner = std::make_unique<Runner>();
   runner->options = {.batch = at_least_one("batch", batch),
                      .queued = at_least_one("queued", queued),
@@ -592,7 +599,7 @@ Args:
     runtime: an Engine (the loop runs a copy, which shares its weights); or an object with a method ``run`` or
         a function that takes uint8 ``(n, height, width, 3)`` and returns float32 ``(n, classes)``, called from
         one thread of the loop.
-    classes: logits per tile; needed unless ``runtime`` is an Engine.
+    classes: logits per tile, at most 1,000,000; needed unless ``runtime`` is an Engine.
     batch: tiles per call of the runtime; the last batch may be smaller.
     queued: batches that may wait between two stages.
     on_error: "stop" ends the loop at the first tile that fails and raises its exception; "report" delivers that
@@ -605,8 +612,9 @@ Runs until the source ends, and returns when every result has been delivered.
 Args:
     source: the tiles, all of one size: a uint8 array ``(tiles, height, width, 3)``, which is read in place; an
         iterable of uint8 arrays ``(height, width, 3)``, which are copied; or a function that returns one such
-        array at each call, and None at the end. An exception object in the place of a tile means that this tile
-        is lost. So does an exception that the source raises, but a generator ends with it.
+        array at each call, and None at the end. An exception object in the place of a tile, or None in an
+        iterable, means that this tile is lost. So does an exception that the source raises, but a generator ends
+        with it.
     sink: called with each TileResult, in order, in the calling thread.
     shape: ``(height, width)`` of the tiles. None means that of the first tile, which is then read in the calling
         thread; the others are read in a thread of the loop.

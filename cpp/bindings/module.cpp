@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "errors.h"
+#include "initialised.h"
 #include "register.h"
 
 namespace {
@@ -34,4 +35,5 @@ PYBIND11_MODULE(_core, m) {
   bindings::register_engine(m);
   bindings::register_batch_runner(m);
   bindings::register_machine(m);
+  bindings::refuse_uninitialised(m);
 }

@@ -11,6 +11,7 @@
 #include "errors.h"
 #include "gil.h"
 #include "histo/torch_runtime.h"
+#include "initialised.h"
 
 namespace py = pybind11;
 
@@ -30,4 +31,5 @@ PYBIND11_MODULE(_histo_torch, m) {
       .def_property_readonly("classes", &histo::TorchRuntime::classes)
       .def_property_readonly("crop", &histo::TorchRuntime::crop)
       .def_property_readonly("executed", &histo::TorchRuntime::executed);
+  bindings::refuse_uninitialised(m);
 }

@@ -105,7 +105,7 @@ def test_a_unit_that_ends_every_worker_is_listed(cluster, bundle: Path, array_fi
     assert [failure.path for failure in failures] == ["poison.svs"]
     assert f"ended its worker {TRIES} times" in failures[0].reason
     (good,) = (unit for unit in results if not unit.failure)
-    assert read_shard(good.work.place(tmp_path))[0].probabilities.shape == (5, 6)
+    assert read_shard(good.work.place(tmp_path))[0].logits.shape == (5, 6)
 
 
 def test_too_many_threads_for_the_cluster(cluster, bundle: Path, array_file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from histo_export.bundle_files import CONFIG, TRAINED_ON
 from histo_export.export.bundle import open_bundle, spec_of
+from histo_export.metrics import report_of
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.predict import pictures
 from histo_export.predict.inputs import TileSetInput, find_inputs
@@ -44,12 +45,17 @@ def hashes_of(tiles: TileSetInput) -> np.ndarray:
 
 
 def write(
-    tiles: TileSetInput, out: Path, predicted: Sequence[int], trained_on: TrainedOn | None = NOTHING
+    tiles: TileSetInput,
+    out: Path,
+    predicted: Sequence[int],
+    trained_on: TrainedOn | None = NOTHING,
+    *,
+    largest: float = 30,
 ) -> dict[str, Any]:
-    """summary.json of a set whose tiles were predicted as these classes, in two shards."""
+    """summary.json of a set whose tiles were predicted as these classes, with this logit, in two shards."""
     out.mkdir()
-    rows, same = np.eye(3, dtype=np.float32)[list(predicted)], np.ones(len(tiles), np.float32)
-    results = TileResults(rows, hashes_of(tiles), same, [""] * len(tiles))
+    logits, same = largest * np.eye(3, dtype=np.float32)[list(predicted)], np.ones(len(tiles), np.float32)
+    results = TileResults(logits, hashes_of(tiles), same, [""] * len(tiles))
     cut = len(tiles) // 2
     shards = [
         (TileResults(*(column[part] for column in vars(results).values())), "made")
@@ -58,6 +64,15 @@ def write(
     write_tile_set(tiles, SPEC, shards, out, resize=False, trained_on=trained_on)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
+
+
+@pytest.mark.parametrize("largest", [1, 30, 300, 30_000])
+def test_the_loss_is_that_of_training_however_sure_the_network_is(tmp_path: Path, largest: float) -> None:
+    tiles = make_tiles(tmp_path / "set", ["TUMOR/0.png", "STROMA/0.png"])
+    found = write(tiles, tmp_path / "out", (0, 0), largest=largest)["test"]
+    logits = largest * np.float32([[1, 0, 0], [1, 0, 0]])
+    assert found["loss"] == report_of(CLASSES, logits, np.array([0, 1])).loss
+    assert found["loss"] == pytest.approx(np.log(np.exp(-float(largest)) * 2 + 1) + largest / 2)
 
 
 @pytest.mark.parametrize(

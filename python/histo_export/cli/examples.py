@@ -14,7 +14,7 @@ EXAMPLES = {
         "histo export runs/tiles-pool2",
         "histo export --checkpoint runs/tiles-pool2/best.ckpt --formats all",
         "histo export --data tiles/ --precision int8 --out bundles/small",
-        "histo export --weights model.pth --classes TUMOR,STROMA --mean imagenet --std imagenet",
+        "histo export --weights w.pth --classes A,B --mean imagenet --std imagenet",
     ),
     "train": (
         "histo train tiles/ --pool 2 --mpp 0.5",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.labels import Label
-from histo_export.predict.loop import Pixels, Probabilities
+from histo_export.predict.loop import Logits, Pixels, softmax
 from histo_export.predict.pictures import Mistake, save_mistakes
 from histo_export.spec import ModelSpec
 
@@ -38,17 +38,15 @@ class Judge:
         self.truth = np.array([place[name] for name, _ in labels], np.int64)
         self.named = np.array([split for _, split in labels])
         self.splits = np.full(len(labels), "", "<U8")  # stays "" where a tile could not be used
-        self.rows: list[Probabilities] = []
+        self.rows: list[Logits] = []
         self.unknown = False
 
-    def add(
-        self, indices: npt.NDArray[np.int64], probabilities: Probabilities, roles: npt.NDArray[np.str_] | None
-    ) -> list[Label]:
+    def add(self, indices: npt.NDArray[np.int64], logits: Logits, roles: npt.NDArray[np.str_] | None) -> list[Label]:
         """Takes the next usable tiles.
 
         Args:
             indices: int64 `(n,)`, of the tiles in the set, in rising order.
-            probabilities: float32 `(n, classes)`.
+            logits: float32 `(n, classes)`.
             roles: `(n,)`, the split in which training used each tile, or ""; None where that is unknown.
 
         Returns:
@@ -60,7 +58,7 @@ class Judge:
         if roles is not None:
             splits = np.where(roles == "", splits, roles)
         self.splits[indices] = splits
-        self.rows.append(probabilities)
+        self.rows.append(logits)
         names = [self.spec.classes[i] for i in self.truth[indices].tolist()]
         return list(zip(names, splits.tolist(), strict=True))
 
@@ -84,12 +82,10 @@ class Judge:
         splits = {}
         for split in present:
             end = "" if len(present) == 1 else f"-{split}"
-            indices, probabilities = np.flatnonzero(self.splits == split), rows[usable == split]
-            # Logarithms of probabilities are logits that give the same probabilities.
-            logits = np.log(np.maximum(probabilities, 1e-30))
+            indices, logits = np.flatnonzero(self.splits == split), rows[usable == split]
             report = report_of(self.spec.classes, logits, self.truth[indices])
             save_confusion(folder / f"confusion{end}.png", report, title=shown(tiles.name), split=split)
-            self._save_mistakes(folder / f"mistakes{end}.png", tiles, read, indices, probabilities)
+            self._save_mistakes(folder / f"mistakes{end}.png", tiles, read, indices, logits)
             splits[split] = report.to_dict()
         if "test" in splits:
             splits["test"]["left_out"] = int(self._moved("").sum() + self._moved("test").sum())
@@ -102,14 +98,14 @@ class Judge:
         tiles: TileSetInput,
         read: Callable[[int], Pixels],
         indices: npt.NDArray[np.int64],
-        probabilities: Probabilities,
+        logits: Logits,
     ) -> None:
         """Draws the surest mistakes among the tiles `indices` of one split, if there are any."""
         from histo_export.data.transforms import center_crop
         from histo_export.figures import SPLIT_TILES, shown
 
-        classes, truth, chosen = self.spec.classes, self.truth[indices], probabilities.argmax(1)
-        surest = probabilities.max(1)
+        classes, truth, chosen = self.spec.classes, self.truth[indices], logits.argmax(1)
+        surest = softmax(logits).max(1)
         wrong = np.flatnonzero(chosen != truth)
         if not len(wrong):
             return

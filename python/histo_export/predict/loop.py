@@ -24,6 +24,7 @@ from histo_export.spec import ModelSpec
 
 Job = TypeVar("Job")
 Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
 
 AHEAD = 64
@@ -54,7 +55,7 @@ class StageSeconds:
             setattr(self, name, getattr(self, name) + value)
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> Probabilities:
+def softmax(logits: Logits) -> Probabilities:
     """Probabilities along the last axis, computed in float64, so that they add up to 1 in float32."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
@@ -79,7 +80,7 @@ class TileLoop:
         self,
         jobs: Iterable[Job],
         read: Callable[[Job], Pixels],
-        deliver: Callable[[int, Probabilities | HistoError], None],
+        deliver: Callable[[int, Logits | HistoError], None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> StageSeconds:
         """Reads, infers and delivers every job.
@@ -88,7 +89,7 @@ class TileLoop:
             jobs: what `read` is called with, in order.
             read: called in one of the reader threads; gives uint8 `(side, side, 3)` of the model's tile size. Where
                 it raises HistoError, only this tile is lost.
-            deliver: called in order with the job's index, and float32 probabilities `(classes)` or why the tile is
+            deliver: called in order with the job's index, and float32 logits `(classes)` or why the tile is
                 lost.
             progress: called with the number of tiles delivered, at least every 100 ms.
 
@@ -115,7 +116,7 @@ class TileLoop:
 
         def receive(result: TileResult) -> None:
             if result.logits is not None:
-                deliver(result.index, softmax(result.logits))
+                deliver(result.index, result.logits)
             elif result.index in lost:
                 deliver(result.index, lost.pop(result.index))
             else:

@@ -24,7 +24,7 @@ from histo_export.errors import HistoError
 from histo_export.predict.inputs import Failure, TileSetInput
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import labels_of
-from histo_export.predict.loop import Pixels, Probabilities, StageSeconds, TileLoop
+from histo_export.predict.loop import Logits, Pixels, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
@@ -39,14 +39,14 @@ class TileResults:
     """What a runtime made of some tiles.
 
     Attributes:
-        probabilities: float32 `(n, classes)`, NaN where a tile could not be used.
+        logits: float32 `(n, classes)`, NaN where a tile could not be used.
         hashes: int64 `(n,)`, `tile_hash` of the pixels before any resampling; 0 where a tile could not be read.
         enlarged: float32 `(n,)`, how many times the tile's pixels were enlarged for the model; below 1 where they were
             made smaller.
         reasons: why a tile could not be used, else "".
     """
 
-    probabilities: Probabilities
+    logits: Logits
     hashes: Hashes
     enlarged: npt.NDArray[np.float32]
     reasons: list[str]
@@ -54,8 +54,8 @@ class TileResults:
     @classmethod
     def empty(cls, tiles: int, classes: int) -> TileResults:
         """Of tiles that have not been read yet."""
-        probabilities = np.full((tiles, classes), np.nan, np.float32)
-        return cls(probabilities, np.zeros(tiles, np.int64), np.ones(tiles, np.float32), [""] * tiles)
+        logits = np.full((tiles, classes), np.nan, np.float32)
+        return cls(logits, np.zeros(tiles, np.int64), np.ones(tiles, np.float32), [""] * tiles)
 
 
 def open_tiles(
@@ -143,11 +143,11 @@ def predict_tiles(
     """
     results = TileResults.empty(len(tiles), len(loop.spec.classes))
 
-    def deliver(index: int, result: Probabilities | HistoError) -> None:
+    def deliver(index: int, result: Logits | HistoError) -> None:
         if isinstance(result, HistoError):
             results.reasons[index] = f"{result.cause}. {result.next_step}"
         else:
-            results.probabilities[index] = result
+            results.logits[index] = result
 
     read = open_tiles(tiles, loop.spec.tile_size, resize, results)
     seconds = loop.run(range(len(tiles)), read, deliver, lambda done: progress(done, len(tiles)))
@@ -192,14 +192,15 @@ def write_tile_set(
             executed.add(ran)
             failures += [Failure(tiles.label(first + i), str(r)) for i, r in enumerate(results.reasons) if r]
             usable = np.flatnonzero([not reason for reason in results.reasons])
-            rows = results.probabilities[usable]
+            logits = results.logits[usable]
+            chosen = logits.argmax(1)
             enlarged += [times for times in results.enlarged[usable].tolist() if times > WARN_ENLARGED - 1e-6]
-            counts += np.bincount(rows.argmax(1), minlength=len(counts))
+            counts += np.bincount(chosen, minlength=len(counts))
             roles = None if trained_on is None else trained_on.splits(results.hashes[usable])
             used.update([] if roles is None else roles.tolist())
-            ends: Sequence[Sequence[str]] = judge.add(first + usable, rows, roles) if judge else [()] * len(rows)
-            for i, row, end in zip(usable.tolist(), rows, ends, strict=True):
-                writer.add(tiles.label(first + i), row, end)
+            ends: Sequence[Sequence[str]] = judge.add(first + usable, logits, roles) if judge else [()] * len(logits)
+            for i, name, row, end in zip(usable.tolist(), chosen.tolist(), softmax(logits), ends, strict=True):
+                writer.add(tiles.label(first + i), spec.classes[name], row, end)
             first += len(results.reasons)
     if not counts.any():
         reason = f"{failures[0].path}: {failures[0].reason}"
@@ -237,7 +238,6 @@ class _Writer:
             *(f"prob_{name}" for name in classes),
             *(["label", "split"] if labelled else []),
         ]
-        self.classes = classes
         self.file = (folder / "tiles.csv").open("w", newline="", encoding="utf-8")
         self.csv = csv.writer(self.file, lineterminator="\n")
         self.csv.writerow(self.columns)
@@ -247,8 +247,7 @@ class _Writer:
         self.parquet = pq.ParquetWriter(self.parquet_file, self.schema)
         self.rows: list[list[Any]] = []
 
-    def add(self, path: str, probabilities: Probabilities, label: Sequence[str]) -> None:
-        name = self.classes[int(probabilities.argmax())]
+    def add(self, path: str, name: str, probabilities: Probabilities, label: Sequence[str]) -> None:
         values = probabilities.tolist()
         self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *label])
         self.rows.append([path, name, *values, *label])

@@ -14,7 +14,7 @@ import numpy as np
 from histo_export.errors import HistoError
 from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
-from histo_export.predict.loop import Probabilities, StageSeconds, TileLoop
+from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import Pair, Pixels, Slide
@@ -223,10 +223,10 @@ def predict_slide(
     def read(corner: tuple[int, int]) -> Pixels:
         return slide.tile(*corner, layout.tile, spec.tile_size, settings.resample)
 
-    def deliver(index: int, result: Probabilities | HistoError) -> None:
+    def deliver(index: int, result: Logits | HistoError) -> None:
         if isinstance(result, HistoError):
             raise result  # a slide that lacks a tile would look as if there were glass
-        probabilities[index] = result
+        probabilities[index] = softmax(result)
 
     corners = ((x, y) for x, y in grid.tile_corners.tolist())
     seconds = loop.run(corners, read, deliver, lambda done: progress(done, len(grid)))

@@ -111,7 +111,7 @@ def read_shard(path: Path) -> tuple[TileResults, str]:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-            results = TileResults(shard["probabilities"], shard["hashes"], shard["enlarged"], shard["reasons"].tolist())
+            results = TileResults(shard["logits"], shard["hashes"], shard["enlarged"], shard["reasons"].tolist())
             return results, str(shard["executed"])
     except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
