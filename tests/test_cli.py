@@ -148,7 +148,7 @@ def test_paragraphs_of_help_are_filled(histo: Histo, monkeypatch: pytest.MonkeyP
     _, out, _ = histo("export", "--help")
     assert "Usage: histo export [OPTIONS] [RUN]" in out
     assert "demonstration." not in [line.strip() for line in out.splitlines()], "a line of one word"
-    assert "histo export --weights model.pth --classes TUMOR,STROMA" in out
+    assert "histo export --weights w.pth --classes A,B" in out
 
 
 def test_next_steps_can_be_pasted(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_verify_passes_and_fails(
     assert "Δlogit" not in stdout  # what is judged is beside its limit
     assert stdout.splitlines()[-1] == f"All {sum('5e-05' in line for line in stdout.splitlines())} checks passed."
     rows = {
-        (line.split()[0], line.split(maxsplit=7)[7].strip())
+        (line.split()[0], line.split(maxsplit=8)[8].strip())
         for line in stdout.splitlines()
         if "e-0" in line and "%" in line
     }

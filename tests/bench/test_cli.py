@@ -16,6 +16,7 @@ from histo_export.bench import run as run_module
 from histo_export.bench.progress import ProgressEstimate
 from histo_export.bench.report import Report
 from histo_export.bench.subjects import Subject
+from histo_export.statistics import MIN_ROUNDS
 
 Histo = Callable[..., tuple[int, str, str]]
 
@@ -202,6 +203,11 @@ def test_rows_of_other_threads_are_kept(histo: Histo, tmp_path: Path, monkeypatc
     assert code == 130
     assert "stopped before the rows with 2 threads were complete" in out
     assert {row.threads for row in Report.read(tmp_path / "bench" / "report.json").rows} == {1}
+
+
+def test_the_help_tells_the_least_rounds(histo: Histo) -> None:
+    """As a number in its text, because the module that knows it imports numpy."""
+    assert f"{MIN_ROUNDS} or more" in " ".join(histo("--help")[1].split())
 
 
 def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:

@@ -18,7 +18,6 @@ from rich.progress import Progress as ProgressBar
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, counts, one_of, precisions, usable_cpus
 from histo_export.errors import HistoError, InterruptedRunError, UsageError
-from histo_export.statistics import MIN_ROUNDS
 
 if TYPE_CHECKING:
     from histo_export.bench.document import Document
@@ -48,9 +47,7 @@ class MeasurementOptions:
     device: Annotated[
         str, typer.Option(metavar="DEV", help="[b]cpu[/b] or [b]cuda[/b]. An error if it is not usable.")
     ] = "cpu"
-    rounds: Annotated[
-        int, typer.Option(metavar="N", help=f"Every row is timed once in each; {MIN_ROUNDS} or more.")
-    ] = 15
+    rounds: Annotated[int, typer.Option(metavar="N", help="Every row is timed once in each; 7 or more.")] = 15
     time: Annotated[float, typer.Option(metavar="S", help="Timed seconds of each row in all, at least.")] = 3.0
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order within rounds.")] = 0
 
