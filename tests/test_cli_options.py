@@ -16,7 +16,7 @@ from histo_export.cli.train import train
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupOptions:
     """Options of this test."""
 
     first: Annotated[str, typer.Option("--number-one", help="The first.")]
@@ -25,7 +25,7 @@ class Group:
 
 
 def _command(calls: list[object]) -> typer.Typer:
-    def command(source: Annotated[Path, typer.Argument()], group: Group, last: float = 0.5) -> None:
+    def command(source: Annotated[Path, typer.Argument()], group: GroupOptions, last: float = 0.5) -> None:
         """Does nothing."""
         calls.append((source, group, last))
 
@@ -39,7 +39,7 @@ def test_a_dataclass_becomes_options_and_is_built_of_them() -> None:
     app = _command(calls)
     assert CliRunner().invoke(app, ["a.txt", "--number-one", "x", "--second", "3", "--third"]).exit_code == 0
     assert CliRunner().invoke(app, ["a.txt", "--number-one", "x", "--last", "2"]).exit_code == 0
-    assert calls == [(Path("a.txt"), Group("x", 3, True), 0.5), (Path("a.txt"), Group("x"), 2.0)]
+    assert calls == [(Path("a.txt"), GroupOptions("x", 3, True), 0.5), (Path("a.txt"), GroupOptions("x"), 2.0)]
     assert CliRunner().invoke(app, ["a.txt"]).exit_code == 2, "a field without a default is required"
     assert len(calls) == 2
     shown = CliRunner().invoke(app, ["--help"]).output
@@ -52,7 +52,7 @@ def test_the_order_of_help_is_that_of_the_list_and_required_options_come_first()
     parameters = signature(expand_options(train, TRAINING_ORDER)).parameters
     assert list(parameters) == sorted(parameters, key=TRAINING_ORDER.index)
 
-    def command(group: Group, last: float = 0.5) -> None:
+    def command(group: GroupOptions, last: float = 0.5) -> None:
         """Does nothing."""
 
     parameters = signature(expand_options(command, ["last", "third", "second", "first"])).parameters

@@ -107,7 +107,7 @@ def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarr
 )
 def test_wrong_shapes(models: dict[InputKind, Path], shape: tuple[int, ...], message: str) -> None:
     runtime = LibtorchRuntime(models["float"], threads=1)
-    for call in (runtime.run, runtime.stages):
+    for call in (runtime.runtime.run, runtime.runtime.stages):  # which C++ programs use, too
         with pytest.raises(ValueError, match=message):
             call(np.zeros(shape, np.uint8))
 

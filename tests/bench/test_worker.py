@@ -111,6 +111,7 @@ RUNTIME = """
 import sys, threading, time
 import numpy as np
 from histo_export import runtimes
+from histo_export.runtimes import base
 from histo_export.bench import worker
 
 class Made(runtimes.Runtime):
@@ -125,11 +126,13 @@ class Made(runtimes.Runtime):
         while True: pass
     @property
     def executed(self): return "cpu fp32"
-    def run(self, tiles):
+    @property
+    def side(self): return base.TileSide(1, fixed=False)
+    def _run(self, tiles):
         self.calls += 1
         time.sleep(0.05 if self.calls < 6 else 0.001)
         return tiles.reshape(len(tiles), -1)[:, :2].astype(np.float32)
-    def stages(self, tiles): return {{}}
+    def _stages(self, tiles): return {{}}
 
 runtimes.runtime_class = lambda name: Made
 runtimes.open_runtime = lambda name, file, **options: Made(file, **options)

@@ -38,7 +38,7 @@ UNITS = ("cpp/torch/torch_runtime.cpp", "cpp/bindings/torch.cpp")
 INCLUDES = ("cpp/torch/include", "cpp/include", "cpp/src")
 INPUTS = (
     *UNITS,
-    *(f"cpp/bindings/{name}.h" for name in ("arguments", "arrays", "errors", "gil")),
+    *(f"cpp/bindings/{name}.h" for name in ("arguments", "arrays", "errors", "gil", "initialised")),
     "cpp/torch/include/histo/torch_runtime.h",
     *(f"cpp/include/histo/{name}.h" for name in ("api", "cpu", "engine", "error", "model", "names")),
     "cpp/src/checks.h",
