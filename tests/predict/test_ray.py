@@ -25,6 +25,11 @@ from histo_export.predict.on_ray import TRIES, on_ray  # noqa: E402
 SETTINGS = PredictSettings(threads=1, batch=7)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures() -> None:
+    """None: Ray's workers draw in processes of their own."""
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two CPUs, which is two actors with one thread each, however many this machine has."""
