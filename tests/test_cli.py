@@ -363,7 +363,7 @@ def test_verify_passes_and_fails(
     code, stdout, _ = histo("verify", bundle)
     assert code == 0
     assert "Δlogit" not in stdout  # what is judged is beside its limit
-    assert stdout.splitlines()[-1] == f"All {sum('5e-05' in line for line in stdout.splitlines())} checks passed."
+    assert stdout.splitlines()[-1] == f"All {sum('5.0e-05' in line for line in stdout.splitlines())} checks passed."
     rows = {
         (line.split()[0], line.split(maxsplit=8)[8].strip())
         for line in stdout.splitlines()
