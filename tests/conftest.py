@@ -15,7 +15,6 @@ import pytest
 import torch
 from filelock import FileLock
 from rich.console import Console
-from torch import nn
 
 from histo_export import cli, parity
 from histo_export.cli import show
@@ -24,6 +23,7 @@ from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn, tile_hash
+from random_norms import randomise_batch_norms
 
 ALL_FORMATS = ("onnx", "torchscript", "native", "pt2", "triton")
 
@@ -36,12 +36,7 @@ def _make_checkpoint(pool: int = 3, crop: int = 64, tile_size: int = 75, dropout
     torch.manual_seed(pool)
     spec = ModelSpec(pool, CLASSES, crop=crop, tile_size=tile_size, mpp=0.495, dropout=dropout)
     net = TileNet.of(spec)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.3, 0.7)
-            nn.init.normal_(module.bias, 0, 0.1)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomise_batch_norms(net)
     golden = np.random.default_rng(7).integers(0, 256, (5, tile_size, tile_size, 3), dtype=np.uint8)
     training = {"data": {"name": "made", "synthetic": True, "description": "made for a test"}, "recipe": "none"}
     hashes = np.array([tile_hash(tile) for tile in golden])

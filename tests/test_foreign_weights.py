@@ -27,6 +27,7 @@ from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.model.net import normalise
 from histo_export.spec import ModelSpec
+from random_norms import randomise_batch_norms
 
 Histo = Callable[..., tuple[int, str, str]]
 CLASSES = tuple("ABCDEF")
@@ -38,12 +39,7 @@ TILES = np.stack([make_tile(3, 2, kind, 0)[:SIDE, :SIDE] for kind in range(4)])
 def trained(net: nn.Module) -> nn.Module:
     """As after training: batch norms whose every value matters."""
     torch.manual_seed(5)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.3, 0.7)
-            nn.init.normal_(module.bias, 0, 0.1)
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomise_batch_norms(net)
     return net.eval()
 
 

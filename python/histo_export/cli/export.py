@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,10 +151,10 @@ def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | Non
     best = RunFolder(path).best
     if not best.is_file():
         if (last := RunFolder(path).last).is_file():
-            step = f"Export its last epoch: {shlex.join(['histo', 'export', str(last)])}"
+            step = f"Export its last epoch: {show.command_line('histo', 'export', last)}"
             raise UsageError(path, f"has {last.name} but no {best.name}", step)
         cause = f"is not the folder of a training run (no {best.name})"
-        raise UsageError(path, cause, f"To train on the tiles in it: {shlex.join(['--data', str(path)])}")
+        raise UsageError(path, cause, f"To train on the tiles in it: {show.command_line('--data', path)}")
     return best
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -220,7 +219,7 @@ def train(
     if not resume:  # a run that goes on has its weights in its checkpoint
         weight_file(training.weights)
     opened, spec, config = prepare(options, run, output.quiet)
-    go_on = shlex.join(["histo", "train", "--resume", str(run)])
+    go_on = show.command_line("histo", "train", "--resume", run)
     result = run_training(opened, spec, config, run, options, output, existing, go_on)
 
     from histo_export.training.run import is_main_process
@@ -319,7 +318,7 @@ def run_training(
             run,
             existing=existing,
             options=options.record(),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=show.command_line(Path(sys.argv[0]).name, *sys.argv[1:]),
             progress=not output.quiet,
         )
     except KeyboardInterrupt:
