@@ -1,6 +1,7 @@
 """Train ResNet34 histology-tile classifiers, export them with proven parity, and measure every runtime."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from histo_export.embedding import cmake_prefix
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
     from histo_export.predict import load
 
 __version__ = "0.1.0"
+
+# Nothing here calls home. ONNX Runtime from 1.29 on sends names and hashes of models to its maker, and Ray sends facts
+# about its use. Both read these variables when they are imported or started; a value that the user has set stays.
+for _variable, _off in {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}.items():
+    os.environ.setdefault(_variable, _off)
 
 __all__ = [
     "BatchRunner",

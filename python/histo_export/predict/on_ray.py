@@ -22,8 +22,6 @@ from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import TRIED, Work, WorkDone, Worker, named
 from histo_export.spec import ModelSpec
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here calls home
-
 try:
     import ray
 except ModuleNotFoundError as error:
