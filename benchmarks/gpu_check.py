@@ -98,16 +98,25 @@ class Check:
         self.machine = this_machine().model_dump()
 
     def run(self) -> None:
-        """Runs all rows; KeyboardInterrupt ends it, and the row that runs then has failed."""
+        """Runs all rows; KeyboardInterrupt ends it, and the row that runs then counts as not run."""
         no_device = why_no_driver() if self.device == "cuda" else None
         with tempfile.TemporaryDirectory(prefix="histo-gpu-check-") as folder:
             for row in self.rows:
                 self.write("running", row.name)
-                reason = f"no device: {no_device}" if no_device else self.why_not(row)
-                result = Result(row.name, row.what, "not run", reason) if reason else self.start(row, Path(folder))
-                self.results[row.name] = result
-                print(result.line(), flush=True)
+                self.results[row.name] = self.result(row, Path(folder), no_device)
+                print(self.results[row.name].line(), flush=True)
         self.write("complete")
+
+    def result(self, row: Row, folder: Path, no_device: str | None) -> Result:
+        """What comes out of a row, whether it is started or not."""
+        reason = f"no device: {no_device}" if no_device else self.why_not(row)
+        if reason:
+            return Result(row.name, row.what, "not run", reason)
+        try:
+            return self.start(row, folder)
+        except KeyboardInterrupt:
+            self.results[row.name] = Result(row.name, row.what, "not run", "interrupted")
+            raise
 
     def why_not(self, row: Row) -> str | None:
         """Why a row is not to be started; None where it is."""
@@ -144,13 +153,9 @@ class Check:
                 result.reason = f"signal {-status} ended it" if status < 0 else f"it ended with exit code {status}"
             except subprocess.TimeoutExpired:
                 result.reason = f"it took more than {self.limit_s(row):.0f} s"
-            except KeyboardInterrupt:
-                result.reason = "interrupted"
-                self.results[row.name] = result
-                raise
             finally:
                 _end(process)
-                result.seconds = round(time.monotonic() - began, 1)
+        result.seconds = round(time.monotonic() - began, 1)
         with suppress(OSError, ValueError):  # a row that died has written nothing
             for name, value in read_json(file).items():
                 setattr(result, name, value)
@@ -211,19 +216,19 @@ def main(arguments: Sequence[str] | None = None, command: Sequence[str] = COMMAN
     parser.add_argument("--minutes", type=float, help="for all rows together; default: 8, with --device cpu 60")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="default: gpu-check.json")
     options = parser.parse_args(arguments)
+    minutes = MINUTES[options.device] if options.minutes is None else options.minutes
     try:
-        minutes = MINUTES[options.device] if options.minutes is None else options.minutes
         check = Check(chosen(options.rows), options.device, 60 * minutes, options.out, command)
         check.write("running")
+        try:
+            check.run()
+        except KeyboardInterrupt:
+            check.write("interrupted")
+            print(f"interrupted; {options.out} has the rows so far", file=sys.stderr)
+            return 130
     except HistoError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    try:
-        check.run()
-    except KeyboardInterrupt:
-        check.write("interrupted")
-        print(f"interrupted; {options.out} has the rows so far", file=sys.stderr)
-        return 130
     statuses = [result.status for result in check.results.values()]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in ("passed", "failed", "not run"))
     print(f"{counts}. {options.out} has all figures.")

@@ -148,6 +148,7 @@ def gpu_state() -> dict[str, str] | None:
 def model_row(place: Place) -> Figures:
     """Makes the bundle; float64 on the CPU gives the logits that all other rows are compared with."""
     from gpu_model import SPECS, write_bundle
+
     from histo_export.export.bundle import open_bundle
 
     write_bundle(place.bundle, SPECS[place.device])
@@ -225,8 +226,8 @@ def sixteen_bit_row(place: Place, runtime: str, precision: str) -> Figures:
     weights and tiles (`bench.contestants.ROUNDINGS`). fp16 rounds eight times finer, so an eighth is allowed.
     """
     import torch
-
     from gpu_model import write_16_bit_torchscript
+
     from histo_export.bench.contestants import ROUNDINGS
     from histo_export.bench.subjects import Subject
     from histo_export.export.bundle import open_bundle, spec_of

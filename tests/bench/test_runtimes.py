@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from histo_export._core import precision_support
 from histo_export.bench import subjects
@@ -27,6 +30,7 @@ from histo_export.model.native_file import read_native
 from histo_export.parity import FP32_TOLERANCE, Golden
 from histo_export.runtimes import Runtime, Variant, all_variants, open_runtime, runtime_class, variants
 from histo_export.runtimes.layers import by_layer
+from histo_export.runtimes.onnxruntime import OnnxRuntime, TensorRtRuntime
 from histo_export.spec import STAGES, ModelSpec, Precision
 
 SLOW = pytest.mark.slow
@@ -119,6 +123,37 @@ def test_gpu_runtimes_are_not_cpu_runtimes(bundle: Path, runtime: str) -> None:
     assert runtime_class(runtime).unavailable("cpu")
     with pytest.raises(HistoError, match="--device cpu"):
         opened(runtime, bundle, "cpu")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torchscript"])
+def test_torch_computes_in_fp32_and_not_in_tf32(bundle: Path, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+    for setting in settings:
+        monkeypatch.setattr(setting, "allow_tf32", True)
+    opened(runtime, bundle)
+    assert [setting.allow_tf32 for setting in settings] == [False, False]
+
+
+def test_tensorrt_computes_in_fp32_and_not_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "NVIDIA_TF32_OVERRIDE"
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(OnnxRuntime, "_session", lambda *_: os.environ[variable])
+    assert TensorRtRuntime._session(object.__new__(TensorRtRuntime), b"") == "0"
+
+
+def test_onnxruntime_never_goes_on_on_another_provider(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = opened("onnxruntime", bundle)
+    assert not run.session._enable_fallback
+
+    def fail(*_: object, **__: object) -> None:
+        raise EPFail("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+    run.device = "cuda"
+    message = r"--device cuda: ONNX Runtime could not start its CUDAExecutionProvider \(CUDA failure 2: out of memory\)"
+    with pytest.raises(UsageError, match=message):
+        run._session(b"")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "torch-channels-last"])
