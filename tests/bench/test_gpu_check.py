@@ -195,7 +195,7 @@ def test_every_row_passes_on_the_cpu_or_says_why_it_cannot_be_run(out: Path) -> 
     assert {name: row["reason"] for name, row in rows.items() if row["status"] != "passed"} == ONLY_ON_A_GPU
     assert done.returncode == 0
     assert rows["torchscript"]["figures"]["max_relative"] < 5e-5
-    assert rows["train"]["figures"]["report"]["epochs"] == 2
+    assert rows["train"]["figures"]["epochs"] == 2
     for runtime in ("torchscript", "libtorch"):
         coarse, fine = (rows[f"{runtime}-{precision}"]["figures"]["spread_error"] for precision in ("bf16", "fp16"))
         assert 0 < fine < coarse / 4, "fp16 has three more bits"
