@@ -322,7 +322,7 @@ def train_row(place: Place) -> Figures:
 
 
 def bench_row(place: Place) -> Figures:
-    """`histo bench` of the bundle in the runtimes whose files are there; clocks before and after."""
+    """`histo bench` of the bundle in the runtimes for GPUs whose files are there; clocks before and after."""
     from histo_export.bench.run import run_bench
     from histo_export.bench.settings import Settings
     from histo_export.runtimes import default_variants
@@ -331,7 +331,9 @@ def bench_row(place: Place) -> Figures:
     runtimes = [
         variant
         for variant in default_variants(place.device)
-        if (place.bundle / variant.file).exists() and variant.runtime not in compiled
+        if "cuda" in variant.entry.timed_on
+        and (place.bundle / variant.file).exists()
+        and variant.runtime not in compiled
     ]
     settings = Settings(
         runtimes=tuple(runtimes),

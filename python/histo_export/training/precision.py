@@ -28,7 +28,7 @@ WORTHWHILE = 1.1
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """In the block, fp32 is fp32 on a GPU too: TF32, which torch allows for convolutions, keeps 10 bits of mantissa."""
-    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [setting.allow_tf32 for setting in settings]
     try:
         for setting in settings:
