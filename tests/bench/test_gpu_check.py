@@ -200,6 +200,20 @@ def test_every_row_passes_on_the_cpu_or_says_why_it_cannot_be_run(out: Path) -> 
         assert 0 < fine < coarse / 4, "fp16 has three more bits"
 
 
+@pytest.mark.slow
+def test_coarser_arithmetic_than_that_of_the_row_is_a_failure(
+    modules: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    _, rows = modules
+    place = rows.Place("cpu", tmp_path)
+    rows.model_row(place)
+    exact = rows.sixteen_bit_row(place, "torchscript", "bf16")
+    (tmp_path / "torchscript-bf16.pt").rename(tmp_path / "torchscript-fp16.pt")
+    with pytest.raises(rows.FailedError, match=r"logits differ by .* of their spread where .* is allowed") as failed:
+        rows.sixteen_bit_row(place, "torchscript", "fp16")
+    assert failed.value.figures == exact | {"allowed": exact["allowed"] / 8}
+
+
 HIDE = """
 import importlib.machinery as m
 find = m.PathFinder.find_spec
