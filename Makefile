@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
+.PHONY: help demo test test-all cpp-test python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -74,6 +74,10 @@ sanitize-all: $(TOOLS)  ## the same with all kernels
 
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
+
+# Installs nothing: a machine with a GPU has a torch of its own.
+gpu-check:  ## what works on this machine's GPU, in eight minutes, with the packages that are there (docs/gpu.md)
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(STAMP)  ## ruff, import-linter, mypy, clang-format and codespell, changing nothing
 	ruff check

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
 from histo_export._core import precision_support
 from histo_export.bench import subjects
@@ -22,11 +25,15 @@ from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import CLASSES, Subject, open_subjects, untrained_subjects
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, open_bundle
+from histo_export.export.torch_program import exported_program
 from histo_export.model.arithmetic import Simulation
+from histo_export.model.lowering import Stem
 from histo_export.model.native_file import read_native
 from histo_export.parity import FP32_TOLERANCE, Golden
 from histo_export.runtimes import Runtime, Variant, all_variants, open_runtime, runtime_class, variants
 from histo_export.runtimes.layers import by_layer
+from histo_export.runtimes.onnxruntime import OnnxRuntime, TensorRtRuntime
+from histo_export.runtimes.torch_export import TorchExportRuntime
 from histo_export.spec import STAGES, ModelSpec, Precision
 
 SLOW = pytest.mark.slow
@@ -119,6 +126,46 @@ def test_gpu_runtimes_are_not_cpu_runtimes(bundle: Path, runtime: str) -> None:
     assert runtime_class(runtime).unavailable("cpu")
     with pytest.raises(HistoError, match="--device cpu"):
         opened(runtime, bundle, "cpu")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torchscript"])
+def test_torch_computes_in_fp32_and_not_in_tf32(bundle: Path, runtime: str, tf32_settings: tuple[Any, Any]) -> None:
+    opened(runtime, bundle)
+    assert [setting.allow_tf32 for setting in tf32_settings] == [False, False]
+
+
+def test_an_exported_program_may_run_on_another_device_than_that_of_the_export(tmp_path: Path) -> None:
+    spec = ModelSpec(1, CLASSES, crop=32, tile_size=40)
+    program: Any = exported_program(Stem(spec, "uint8"), spec, "uint8")  # type: ignore[arg-type]  # enough of a network
+    bound = [node for node in program.graph.nodes if "device" in node.kwargs]
+    assert bound, "or torch no longer notes the device, and nothing is left to test"
+    torch.export.save(program, tmp_path / "model.pt2")
+    run: Any = TorchExportRuntime(tmp_path / "model.pt2", threads=1)
+    assert not [node for node in run.module.graph.nodes if "device" in node.kwargs]
+    tiles = torch.zeros(3, 40, 40, 3, dtype=torch.uint8)
+    assert torch.equal(run.module(tiles), program.module()(tiles))
+
+
+def test_tensorrt_computes_in_fp32_and_not_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "NVIDIA_TF32_OVERRIDE"
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(OnnxRuntime, "_session", lambda *_: os.environ[variable])
+    assert TensorRtRuntime._session(object.__new__(TensorRtRuntime), b"") == "0"
+
+
+def test_onnxruntime_never_goes_on_on_another_provider(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = opened("onnxruntime", bundle)
+    assert not run.session._enable_fallback
+
+    def fail(*_: object, **__: object) -> None:
+        raise EPFail("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+    run.device = "cuda"
+    message = r"--device cuda: ONNX Runtime could not start its CUDAExecutionProvider \(CUDA failure 2: out of memory\)"
+    with pytest.raises(UsageError, match=message):
+        run._session(b"")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "torch-channels-last"])

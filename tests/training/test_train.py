@@ -255,6 +255,21 @@ def test_classes_must_agree(data: TileData, spec: ModelSpec, tmp_path) -> None:
         train(data, replace(spec, classes=("x", "y")), CONFIG, tmp_path, progress=False)
 
 
+def test_fp32_is_not_tf32(
+    data: TileData, spec: ModelSpec, tmp_path, monkeypatch: pytest.MonkeyPatch, tf32_settings: tuple[Any, Any]
+) -> None:
+    seen = []
+
+    def fit(_: object) -> None:
+        seen.extend(setting.allow_tf32 for setting in tf32_settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("histo_export.training.run._Run.fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, spec, CONFIG, tmp_path, progress=False)
+    assert (seen, [setting.allow_tf32 for setting in tf32_settings]) == ([False, False], [True, True])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced(data: TileData, spec: ModelSpec, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"--device cuda: .*finds no GPU"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    EPFail,
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    RuntimeException,
+)
 
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.files import temporary_folder
@@ -76,14 +85,21 @@ class OnnxRuntime(Runtime):
         if self.device == "cuda":
             ort.preload_dlls()  # the CUDA libraries that came with PyTorch; no torch is imported here
         source = model if isinstance(model, bytes) else str(model)
-        session = ort.InferenceSession(source, options, providers=[(provider, provider_options)])
-        if session.get_providers()[0] != provider:  # ONNX Runtime falls back to the CPU without an error
-            raise UsageError(
-                f"--device {self.device}",
-                f"ONNX Runtime could not start its {provider}",
-                "Use --device cpu; histo doctor shows why",
-            )
+        # With its fallback, a session whose provider fails in some run prints to stdout and goes on on the CPU.
+        arguments: dict[str, Any] = {"providers": [(provider, provider_options)], "enable_fallback": 0}
+        try:
+            session = ort.InferenceSession(source, options, **arguments)
+        except (EPFail, RuntimeException, RuntimeError, ValueError) as error:
+            if self.device == "cpu":
+                raise
+            raise self._not_started(provider, f" ({one_line(error)})") from error
+        if session.get_providers()[0] != provider:  # if libraries are missing, it is left out
+            raise self._not_started(provider)
         return session
+
+    def _not_started(self, provider: str, reason: str = "") -> UsageError:
+        cause = f"ONNX Runtime could not start its {provider}{reason}"
+        return UsageError(f"--device {self.device}", cause, "Use --device cpu; histo doctor shows why")
 
     @classmethod
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:
@@ -153,6 +169,12 @@ class TensorRtRuntime(OnnxRuntime):
     providers: ClassVar[Mapping[str, tuple[str, dict[str, str]]]] = {
         "cuda": ("TensorrtExecutionProvider", {"trt_fp16_enable": "0"})
     }
+
+    def _session(self, model: Path | bytes, profile: Path | None = None) -> ort.InferenceSession:
+        # Its provider has no option for TF32, which keeps 10 bits of mantissa. NVIDIA's libraries read this variable
+        # when the first of them starts.
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+        return super()._session(model, profile)
 
     @classmethod
     def unavailable(cls, device: str, precision: Precision = "fp32") -> str | None:

@@ -31,7 +31,9 @@ class TorchRuntime(Runtime):
     def __init__(self, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32") -> None:
         super().__init__(file, threads=threads, device=device, precision=precision)
         torch.set_num_threads(threads)
-        torch.backends.cudnn.allow_tf32 = False  # TF32 keeps 10 bits of mantissa; this runtime says fp32
+        # TF32 keeps 10 bits of mantissa; this runtime says fp32. For products of matrices it is off unless a variable
+        # of the environment, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, switches it on.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.takes_bytes = False
         self.module: Any = self.load(file)
 

@@ -25,6 +25,10 @@ class TorchExportRuntime(TorchRuntime):
         placeholder = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
         self.takes_bytes = placeholder.meta["val"].dtype == torch.uint8
         self._pixels = int(placeholder.meta["val"].shape[1 if self.takes_bytes else 2])
+        for node in program.graph.nodes:
+            # torch.export notes the device of the export and lets the program refuse all others.
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                node.kwargs = {name: value for name, value in node.kwargs.items() if name != "device"}
         return torch.export.unflatten(program).to(self.device)
 
     @property

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
+from histo_export.training.precision import without_tf32
 
 if TYPE_CHECKING:
     from histo_export.data.transforms import TorchTiles
@@ -31,7 +32,7 @@ def predict(
     net = net.to(device, memory_format=torch.channels_last).eval()
     logits = []
     done = 0
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.inference_mode(), without_tf32():
         for batch, _ in DataLoader(tiles, batch_size, num_workers=workers, pin_memory=device.type == "cuda"):
             batch = batch.to(device).contiguous(memory_format=torch.channels_last)
             logits.append(net(normalise(batch, spec)).float().cpu().numpy())

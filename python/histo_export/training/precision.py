@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ LIGHTNING = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WORTHWHILE = 1.1
 """How many times faster low precision must be before its coarser arithmetic is accepted."""
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """In the block, fp32 is fp32 on a GPU too: TF32, which torch allows for convolutions, keeps 10 bits of mantissa."""
+    settings: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [setting.allow_tf32 for setting in settings]
+    try:
+        for setting in settings:
+            setting.allow_tf32 = False
+        yield
+    finally:
+        for setting, allowed in zip(settings, before, strict=True):
+            setting.allow_tf32 = allowed
 
 
 def low_precision(device: torch.device) -> str | None:

@@ -40,7 +40,7 @@ from histo_export.spec import ModelSpec
 from histo_export.training.evaluation import predict
 from histo_export.training.folder import RunFolder, check_place
 from histo_export.training.module import TileTraining, derived_seed
-from histo_export.training.precision import choose_precision
+from histo_export.training.precision import choose_precision, without_tf32
 from histo_export.training.progress import TrainingProgress, quiet_lightning
 from histo_export.training.provenance import (
     data_facts,
@@ -116,6 +116,7 @@ def train(
     with (
         own_folder(out) if is_main_process() else nullcontext(lambda: None) as still_own,
         quiet_lightning(),
+        without_tf32(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         recorded, epochs = _earlier_run(data, spec, config, folder, existing)
