@@ -233,7 +233,7 @@ def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
         (["--device", "tpu"], "--device tpu: is unknown"),
         (["--precision", "int4"], "Did you mean int8?"),
         (["--precision", "bf16x3", "--device", "cuda"], "--precision bf16x3: has no runtime on cuda"),
-        (["--precision", "int8", "--runtimes", "libtorch"], "libtorch in int8: is unavailable. These can: native, "),
+        (["--precision", "int8", "--runtimes", "libtorch"], "libtorch in int8: is unavailable. These can: "),
         (["--compare", "nowhere.json"], "nowhere.json: could not be read"),
     ],
 )

@@ -10,6 +10,7 @@ its tiles through `loop`. `tiles` takes what programs give as tiles. `readers` o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -23,8 +24,8 @@ from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
 from histo_export.predict.loop import TileLoop, softmax
 from histo_export.predict.settings import Resample, SlideSettings
-from histo_export.predict.tiles import Tile, check_options, named, pixels_of
-from histo_export.runtimes import Runtime
+from histo_export.predict.tiles import Tile, check_options, is_count, named, pixels_of
+from histo_export.runtimes import Runtime, one_device
 from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
@@ -159,8 +160,11 @@ def load(
     """
     from histo_export.predict.work import check_model, open_model
 
-    if threads < 0:
-        raise UsageError(f"threads={threads}", "is negative", "Give a number of threads, or 0 for all usable CPUs")
-    threads = threads or usable_cpus()
+    if not isinstance(bundle, str | os.PathLike) or not os.fspath(bundle):
+        raise UsageError(f"bundle={bundle!r}", "is not the path of a folder", "Name a folder that histo export wrote")
+    if not is_count(threads) or threads < 0:
+        raise UsageError(f"threads={threads!r}", "is not 0 or more", "Give a number, or 0 for all usable CPUs")
+    one_device(device)
+    threads = int(threads) or usable_cpus()
     checked, spec, chosen = check_model(Path(bundle), runtime, precision)
     return Classifier(spec, open_model(checked, chosen, threads, device), threads)
