@@ -24,12 +24,13 @@ from histo_export import files
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.checkpoint import read_checkpoint, write_checkpoint
+from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import tile_hash
 from histo_export.training import provenance, recipes, run
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import RECIPES, TrainConfig, rate_factor
-from histo_export.training.result import TrainResult, best_row
+from histo_export.training.result import TrainResult
 from histo_export.training.run import golden_tiles, train
 
 HERE = Path(__file__).parent
