@@ -156,7 +156,7 @@ WRONG = {
     "bench --pools 1_0,2": "--pools 1_0,2: is not a list of integers of 1 or more.",
     "train demo --split 4_2,1,1": "--split 4_2,1,1: is not three numbers.",
     f"export --pool {'9' * 5000}": "is too large. See histo export --help.",
-    f"bench --pools {'9' * 5000}": "is not a list of integers",
+    f"bench --pools {'9' * 5000}": "is not a list of integers of 1 or more. Use e.g. --pools 1,8.",
     "predict a b --batch 0": "--batch 0: is below 1. See histo predict --help.",
     "inspect --pool 2 --classes 1000000000": "--classes 1000000000: is above 10000. See histo inspect --help.",
     f"predict a b --batch {'9' * 5000}": "is too large. See histo predict --help.",

@@ -104,7 +104,10 @@ def test_int8_without_scales_names_what_runs_here(bundle: Path) -> None:
 def test_runtimes_for_a_precision_are_those_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"precision foo: is unknown\. Choose from fp32, bf16x3, bf16, int8\.$"):
         Variant("native", "foo")  # type: ignore[arg-type]
-    for usable, names in ((["fp32", "int8"], "native, native-latency, onnxruntime, openvino"), (["fp32"], "onnxruntime")):
+    for usable, names in (
+        (["fp32", "int8"], "native, native-latency, onnxruntime, openvino"),
+        (["fp32"], "onnxruntime"),
+    ):
         monkeypatch.setattr(_core, "usable_precisions", lambda usable=usable: usable)
         with pytest.raises(UsageError, match=rf"torch in int8: is unavailable\. These can: {names}") as caught:
             Variant("torch", "int8")

@@ -108,8 +108,9 @@ def chance_remark(split: str, accuracy: float, classes: Sequence[str], tiles: Se
         return None
     largest = classes[max(range(len(tiles)), key=tiles.__getitem__)]
     return (
-        f"{split} accuracy {percent(accuracy)} (95 % interval {percent(low)} to {percent(high)}, {sum(tiles):,} tiles) is "
-        f"not above chance: always answering {largest} gives {percent(chance)}. Train longer, and check tiles and labels"
+        f"{split} accuracy {percent(accuracy)} (95 % interval {percent(low)} to {percent(high)}, {sum(tiles):,} tiles) "
+        f"is not above chance: always answering {largest} gives {percent(chance)}. Train longer, and check the tiles "
+        "and their labels"
     )
 
 

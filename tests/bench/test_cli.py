@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from histo_export import files
 from histo_export.bench import measure as measure_module
 from histo_export.bench import run as run_module
 from histo_export.bench.progress import ProgressEstimate
@@ -147,6 +149,21 @@ def test_figures_are_not_lost_where_the_disk_is_full(
     assert "The figures are on the standard output alone. Free some space" in err
     assert "ms per tile, batch 1" in out
     assert list(tmp_path.glob("histo-bench-*")) == [kept.parent]
+
+
+def test_two_runs_into_one_folder_are_refused(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, before it measures; an owner in this process counts as one."""
+    monkeypatch.setattr(files, "LEASE_S", 0.5)
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.1)
+    with files.own_folder(tmp_path / "bench") as _, monkeypatch.context() as patch:
+        patch.setattr("histo_export.bench.run.run_bench", None)
+        code, out, err = histo(*QUICK)
+    assert (code, out) == (2, "")
+    assert re.search(r"bench: is in use by another run \(process \d+ on .*choose another --out", err)
+    assert not (tmp_path / "bench").exists()
+    code, _, err = histo("--quiet", *QUICK)
+    assert (code, err) == (0, "")
+    assert not list((tmp_path / "bench").glob(".*"))
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, before: str) -> None:

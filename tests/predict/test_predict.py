@@ -539,7 +539,11 @@ def test_tiles_are_taken_as_programs_have_them(classifier: Classifier, tmp_path:
         (Image.new("RGBA", (75, 75)), HistoError, r"tiles\[0\]: has 5,625 transparent pixels"),
         (Image.new("CMYK", (75, 75)), HistoError, r"tiles\[0\]: has PIL mode CMYK"),
         ("nowhere.png", HistoError, "nowhere.png: does not exist"),
-        (Path(__file__).parent, UsageError, "predict: is a folder, not a tile. Give the paths of the images in it, or run histo"),
+        (
+            Path(__file__).parent,
+            UsageError,
+            "predict: is a folder, not a tile. Give the paths of the images in it, or run histo",
+        ),
     ],
 )
 def test_what_is_no_tile_is_refused(classifier: Classifier, tiles: Any, error: type[HistoError], message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from histo_export.figures import save_confusion, save_curves
-from histo_export.metrics import report_of
+from histo_export.metrics import chance_remark, report_of
 from histo_export.statistics import bootstrap_interval
 
 CLASSES = ("a", "b", "c")
@@ -53,6 +53,28 @@ def test_a_network_that_always_answers_one_class_is_remarked() -> None:
     assert report.remarks() == ["the network answers b for every tile: it tells no classes apart"]
     assert report.accuracy == report.majority_accuracy == 0.5
     assert report_of(CLASSES, logits_for([0, 1, 2]), np.array([0, 1, 2])).remarks() == []
+
+
+@pytest.mark.parametrize(
+    ("correct", "tiles", "at_chance"),
+    [
+        (10, (10, 10, 10), True),  # a third
+        (15, (10, 10, 10), True),  # 32 % to 67 %
+        (16, (10, 10, 10), False),  # 36.7 % at least
+        (2, (10, 10, 10), True),  # worse than chance
+        (27, (27, 2, 1), True),  # always the largest class
+        (50, (60, 20, 20), True),
+        (500, (334, 333, 333), False),
+    ],
+)
+def test_chance_is_the_share_of_the_largest_class(correct: int, tiles: tuple[int, ...], at_chance: bool) -> None:
+    remark = chance_remark("validation", correct / sum(tiles), CLASSES, tiles)
+    low, _ = bootstrap_interval(correct, sum(tiles))
+    assert (remark is not None) == at_chance == (low <= max(tiles) / sum(tiles))
+    if remark is not None:
+        share = f"{100 * max(tiles) / sum(tiles):.1f} %"
+        assert f"is not above chance: always answering a gives {share}. Train longer" in remark
+        assert f"95 % interval {100 * low:.1f} % to " in remark
 
 
 def test_the_interval_is_that_of_resampled_tiles() -> None:

@@ -102,20 +102,18 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
-    checkpoint = _checkpoint_file(source, checkpoint)
-    if checkpoint is not None:
+    if (checkpoint := _checkpoint_file(source, checkpoint)) is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
     foreign = file_to_export(training, data, checkpoint)
     model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
 
     with show.status("starting torch", output.quiet):
         import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
+        from histo_export.export.elsewhere import checkpoint_of_weights
         from histo_export.model.checkpoint import read_checkpoint
 
     result = opened = None
     if foreign is not None and model is not None:
-        from histo_export.export.elsewhere import checkpoint_of_weights
-
         checkpoint, loaded = foreign, checkpoint_of_weights(foreign, model, pool)
     else:
         if checkpoint is None:
@@ -125,8 +123,7 @@ def export(
             checkpoint = result.checkpoint
         loaded = read_checkpoint(checkpoint)
         _check_agreement(loaded, pool, tiles)
-    if tiles.mpp is not None:
-        loaded = replace(loaded, spec=replace(loaded.spec, mpp=tiles.mpp))
+    loaded = _with_scale(loaded, tiles.mpp)
     if opened is None and data is not None:
         opened = tiles_of_checkpoint(loaded, data, tiles.split)
     out = out or _default_place(loaded)
@@ -136,6 +133,11 @@ def export(
         _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
     else:
         _print(result, loaded, out, checks, bundle.precision, [] if output.quiet else following)
+
+
+def _with_scale(checkpoint: Checkpoint, mpp: float | None) -> Checkpoint:
+    """The checkpoint with another µm per pixel, or as it is where that is None."""
+    return checkpoint if mpp is None else replace(checkpoint, spec=replace(checkpoint.spec, mpp=mpp))
 
 
 def _default_place(checkpoint: Checkpoint) -> Path:

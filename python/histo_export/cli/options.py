@@ -43,7 +43,7 @@ def integer(text: str) -> int:
     """The integer in a text.
 
     Raises:
-        ValueError: the text is another one, such as those that `int` would read too: "1_0", " 10", other scripts' digits.
+        ValueError: the text is another one, such as those that `int` reads too: "1_0", " 10", digits of other scripts.
         OverflowError: it has thousands of digits.
     """
     if not re.fullmatch(r"[+-]?[0-9]+", text):

@@ -222,20 +222,8 @@ def train(
 
     from histo_export.training.run import is_main_process
 
-    if not is_main_process():
-        return
-    following = [show.command_line("histo", "export", run)]
-    if output.as_json:
-        show.print_json({"run": str(run), **result.to_dict(), "next": following})
-        return
-    show.print_accuracy(result)
-    _print_classes(result)
-    if not output.quiet:
-        from histo_export.training.folder import RunFolder
-
-        files = ", ".join(RunFolder(run).contents())
-        show.out_console.print(f"\n{escape(str(run))}: {files}", soft_wrap=True)
-        show.out_console.print(f"\nNext:\n  {following[0]}", markup=False, soft_wrap=True)
+    if is_main_process():
+        _print(result, run, output)
 
 
 def _run_to_resume(source: str, out: Path | None) -> tuple[str | None, Path]:
@@ -351,6 +339,22 @@ def run_training(
             text = f"The last complete epoch is kept in {run}. Go on with: {go_on}"
             show.log.print(text, markup=False, highlight=False, soft_wrap=True)
         raise
+
+
+def _print(result: TrainResult, run: Path, output: OutputOptions) -> None:
+    """The accuracy, the files in the run's folder and the next step; or all of it as JSON."""
+    from histo_export.training.folder import RunFolder
+
+    following = show.command_line("histo", "export", run)
+    if output.as_json:
+        show.print_json({"run": str(run), **result.to_dict(), "next": [following]})
+        return
+    show.print_accuracy(result)
+    _print_classes(result)
+    if not output.quiet:
+        files = ", ".join(RunFolder(run).contents())
+        show.out_console.print(f"\n{escape(str(run))}: {files}", soft_wrap=True)
+        show.out_console.print(f"\nNext:\n  {following}", markup=False, soft_wrap=True)
 
 
 def _print_classes(result: TrainResult) -> None:

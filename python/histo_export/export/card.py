@@ -49,7 +49,11 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
         f"- Data fingerprint: `{data.get('fingerprint', 'not recorded')}`",
-        *(f"- {key}: {value}" for key, value in described_settings(training).items() if key not in ("batch_size", "lr")),
+        *(
+            f"- {key}: {value}"
+            for key, value in described_settings(training).items()
+            if key not in ("batch_size", "lr")
+        ),
         *_accuracy_lines(training),
         "",
         *_class_lines(training),

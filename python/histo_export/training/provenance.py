@@ -127,7 +127,8 @@ def run_to_resume(
         ways = "Use the same tiles and options, replace the run with --force, or choose another --out"
         raise UsageError(last.parent, f"holds a run with other tiles or options: {'; '.join(changed)}", ways)
     if asked < had:
-        cause = f"is less than the {had} epochs of the run in {last.parent} ({recorded['epoch']} are done): it can only grow"
+        done = f"{recorded['epoch']} of the {had} epochs of the run in {last.parent} are done"
+        cause = f"is less than the run has ({done}), and a run can only grow"
         ways = f"Leave --epochs out for {had}, or start a new run with another --out"
         raise UsageError(f"--epochs {asked}", cause, ways)
     if not (best := last.with_name("best.ckpt")).is_file():

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,10 +122,7 @@ def train(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         recorded, epochs = _earlier_run(data, spec, config, folder, existing)
-        earlier = folder.read_starts() if recorded else []
-        run = _Run(
-            data, spec, config, epochs, device, folder, console, recorded, earlier, options, command, began, still_own
-        )
+        run = _Run(data, spec, config, epochs, device, folder, console, recorded, options, command, began, still_own)
         trainer = run.fit()
         result = run.test() if is_main_process() else None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -180,7 +178,6 @@ class _Run:
     folder: RunFolder
     console: Console
     recorded: Mapping[str, Any] | None
-    earlier: list[Start]
     options: Mapping[str, Any] | None
     command: str
     began: datetime
@@ -216,7 +213,7 @@ class _Run:
             bar,
             options=self.options,
             hyperparameters=_hyperparameters(self.spec, module.provenance),
-            starts=self._starts(),
+            starts=self._starts,
             check=self.still_own,
         )
         callbacks = [connecting, bar, files]
@@ -327,7 +324,7 @@ class _Run:
         history = last.training["history"]
         val_tiles = np.bincount(data.val.labels, minlength=len(spec.classes)).tolist()
         at_chance = chance_remark("validation", best.training["val_accuracy"], spec.classes, val_tiles)
-        starts = self._starts()(len(history))
+        starts = self._starts(len(history))
         folder.write_starts(starts)
         result = TrainResult(
             out=folder.path,
@@ -351,6 +348,11 @@ class _Run:
         save_curves(folder.curves, history, title=subtitle, chance=majority_share(val_tiles))
         save_confusion(folder.confusion, test, title=subtitle, split="test")
         return result
+
+    @cached_property
+    def earlier(self) -> list[Start]:
+        """The processes that took part in the run before this one."""
+        return self.folder.read_starts() if self.recorded else []
 
     def _starts(self, epoch: int) -> list[Start]:
         """All processes that took part in the run so far; with this one, `epoch` epochs are complete."""
