@@ -71,7 +71,8 @@ def test_a_run_resumes_with_its_own_options(histo: Histo, trained: Trained, tmp_
     histo("train", "demo", *options, "--out", "my run")
     started = trained.last
     assert started[3] == "refuse"
-    for again in (["--resume", "my run"], ["--resume", "--out", "my run"], ["demo", "--resume", "--out", "my run"]) + (
+    for again in (
+        *(["--resume", "my run"], ["--resume", "--out", "my run"], ["demo", "--resume", "--out", "my run"]),
         ["--resume", "my run", "--out", "my run"],
     ):
         histo("train", *again)
@@ -126,8 +127,8 @@ def test_paths_of_tiles_are_recorded_in_full_but_not_in_checkpoints(
         (["--resume", "damaged"], "options.json: does not hold the options of a run (training.seed). Delete it"),
         (
             ["--resume", "old", "--out", "my other"],
-            "--out my other: contradicts --resume: a run goes on in its own folder, old. Leave --out out, or start a new "
-            "run from its weights: histo train TILES --weights old/best.ckpt --out 'my other'.",
+            "--out my other: contradicts --resume: a run goes on in its own folder, old. Leave --out out, or start a "
+            "new run from its weights: histo train TILES --weights old/best.ckpt --out 'my other'.",
         ),
         (["--resume", "old/last.ckpt", "--out", "other"], "--out other: contradicts --resume"),
         (["--resume", "old", "--out", "damaged"], "--out damaged: contradicts --resume"),
