@@ -586,6 +586,27 @@ def test_tiles_of_another_size_are_resized_as_the_command_does(
             classifier.predict(image, batch=batch)  # type: ignore[arg-type]
 
 
+def test_the_examples_of_the_guide_run(
+    bundle: Path, slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Tiles and slides\n(.*?)^## ", guide, re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert len(examples) >= 4
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "slide.tif").symlink_to(slide_file)
+    (tmp_path / "tiles").mkdir()
+    for name in "ab":
+        Image.new("RGB", (75, 75), (ord(name), 90, 160)).save(tmp_path / "tiles" / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(example, names)
+    assert len(names["prediction"]) == len(names["files"]) == 2
+    assert (tmp_path / "results/slide/summary.json").is_file()
+    assert set(histo_export.load.__kwdefaults__) == {"runtime", "precision", "threads", "device"}, "the guide has all"
+
+
 def test_a_training_run_is_not_a_bundle(tmp_path: Path) -> None:
     run = tmp_path / "my run"
     run.mkdir()

@@ -86,7 +86,7 @@ class Variant:
             raise UsageError(f"runtime {self.runtime}", "is unknown", nearest(self.runtime, RUNTIMES))
         if self.precision not in PRECISIONS:
             step = f"Choose from {', '.join(PRECISIONS)}"
-            raise UsageError(f"precision {self.precision or repr(self.precision)}", "is unknown", step)
+            raise UsageError(f"precision {str(self.precision) or repr('')}", "is unknown", step)
         if self.precision not in self.entry.files:
             able = [name for name in RUNTIMES if _runs_here(name, self.precision)]
             here = f"These can: {', '.join(able)}" if able else f"No runtime here can run {self.precision}"

@@ -319,7 +319,7 @@ class _Run:
         unseen = data.trained_on.splits(data.test.hashes) == ""
         test = report_of(spec.classes, logits[unseen], data.test.labels[unseen], self.config.seed)
         # The best epoch may be from before the run was extended.
-        length = {key: last.training[key] for key in ("epochs", "extended") if key in last.training}
+        length: dict[str, Any] = {key: last.training[key] for key in ("epochs", "extended") if key in last.training}
         add_training_facts(folder.best, {"test": test.to_dict(), **length})
         history = last.training["history"]
         val_tiles = np.bincount(data.val.labels, minlength=len(spec.classes)).tolist()
