@@ -630,9 +630,13 @@ def test_arguments_of_the_interface(bundle: Path) -> None:
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             histo_export.load(bundle, **{argument: value})
-    for path in (None, 3, ""):
-        with pytest.raises(UsageError, match=re.escape(f"bundle={path!r}: is not the path of a folder")):
+    for path, what in ((None, "NoneType, not a path"), (3, "int, not a path"), (b"x", "bytes, not"), ("", "empty")):
+        with pytest.raises(UsageError, match=rf"bundle: is {what}.*Name a folder that histo export wrote\.$"):
             histo_export.load(path)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=rf"path: is {what}.*Name the file of a slide\.$"):
+            classifier.predict_slide(path)  # type: ignore[arg-type]
+    with pytest.raises(HistoError, match=r"predict: is a folder"):
+        classifier.predict_slide(Path(__file__).parent)
     assert classifier.threads == 1
     assert classifier.classes == CLASSES
     assert repr(classifier) == "<Classifier: 6 classes, tiles of 75×75 pixels, native (C++)>"

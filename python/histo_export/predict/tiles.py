@@ -34,6 +34,14 @@ def is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def path_of(name: str, value: object, needed: str) -> Path:
+    """A path that a program gave for the argument `name`; UsageError, with the next step `needed`, for another value."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        what = "empty" if isinstance(value, str) else f"{type(value).__name__}, not a path"
+        raise UsageError(name, f"is {what}", needed)
+    return Path(value)
+
+
 def named(tiles: Tile | Iterable[Tile]) -> Iterator[tuple[str, Tile]]:
     """Each tile with a name for messages: "tiles[3]", or the path.
 
