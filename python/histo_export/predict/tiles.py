@@ -35,7 +35,7 @@ def is_count(value: object) -> bool:
 
 
 def path_of(name: str, value: object, needed: str) -> Path:
-    """A path that a program gave for the argument `name`; UsageError, with the next step `needed`, for another value."""
+    """The path that a program gave as the argument `name`; UsageError with the next step `needed` for another value."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         what = "empty" if isinstance(value, str) else f"{type(value).__name__}, not a path"
         raise UsageError(name, f"is {what}", needed)
