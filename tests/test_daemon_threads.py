@@ -77,6 +77,6 @@ def test_a_program_ends_while_daemon_threads_are_in_the_core(model_file: Path) -
         )
         for i in range(PROGRAMS)
     ]
-    # A program takes 3 s alone, and 24 s beside so much else that a minute was too short a limit: it is for a hang.
+    # Three took 24 s on two CPUs with a load of 40, so a minute was near; the limit is for a hang.
     ends = [(program.communicate(timeout=600)[0], program.returncode) for program in programs]
     assert ends == [(b"", 0)] * PROGRAMS
