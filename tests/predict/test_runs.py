@@ -154,6 +154,14 @@ def test_a_model_without_scale_is_not_an_inputs_failure(
     assert not (tmp_path / "out").exists()
 
 
+def test_slides_without_scale_get_the_command(histo: Histo, tmp_path: Path, write_tiff: Callable[..., Path]) -> None:
+    slide = write_tiff(tmp_path / "a slide.tif", np.full((600, 1200, 3), 200, np.uint8), mpp=None)
+    with stub_model(tmp_path / "bundle") as bundle:
+        code, _, err = histo("predict", bundle, slide, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"(name those alone): histo predict {bundle} '{slide}' --out {tmp_path / 'out'} --mpp 0.25\n" in err
+
+
 @pytest.mark.parametrize("package", ["openslide", "scipy"])
 def test_a_missing_package_is_not_an_inputs_failure(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
