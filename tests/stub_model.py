@@ -42,7 +42,8 @@ def stub_model(folder: Path, spec: ModelSpec = SPEC) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "golden.safetensors"):
         (folder / name).write_text("{}", encoding="utf-8")
-    config: Any = SimpleNamespace(histo=SimpleNamespace(files={}))
+    block = SimpleNamespace(files={}, training={}, input="float", precision="fp32")
+    config: Any = SimpleNamespace(histo=block)
     bundle = SimpleNamespace(path=folder, config=config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "check_model", lambda *_: (bundle, spec, Variant("native")))

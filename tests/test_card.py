@@ -53,6 +53,20 @@ def test_figures_of_each_class() -> None:
     assert "| TUMOR | 91.0 % | 50.0 % | 70.0 % | 100 |\n| a\\|b | 89.0 % | 100.0 % | 80.0 % | 1,234 |" in text
 
 
+def test_an_extended_run_and_the_last_epoch_are_told() -> None:
+    history = [{"epoch": e, "val_accuracy": a, "val_loss": 1.0} for e, a in ((1, 0.5), (2, 0.9), (3, 0.8))]
+    extended = [{"after_epoch": 2, "from": 2, "to": 3}, {"after_epoch": 3, "from": 3, "to": 9}]
+    run = {"epochs": 9, "extended": extended, "history": history, "epoch": 3, "val_accuracy": 0.8}
+    text = card(run)
+    assert "- epochs: 9 (first 2; extended after epoch 2 to 3, after epoch 3 to 9)\n" in text
+    assert (
+        "- Epoch: these are the weights of epoch 3 (validation accuracy 80.0 %), and epoch 2 was better (90.0 %)"
+        in text
+    )
+    assert "- Epoch:" not in card(run | {"history": history[:2], "epoch": 2, "val_accuracy": 0.9})
+    assert "- epochs: 9\n" in card({"epochs": 9})
+
+
 def test_use_limits_licence_and_metadata() -> None:
     text = card({"data": {"name": "tiles", "synthetic": False}, "test": TEST})
     head, _, body = text.removeprefix("---\n").partition("\n---\n")

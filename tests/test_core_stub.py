@@ -99,7 +99,7 @@ def test_python_and_the_core_have_the_same_names() -> None:
 
 
 def test_the_package_lists_what_it_offers() -> None:
-    assert set(histo_export.__all__) <= set(dir(histo_export))
+    assert dir(histo_export) == sorted(histo_export.__all__), "nothing else, such as what it imports"
     assert {"load", "Engine", "Model", "BatchRunner", "FusedHead"} <= set(histo_export.__all__)
 
 

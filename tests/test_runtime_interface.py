@@ -93,13 +93,28 @@ def test_a_damaged_file_is_to_be_exported_again(bundle: Path, tmp_path: Path) ->
     assert not isinstance(caught.value, UsageError)
 
 
-def test_int8_without_scales_names_what_runs_here(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_core, "usable_precisions", lambda: ["fp32", "int8"])
+@pytest.mark.skipif("int8" not in _core.usable_precisions(), reason=str(_core.precision_support()["int8"].reason))
+def test_int8_without_scales_names_what_runs_here(bundle: Path) -> None:
     with pytest.raises(UsageError) as caught:
         open_runtime("native", bundle / NATIVE, threads=1, precision="int8")
-    assert str(caught.value).endswith(
-        "has no scales for int8. Export it with --precision int8, or use --precision fp32."
-    )
+    others = ", ".join(name for name in _core.usable_precisions() if name != "int8")
+    assert str(caught.value).endswith(f"has no scales for int8. Export it with --precision int8, or use {others}.")
+
+
+def test_runtimes_for_a_precision_are_those_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"precision foo: is unknown\. Choose from fp32, bf16x3, bf16, int8\.$"):
+        Variant("native", "foo")  # type: ignore[arg-type]
+    for usable, names in (
+        (["fp32", "int8"], "native, native-latency, onnxruntime, openvino"),
+        (["fp32"], "onnxruntime"),
+    ):
+        monkeypatch.setattr(_core, "usable_precisions", lambda usable=usable: usable)
+        with pytest.raises(UsageError, match=rf"torch in int8: is unavailable\. These can: {names}") as caught:
+            Variant("torch", "int8")
+        assert str(caught.value).endswith("; or use fp32.")
+        assert "onnxruntime-tool" not in str(caught.value), "no bundle has its file"
+    with pytest.raises(UsageError, match=r"No runtime here can run bf16x3; or use fp32\.$"):
+        Variant("torch", "bf16x3")
 
 
 @pytest.mark.parametrize(

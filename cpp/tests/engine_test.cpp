@@ -10,6 +10,7 @@
 #include <limits>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -711,9 +712,14 @@ TEST_CASE("engine: an unavailable precision is refused, and the message says why
             support.reason + "; use fp32");
     }
   }
-  if (const std::vector<Isa> isas = isas_for(Precision::int8); !isas.empty()) {
-    names(complaint(make_model(1, 32), {.precision = Precision::int8, .isa = isas.front()}),
-          "no scales for int8");
+  for (const Isa isa : isas_for(Precision::int8)) {
+    std::vector<Precision> others = histo::usable_precisions(isa);
+    std::erase(others, Precision::int8);
+    CHECK(complaint(make_model(1, 32), {.precision = Precision::int8, .isa = isa}) ==
+          "the model has no scales for int8; export it with --precision int8, or use " +
+              histo::name_list(std::span<const Precision>(others)));
+  }
+  if (!isas_for(Precision::int8).empty()) {
     names(complaint(quantised_model(), {.precision = Precision::int8, .isa = Isa::portable}),
           "portable was asked for");
   }

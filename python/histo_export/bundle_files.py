@@ -12,3 +12,5 @@ TORCHSCRIPT = "torchscript_model.pt"
 NATIVE = "model.safetensors"
 """The native engine's file (see `model.native_file`)."""
 PT2 = "model.pt2"
+MODELS = (ONNX, INT8_ONNX, TORCHSCRIPT, NATIVE, PT2)
+"""What runtimes open."""

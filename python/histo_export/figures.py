@@ -50,14 +50,14 @@ SPLIT_TILES = {
 """What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
 
 
-def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, classes: int) -> None:
+def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, chance: float) -> None:
     """Accuracy and loss of training and validation over the epochs, the best epoch and the accuracy of chance marked.
 
     Args:
         path: the PNG.
         history: rows as in metrics.csv.
         title: one line above.
-        classes: that chance would choose from.
+        chance: share of the largest class in validation, the accuracy of always answering it.
     """
     best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     epochs = [row["epoch"] for row in history]
@@ -94,8 +94,8 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, cl
             axes.set_ylabel("accuracy", fontsize=9)
             axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_formatter(percent_ticks())
-            chance = f"chance: {percent(1 / classes)}"
-            axes.axhline(1 / classes, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=3, label=chance)
+            label = f"chance: {percent(chance)}"
+            axes.axhline(chance, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=3, label=label)
             _widen_accuracy(axes)
         else:
             axes.set_ylabel("cross entropy (nats)", fontsize=9)

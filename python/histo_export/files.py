@@ -125,6 +125,21 @@ def atomic_folder(out: Path, replace: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
+def new_folder_in(folder: Path) -> Iterator[Path]:
+    """A hidden folder in `folder`, for files that are moved there once all are complete; removed at the end.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    partial = _partial(folder / "new")
+    try:
+        partial.mkdir()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A hidden path beside `path`. The file that the block writes there becomes `path` when the block ends without an
     error, and is removed otherwise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from histo_export.spec import percent
 from histo_export.statistics import bootstrap_interval
 
 
@@ -58,7 +59,7 @@ class AccuracyReport:
     @property
     def majority_accuracy(self) -> float:
         """The accuracy of always answering the class that has most tiles."""
-        return max(self.support) / self.tiles
+        return majority_share(self.support)
 
     def _mean(self, per_class: tuple[float, ...]) -> float:
         values = [value for value, tiles in zip(per_class, self.support, strict=True) if tiles]
@@ -85,6 +86,32 @@ class AccuracyReport:
 
         derived = ("macro_f1", "balanced_accuracy", "majority_accuracy")
         return {key: plain(value) for key, value in asdict(self).items()} | {key: getattr(self, key) for key in derived}
+
+
+def majority_share(tiles: Sequence[int]) -> float:
+    """Chance: the accuracy of always answering the class that has most tiles, given the tiles of each class."""
+    return max(tiles) / sum(tiles)
+
+
+def chance_remark(split: str, accuracy: float, classes: Sequence[str], tiles: Sequence[int]) -> str | None:
+    """A sentence for a network that may have learnt nothing; None where its accuracy is surely above chance.
+
+    Args:
+        split: what to call the tiles.
+        accuracy: on them.
+        classes: names.
+        tiles: of each class.
+    """
+    chance = majority_share(tiles)
+    low, high = bootstrap_interval(round(accuracy * sum(tiles)), sum(tiles))
+    if low > chance:
+        return None
+    largest = classes[max(range(len(tiles)), key=tiles.__getitem__)]
+    return (
+        f"{split} accuracy {percent(accuracy)} (95 % interval {percent(low)} to {percent(high)}, {sum(tiles):,} tiles) "
+        f"is not above chance: always answering {largest} gives {percent(chance)}. Train longer, and check the tiles "
+        "and their labels"
+    )
 
 
 def report_of(

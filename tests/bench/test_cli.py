@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from histo_export import files
 from histo_export.bench import measure as measure_module
 from histo_export.bench import run as run_module
 from histo_export.bench.progress import ProgressEstimate
@@ -149,6 +151,21 @@ def test_figures_are_not_lost_where_the_disk_is_full(
     assert list(tmp_path.glob("histo-bench-*")) == [kept.parent]
 
 
+def test_two_runs_into_one_folder_are_refused(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one, before it measures; an owner in this process counts as one."""
+    monkeypatch.setattr(files, "LEASE_S", 0.5)
+    monkeypatch.setattr(files, "HEARTBEAT_S", 0.1)
+    with files.own_folder(tmp_path / "bench") as _, monkeypatch.context() as patch:
+        patch.setattr("histo_export.bench.run.run_bench", None)
+        code, out, err = histo(*QUICK)
+    assert (code, out) == (2, "")
+    assert re.search(r"bench: is in use by another run \(process \d+ on .*choose another --out", err)
+    assert not (tmp_path / "bench").exists()
+    code, _, err = histo("--quiet", *QUICK)
+    assert (code, err) == (0, "")
+    assert not list((tmp_path / "bench").glob(".*"))
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, before: str) -> None:
     """Ctrl-C as a step of the run begins, the name of which starts with `before`."""
     step = ProgressEstimate.step
@@ -233,7 +250,7 @@ def test_an_existing_report_is_kept_unless_forced(histo: Histo) -> None:
         (["--device", "tpu"], "--device tpu: is unknown"),
         (["--precision", "int4"], "Did you mean int8?"),
         (["--precision", "bf16x3", "--device", "cuda"], "--precision bf16x3: has no runtime on cuda"),
-        (["--precision", "int8", "--runtimes", "libtorch"], "libtorch in int8: is unavailable. These can: native, "),
+        (["--precision", "int8", "--runtimes", "libtorch"], "libtorch in int8: is unavailable. These can: "),
         (["--compare", "nowhere.json"], "nowhere.json: could not be read"),
     ],
 )

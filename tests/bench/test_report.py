@@ -235,15 +235,17 @@ def test_nothing_but_an_old_report_is_replaced(report: Report, tmp_path: Path) -
     write_report(report, out, force=False)
     with pytest.raises(UsageError, match="Add --force"):
         check_destination(out, force=False)
-    (out / "extra").touch()
+    (out / "extra").mkdir()
+    (out / "threads.png").touch()
     write_report(report, out, force=True)
-    assert not (out / "extra").exists()
+    assert (out / "extra").is_dir()
+    assert not (out / "threads.png").exists(), "it was of another report"
     other = tmp_path / "precious"
     other.mkdir()
     (other / "thesis.tex").touch()
     with pytest.raises(UsageError, match="is not a report"):
         write_report(report, other, force=True)
-    assert not list(tmp_path.glob(".*partial*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_two_runs_are_compared_row_by_row(make_report: MakeReport, settings: Settings) -> None:

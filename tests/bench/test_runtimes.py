@@ -247,9 +247,9 @@ def test_an_id_names_a_runtime_and_its_precision() -> None:
     assert Variant.parse("onnxruntime-tool-int8") == Variant("onnxruntime-tool", "int8")
     assert str(Variant.parse("openvino-streams-int8").in_precision("bf16")) == "openvino-streams-bf16"
     assert str(Variant.parse("torch-compile-bf16").in_precision("fp32")) == "torch-compile"
-    with pytest.raises(UsageError, match=r"torchscript in int8: is unavailable\. These can: native, native-latency, "):
+    with pytest.raises(UsageError, match=r"torchscript in int8: is unavailable\. These can: .*onnxruntime, "):
         Variant("torchscript", "int8")
-    for text in ("native-fp32", "native-int4", "torchscript-int8", "onnxruntime-tool", ""):
+    for text in ("native-fp32", "native-int4", "torchscript-int8", "onnxruntime-tool"):
         with pytest.raises(UsageError, match=rf"runtime {text}: is unknown\. .*histo doctor lists all"):
             Variant.parse(text)
 

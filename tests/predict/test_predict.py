@@ -518,8 +518,12 @@ def test_tiles_are_taken_as_programs_have_them(classifier: Classifier, tmp_path:
         (np.zeros((1, 75, 75, 3), np.float32), UsageError, r"tiles\[0\]: is float32 \(75, 75, 3\). Give paths, PIL"),
         (np.zeros((2, 3, 75, 75), np.uint8), UsageError, r"tiles\[0\]: is uint8 \(3, 75, 75\)"),
         (np.zeros((0, 75, 75, 3), np.uint8), UsageError, "tiles: is empty"),
-        (np.zeros((75, 75), np.uint8), UsageError, r"tiles\[0\]: is uint8 \(75,\)"),
+        (np.zeros((75, 75), np.uint8), UsageError, r"tiles\[0\]: is uint8 \(75, 75\)"),
+        (np.array(3, np.uint8), UsageError, r"tiles\[0\]: is uint8 \(\)"),
         ([], UsageError, "tiles: is empty"),
+        (b"\x89PNG", UsageError, r"tiles: is bytes. To decode .*: PIL.Image.open\(io.BytesIO\(tile\)\)"),
+        ([b"\x89PNG"], UsageError, r"tiles\[0\]: is bytes. To decode"),
+        ({"a.png": 3}, UsageError, "tiles: is dict. Give paths"),
         (None, UsageError, "tiles: is NoneType. Give paths"),
         ([3], UsageError, r"tiles\[0\]: is int"),
         (
@@ -535,12 +539,30 @@ def test_tiles_are_taken_as_programs_have_them(classifier: Classifier, tmp_path:
         (Image.new("RGBA", (75, 75)), HistoError, r"tiles\[0\]: has 5,625 transparent pixels"),
         (Image.new("CMYK", (75, 75)), HistoError, r"tiles\[0\]: has PIL mode CMYK"),
         ("nowhere.png", HistoError, "nowhere.png: does not exist"),
+        (
+            Path(__file__).parent,
+            UsageError,
+            "predict: is a folder, not a tile. Give the paths of the images in it, or run histo",
+        ),
     ],
 )
 def test_what_is_no_tile_is_refused(classifier: Classifier, tiles: Any, error: type[HistoError], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         classifier.predict(tiles)
-    assert len(str(caught.value)) < 200
+    assert len(str(caught.value).replace(str(Path(__file__).parent), "")) < 200
+
+
+def test_a_closed_image_is_named(classifier: Classifier, tmp_path: Path) -> None:
+    """Of one that was never decoded, and of one that was, Pillow raised errors of two kinds."""
+    Image.new("RGB", (75, 75)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as unread:
+        pass
+    with Image.open(tmp_path / "a.png") as read:
+        read.load()
+    read.close()
+    for image in (unread, read):
+        with pytest.raises(HistoError, match=r"tiles\[0\]: cannot be decoded .*\. Give an image that is open"):
+            classifier.predict([image])
 
 
 def test_tiles_of_another_size_are_resized_as_the_command_does(
@@ -559,16 +581,62 @@ def test_tiles_of_another_size_are_resized_as_the_command_does(
         classifier.predict(image.resize((10, 10)), resize="bilinear")
     with pytest.raises(UsageError, match="resize='nearest': is unknown"):
         classifier.predict(image, resize="nearest")
-    with pytest.raises(UsageError, match="batch=0"):
-        classifier.predict(image, batch=0)
+    for batch in (0, "8", 2.5):
+        with pytest.raises(UsageError, match=re.escape(f"batch={batch!r}: is not a number of tiles")):
+            classifier.predict(image, batch=batch)  # type: ignore[arg-type]
+
+
+def test_the_examples_of_the_guide_run(
+    bundle: Path, slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^## Tiles and slides\n(.*?)^## ", guide, re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert len(examples) >= 4
+    (tmp_path / "bundle").symlink_to(bundle)
+    (tmp_path / "slide.tif").symlink_to(slide_file)
+    (tmp_path / "tiles").mkdir()
+    for name in "ab":
+        Image.new("RGB", (75, 75), (ord(name), 90, 160)).save(tmp_path / "tiles" / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(example, names)
+    assert len(names["prediction"]) == len(names["files"]) == 2
+    assert (tmp_path / "results/slide/summary.json").is_file()
+    assert set(histo_export.load.__kwdefaults__) == {"runtime", "precision", "threads", "device"}, "the guide has all"
+
+
+def test_a_training_run_is_not_a_bundle(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "last.ckpt").touch()
+    with pytest.raises(UsageError, match=f"is a training run, not a bundle.*: histo export '{run}/last.ckpt'"):
+        histo_export.load(run)
+    (run / "best.ckpt").touch()
+    with pytest.raises(UsageError, match=f"is a training run, not a bundle.*: histo export '{run}'"):
+        histo_export.load(run)
 
 
 def test_arguments_of_the_interface(bundle: Path) -> None:
     classifier = histo_export.load(bundle, threads=1)
-    with pytest.raises(UsageError, match="runtime fast: is unknown"):
-        histo_export.load(bundle, runtime="fast")
-    with pytest.raises(UsageError, match="threads=-1: is negative"):
-        histo_export.load(bundle, threads=-1)
+    for argument, value, message in (
+        *(("runtime", "fast", "runtime fast: is unknown"), ("runtime", "", "runtime '': is unknown. histo doctor")),
+        *(("runtime", None, "runtime None: is not a name. histo doctor"), ("runtime", 3, "runtime 3: is not a name")),
+        *(("precision", "foo", "precision foo: is unknown. Choose from fp32, bf16x3, bf16, int8."),),
+        *(("precision", "", "precision '': is unknown"), ("precision", 8, "precision 8: is unknown")),
+        *(("device", "gpu", "device gpu: is unknown. Use cpu or cuda."), ("device", None, "device None: is unknown")),
+        *(("threads", -1, "threads=-1: is not 0 or more"), ("threads", "2", "threads='2': is not 0 or more")),
+    ):
+        with pytest.raises(UsageError, match=re.escape(message)):
+            histo_export.load(bundle, **{argument: value})
+    for path, what in ((None, "NoneType, not a path"), (3, "int, not a path"), (b"x", "bytes, not"), ("", "empty")):
+        with pytest.raises(UsageError, match=rf"bundle: is {what}.*Name a folder that histo export wrote\.$"):
+            histo_export.load(path)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=rf"path: is {what}.*Name the file of a slide\.$"):
+            classifier.predict_slide(path)  # type: ignore[arg-type]
+    with pytest.raises(HistoError, match=r"predict: is a folder"):
+        classifier.predict_slide(Path(__file__).parent)
     assert classifier.threads == 1
     assert classifier.classes == CLASSES
     assert repr(classifier) == "<Classifier: 6 classes, tiles of 75×75 pixels, native (C++)>"

@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -140,11 +141,25 @@ def test_a_model_without_scale_is_not_an_inputs_failure(
     histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slides(monkeypatch)
-    with stub_model(tmp_path / "bundle", replace(SPEC, mpp=None)) as bundle:
+    folder = tmp_path / "my bundle"
+    with stub_model(folder, replace(SPEC, mpp=None)) as bundle:
         code, out, err = histo("predict", bundle, "a.svs", "--out", tmp_path / "out")
+        folder.with_name("my bundle-run").mkdir()
+        _, _, beside = histo("predict", bundle, "a.svs", "--out", tmp_path / "out")
     assert (code, out) == (2, "")
-    assert "bundle: does not state its µm per pixel, which slides need. Export it again with --mpp" in err
+    assert "my bundle: does not state its µm per pixel, which slides need. Export it again with that of its" in err
+    options = f"--mpp 0.5 --out '{folder}' --force"
+    assert re.search(rf"here 0\.5: histo export RUN (--formats \S+ )?{options}, where RUN is", err)
+    assert re.search(rf"here 0\.5: histo export '{folder}-run' (--formats \S+ )?{options}\.$", beside)
     assert not (tmp_path / "out").exists()
+
+
+def test_slides_without_scale_get_the_command(histo: Histo, tmp_path: Path, write_tiff: Callable[..., Path]) -> None:
+    slide = write_tiff(tmp_path / "a slide.tif", np.full((600, 1200, 3), 200, np.uint8), mpp=None)
+    with stub_model(tmp_path / "bundle") as bundle:
+        code, _, err = histo("predict", bundle, slide, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"(name those alone): histo predict {bundle} '{slide}' --out {tmp_path / 'out'} --mpp 0.25\n" in err
 
 
 @pytest.mark.parametrize("package", ["openslide", "scipy"])

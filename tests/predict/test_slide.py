@@ -66,7 +66,7 @@ def test_what_is_not_a_slide_is_refused(tmp_path: Path, pixels, write_tiff: Call
         (cut, "notes.svs|cannot|not a TIFF|damaged|not a slide"),
         (floats, r"floating-point numbers \(32 bits per channel\), not 8-bit RGB"),
         (tmp_path / "absent.svs", "does not exist"),
-        (tmp_path, "is not a file"),
+        (tmp_path, "is a folder"),
     ):
         with pytest.raises(HistoError, match=reason):
             open_slide(path).tile(0, 0, (150, 150), 150)

@@ -71,7 +71,10 @@ def test_a_run_resumes_with_its_own_options(histo: Histo, trained: Trained, tmp_
     histo("train", "demo", *options, "--out", "my run")
     started = trained.last
     assert started[3] == "refuse"
-    for again in (["--resume", "my run"], ["--resume", "--out", "my run"], ["demo", "--resume", "--out", "my run"]):
+    for again in (
+        *(["--resume", "my run"], ["--resume", "--out", "my run"], ["demo", "--resume", "--out", "my run"]),
+        ["--resume", "my run", "--out", "my run"],
+    ):
         histo("train", *again)
         assert trained.last == (*started[:3], "resume")
     histo("train", "--resume", "my run", *options[:-2], "--epochs", 9, "--device", "cpu")
@@ -122,6 +125,13 @@ def test_paths_of_tiles_are_recorded_in_full_but_not_in_checkpoints(
         (["--resume"], "The tiles: are not given"),
         (["--resume", "old"], "old: does not record the options of its run (no options.json). Add --data and all"),
         (["--resume", "damaged"], "options.json: does not hold the options of a run (training.seed). Delete it"),
+        (
+            ["--resume", "old", "--out", "my other"],
+            "--out my other: contradicts --resume: a run goes on in its own folder, old. Leave --out out, or start a "
+            "new run from its weights: histo train TILES --weights old/best.ckpt --out 'my other'.",
+        ),
+        (["--resume", "old/last.ckpt", "--out", "other"], "--out other: contradicts --resume"),
+        (["--resume", "old", "--out", "damaged"], "--out damaged: contradicts --resume"),
     ],
 )
 def test_what_cannot_be_resumed(histo: Histo, trained: Trained, arguments: list[str], message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from histo_export.figures import save_confusion, save_curves
-from histo_export.metrics import report_of
+from histo_export.metrics import chance_remark, report_of
 from histo_export.statistics import bootstrap_interval
 
 CLASSES = ("a", "b", "c")
@@ -55,6 +55,28 @@ def test_a_network_that_always_answers_one_class_is_remarked() -> None:
     assert report_of(CLASSES, logits_for([0, 1, 2]), np.array([0, 1, 2])).remarks() == []
 
 
+@pytest.mark.parametrize(
+    ("correct", "tiles", "at_chance"),
+    [
+        (10, (10, 10, 10), True),  # a third
+        (15, (10, 10, 10), True),  # 32 % to 67 %
+        (16, (10, 10, 10), False),  # 36.7 % at least
+        (2, (10, 10, 10), True),  # worse than chance
+        (27, (27, 2, 1), True),  # always the largest class
+        (50, (60, 20, 20), True),
+        (500, (334, 333, 333), False),
+    ],
+)
+def test_chance_is_the_share_of_the_largest_class(correct: int, tiles: tuple[int, ...], at_chance: bool) -> None:
+    remark = chance_remark("validation", correct / sum(tiles), CLASSES, tiles)
+    low, _ = bootstrap_interval(correct, sum(tiles))
+    assert (remark is not None) == at_chance == (low <= max(tiles) / sum(tiles))
+    if remark is not None:
+        share = f"{100 * max(tiles) / sum(tiles):.1f} %"
+        assert f"is not above chance: always answering a gives {share}. Train longer" in remark
+        assert f"95 % interval {100 * low:.1f} % to " in remark
+
+
 def test_the_interval_is_that_of_resampled_tiles() -> None:
     rng = np.random.default_rng(1)
     correct = np.arange(200) < 163
@@ -68,7 +90,7 @@ def test_the_interval_is_that_of_resampled_tiles() -> None:
 def test_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path) -> None:
     row = {"train_loss": 1.0, "val_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.4}
     for length in (1, 40):
-        save_curves(tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", classes=3)
+        save_curves(tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", chance=1 / 3)
         width, height = size_of(tmp_path / "c.png")
         assert 1400 < width < 1500
         assert 600 < height < 700

@@ -20,17 +20,21 @@ import torch
 from rich.console import Console
 from torchvision.models import resnet34
 
+from drawn_tiles import coloured_data
 from histo_export import files
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.model.checkpoint import read_checkpoint, write_checkpoint
+from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import tile_hash
 from histo_export.training import provenance, recipes, run
+from histo_export.training.folder import RunFolder
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import RECIPES, TrainConfig, rate_factor
-from histo_export.training.result import TrainResult, best_row
+from histo_export.training.result import TrainResult
 from histo_export.training.run import golden_tiles, train
+from histo_export.training.starts import Start
 
 HERE = Path(__file__).parent
 # fp32 by name: "auto" times the precisions, and which wins is the machine's business.
@@ -85,7 +89,7 @@ def test_checkpoints_hold_all_that_an_export_needs(whole: TrainResult, spec: Mod
 
 def test_what_a_run_leaves(whole: TrainResult) -> None:
     names = {path.name.split(".tfevents")[0] for path in whole.out.iterdir()}
-    expected = "best.ckpt last.ckpt metrics.csv report.json curves.png confusion.png events.out"
+    expected = "best.ckpt last.ckpt metrics.csv report.json starts.json curves.png confusion.png events.out"
     assert names == set(expected.split())
     with (whole.out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -96,6 +100,7 @@ def test_what_a_run_leaves(whole: TrainResult) -> None:
     assert report["test"]["tiles"] == 24
     assert len(report["seconds_per_epoch"]) == 3
     assert report["training"]["settings"]["augmentation"] is True
+    assert "epochs" not in report["training"]["settings"], "those of the recipe would contradict the run's"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,11 @@ run.train(data, spec, CONFIG, Path({str(out)!r}), progress=False)
     for ours, theirs in zip(result.history, whole.history, strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
     assert result.test == whole.test
+    killed_start, this = json.loads((out / "report.json").read_text())["run"]["starts"]
+    assert [(start["after_epoch"], start["to_epoch"]) for start in (killed_start, this)] == [(0, 1), (1, 3)]
+    facts = json.loads((out / "report.json").read_text())["run"]
+    assert facts["seconds"] == pytest.approx(killed_start["seconds"] + this["seconds"], abs=0.1)
+    assert (facts["began"], facts["finished"]) == (killed_start["began"], this["finished"])
 
 
 def test_a_complete_run_is_only_tested_again(whole: TrainResult, data: TileData, spec: ModelSpec) -> None:
@@ -191,7 +201,11 @@ def test_a_complete_run_is_only_tested_again(whole: TrainResult, data: TileData,
     ("change", "named"),
     [
         ({"recipe": "report"}, "recipe is report now, but was strong"),
-        ({"epochs": 2}, "epochs is 2 now, but was 3"),
+        (
+            {"epochs": 2},
+            "--epochs 2: is less than the run has .3 of the 3 epochs of the run in .*run are done., and a run can only "
+            "grow. Leave --epochs out for 3, or start a new run with another --out",
+        ),
         ({"seed": 8}, "seed is 8 now, but was 7"),
         ({"batch_size": 8}, "batch_size is 8"),
         ({"lr": 0.01}, "lr is 0.01"),
@@ -219,6 +233,7 @@ def test_a_run_of_version_0_1_0_is_resumed(
     """Its checkpoints do not record the strengths of the augmentation."""
     checkpoint = read_checkpoint(whole.out / "last.ckpt")
     old = {key: value for key, value in checkpoint.training.items() if key != "augmentation"}
+    old["settings"] = old["settings"] | {"epochs": 30}
     monkeypatch.setattr(provenance, "read_checkpoint", lambda path: replace(checkpoint, training=old))
     recorded = provenance.run_to_resume(data, spec, CONFIG, whole.out / "last.ckpt")
     assert recorded == old
@@ -228,8 +243,17 @@ def test_a_run_of_version_0_1_0_is_resumed(
 def test_other_tiles_or_another_network_are_not_resumed(
     whole: TrainResult, data: TileData, other_data: TileData, spec: ModelSpec
 ) -> None:
-    with pytest.raises(UsageError, match="data is other tiles now, but was drawn-16-6-8"):
+    with pytest.raises(
+        UsageError, match=r"the tiles of drawn \(48 train, 18 val, 24 test\) are as many as before, but oth"
+    ):
         train(other_data, spec, CONFIG, whole.out, existing="resume", progress=False)
+    fewer = coloured_data(4, 2, 2)
+    message = (
+        r"are drawn \(12 train, 6 val, 6 test\) now, but were drawn \(48 train, 18 val, 24 test\)\. Use the same tiles"
+    )
+    with pytest.raises(UsageError, match=message) as caught:
+        train(fewer, spec, CONFIG, whole.out, existing="resume", progress=False)
+    assert data.fingerprint not in str(caught.value)
     with pytest.raises(UsageError, match="pool is 3 now, but was 2"):
         train(data, replace(spec, pool=3), CONFIG, whole.out, existing="resume", progress=False)
 
@@ -545,8 +569,12 @@ def test_a_report_tells_what_when_and_where(short: TrainResult, few: TileData) -
     assert report["spec"]["classes"] == list(few.classes)
     assert (report["spec"]["crop"], report["spec"]["tile_size"], report["spec"]["mpp"]) == (32, 36, 0.5)
     facts = report["run"]
-    assert facts["command"] == "histo train drawn"
-    assert facts["host"] == platform.node()
+    (start,) = facts["starts"]
+    assert start["command"] == "histo train drawn"
+    assert start["host"] == platform.node()
+    assert start["versions"] == report["training"]["versions"]
+    assert (start["after_epoch"], start["to_epoch"]) == (0, 1)
+    assert start["seconds"] == facts["seconds"]
     began, finished = (datetime.fromisoformat(facts[key]) for key in ("began", "finished"))
     assert began.utcoffset() == timedelta(0)
     assert began <= finished <= datetime.now(UTC)
@@ -592,13 +620,42 @@ def test_a_run_with_the_same_options_is_used_again(
     console = Console(file=text, width=300)
     monkeypatch.setattr(TileTraining, "training_step", lambda *args: pytest.fail("it is trained again"))
     again = train(few, spec, SHORT, out, existing="reuse", progress=console)
-    assert f"{out} holds this run, complete: it is not trained again, only tested" in text.getvalue()
+    line = f"{out} holds this run, complete (1 epoch): it is not trained again, only tested"
+    assert text.getvalue().splitlines() == [line], "nothing of training"
+    assert [(start.after_epoch, start.to_epoch) for start in again.starts] == [(0, 1), (1, 1)]
     assert again.test == short.test
     assert again.history == short.history
     # Not even a longer run is taken for a shorter one, nor the length of a recipe for that of the run.
     for epochs, shown in ((2, 2), (None, 30)):
         with pytest.raises(UsageError, match=f"epochs is {shown} now, but was 1"):
             train(few, spec, replace(SHORT, epochs=epochs), out, existing="reuse", progress=False)
+
+
+def test_a_damaged_run_tells_what_is_left_of_it(short: TrainResult, few: TileData, spec: ModelSpec, tmp_path) -> None:
+    out = copy_run(short.out, tmp_path / "my run")
+    best, last = out / "best.ckpt", out / "last.ckpt"
+    kept = best.rename(tmp_path / "kept")
+    message = (
+        rf"best.ckpt: is missing, .* best epoch so far \(1\)\. Copy it back, .*\(histo export '{last}'\), or train"
+    )
+    with pytest.raises(HistoError, match=message):
+        train(few, spec, SHORT, out, existing="resume", progress=False)
+    kept.rename(best)
+    last.write_bytes(last.read_bytes()[:100_000])
+    message = rf"last.ckpt: is an incomplete or damaged archive.*; best.ckpt can be exported: histo export '{out}'\.$"
+    with pytest.raises(HistoError, match=message):
+        train(few, spec, SHORT, out, existing="resume", progress=False)
+
+
+def test_a_record_of_starts_that_is_damaged_stops_no_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_starts() == []
+    start = Start("histo train x", "b", "f", 1.5, "host", {"torch": "2"}, 0, 2)
+    folder.write_starts([start, start])
+    assert folder.read_starts() == [start, start]
+    for content in ("", "[]", '{"starts": [{"command": 3}]}', '{"starts": 7}'):
+        folder.starts.write_text(content)
+        assert folder.read_starts() == []
 
 
 def test_files_of_a_run_that_cannot_go_on_are_not_overwritten(few: TileData, spec: ModelSpec, tmp_path) -> None:
@@ -629,6 +686,8 @@ def test_an_extended_run_has_the_rate_of_a_longer_run_and_resumes_to_the_same_bi
     for result in (at_once, in_two):
         assert result.epochs == 3
         assert result.training["epochs"] == 3
+        assert read_checkpoint(result.checkpoint).training["epochs"] == 3, "also where the best epoch is an earlier one"
+        assert read_checkpoint(result.checkpoint).training["extended"] == [{"after_epoch": 1, "from": 1, "to": 3}]
         assert read_checkpoint(result.out / "last.ckpt").training["extended"] == [
             {"after_epoch": 1, "from": 1, "to": 3}
         ]

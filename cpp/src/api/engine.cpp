@@ -2,18 +2,28 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/executor.h"
 #include "cpu/isa_selection.h"
 #include "cpu/normaliser.h"
+#include "histo/cpu.h"
 #include "histo/error.h"
 #include "plan/backend.h"
 
 namespace histo {
 namespace {
+
+// The precisions that this machine runs up to `highest` without scales, as in "fp32, bf16".
+std::string precisions_without_scales(Isa highest) {
+  std::vector<Precision> precisions = usable_precisions(highest);
+  std::erase(precisions, Precision::int8);
+  return name_list(std::span<const Precision>(precisions));
+}
 
 void check_options(const Model& model, const EngineOptions& options) {
   const ModelSpec& spec = model.spec();
@@ -40,7 +50,7 @@ std::shared_ptr<const Program> make_program(Model model, const EngineOptions& op
   if (options.precision == Precision::int8 &&
       std::ranges::find(steps, Precision::int8, &Step::precision) == steps.end()) {
     throw Error(ErrorCode::unsupported, "the model has no scales for int8",
-                "export it with --precision int8, or use fp32 or bf16");
+                "export it with --precision int8, or use " + precisions_without_scales(*options.isa));
   }
   return program;
 }

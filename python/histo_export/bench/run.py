@@ -12,7 +12,8 @@ from histo_export.bench.measure import Circumstances, measure
 from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
-from histo_export.bench.subjects import open_subjects, untrained_subjects
+from histo_export.bench.subjects import Subject, open_subjects, untrained_subjects
+from histo_export.bundle_files import NATIVE
 from histo_export.machine import package_versions, this_machine, versions
 from histo_export.runtimes import PACKAGES
 
@@ -48,21 +49,11 @@ def run_bench(
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)
-    precisions = {runtime.precision for runtime in settings.runtimes}
     with tempfile.TemporaryDirectory(prefix="histo-bench-") as folder:
         if bundles:
-            subjects = open_subjects(bundles, precisions)
+            subjects = open_subjects(bundles, {runtime.precision for runtime in settings.runtimes})
         else:
-            files = {runtime.file for runtime in settings.runtimes}
-            if precisions != {"fp32"}:
-                files.add("model.safetensors")  # gives the error that a lower precision may have
-            subjects = untrained_subjects(
-                pools,
-                Path(folder),
-                files,
-                lambda step: progress(Progress(step, 0.0, float("nan"))),
-                int8="int8" in precisions,
-            )
+            subjects = _make_subjects(pools, Path(folder), settings, progress)
         rows, left_out = measure(subjects, settings, progress, circumstances=circumstances)
     report = Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -83,3 +74,18 @@ def run_bench(
     if old is not None:
         report.compare_with(old)
     return report
+
+
+def _make_subjects(pools: Sequence[int], folder: Path, settings: Settings, progress: OnProgress) -> list[Subject]:
+    """Untrained networks with the given pools, and those of their files in `folder` that the runtimes open."""
+    precisions = {runtime.precision for runtime in settings.runtimes}
+    files = {runtime.file for runtime in settings.runtimes}
+    if precisions != {"fp32"}:
+        files.add(NATIVE)  # gives the error that a lower precision may have
+    return untrained_subjects(
+        pools,
+        folder,
+        files,
+        lambda step: progress(Progress(step, 0.0, float("nan"))),
+        int8="int8" in precisions,
+    )

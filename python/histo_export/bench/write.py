@@ -7,16 +7,18 @@ import tempfile
 from pathlib import Path
 
 from histo_export.bench.document import document
-from histo_export.bench.plots import draw
+from histo_export.bench.plots import PLOTS, draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import UsageError, not_written
-from histo_export.files import atomic_folder, made_folder, write_atomic
+from histo_export.files import made_folder, new_folder_in, write_atomic
 from histo_export.strict_json import dump_json
 
 
 def write_report(report: Report, out: Path, force: bool) -> list[Path]:
-    """Writes report.json, report.md, report.html and the plots into `out`, all or none.
+    """Writes report.json, report.md, report.html and the plots into `out`; an old report stays until all are complete.
+
+    They are not written to a new folder that replaces `out`, because the file in it that names its owner must stay.
 
     Raises:
         UsageError: `out` exists and is not an old report, or is one and `force` is not set.
@@ -24,21 +26,30 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     """
     check_destination(out, force)
     try:
-        with atomic_folder(out) as folder:
+        with made_folder(out), new_folder_in(out) as folder:
             plots = draw(report, folder)
             doc = document(report)
             (folder / "report.json").write_text(_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
             (folder / "report.html").write_text(to_html(doc, plots), encoding="utf-8")
+            for plot in PLOTS:  # this report may have others than the old one
+                (out / plot).unlink(missing_ok=True)
+            for file in folder.iterdir():
+                file.rename(out / file.name)
     except OSError as error:
         raise not_written(out, error) from error
-    return sorted(out.iterdir())
+    return [path for path in _contents(out) if path.name in (*PLOTS, "report.html", "report.json", "report.md")]
+
+
+def _contents(out: Path) -> list[Path]:
+    """What lies in a folder, besides hidden files such as that of its owner."""
+    return sorted(path for path in out.iterdir() if not path.name.startswith("."))
 
 
 def check_destination(out: Path, force: bool) -> None:
     """Raises the errors of `write_report` that can be foreseen, to be called before ten minutes of measuring."""
     try:
-        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "report.json").is_file())):
+        if out.exists() and (not out.is_dir() or (any(_contents(out)) and not (out / "report.json").is_file())):
             raise UsageError(out, "exists and is not a report", "Choose another --out")
         if (out / "report.json").is_file() and not force:
             raise UsageError(out, "exists", "Add --force to replace the report, or choose another --out")

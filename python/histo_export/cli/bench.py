@@ -78,29 +78,31 @@ def bench(
     from histo_export.bench.document import document
     from histo_export.bench.report import Report
     from histo_export.bench.write import check_destination
+    from histo_export.files import own_folder
 
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
     from histo_export.bench.run import run_bench
 
-    settings = _settings(measurement)
-    with _progress(output.quiet) as progress:
-        report = run_bench(
-            bundles or [],
-            counts("--pools", pools or "1,2,4,8"),
-            settings,
-            command=show.command_line("histo", *sys.argv[1:]),
-            old=old,
-            progress=progress,
-            warn=(lambda sentence: None) if output.quiet else _warn,
-        )
-    try:
-        written = _write(report, out, output.force)
-    finally:  # the result is not lost where it can't be written
-        if output.as_json:
-            show.print_json(report.model_dump(mode="json"))
-        else:
-            _print(document(report))
+    settings, sizes = _settings(measurement), counts("--pools", pools or "1,2,4,8")
+    with own_folder(out) as still_own:
+        with _progress(output.quiet) as progress:
+            report = run_bench(
+                bundles or [],
+                sizes,
+                settings,
+                command=show.command_line("histo", *sys.argv[1:]),
+                old=old,
+                progress=progress,
+                warn=(lambda sentence: None) if output.quiet else _warn,
+            )
+        try:
+            written = _write(report, out, output.force, still_own)
+        finally:  # the result is not lost where it can't be written
+            if output.as_json:
+                show.print_json(report.model_dump(mode="json"))
+            else:
+                _print(document(report))
     if not output.quiet and not output.as_json:
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if report.stopped:
@@ -112,11 +114,19 @@ def _warn(sentence: str) -> None:
     show.log.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
 
 
-def _write(report: Report, out: Path, force: bool) -> list[Path]:
-    """Writes the report; where that fails, report.json goes to the folder for temporary files."""
+def _write(report: Report, out: Path, force: bool, still_own: Callable[[], None]) -> list[Path]:
+    """Writes the report; where that fails, report.json goes to the folder for temporary files.
+
+    Args:
+        report: of this run.
+        out: the folder.
+        force: replace an old report.
+        still_own: raises HistoError where another process has taken the folder over.
+    """
     from histo_export.bench.write import keep_report, write_report
 
     try:
+        still_own()
         return write_report(report, out, force)
     except HistoError as error:
         try:

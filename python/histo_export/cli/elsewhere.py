@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from histo_export.cli.options import TileOptions, TrainingOptions, given
+from histo_export.cli.options import TileOptions, TrainingOptions, given, number
 from histo_export.errors import UsageError
 from histo_export.model.weight_source import weight_file
 from histo_export.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec
@@ -103,7 +103,7 @@ def _channels(option: str, text: str | None, imagenet: Channels) -> Channels:
     if text == "imagenet":
         return imagenet
     try:
-        red, green, blue = map(float, (text or "").split(","))
+        red, green, blue = (number(part.strip()) for part in (text or "").split(","))
     except ValueError as error:
         example = ",".join(map(str, imagenet))
         raise UsageError(f"{option} {text}", "is not three numbers", f"Use e.g. {option} {example}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from histo_export.cli import show
 from histo_export.cli.elsewhere import ForeignWeightsOptions, file_to_export, model_of_options
@@ -101,42 +102,48 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
-    checkpoint = _checkpoint_file(source, checkpoint)
-    if checkpoint is not None:
+    if (checkpoint := _checkpoint_file(source, checkpoint)) is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
     foreign = file_to_export(training, data, checkpoint)
     model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
 
     with show.status("starting torch", output.quiet):
         import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
+        from histo_export.export.elsewhere import checkpoint_of_weights
         from histo_export.model.checkpoint import read_checkpoint
 
     result = opened = None
     if foreign is not None and model is not None:
-        from histo_export.export.elsewhere import checkpoint_of_weights
-
         checkpoint, loaded = foreign, checkpoint_of_weights(foreign, model, pool)
-    elif checkpoint is None:
-        options = RunOptions(data or "demo", pool or 1, tiles, training)
-        out = out or Path("bundles") / options.name
-        opened, result = _train(options, out, output)
-        checkpoint = result.checkpoint
-    if foreign is None:
+    else:
+        if checkpoint is None:
+            options = RunOptions(data or "demo", pool or 1, tiles, training)
+            out = out or Path("bundles") / options.name
+            opened, result = _train(options, out, output)
+            checkpoint = result.checkpoint
         loaded = read_checkpoint(checkpoint)
         _check_agreement(loaded, pool, tiles)
-    if tiles.mpp is not None:
-        loaded = replace(loaded, spec=replace(loaded.spec, mpp=tiles.mpp))
+    loaded = _with_scale(loaded, tiles.mpp)
     if opened is None and data is not None:
         opened = tiles_of_checkpoint(loaded, data, tiles.split)
-    if out is None:
-        name = loaded.training.get("data", {}).get("name", "model")
-        out = Path("bundles") / f"{name}-pool{loaded.spec.pool}"
+    out = out or _default_place(loaded)
     checks = _export(loaded, out, _settings(bundle, formats, output.force), opened, output.quiet)
     following = _next_steps(out, formats, slides=loaded.spec.mpp is not None)
     if output.as_json:
         _print_json(checkpoint, loaded, out, checks, bundle.precision, following)
     else:
         _print(result, loaded, out, checks, bundle.precision, [] if output.quiet else following)
+
+
+def _with_scale(checkpoint: Checkpoint, mpp: float | None) -> Checkpoint:
+    """The checkpoint with another µm per pixel, or as it is where that is None."""
+    return checkpoint if mpp is None else replace(checkpoint, spec=replace(checkpoint.spec, mpp=mpp))
+
+
+def _default_place(checkpoint: Checkpoint) -> Path:
+    """The bundle of a checkpoint where the user names none."""
+    name = checkpoint.training.get("data", {}).get("name", "model")
+    return Path("bundles") / f"{name}-pool{checkpoint.spec.pool}"
 
 
 def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | None:
@@ -300,11 +307,15 @@ def _print(
     precision: str,
     following: Sequence[str],
 ) -> None:
+    from histo_export.export.card import epoch_note
+
     if result is not None:
         show.print_accuracy(result)
     spec = checkpoint.spec
     synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
     origin = ", trained elsewhere, accuracy unknown" if checkpoint.training.get("trained_elsewhere") else synthetic
+    if note := epoch_note(checkpoint.training):
+        show.log.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     title = f"{out}: ResNet34, pool {spec.pool}, {len(spec.classes)} classes{origin}"
     show.print_files(title, out, checks, checkpoint.training)
     show.print_passed(len(checks.results))

@@ -127,7 +127,7 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
 
 def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     """What a user wants to know of a model before using it."""
-    from histo_export.export.card import describe_test
+    from histo_export.export.card import describe_test, described_settings, epoch_note
 
     training = facts["training"]
     data = training.get("data", {})
@@ -140,7 +140,8 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
         "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
-        "training": ", ".join(f"{key} {training[key]}" for key in _TOLD if training.get(key) is not None) or "unknown",
+        "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
+        "epoch": epoch_note(training),
         "test accuracy": describe_test(training),
         "trained": str(training.get("date", "")),
         "made for": f"{facts['precision']}, {facts['input']} input" if "precision" in facts else "",
@@ -170,10 +171,6 @@ def _elsewhere(training: dict[str, Any]) -> str:
     weights, digest = training.get("weights"), training.get("weights_sha256")
     facts = ["trained elsewhere", f"weights {weights}, sha256 {digest[:16]}" if weights and digest else ""]
     return f"unknown ({'; '.join(filter(None, facts))})"
-
-
-_TOLD = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
-"""Entries of a training's provenance that `histo inspect` prints; --json has all."""
 
 
 def _size_facts(spec: ModelSpec, trained: Size, exported: Size, kept: int) -> dict[str, Any]:

@@ -35,10 +35,38 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def _pool(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise UsageError(f"--pool {text}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
+MOST_DIGITS = 1000
+"""Of an integer; Python refuses to read some thousands."""
+
+
+def integer(text: str) -> int:
+    """The integer in a text.
+
+    Raises:
+        ValueError: the text is another one, such as those that `int` reads too: "1_0", " 10", digits of other scripts.
+        OverflowError: it has thousands of digits.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise ValueError(f"{text!r} is not an integer")
+    if len(text) > MOST_DIGITS:
+        raise OverflowError(f"{text[:20]}… is too large")
     return int(text)
+
+
+def number(text: str) -> float:
+    """The number in a text; ValueError for another text, such as those that `float` would read too ("1_0.5")."""
+    if not re.fullmatch(r"[!-^`-~]+", text):  # ASCII without blanks and _
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
+def _pool(text: str) -> int:
+    try:
+        if (pool := integer(text)) >= 1:
+            return pool
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"--pool {text}", "is not an integer of 1 or more", "Use --pool 1, 2, 3, …")
 
 
 Pool = Annotated[
@@ -233,8 +261,9 @@ def three_numbers(option: str, text: str | None) -> Any:
     if text is None:
         return None
     try:
-        numbers = tuple(float(part) if "." in part else int(part) for part in text.split(","))
-    except ValueError:
+        parts = [part.strip() for part in text.split(",")]
+        numbers = tuple(number(part) if "." in part else integer(part) for part in parts)
+    except (ValueError, OverflowError):
         numbers = ()
     if len(numbers) != 3:
         raise UsageError(f"{option} {text}", "is not three numbers", f"Use e.g. {option} 425,100,100")
@@ -243,12 +272,15 @@ def three_numbers(option: str, text: str | None) -> Any:
 
 def counts(option: str, text: str) -> tuple[int, ...]:
     """ "1,8,32" → different integers of 1 or more."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+    try:
+        numbers = tuple(integer(part.strip()) for part in text.split(","))
+    except (ValueError, OverflowError):
+        numbers = (0,)
+    if min(numbers) < 1:
         raise UsageError(f"{option} {text}", "is not a list of integers of 1 or more", f"Use e.g. {option} 1,8")
-    if len(set(parts)) < len(parts):
+    if len(set(numbers)) < len(numbers):
         raise UsageError(f"{option} {text}", "names a number twice", "Name each once")
-    return tuple(map(int, parts))
+    return numbers
 
 
 def precisions(text: str) -> tuple[Precision, ...]:

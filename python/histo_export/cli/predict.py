@@ -145,21 +145,7 @@ def predict(
                 bundle, inputs, out, settings, ray=ray, force=output.force, command=command, report=report
             )
     if output.as_json:
-        from histo_export.predict.inputs import text_of
-
-        show.print_json(
-            {
-                "out": text_of(out),
-                "inputs": [dataclasses.asdict(done) for done in outcome.done],
-                "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
-                "skipped": [dataclasses.asdict(kind) for kind in outcome.skipped],
-                "notes": outcome.notes,
-                "earlier_failures": outcome.earlier_failures,
-                "executed": outcome.executed,
-                "seconds": outcome.wall,
-                "peak_memory_mb": round(outcome.peak_mb),
-            }
-        )
+        show.print_json(_facts(out, outcome))
     else:
         _print(out, outcome, verbose)
     if outcome.failures:
@@ -235,10 +221,28 @@ def _progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
+def _facts(out: Path, outcome: Outcome) -> dict[str, Any]:
+    """The results as plain values."""
+    from histo_export.predict.inputs import text_of
+
+    return {
+        "out": text_of(out),
+        "inputs": [dataclasses.asdict(done) for done in outcome.done],
+        "failures": [dataclasses.asdict(failure) for failure in outcome.failures],
+        "skipped": [dataclasses.asdict(kind) for kind in outcome.skipped],
+        "notes": outcome.notes,
+        "earlier_failures": outcome.earlier_failures,
+        "executed": outcome.executed,
+        "seconds": outcome.wall,
+        "peak_memory_mb": round(outcome.peak_mb),
+    }
+
+
 def _print(out: Path, outcome: Outcome, verbose: bool) -> None:
     """The results on stdout; warnings and failures on stderr."""
     from histo_export.predict.inputs import text_of
     from histo_export.predict.record import FAILED
+    from histo_export.predict.slide import NO_SCALE
 
     place, failed = escape(text_of(out)), escape(text_of(out / FAILED))
     for done in outcome.done:
@@ -263,6 +267,10 @@ def _print(out: Path, outcome: Outcome, verbose: bool) -> None:
         show.log.print(f"[red]{len(outcome.failures):,} could not be used[/] (all in {failed}):")
         for failure in outcome.failures[:FAILURES_SHOWN]:
             show.log.print(f"  {failure.path}: {failure.reason}.", markup=False)
+    if any(NO_SCALE in failure.reason for failure in outcome.failures):
+        again = show.command_line("histo", *sys.argv[1:], "--mpp", "0.25")
+        text = f"With the µm per pixel of slides that do not state it, here 0.25 (name those alone): {again}"
+        show.log.print(text, markup=False, soft_wrap=True)
     if outcome.earlier_failures:
         show.log.print(f"{failed} also lists {outcome.earlier_failures:,} of earlier runs over other inputs.")
 

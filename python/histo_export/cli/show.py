@@ -124,7 +124,7 @@ def print_accuracy(result: TrainResult) -> None:
         f"{percent(test.majority_accuracy)})\n"
         f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
-    for remark in test.remarks():
+    for remark in result.remarks:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 

@@ -202,10 +202,8 @@ def train(
     """Train a classifier, keep its best epoch, and test it."""
     if resume and output.force:
         raise UsageError("--resume", "contradicts --force", "Leave one of them out")
-    if resume and source is not None and out is None:
-        out, source = Path(source), None
-        if out.name in ("last.ckpt", "best.ckpt") and out.is_file():  # a file of the run, as histo export takes it
-            out = out.parent
+    if resume and source is not None:
+        source, out = _run_to_resume(source, out)
     if source is not None and data is not None:
         raise UsageError(f"--data {data}", f"names other tiles than {source}", "Leave one of them out")
     options = RunOptions(source or data or "", pool or 1, tiles, training, cluster)
@@ -213,7 +211,7 @@ def train(
         raise UsageError("The tiles", "are not given", "Use e.g. histo train DIR, or --data kather2016 or demo")
     if resume:
         out = out or Path("runs") / options.name
-        options = _resumed(options, out, _typed(context))
+        options = _resumed(options, out, _typed(context, source))
     existing: Existing = "resume" if resume else "replace" if output.force else "refuse"
     run = out or Path("runs") / options.name
     if not resume:  # a run that goes on has its weights in its checkpoint
@@ -224,24 +222,39 @@ def train(
 
     from histo_export.training.run import is_main_process
 
-    if not is_main_process():
-        return
-    following = [show.command_line("histo", "export", run)]
-    if output.as_json:
-        show.print_json({"run": str(run), **result.to_dict(), "next": following})
-        return
-    show.print_accuracy(result)
-    _print_classes(result)
-    if not output.quiet:
-        files = "best.ckpt, last.ckpt, metrics.csv, curves.png, confusion.png, report.json"
-        show.out_console.print(f"\n{escape(str(run))}: {files}")
-        show.out_console.print(f"\nNext:\n  {following[0]}", markup=False, soft_wrap=True)
+    if is_main_process():
+        _print(result, run, output)
 
 
-def _typed(context: typer.Context) -> set[str]:
-    """The parameters that the user gave, whatever their values are."""
+def _run_to_resume(source: str, out: Path | None) -> tuple[str | None, Path]:
+    """The tiles, if `source` names them, and the folder of the run, which is `source` itself or --out.
+
+    Raises:
+        UsageError: both are runs.
+    """
+    from histo_export.training.folder import RunFolder
+
+    run = Path(source)
+    if run.name in ("last.ckpt", "best.ckpt") and run.is_file():  # a file of the run, as histo export takes it
+        run = run.parent
+    if out is None:
+        return None, run
+    if not RunFolder(run).last.is_file():
+        return source, out
+    if run.resolve() == out.resolve():
+        return None, run
+    anew = show.command_line("histo", "train", "TILES", "--weights", RunFolder(run).best, "--out", out)
+    raise UsageError(
+        f"--out {out}",
+        f"contradicts --resume: a run goes on in its own folder, {run}",
+        f"Leave --out out, or start a new run from its weights: {anew}",
+    )
+
+
+def _typed(context: typer.Context, tiles: str | None) -> set[str]:
+    """The parameters that the user gave, whatever their values are; `tiles` may be named without an option."""
     given = {name for name in context.params if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
-    return given | ({"data"} if "source" in given and context.params["out"] is not None else set())
+    return given | ({"data"} if tiles else set())
 
 
 def _resumed(options: RunOptions, run: Path, typed: set[str]) -> RunOptions:
@@ -326,6 +339,22 @@ def run_training(
             text = f"The last complete epoch is kept in {run}. Go on with: {go_on}"
             show.log.print(text, markup=False, highlight=False, soft_wrap=True)
         raise
+
+
+def _print(result: TrainResult, run: Path, output: OutputOptions) -> None:
+    """The accuracy, the files in the run's folder and the next step; or all of it as JSON."""
+    from histo_export.training.folder import RunFolder
+
+    following = show.command_line("histo", "export", run)
+    if output.as_json:
+        show.print_json({"run": str(run), **result.to_dict(), "next": [following]})
+        return
+    show.print_accuracy(result)
+    _print_classes(result)
+    if not output.quiet:
+        files = ", ".join(RunFolder(run).contents())
+        show.out_console.print(f"\n{escape(str(run))}: {files}", soft_wrap=True)
+        show.out_console.print(f"\nNext:\n  {following}", markup=False, soft_wrap=True)
 
 
 def _print_classes(result: TrainResult) -> None:

@@ -6,7 +6,7 @@ Typer's messages name neither the value nor the command. Here each kind of wrong
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 
 from histo_export.cli.examples import EXAMPLES
+from histo_export.cli.options import integer, number
 from histo_export.cli.show import NARROW
 from histo_export.errors import UsageError
 
@@ -59,10 +60,13 @@ COMMAND_SYNONYMS = {
 }
 """Other tools' names of commands → ours."""
 
+NUMBERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    int: (integer, "an integer"),
+    float: (number, "a number"),
+}
+"""The types of options that are numbers → how their texts are read, and what to call them."""
+
 CAUSES = {
-    "exceeded maximum size": "is too large",
-    "valid integer": "is not an integer",
-    "valid number": "is not a number",
     "finite number": "is not a finite number",
     "greater than or equal to ": "is below ",
     "less than or equal to ": "is above ",
@@ -148,8 +152,8 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
     """The name of each option that takes a value → the value as typed.
 
     Raises:
-        UsageError: an option lacks its value (Typer would take the next option for it), has an empty one, or has two
-            (Typer would ignore the first).
+        UsageError: an option lacks its value (Typer would take the next option for it), has an empty one, has two
+            (Typer would ignore the first), or has a text for a number (Typer would read 1_0 as 10).
     """
     options = _options(ctx.command, ctx)
     values: dict[str | None, str] = {}
@@ -169,6 +173,13 @@ def _values(ctx: Any, args: Sequence[str]) -> Mapping[str | None, str]:
             value = following
         if not value:
             raise _empty(name)
+        read, kind = NUMBERS.get(option.type_descriptor.annotation, (str, ""))
+        try:
+            read(value)
+        except ValueError:
+            raise UsageError(f"{name} {value}", f"is not {kind}", _see(ctx)) from None
+        except OverflowError:
+            raise UsageError(f"{name} {value[:20]}…", "is too large", _see(ctx)) from None
         if values.setdefault(option.name, value) != value:
             a_list = (option.metavar or "").endswith(",…")
             hint = f"Use {name} {values[option.name]},{value}" if a_list else "Give it once"

@@ -204,6 +204,17 @@ class Nuclei:
     ragged: float = 0.06
 
 
+def _gland_nuclei(dysplasia: float) -> Nuclei:
+    """The nuclei of a gland's wall; see `dysplasia` of `_Canvas.glands`."""
+    return Nuclei(
+        long=(4.6 + 2.0 * dysplasia, 6.0 + 3.2 * dysplasia),
+        aspect=(0.5, 0.75),
+        dark=(0.75, 1.15),
+        chromatin=0.25 + 0.15 * dysplasia,
+        rim=0.3 * dysplasia,
+    )
+
+
 LYMPHOCYTE = Nuclei(long=(3.6, 5.0), aspect=(0.82, 1.0), dark=(1.05, 1.55), chromatin=0.22)
 FIBROBLAST = Nuclei(long=(6, 11), aspect=(0.2, 0.38), dark=(0.6, 1.1), chromatin=0.25)
 TUMOUR_CELL = Nuclei(
@@ -415,19 +426,7 @@ class _Canvas:
             return
         self.goblets(*np.concatenate(drops, axis=1))
         cy, cx = np.concatenate(centres, axis=1)
-        self.nuclei(
-            cy,
-            cx,
-            Nuclei(
-                long=(4.6 + 2.0 * dysplasia, 6.0 + 3.2 * dysplasia),
-                aspect=(0.5, 0.75),
-                dark=(0.75, 1.15),
-                chromatin=0.25 + 0.15 * dysplasia,
-                rim=0.3 * dysplasia,
-            ),
-            angle=np.concatenate(angles),
-            keep=0.95,
-        )
+        self.nuclei(cy, cx, _gland_nuclei(dysplasia), angle=np.concatenate(angles), keep=0.95)
 
     def develop(self) -> NDArray[np.uint8]:
         """Shine light through the two dyes: uint8 RGB `(SIDE, SIDE, 3)`."""

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,8 @@ def read_image_bytes(path: Path) -> bytes:
     try:
         # No O_NONBLOCK: a named pipe would block in open(), so it is refused before.
         if not path.is_file():
-            raise BadImageError("is not a regular file" if path.exists() else "does not exist (broken link?)")
+            kind = "is a folder" if path.is_dir() else "is not a regular file"
+            raise BadImageError(kind if path.exists() else "does not exist (broken link?)")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
@@ -80,12 +83,29 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         BadImageError: for any other bytes; no other exception is raised.
     """
+    with _bad_images():
+        if is_tiff(data[:4]):
+            return opaque_pixels(_load_tiff(io.BytesIO(data)))
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return opaque_pixels(_load(image, data))
+
+
+def image_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 RGB `(h, w, 3)` of an image that a program opened, which may not have been decoded yet.
+
+    Raises:
+        BadImageError: as `opaque_pixels`; or it was closed, or is damaged. No other exception is raised.
+    """
+    with _bad_images():
+        return opaque_pixels(image)
+
+
+@contextmanager
+def _bad_images() -> Iterator[None]:
+    """Turns whatever Pillow raises in the block into a BadImageError."""
     try:
         with quiet_pillow():
-            if is_tiff(data[:4]):
-                return opaque_pixels(_load_tiff(io.BytesIO(data)))
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                return opaque_pixels(_load(image, data))
+            yield
     except BadImageError:
         raise
     except TiffError as error:

@@ -277,9 +277,11 @@ def _no_bundle(path: Path) -> UsageError:
 
     if not path.exists():
         return UsageError(path, "does not exist", "Name a folder that histo export wrote")
-    if path.suffix == ".ckpt" or RunFolder(path).best.is_file():
+    run = RunFolder(path)
+    if path.suffix == ".ckpt" or run.best.is_file() or run.last.is_file():
         kind = "a training run" if path.is_dir() else "a checkpoint"
-        export = shlex.join(["histo", "export", str(path)])
+        source = run.last if path.is_dir() and not run.best.is_file() else path
+        export = shlex.join(["histo", "export", str(source)])
         return UsageError(path, f"is {kind}, not a bundle", f"Make a bundle of it: {export}")
     if path.is_file() and (path.parent / CONFIG).is_file():
         return UsageError(path, "is a file of a bundle", f"Name its folder, {path.parent}")

@@ -9,6 +9,7 @@ from typing import Any
 from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
+from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec, describe_input, percent
 
 HUB_METADATA = (
@@ -48,7 +49,11 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
         f"- Data fingerprint: `{data.get('fingerprint', 'not recorded')}`",
-        *(f"- {key}: {training[key]}" for key in ("recipe", "epochs", "seed", "weights") if key in training),
+        *(
+            f"- {key}: {value}"
+            for key, value in described_settings(training).items()
+            if key not in ("batch_size", "lr")
+        ),
         *_accuracy_lines(training),
         "",
         *_class_lines(training),
@@ -125,6 +130,33 @@ def _use_lines(spec: ModelSpec, training: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def described_settings(training: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a training as far as they are recorded, in words; `epochs` with how the run was extended."""
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
+    settings = {name: str(training[name]) for name in names if training.get(name) is not None}
+    if "epochs" in settings and (extended := training.get("extended")):
+        first = extended[0].get("from", "?")
+        steps = ", ".join(f"after epoch {step.get('after_epoch', '?')} to {step.get('to', '?')}" for step in extended)
+        settings["epochs"] += f" (first {first}; extended {steps})"
+    return settings
+
+
+def epoch_note(training: Mapping[str, Any]) -> str:
+    """What to say of weights that are not those of the best epoch that their record knows; "" for those that are."""
+    history = [row for row in training.get("history", []) if {"epoch", "val_accuracy", "val_loss"} <= row.keys()]
+    epoch = training.get("epoch")
+    if not history or epoch is None:
+        return ""
+    best = best_row(history)
+    if best["epoch"] == epoch:
+        return ""
+    mine = percent(training["val_accuracy"]) if training.get("val_accuracy") is not None else "unknown"
+    return (
+        f"these are the weights of epoch {epoch} (validation accuracy {mine}), and epoch {best['epoch']} was better "
+        f"({percent(best['val_accuracy'])}); that is in best.ckpt"
+    )
+
+
 def describe_test(training: Mapping[str, Any]) -> str:
     """The accuracy on the test split with its interval, or why it is unknown."""
     test = training.get("test")
@@ -160,6 +192,8 @@ def _accuracy_lines(training: Mapping[str, Any]) -> list[str]:
     lines = []
     if isinstance(value := training.get("val_accuracy"), float):
         lines.append(f"- Validation accuracy: {percent(value)}")
+    if note := epoch_note(training):
+        lines.append(f"- Epoch: {note}")
     return [*lines, f"- Test accuracy: {describe_test(training)}"]
 
 

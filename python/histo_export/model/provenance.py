@@ -83,3 +83,8 @@ def checked_training(value: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise ValueError(first_fault(error)) from error
     return value
+
+
+def best_row(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the best epoch: highest validation accuracy; of equals the lower validation loss, then the earlier."""
+    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))

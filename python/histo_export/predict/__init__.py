@@ -23,8 +23,8 @@ from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
 from histo_export.predict.loop import TileLoop, softmax
 from histo_export.predict.settings import Resample, SlideSettings
-from histo_export.predict.tiles import Tile, check_options, named, pixels_of
-from histo_export.runtimes import Runtime
+from histo_export.predict.tiles import Tile, check_options, is_count, named, path_of, pixels_of
+from histo_export.runtimes import Runtime, one_device
 from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Classifier:
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
-        slide = open_slide(Path(path))
+        slide = open_slide(path_of("path", path, "Name the file of a slide"))
         try:
             loop = TileLoop(self.runtime, self.spec, batch=batch, readers=self.threads)
             return predict_slide(slide, loop, SlideSettings(**settings))
@@ -159,8 +159,10 @@ def load(
     """
     from histo_export.predict.work import check_model, open_model
 
-    if threads < 0:
-        raise UsageError(f"threads={threads}", "is negative", "Give a number of threads, or 0 for all usable CPUs")
-    threads = threads or usable_cpus()
-    checked, spec, chosen = check_model(Path(bundle), runtime, precision)
+    folder = path_of("bundle", bundle, "Name a folder that histo export wrote")
+    if not is_count(threads) or threads < 0:
+        raise UsageError(f"threads={threads!r}", "is not 0 or more", "Give a number, or 0 for all usable CPUs")
+    one_device(device)
+    threads = int(threads) or usable_cpus()
+    checked, spec, chosen = check_model(folder, runtime, precision)
     return Classifier(spec, open_model(checked, chosen, threads, device), threads)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from histo_export.bundle_files import CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError, not_written
+from histo_export.export.again import RUN, command_again
 from histo_export.export.bundle import Bundle
 from histo_export.predict.inputs import Input, SlideInput
 from histo_export.predict.settings import PredictSettings
@@ -39,10 +40,12 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
     if not any(isinstance(item, SlideInput) for item in inputs):
         return
     if spec.mpp is None:
+        again = command_again(bundle, "--mpp", "0.5")
+        run = f", where {RUN} is the folder of its training run" if f" {RUN} " in again else ""
         raise UsageError(
             bundle.path,
             "does not state its µm per pixel, which slides need",
-            "Export it again with --mpp, e.g. --mpp 0.5, or name sets of tiles only",
+            f"Export it again with that of its training tiles, here 0.5: {again}{run}",
         )
     with _of_the_command():
         for module in ("readers", "whole_slide"):  # they need packages that are extras

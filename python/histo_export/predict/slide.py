@@ -18,6 +18,9 @@ Pixels = npt.NDArray[np.uint8]
 WHITE = (255, 255, 255)
 """The colour of glass, for what is outside of a slide or has no pixels."""
 
+NO_SCALE = "does not state its µm per pixel"
+"""What is wrong with a slide or a model without it."""
+
 Pair = tuple[float, float]
 """Of x and y, which differ where a slide's pixels are not square."""
 

@@ -209,23 +209,26 @@ def write_tile_set(
     if judge is not None:
         verdict = judge.write(folder, tiles, open_tiles(tiles, spec.tile_size, resize))
     else:
-        warning = f"{sum(seen.values()):,} of {counts.sum():,} tiles were used in training or validation"
-        verdict = {"warnings": [warning] if any(seen.values()) else []}
-    if enlarged:
-        how_far = f"{len(enlarged):,} of {counts.sum():,} tiles are enlarged, up to {max(enlarged):.3g} times"
-        verdict["warnings"].append(
-            f"{how_far}, and lack details that the model learned from. Check their µm per pixel."
-        )
-    summary = {
-        "tiles": int(counts.sum()),
-        "failed": len(failures),
-        "executed": "; ".join(sorted(executed)),
-        "classes": dict(zip(spec.classes, counts.tolist(), strict=True)),
-        "seen_in_training": "unknown" if trained_on is None else seen,
-        **verdict,
-    }
+        verdict = {"warnings": _seen_warnings(sum(seen.values()), int(counts.sum()))}
+    verdict["warnings"] += _enlarged_warnings(enlarged, int(counts.sum()))
+    facts = {"tiles": int(counts.sum()), "failed": len(failures), "executed": "; ".join(sorted(executed))}
+    classes = dict(zip(spec.classes, counts.tolist(), strict=True))
+    summary = {**facts, "classes": classes, "seen_in_training": "unknown" if trained_on is None else seen, **verdict}
     (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
     return failures
+
+
+def _seen_warnings(seen: int, tiles: int) -> list[str]:
+    """What to say of tiles without labels that the network was trained on."""
+    return [f"{seen:,} of {tiles:,} tiles were used in training or validation"] if seen else []
+
+
+def _enlarged_warnings(enlarged: Sequence[float], tiles: int) -> list[str]:
+    """What to say of tiles whose pixels were enlarged, each so many times."""
+    if not enlarged:
+        return []
+    how_far = f"{len(enlarged):,} of {tiles:,} tiles are enlarged, up to {max(enlarged):.3g} times"
+    return [f"{how_far}, and lack details that the model learned from. Check their µm per pixel."]
 
 
 class _Writer:

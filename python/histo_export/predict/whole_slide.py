@@ -17,7 +17,7 @@ from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
-from histo_export.predict.slide import Pair, Pixels, Slide
+from histo_export.predict.slide import NO_SCALE, Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
@@ -148,7 +148,7 @@ def slide_mpp(slide: Slide, settings: SlideSettings) -> Pair:
     """µm per pixel of level 0 in x and y; HistoError where neither the settings nor the slide state it."""
     mpp = slide.mpp if settings.mpp is None else (settings.mpp, settings.mpp)
     if mpp is None:
-        raise HistoError(slide.path, "does not state its µm per pixel", "State it with --mpp, e.g. --mpp 0.25")
+        raise HistoError(slide.path, NO_SCALE, "State it with --mpp, e.g. --mpp 0.25")
     return mpp
 
 
@@ -208,7 +208,7 @@ def predict_slide(
     """
     spec = loop.spec
     if spec.mpp is None:
-        raise HistoError("The model", "does not state its µm per pixel", "Export it again with --mpp, e.g. --mpp 0.5")
+        raise HistoError("The model", NO_SCALE, "Export it again with --mpp, e.g. --mpp 0.5")
     mpp = slide_mpp(slide, settings)
     layout = make_layout(spec, mpp, settings)
     warnings = check_scale(slide, mpp, layout, spec)

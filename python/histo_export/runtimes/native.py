@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from histo_export import _core
 from histo_export._core import Engine
 from histo_export.errors import HistoError, UsageError
 from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide
@@ -42,10 +41,8 @@ def open_engine(file: Path, *, threads: int, precision: Precision, profile: str)
         if cause.startswith(str(file)):
             cause = cause.removeprefix(str(file)).removeprefix(":").strip()
             raise HistoError(file, f"could not be opened by the native engine ({cause})", _sentence(remedy)) from error
-        if "no scales" in cause:  # the engine's own remedy names precisions that this CPU may lack
-            usable = " or ".join(name for name in _core.usable_precisions() if name != "int8")
-            step = f"Export it with --precision int8, or use --precision {usable}"
-            raise UsageError(file, "has no scales for int8", step) from error
+        if "no scales" in cause:
+            raise UsageError(file, "has no scales for int8", _sentence(remedy)) from error
         raise UsageError("The native engine", cause, _sentence(remedy)) from error
 
 

@@ -1,4 +1,4 @@
-"""The one list of runtimes, and the ids of runtimes in a precision. Imports no runtime."""
+"""The one list of runtimes, and the ids of runtimes in a precision. Imports a runtime only when it is asked for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
-from histo_export.errors import UsageError, nearest
+from histo_export.bundle_files import INT8_ONNX, MODELS, NATIVE, ONNX, PT2, TORCHSCRIPT
+from histo_export.errors import HistoError, UsageError, nearest
 from histo_export.runtimes.base import Runtime
 from histo_export.spec import PRECISIONS, Precision
 
@@ -38,6 +38,9 @@ _AUTOCAST: Mapping[Precision, str] = {"fp32": NATIVE, "bf16": NATIVE}
 _ONNX: Mapping[Precision, str] = {"fp32": ONNX, "int8": INT8_ONNX}
 _OPENVINO: Mapping[Precision, str] = {"fp32": ONNX, "bf16": ONNX, "int8": INT8_ONNX}
 _CPU, _BOTH, _CUDA = ("cpu",), ("cpu", "cuda"), ("cuda",)
+
+DEVICES = _BOTH
+"""What a runtime may run on."""
 
 RUNTIMES: Mapping[str, RuntimeEntry] = {
     "native": RuntimeEntry("native", "NativeRuntime", _NATIVE, "histo-export", _CPU),
@@ -81,13 +84,14 @@ class Variant:
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
             raise UsageError(f"runtime {self.runtime}", "is unknown", nearest(self.runtime, RUNTIMES))
+        if self.precision not in PRECISIONS:
+            step = f"Choose from {', '.join(PRECISIONS)}"
+            raise UsageError(f"precision {str(self.precision) or repr('')}", "is unknown", step)
         if self.precision not in self.entry.files:
-            able = ", ".join(name for name, entry in RUNTIMES.items() if self.precision in entry.files)
-            raise UsageError(
-                f"{self.runtime} in {self.precision}",
-                "is unavailable",
-                f"These can: {able}; or use another precision",
-            )
+            able = [name for name in RUNTIMES if _runs_here(name, self.precision)]
+            here = f"These can: {', '.join(able)}" if able else f"No runtime here can run {self.precision}"
+            own = " or ".join(self.entry.files)
+            raise UsageError(f"{self.runtime} in {self.precision}", "is unavailable", f"{here}; or use {own}")
 
     def __str__(self) -> str:
         return self.runtime if self.precision == "fp32" else f"{self.runtime}-{self.precision}"
@@ -95,10 +99,11 @@ class Variant:
     @classmethod
     def parse(cls, text: str) -> Variant:
         """The variant with this id; UsageError where the id is unknown."""
-        try:
-            return _BY_ID[text]
-        except KeyError:
-            raise UsageError(f"runtime {text}", "is unknown", nearest(text, _BY_ID)) from None
+        if not isinstance(text, str):  # of a program
+            raise UsageError(f"runtime {text!r}", "is not a name", nearest("", _BY_ID))
+        if text not in _BY_ID:
+            raise UsageError(f"runtime {text or repr(text)}", "is unknown", nearest(text, _BY_ID))
+        return _BY_ID[text]
 
     @property
     def entry(self) -> RuntimeEntry:
@@ -146,11 +151,37 @@ def open_runtime(
     runtime: str, file: Path, *, threads: int, device: str = "cpu", precision: Precision = "fp32"
 ) -> Runtime:
     """Opens a model file in one of `RUNTIMES`; see `Runtime` for the arguments and the errors."""
+    one_device(device)
     cls = runtime_class(runtime)
     if reason := cls.unavailable(device, precision):
         other = "--device cpu or another --runtime" if device != "cpu" else "another --runtime or --precision"
         raise UsageError(f"{cls.names[precision]}, --device {device}", reason, f"Use {other}, or see histo doctor")
     return cls(file, threads=threads, device=device, precision=precision)
+
+
+def one_device(device: str) -> None:
+    """UsageError unless `device` is one of `DEVICES`."""
+    if device not in DEVICES:
+        raise UsageError(f"device {device or repr(device)}", "is unknown", f"Use {' or '.join(DEVICES)}")
+
+
+def _runs_here(runtime: str, precision: Precision) -> bool:
+    """Whether a runtime opens a bundle's file in a precision on some device of this machine.
+
+    It imports what the runtime needs, so it is for messages only.
+    """
+    entry = RUNTIMES[runtime]
+    if entry.files.get(precision) not in MODELS:
+        return False
+    if entry.package == "histo-export":
+        from histo_export import _core
+
+        return precision in _core.usable_precisions()
+    try:
+        cls = runtime_class(runtime)
+    except HistoError:  # a package is missing
+        return False
+    return any(cls.unavailable(device, precision) is None for device in DEVICES)
 
 
 _BY_ID: Mapping[str, Variant] = {

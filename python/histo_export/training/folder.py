@@ -6,6 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from histo_export.bundle_files import CONFIG
 from histo_export.errors import HistoError, UsageError, not_written, one_line
 from histo_export.files import write_atomic
 from histo_export.strict_json import dump_json, read_json
+from histo_export.training.starts import Start
 
 EVENTS = "events.out.tfevents.*"
 COLUMNS = ("epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
@@ -27,12 +29,18 @@ class RunFolder:
         self.best, self.last = path / "best.ckpt", path / "last.ckpt"
         self.metrics, self.report = path / "metrics.csv", path / "report.json"
         self.curves, self.confusion = path / "curves.png", path / "confusion.png"
-        self.options = path / "options.json"
+        self.options, self.starts = path / "options.json", path / "starts.json"
 
     def existing(self) -> list[Path]:
         """The files of a run that exist."""
-        files = [self.best, self.last, self.metrics, self.report, self.curves, self.confusion, self.options]
+        files = [self.best, self.last, self.metrics, self.report, self.curves, self.confusion]
+        files += [self.options, self.starts]
         return [file for file in files if file.exists()] + sorted(self.path.glob(EVENTS))
+
+    def contents(self) -> list[str]:
+        """The names of the files of a run that exist; those of TensorBoard, which are long, as one pattern."""
+        events = any(self.path.glob(EVENTS))
+        return [file.name for file in self.existing() if not file.match(EVENTS)] + [EVENTS] * events
 
     def refuse_another_run(self) -> None:
         """Raises UsageError where the folder holds a run already."""
@@ -91,6 +99,20 @@ class RunFolder:
                 "Update histo-export, or delete the file and give the options of the run again",
             )
         return content["options"]
+
+    def write_starts(self, starts: Sequence[Start]) -> None:
+        """Writes starts.json, which `read_starts` reads; HistoError where it can't be written."""
+        self._write_json(self.starts, {"format": 1, "starts": [asdict(start) for start in starts]})
+
+    def read_starts(self) -> list[Start]:
+        """The processes that took part in the run so far; none where no record is readable, which ends no run."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            content = read_json(self.starts)
+            return TypeAdapter(list[Start]).validate_python(content["starts"])
+        except (OSError, ValueError, TypeError, LookupError, ValidationError):
+            return []
 
     def _write_json(self, file: Path, content: Mapping[str, Any]) -> None:
         self._write(file, dump_json(dict(content), indent=2) + "\n")

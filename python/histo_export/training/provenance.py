@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 import histo_export
 from histo_export.errors import HistoError, UsageError
 from histo_export.machine import cpu_name, package_versions
-from histo_export.model.checkpoint import read_checkpoint
+from histo_export.model.checkpoint import Checkpoint, read_checkpoint
+from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec
 from histo_export.training.recipes import TrainConfig
 
@@ -100,23 +103,58 @@ def run_to_resume(
     """
     if not last.is_file():
         raise UsageError(last, "does not exist, so there is no run to resume", "Train without --resume")
-    checkpoint = read_checkpoint(last)
+    checkpoint = _read_last(last)
     recorded = checkpoint.training
     try:
-        before = {**checkpoint.spec.to_dict(), "data": recorded["data"]["fingerprint"]}
-        now = {**spec.to_dict(), "data": data.fingerprint}
+        before, now = checkpoint.spec.to_dict(), spec.to_dict()
         for key, value in config.identity(config.epochs or recorded["epochs"]).items():
             if key in recorded or key not in ADDED_SINCE_0_1_0:
                 before[key], now[key] = recorded[key], value
+        before["settings"] = {key: value for key, value in before["settings"].items() if key != "epochs"}
         executed = recorded["precision"]["executed"]
         if config.autocast not in ("auto", executed):
             before["autocast"], now["autocast"] = executed, config.autocast
-        if extend and now["epochs"] > before["epochs"]:
-            now["epochs"] = before["epochs"]
-    except (KeyError, TypeError) as error:
+        asked, had = now["epochs"], before["epochs"]
+        if extend:
+            now["epochs"] = had
+        changed = [f"{key} is {now[key]} now, but was {value}" for key, value in before.items() if now[key] != value]
+        if data.fingerprint != recorded["data"]["fingerprint"]:
+            changed.append(_other_tiles(data_facts(data), recorded["data"]))
+        best_epoch = best_row(recorded["history"])["epoch"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no epoch
         raise HistoError(last, f"lacks the record of its run ({error})", "Train again without --resume") from error
-    changed = [f"{key} is {now[key]} now, but was {value}" for key, value in before.items() if now[key] != value]
     if changed:
-        ways = "Use the same options, replace the run with --force, or choose another --out"
-        raise UsageError(last.parent, f"holds a run with other options: {'; '.join(changed)}", ways)
+        ways = "Use the same tiles and options, replace the run with --force, or choose another --out"
+        raise UsageError(last.parent, f"holds a run with other tiles or options: {'; '.join(changed)}", ways)
+    if asked < had:
+        done = f"{recorded['epoch']} of the {had} epochs of the run in {last.parent} are done"
+        cause = f"is less than the run has ({done}), and a run can only grow"
+        ways = f"Leave --epochs out for {had}, or start a new run with another --out"
+        raise UsageError(f"--epochs {asked}", cause, ways)
+    if not (best := last.with_name("best.ckpt")).is_file():
+        cause = f"is missing, which held the best epoch so far ({best_epoch})"
+        export = shlex.join(["histo", "export", str(last)])
+        raise HistoError(best, cause, f"Copy it back, export the last epoch ({export}), or train again with --force")
     return recorded
+
+
+def _read_last(last: Path) -> Checkpoint:
+    """The checkpoint; HistoError, with what is left of the run, where it is damaged."""
+    try:
+        return read_checkpoint(last)
+    except HistoError as error:
+        step = f"{error.next_step}, or train again with --force"
+        if last.with_name("best.ckpt").is_file():
+            step += f"; best.ckpt can be exported: {shlex.join(['histo', 'export', str(last.parent)])}"
+        raise HistoError(error.thing, error.cause, step) from error
+
+
+def _other_tiles(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """How tiles differ from those of a run; both are `data_facts`."""
+    here, there = (
+        f"{facts['name']} ({', '.join(f'{count:,} {split}' for split, count in facts.get('tiles', {}).items())})"
+        for facts in (now, before)
+    )
+    if here == there:
+        return f"the tiles of {here} are as many as before, but others, or under other labels"
+    return f"the tiles are {here} now, but were {there}"

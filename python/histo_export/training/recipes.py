@@ -174,7 +174,7 @@ class TrainConfig:
         recipe = recipe_named(self.recipe)
         return {
             "recipe": self.recipe,
-            "settings": asdict(recipe),
+            "settings": {name: value for name, value in asdict(recipe).items() if name != "epochs"},
             "augmentation": dict(AUGMENTATION) if recipe.augmentation else None,
             "epochs": epochs,
             "batch_size": self.batch_size,

@@ -6,6 +6,7 @@ What it leaves in its folder:
                 with the test figures; what `histo export --checkpoint` takes. No optimiser state.
 - `last.ckpt`   the last complete epoch with everything that `resume` needs.
 - `options.json` the options of the command, so that the folder is all that `histo train --resume` needs.
+- `starts.json` when, where and by which command the run was started and resumed; kept from epoch to epoch.
 - `metrics.csv` one row an epoch; `events.out.tfevents.*` the same for TensorBoard.
 - `report.json` see `TrainResult.to_dict`.
 - `curves.png`, `confusion.png`.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +34,7 @@ from torch.utils.data import default_collate
 
 from histo_export.errors import HistoError, UsageError
 from histo_export.files import own_folder
-from histo_export.metrics import report_of
+from histo_export.metrics import chance_remark, majority_share, report_of
 from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
@@ -50,7 +52,8 @@ from histo_export.training.provenance import (
     training_versions,
 )
 from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
-from histo_export.training.result import RunFacts, TrainResult
+from histo_export.training.result import TrainResult
+from histo_export.training.starts import Start
 from histo_export.training.trainer import EpochFiles, SignalsEndConnecting, check_machine, make_trainer
 
 if TYPE_CHECKING:
@@ -211,6 +214,7 @@ class _Run:
             bar,
             options=self.options,
             hyperparameters=_hyperparameters(self.spec, module.provenance),
+            starts=self._starts,
             check=self.still_own,
         )
         callbacks = [connecting, bar, files]
@@ -271,6 +275,15 @@ class _Run:
         return choose_precision(net, self.spec, self.config, self.device, tuple(default_collate(sample)))
 
     def _announce(self, facts: Mapping[str, Any]) -> None:
+        if self.recorded and self.recorded["epoch"] == self.epochs:
+            lines = [self._continues(self.recorded)]
+        else:
+            lines = self._before_training(facts)
+        for line in lines:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _before_training(self, facts: Mapping[str, Any]) -> list[str]:
+        """What is trained and how, and what the user should know before, as lines."""
         synthetic = ", synthetic" if self.data.synthetic else ""
         lines = [
             f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), recipe {self.config.recipe}, "
@@ -282,8 +295,7 @@ class _Run:
         lines += facts["notes"]
         if self.recorded:
             lines.append(self._continues(self.recorded))
-        for line in lines:
-            self.console.print(line, highlight=False, soft_wrap=True)
+        return lines
 
     def _continues(self, recorded: Mapping[str, Any]) -> str:
         """What becomes of the run in the folder, as a line."""
@@ -291,7 +303,8 @@ class _Run:
         if self.epochs > epochs:
             return f"continuing after epoch {done}: the run is extended from {epochs} to {self.epochs} epochs"
         if done == epochs:
-            return f"{self.folder.path} holds this run, complete: it is not trained again, only tested"
+            count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+            return f"{self.folder.path} holds this run, complete ({count}): it is not trained again, only tested"
         return f"continuing the run in {self.folder.path} after epoch {done}"
 
     def test(self) -> TrainResult:
@@ -306,8 +319,14 @@ class _Run:
         self.still_own()
         unseen = data.trained_on.splits(data.test.hashes) == ""
         test = report_of(spec.classes, logits[unseen], data.test.labels[unseen], self.config.seed)
-        add_training_facts(folder.best, {"test": test.to_dict()})
+        # The best epoch may be from before the run was extended.
+        length: dict[str, Any] = {key: last.training[key] for key in ("epochs", "extended") if key in last.training}
+        add_training_facts(folder.best, {"test": test.to_dict(), **length})
         history = last.training["history"]
+        val_tiles = np.bincount(data.val.labels, minlength=len(spec.classes)).tolist()
+        at_chance = chance_remark("validation", best.training["val_accuracy"], spec.classes, val_tiles)
+        starts = self._starts(len(history))
+        folder.write_starts(starts)
         result = TrainResult(
             out=folder.path,
             checkpoint=folder.best,
@@ -319,26 +338,37 @@ class _Run:
             device=best.training["device"],
             precision=best.training["precision"],
             history=history,
-            training=best.training,
+            training=best.training | length,
             spec=spec,
-            facts=self._facts(),
+            starts=tuple(starts),
+            remarks=tuple([*([at_chance] if at_chance else []), *test.remarks()]),
         )
         folder.write_report(result.to_dict())
         synthetic = " (synthetic tiles)" if data.synthetic else ""
         subtitle = f"{shown(data.name)}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
-        save_curves(folder.curves, history, title=subtitle, classes=len(spec.classes))
+        save_curves(folder.curves, history, title=subtitle, chance=majority_share(val_tiles))
         save_confusion(folder.confusion, test, title=subtitle, split="test")
         return result
 
-    def _facts(self) -> RunFacts:
+    @cached_property
+    def earlier(self) -> list[Start]:
+        """The processes that took part in the run before this one."""
+        return self.folder.read_starts() if self.recorded else []
+
+    def _starts(self, epoch: int) -> list[Start]:
+        """All processes that took part in the run so far; with this one, `epoch` epochs are complete."""
         finished = datetime.now(UTC)
-        return RunFacts(
+        this = Start(
             command=self.command,
             began=self.began.isoformat(timespec="seconds"),
             finished=finished.isoformat(timespec="seconds"),
             seconds=round((finished - self.began).total_seconds(), 1),
             host=platform.node(),
+            versions=training_versions(),
+            after_epoch=self.recorded["epoch"] if self.recorded else 0,
+            to_epoch=epoch,
         )
+        return [*self.earlier, this]
 
 
 def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str, Any]:

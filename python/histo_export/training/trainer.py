@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from histo_export import _core
 from histo_export.errors import UsageError, not_written
 from histo_export.machine import why_no_cuda
 from histo_export.model.checkpoint import write_checkpoint
+from histo_export.model.provenance import best_row
 from histo_export.training.folder import COLUMNS, RunFolder
 from histo_export.training.module import TileTraining
 from histo_export.training.precision import LIGHTNING
 from histo_export.training.progress import TrainingProgress
 from histo_export.training.recipes import TrainConfig
-from histo_export.training.result import best_row
+from histo_export.training.starts import Start
 
 
 def make_trainer(
@@ -139,6 +140,7 @@ class EpochFiles(pl.callbacks.Checkpoint):
         *,
         options: Mapping[str, Any] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
+        starts: Callable[[int], Sequence[Start]],
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """What is written besides the results.
@@ -148,10 +150,11 @@ class EpochFiles(pl.callbacks.Checkpoint):
             bar: told of each epoch.
             options: content of options.json; None writes none.
             hyperparameters: plain values by name, for TensorBoard.
+            starts: content of starts.json, given the number of complete epochs.
             check: called before files are written; raises where the folder belongs to another process.
         """
         self.folder, self.bar, self.check = folder, bar, check
-        self.options, self.hyperparameters = options, dict(hyperparameters or {})
+        self.options, self.hyperparameters, self.starts = options, dict(hyperparameters or {}), starts
         self.events: Any = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -167,6 +170,7 @@ class EpochFiles(pl.callbacks.Checkpoint):
         trainer.save_checkpoint(self.folder.last, weights_only=False)
         if not trainer.is_global_zero:
             return
+        self.folder.write_starts(self.starts(len(history)))
         self.folder.write_metrics(history)
         self._log(history[-1])
         self.bar.epoch_done(history[-1], pl_module.epochs, best)

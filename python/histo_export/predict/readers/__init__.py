@@ -37,7 +37,8 @@ def open_slide(path: Path) -> Slide:
     """
     try:
         if not path.is_file():
-            raise HistoError(path, "does not exist" if not path.exists() else "is not a file", "Name a slide")
+            kind = "is a folder" if path.is_dir() else "is not a file"
+            raise HistoError(path, kind if path.exists() else "does not exist", "Name a slide")
         if not read_head(path):
             raise HistoError(path, "is empty (0 bytes)", "Copy it again")
         vendor = openslide.OpenSlide.detect_format(str(path))
