@@ -10,6 +10,14 @@ import numpy.typing as npt
 
 from histo_export.statistics import bootstrap_interval
 
+SPLIT_TILES = {
+    "train": "training tiles",
+    "val": "validation tiles",
+    "test": "test tiles",
+    "labelled": "labelled tiles",
+}
+"""What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
+
 
 @dataclass(frozen=True)
 class AccuracyReport:

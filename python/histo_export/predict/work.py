@@ -17,6 +17,7 @@ import numpy as np
 from histo_export.data.walk import DONE, done_record
 from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
+from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
@@ -166,7 +167,7 @@ class Worker:
         return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
 
     def _slide(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
-        # Imported only here, because the packages that read slides are an extra.
+        needs("Reading slides", "slides")  # of another machine, too, to which Ray may have sent the unit
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
