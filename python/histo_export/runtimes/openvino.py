@@ -107,7 +107,7 @@ class OpenVinoRuntime(Runtime):
         names = (*STAGES[:-1], "logits")
         return {stage: outputs[name].copy() for stage, name in zip(STAGES, names, strict=True)}
 
-    def layers(self, tiles: Tiles) -> list[LayerTime]:
+    def layers(self, tiles: Tiles) -> list[LayerTime] | None:
         """From a second compilation, which keeps time."""
         request = self._compile(self.model, profile=True).create_infer_request()
         batch = [self._input(tiles)]
