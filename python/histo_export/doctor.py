@@ -17,7 +17,7 @@ from typing import Any
 
 import histo_export
 from histo_export.errors import HistoError
-from histo_export.extras import EXTRAS, install, installed, lacking
+from histo_export.extras import EXTRAS, MissingExtraError, install, installed, lacking
 from histo_export.files import cache_folder
 from histo_export.machine import cpu_name, package_versions, why_no_cuda, why_no_driver
 from histo_export.runtimes import all_variants, runtime_class
@@ -133,8 +133,8 @@ def _runtimes() -> dict[str, str]:
         ids = ", ".join(str(variant) for variant in all_variants() if variant.runtime == name)
         try:
             runtime_class(name)
-        except HistoError as error:
-            found[name] = f"{ids}: unavailable, {error}"
+        except MissingExtraError as error:
+            found[name] = f"{ids}: unavailable, {error.cause}"
             continue
         needs_gpu = no_cuda is not None and tuple(entry.timed_on) == ("cuda",)
         found[name] = f"{ids}: unavailable, {no_cuda}" if needs_gpu else ids
@@ -158,13 +158,16 @@ def _extra_packages() -> dict[str, str]:
     found = package_versions(sorted(modules))
     tried = [package for package in found if modules[package] not in EXTRAS["train"]]
     with ThreadPoolExecutor() as pool:
-        for package, problem in zip(tried, pool.map(_import_problem, map(modules.get, tried)), strict=True):
+        problems = pool.map(_import_problem, (modules[package] for package in tried))
+        for package, problem in zip(tried, problems, strict=True):
             found[package] += f", does not load: {problem}" if problem else ""
     return found
 
 
 def _import_problem(module: str) -> str:
     """Why a module cannot be imported; "" where it can."""
+    if not installed(module):
+        return f"there is no module {module}"
     return _last_words([sys.executable, "-c", f"import {module}"])
 
 

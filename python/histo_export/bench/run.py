@@ -18,7 +18,7 @@ from histo_export.machine import package_versions, this_machine, versions
 from histo_export.runtimes import PACKAGES
 
 
-def _check_installed(bundles: Sequence[Path], settings: Settings) -> None:
+def check_installed(bundles: Sequence[Path], settings: Settings) -> None:
     """MissingExtraError where the models, or the definition of a precision, need packages that are not installed."""
     if not bundles:
         needs("Untrained networks (histo bench without bundles)", "train")
@@ -51,7 +51,6 @@ def run_bench(
         KeyboardInterrupt: see `measure`.
         HistoError: see `measure`; or `old` can't be compared.
     """
-    _check_installed(bundles, settings)
     circumstances = Circumstances()
     if busy := circumstances.meter.warning():
         warn(busy)

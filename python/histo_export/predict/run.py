@@ -161,12 +161,12 @@ def predict(
     """
     began = time.time()
     with collected_messages() as messages:
+        check_ray(ray)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_place(out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs)
-        check_ray(ray)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None

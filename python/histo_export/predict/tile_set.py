@@ -233,7 +233,8 @@ def files_left_out() -> list[str]:
     """A sentence on the files of a set that are not written, because their packages are not installed here; or none."""
     files = {"pyarrow": "tiles.parquet", "matplotlib": "the pictures of labelled tiles"}
     lacking = [file for module, file in files.items() if not installed(module)]
-    return [f"without {' and '.join(lacking)}, which need {install('report')}"] if lacking else []
+    how = f"run {install('report')}, then the same command with --force"
+    return [f"not written: {' and '.join(lacking)}; to get them, {how}"] if lacking else []
 
 
 class _Writer:

@@ -23,7 +23,7 @@ from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import TileResults, predict_tiles
-from histo_export.runtimes import Runtime, Variant, open_runtime
+from histo_export.runtimes import Runtime, Variant, check_installed, open_runtime
 from histo_export.spec import ModelSpec, Precision
 from histo_export.strict_json import dump_json
 
@@ -124,8 +124,9 @@ def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tupl
     Returns:
         The bundle; its spec; and the runtime in that precision, or in the bundle's where it is None.
     """
-    opened = open_bundle(bundle)
     variant = Variant.parse(runtime)
+    check_installed(variant.runtime)  # before files of hundreds of megabytes are read
+    opened = open_bundle(bundle)
     if precision is None and variant.precision == "fp32":  # an id that ends with a precision has chosen it already
         precision = opened.config.histo.precision
     if precision is not None:

@@ -149,12 +149,17 @@ def default_variants(device: str, precisions: Sequence[Precision] = ("fp32",)) -
     )
 
 
+def check_installed(runtime: str) -> None:
+    """MissingExtraError where a runtime needs a package that is not installed. Imports nothing."""
+    if (needed := RUNTIMES[runtime].needs) is not None:
+        extra, modules = needed
+        needs(f"Runtime {runtime}", extra, modules=modules)
+
+
 def runtime_class(runtime: str) -> type[Runtime]:
     """The class of `RUNTIMES[runtime]`; MissingExtraError where it needs a package that is not installed."""
+    check_installed(runtime)
     entry = RUNTIMES[runtime]
-    if entry.needs is not None:
-        extra, modules = entry.needs
-        needs(f"Runtime {runtime}", extra, modules=modules)
     cls: type[Runtime] = getattr(importlib.import_module(f"histo_export.runtimes.{entry.module}"), entry.cls)
     return cls
 
