@@ -35,7 +35,17 @@ Histo = Callable[..., Outcome]
 
 
 COMMANDS = ("export", "train", "verify", "bench", "predict", "inspect", "doctor")
-SLOW_TO_IMPORT = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "pyarrow", "pytorch_lightning")
+SLOW_TO_IMPORT = (
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "pyarrow",
+    "pydantic",
+    "pytorch_lightning",
+    "PIL",
+)
 
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=("histo", *COMMANDS))

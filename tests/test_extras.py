@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-import histo_export
 from histo_export import extras
 from histo_export.cli import app
 from histo_export.errors import HistoError
@@ -172,10 +171,3 @@ def test_a_file_that_nothing_could_run_is_not_shipped() -> None:
     raise_if_unproven(Checks())
     with pytest.raises(HistoError, match=r"model\.onnx: cannot be checked here.*onnxruntime: is away"):
         raise_if_unproven(Checks(unchecked={"onnxruntime": "is away"}, unproven=["model.onnx"]))
-
-
-def test_the_help_imports_neither_numpy_nor_pillow() -> None:
-    code = "import sys, histo_export.cli; print(sorted({'numpy', 'PIL', 'pydantic'} & {*sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout == "[]\n"
-    assert Path(histo_export.__file__).is_file()
