@@ -124,6 +124,20 @@ def _refusal(call: Callable[[], object]) -> str:
     return ""
 
 
+def _hash_once() -> None:
+    """Compares each file of the bundle with its sha256 once: a dozen commands would read gigabytes."""
+    from histo_export.export import bundle as module
+
+    check, checked = module._check_file, set()
+
+    def check_once(file: Path, expected: Any) -> None:
+        if file not in checked:
+            check(file, expected)
+        checked.add(file)
+
+    module._check_file = check_once
+
+
 def main(bundle: Path, folder: Path) -> None:
     from histo_export.extras import EXTRAS
 
@@ -132,6 +146,7 @@ def main(bundle: Path, folder: Path) -> None:
     from histo_export import load, parity
 
     parity.TIMING_S = 0.01  # nobody looks at the figures
+    _hash_once()
     classifier = load(bundle)
     side = classifier.spec.tile_size
     found = places(bundle, folder, side)

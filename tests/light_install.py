@@ -117,7 +117,7 @@ def check_light(programs: Path, bundle: Path, folder: Path, tiles: Path | None) 
 
 def check_slides(programs: Path, bundle: Path, slide: Path, out: Path) -> None:
     run(programs / "histo", "predict", bundle, slide, "--out", out)
-    written = {path.name for path in (out / slide.name).iterdir()}
+    written = {path.name for path in (out / slide.stem).iterdir()}
     wanted = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json"}
     demand(wanted <= written, f"a slide with the extra slides\nlacks {wanted - written}")
 
