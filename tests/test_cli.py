@@ -42,7 +42,6 @@ SLOW_TO_IMPORT = (
     "onnxruntime",
     "matplotlib",
     "pyarrow",
-    "pydantic",
     "pytorch_lightning",
     "PIL",
 )
