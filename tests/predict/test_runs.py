@@ -25,8 +25,8 @@ import pytest
 
 from histo_export.cli import predict as command
 from histo_export.errors import HistoError, UsageError
+from histo_export.predict import parquet, tile_set, work
 from histo_export.predict import run as run_module
-from histo_export.predict import tile_set, work
 from histo_export.predict.inputs import Found, SlideInput
 from histo_export.predict.run import Done, Progress, predict
 from histo_export.predict.settings import PredictSettings
@@ -224,7 +224,7 @@ def test_a_full_disk_under_a_shard(bundle: Path, good: Path, tmp_path: Path, mon
 
 
 def test_a_full_disk_under_a_result(bundle: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_set._Writer, "_flush", full)
+    monkeypatch.setattr(parquet.ParquetTable, "_flush", full)
     (failure,) = predict(bundle, [good], tmp_path / "out", SETTINGS).failures
     assert "No space left on device" in failure.reason
     (shards,) = {*names(tmp_path / "out")} - {"run.json", "failed.csv"}
