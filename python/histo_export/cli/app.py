@@ -138,7 +138,8 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
         extra = extra_with(error.name or "")
         code = 2
         step = f"Run {install(extra)}" if extra else "See histo doctor"
-        show.log.print(f"{name}: {HistoError('An import', f'failed ({one_line(error)})', step)}", markup=False)
+        told = HistoError("An import", f"failed ({one_line(error)})", step)
+        show.log.print(f"{name}: {told}", markup=False, soft_wrap=True)
     except BrokenPipeError:  # `histo … | head`
         _drop_output()
         code = 1
