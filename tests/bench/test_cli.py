@@ -133,7 +133,7 @@ def test_figures_are_not_lost_where_the_disk_is_full(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("histo_export.bench.write.draw", full)
+    monkeypatch.setattr("histo_export.bench.write._draw", full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, out, err = histo("--quiet", "--json" if as_json else "--quiet", *QUICK)
     assert code == 1

@@ -25,10 +25,6 @@ INK = "#333333"
 DPI = 180
 
 
-PLOTS = ("accuracy.png", "latency.png", "threads.png", "throughput.png")
-"""The names of all that `draw` may draw."""
-
-
 def draw(report: Report, folder: Path) -> list[Path]:
     """Draws every picture that the report has data for; returns the files in the order in which they are best read."""
     plots = [_latency(report, folder / "latency.png")]

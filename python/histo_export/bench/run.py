@@ -14,8 +14,19 @@ from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects, untrained_subjects
 from histo_export.bundle_files import NATIVE
+from histo_export.extras import install, installed, needs
 from histo_export.machine import package_versions, this_machine, versions
-from histo_export.runtimes import PACKAGES
+from histo_export.runtimes import PACKAGES, check_installed
+
+
+def check_packages(bundles: Sequence[Path], settings: Settings) -> None:
+    """MissingExtraError where models, runtimes that were named, or a check below fp32 need what is not installed."""
+    if not bundles:
+        needs("Untrained networks (histo bench without bundles)", "train")
+    for runtime in () if settings.may_lack else settings.runtimes:
+        check_installed(runtime.runtime)
+    if low := next((runtime for runtime in settings.runtimes if runtime.precision != "fp32"), None):
+        needs(f"The check of {low}", "train", modules=["torch", "torchvision"])
 
 
 def run_bench(
@@ -46,6 +57,8 @@ def run_bench(
     circumstances = Circumstances()
     if busy := circumstances.meter.warning():
         warn(busy)
+    if not installed("matplotlib"):
+        warn(f"the report will have no plots, which need {install('report')}")
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)

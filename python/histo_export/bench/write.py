@@ -7,12 +7,15 @@ import tempfile
 from pathlib import Path
 
 from histo_export.bench.document import document
-from histo_export.bench.plots import PLOTS, draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import UsageError, not_written
+from histo_export.extras import installed
 from histo_export.files import made_folder, new_folder_in, write_atomic
 from histo_export.strict_json import dump_json
+
+PLOTS = ("accuracy.png", "latency.png", "threads.png", "throughput.png")
+"""All that `plots.draw` may draw; here, because that module needs matplotlib."""
 
 
 def write_report(report: Report, out: Path, force: bool) -> list[Path]:
@@ -27,7 +30,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     check_destination(out, force)
     try:
         with made_folder(out), new_folder_in(out) as folder:
-            plots = draw(report, folder)
+            plots = _draw(report, folder)
             doc = document(report)
             (folder / "report.json").write_text(_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
@@ -44,6 +47,15 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
 def _contents(out: Path) -> list[Path]:
     """What lies in a folder, besides hidden files such as that of its owner."""
     return sorted(path for path in out.iterdir() if not path.name.startswith("."))
+
+
+def _draw(report: Report, folder: Path) -> list[Path]:
+    """The plots; none where matplotlib is not installed."""
+    if not installed("matplotlib"):
+        return []
+    from histo_export.bench.plots import draw
+
+    return draw(report, folder)
 
 
 def check_destination(out: Path, force: bool) -> None:

@@ -80,11 +80,13 @@ def bench(
     from histo_export.bench.write import check_destination
     from histo_export.files import own_folder
 
+    settings = _settings(measurement)
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
-    from histo_export.bench.run import run_bench
+    from histo_export.bench.run import check_packages, run_bench
 
-    settings, sizes = _settings(measurement), counts("--pools", pools or "1,2,4,8")
+    sizes = counts("--pools", pools or "1,2,4,8")
+    check_packages(bundles or [], settings)
     with own_folder(out) as still_own:
         with _progress(output.quiet) as progress:
             report = run_bench(

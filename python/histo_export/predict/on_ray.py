@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from histo_export.errors import HistoError
 from histo_export.export.bundle import Bundle
 from histo_export.predict.inputs import Failure
@@ -21,11 +23,6 @@ from histo_export.predict.loop import StageSeconds
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import TRIED, Work, WorkDone, Worker, named
 from histo_export.spec import ModelSpec
-
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise HistoError("--ray", "needs Ray, which is not installed", "pip install 'histo-export[ray]'") from error
 
 TRIES = 3
 """How often a unit is begun whose actor ends."""

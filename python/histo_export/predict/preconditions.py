@@ -5,7 +5,6 @@ None of this is the fault of an input, so it ends the run, with the exit code of
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from histo_export.bundle_files import CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError, not_written
 from histo_export.export.again import RUN, command_again
 from histo_export.export.bundle import Bundle
+from histo_export.extras import needs
 from histo_export.predict.inputs import Input, SlideInput
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import Worker
@@ -47,16 +47,13 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
             "does not state its µm per pixel, which slides need",
             f"Export it again with that of its training tiles, here 0.5: {again}{run}",
         )
-    with _of_the_command():
-        for module in ("readers", "whole_slide"):  # they need packages that are extras
-            importlib.import_module(f"histo_export.predict.{module}")
+    needs("Reading slides", "slides")
 
 
 def check_ray(address: str | None) -> None:
     """UsageError where Ray is asked for and not installed."""
     if address is not None:
-        with _of_the_command():
-            importlib.import_module("histo_export.predict.on_ray")
+        needs("--ray", "ray")
 
 
 def open_worker(bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> Worker:
