@@ -399,7 +399,7 @@ def events_row(place: Place) -> Figures:
     return figures | {"state": gpu_state() if on_gpu else None}
 
 
-TRAIN = ("torchvision", "pytorch_lightning", "torchmetrics", "tensorboard", "matplotlib", "onnx", "onnxscript")
+TRAIN = ("torchvision", "pytorch_lightning", "tensorboard", "matplotlib", "onnx", "onnxscript")
 ONNX_PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 
 ROWS = (

@@ -87,6 +87,20 @@ def test_help_and_tables_in_any_locale(variables: dict[str, str]) -> None:
     assert b"64" + times + b"64" in done.stdout
 
 
+def test_ctrl_c_while_the_commands_are_imported_is_quiet() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from histo_export.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 def test_tables_are_not_cut_in_a_file() -> None:
     """Whatever COLUMNS says, each line is the one of a wide terminal."""
     shown = []

@@ -224,7 +224,7 @@ def test_coarser_arithmetic_than_that_of_the_row_is_a_failure(
 HIDE = """
 import importlib.machinery as m
 find = m.PathFinder.find_spec
-hidden = {"torchvision", "pytorch_lightning", "torchmetrics", "tensorboard", "matplotlib", "onnx", "onnxscript",
+hidden = {"torchvision", "pytorch_lightning", "tensorboard", "matplotlib", "onnx", "onnxscript",
           "onnxruntime", "openvino", "pyarrow", "scipy", "openslide", "tifffile", "pydicom", "ray"}
 m.PathFinder.find_spec = classmethod(
     lambda cls, name, *more: None if name.partition(".")[0] in hidden else find(name, *more)
@@ -235,7 +235,7 @@ m.PathFinder.find_spec = classmethod(
 @pytest.mark.slow
 def test_torch_and_a_light_installation_are_enough(out: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDE, encoding="utf-8")
-    names = "torchscript,train,torchscript-bf16,onnxruntime,bench,events"
+    names = "torchscript,train,torchscript-bf16,onnxruntime,predict,bench,events"
     command = [sys.executable, BENCHMARKS / "gpu_check.py", "--device", "cpu", "--rows", names, "--out", out]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     reasons = {row["row"]: row["reason"] for row in written(out)["rows"]}

@@ -8,6 +8,32 @@ help appears at once.
 `tiles` opens the data, `usage` explains wrong use, `examples` has lines to copy, and `show` prints.
 """
 
-from histo_export.cli.app import export_main, main
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 __all__ = ["export_main", "main"]
+
+
+def main() -> NoReturn:
+    """`histo`."""
+    with _quiet_interrupt():
+        from histo_export.cli import app
+    app.main()
+
+
+def export_main() -> NoReturn:
+    """`histo-export`: `histo export` by itself."""
+    with _quiet_interrupt():
+        from histo_export.cli import app
+    app.export_main()
+
+
+@contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """Ctrl-C while the commands are imported, which takes a moment, ends the process without a traceback, as later."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
