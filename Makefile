@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
+.PHONY: help demo test test-all test-light cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -59,6 +59,9 @@ BUILD = cmake --preset $(1) -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null && MAKE
 cpp-test: $(TOOLS)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
 	$(call BUILD,dev)
 	ctest --preset dev
+
+test-light: $(STAMP)  ## install the wheel alone into new environments and run it there (needs the package index)
+	$(BIN)/python tests/light_install.py $(LIGHT)
 
 sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)

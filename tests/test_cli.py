@@ -18,14 +18,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import histo_export.extras
 from histo_export import cli, doctor
 from histo_export._core import usable_precisions
 from histo_export.cli import show
 from histo_export.cli.export import _checkpoint_file, _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
-from histo_export.doctor import OPTIONAL
 from histo_export.errors import UsageError
 from histo_export.export.formats import FORMATS
+from histo_export.extras import EXTRAS
 from histo_export.runtimes.registry import RUNTIMES
 from histo_export.spec import ModelSpec
 
@@ -34,7 +35,17 @@ Histo = Callable[..., Outcome]
 
 
 COMMANDS = ("export", "train", "verify", "bench", "predict", "inspect", "doctor")
-SLOW_TO_IMPORT = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib", "pyarrow", "pytorch_lightning")
+SLOW_TO_IMPORT = (
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "pyarrow",
+    "pydantic",
+    "pytorch_lightning",
+    "PIL",
+)
 
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=("histo", *COMMANDS))
@@ -509,20 +520,26 @@ def test_doctor_tries_what_it_lists(histo: Histo, monkeypatch: pytest.MonkeyPatc
     assert facts["native_precisions"].keys() == {"fp32", "bf16x3", "bf16", "int8"}
     assert facts["native_precisions"]["fp32"] == "runs"
     assert facts["runtimes"].keys() == RUNTIMES.keys()
-    assert facts["optional_packages"].keys() == OPTIONAL.keys()
+    assert facts["extras"].keys() == EXTRAS.keys()
+    assert facts["extra_packages"]["torch"] == importlib.metadata.version("torch")
     assert facts["variables"]["HISTO_CACHE"] == facts["disk"]["cache"].partition(": ")[0]
 
 
 def test_doctor_tells_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        doctor,
-        "OPTIONAL",
-        {"rich": ("rich", "x"), "typer": ("no_such_module", "x"), "no-such-package": ("x", "slides")},
-    )
-    found = doctor._optional_packages()
+    extras = {
+        "train": {},
+        "works": {"rich": "rich"},
+        "broken": {"no_such_module": "typer"},
+        "slides": {"rich": "rich", "no_such_module": "no-such-package"},
+    }
+    for module in (doctor, histo_export.extras):
+        monkeypatch.setattr(module, "EXTRAS", extras)
+    found = doctor._extra_packages()
+    assert found.keys() == {"rich", "typer"}
     assert found["rich"] == importlib.metadata.version("rich")
-    assert found["typer"].endswith("does not load: ModuleNotFoundError: No module named 'no_such_module'")
-    assert found["no-such-package"] == "not installed: pip install 'histo-export[slides]'"
+    assert found["typer"].endswith("does not load: there is no module no_such_module")
+    assert doctor._extra("works") == "installed"
+    assert doctor._extra("slides") == 'lacks no-such-package: pip install "histo-export[slides]"'
 
 
 def test_doctor_works_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,7 +572,7 @@ def test_doctor_finds_problems() -> None:
     from histo_export.doctor import _problems
 
     facts = {
-        "versions": {"onnxruntime": "1", "onnxruntime-gpu": "1"},
+        "extra_packages": {"onnxruntime": "1", "onnxruntime-gpu": "1"},
         "onnxruntime_providers": {"CPUExecutionProvider": "runs"},
         "native_engine": {"isa": None, "why": "HISTO_ISA is sse9"},
         "openmp_runtimes": ["libgomp.so.1", "libiomp5.so"],

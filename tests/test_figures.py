@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from histo_export import figures
-from histo_export.figures import SPLIT_TILES, new_figure, save_confusion, save_curves, save_figure, shown
-from histo_export.metrics import AccuracyReport, report_of
+from histo_export.figures import new_figure, save_confusion, save_curves, save_figure, shown
+from histo_export.metrics import SPLIT_TILES, AccuracyReport, report_of
 from histo_export.predict.pictures import class_colours
 
 MISSING = "\u9b31"

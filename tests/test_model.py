@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from histo_export.errors import UsageError
-from histo_export.model.layers import layer_table
+from histo_export.model.layers import LayerInfo, layer_table
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec, map_size
 
@@ -54,6 +55,30 @@ def test_layer_table_counts_the_reports_network(pool: int, head: int) -> None:
     assert table["conv1"].macs == 38_535_168
     backbone = sum(layer.parameters for name, layer in table.items() if name != "fc")
     assert backbone == sum(p.numel() for p in torchvision.models.resnet34().parameters()) - 513_000
+
+
+@pytest.mark.parametrize(("pool", "crop", "classes"), [(1, 128, 2), (3, 33, 6), (8, 299, 3), (2, 65, 2)])
+def test_layer_table_is_that_of_the_network(pool: int, crop: int, classes: int) -> None:
+    spec = ModelSpec(pool, SIX[:classes], crop=crop, tile_size=crop)
+    with torch.device("meta"):
+        net = TileNet.of(spec).eval()
+    table: list[LayerInfo] = []
+
+    def record(name: str, module: nn.Module, output: torch.Tensor) -> None:
+        macs = 0
+        if isinstance(module, nn.Conv2d):
+            macs = output[0].numel() * module.in_channels * module.kernel_size[0] ** 2
+        elif isinstance(module, nn.Linear):
+            macs = module.in_features * module.out_features
+        parameters = sum(p.numel() for p in module.parameters())
+        table.append(LayerInfo(name, type(module).__name__, tuple(output.shape[1:]), parameters, macs))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
+    for name, module in net.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(lambda m, _, out, name=name: record(name, m, out))
+    net(torch.empty(1, 3, crop, crop, device="meta"))
+    assert layer_table(spec) == table
 
 
 def test_normalise_is_torchvisions() -> None:

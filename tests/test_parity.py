@@ -256,7 +256,7 @@ def test_a_format_is_complete(name: str) -> None:
 def test_every_runtime_can_be_found(runtime_id: str) -> None:
     """And its class has the precisions that the registry promises without importing it."""
     if RUNTIMES[runtime_id].package == "openvino" and importlib.util.find_spec("openvino") is None:
-        with pytest.raises(HistoError, match=r"pip install 'histo-export\[openvino\]'"):
+        with pytest.raises(HistoError, match=r'pip install "histo-export\[openvino\]"'):
             runtime_class(runtime_id)
     else:
         assert set(runtime_class(runtime_id).names) == set(RUNTIMES[runtime_id].files)

@@ -17,39 +17,14 @@ from typing import Any
 
 import histo_export
 from histo_export.errors import HistoError
+from histo_export.extras import EXTRAS, MissingExtraError, install, installed, lacking
 from histo_export.files import cache_folder
-from histo_export.machine import cpu_name, package_versions, why_no_cuda
+from histo_export.machine import cpu_name, package_versions, why_no_cuda, why_no_driver
 from histo_export.runtimes import all_variants, runtime_class
 from histo_export.runtimes.registry import RUNTIMES
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "tensorboard",
-    "matplotlib",
-    "safetensors",
-    "pydantic",
-    "filelock",
-)
-OPTIONAL = {
-    "openvino": ("openvino", "openvino"),
-    "openslide-python": ("openslide", "slides"),
-    "tifffile": ("tifffile", "slides"),
-    "pydicom": ("pydicom", "slides"),
-    "scipy": ("scipy", "slides"),
-    "ray": ("ray", "ray"),
-}
-"""Package → what is imported of it, and the extra of histo-export that installs it."""
+OWN = ("filelock", "numpy", "pillow", "pydantic", "rich", "safetensors", "typer")
+"""The packages that histo-export always installs."""
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME")
 """Variables that matter besides those that begin with HISTO_; see docs/environment.md."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
@@ -59,31 +34,26 @@ OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
 def examine() -> dict[str, Any]:
     """All facts as plain values; `problems` lists what is wrong, each with what to do about it."""
-    import onnxruntime
-    import torch
-    import torchvision  # noqa: F401 (loads its libraries, so that their OpenMP runtime shows)
-
     from histo_export import _core
-    from histo_export.runtimes import libtorch
 
-    providers = {name: _try_provider(name) for name in onnxruntime.get_available_providers()}
+    providers = _providers()  # before _openmp_runtimes: what it imports has its own
     facts: dict[str, Any] = {
         "versions": {"histo-export": histo_export.__version__, "python": platform.python_version()}
-        | package_versions(PACKAGES),
+        | package_versions(OWN),
         "core": _core.build_config(),
         "cpu": {
             "model": cpu_name(),
             "isa": [name for name, usable in _core.cpu_info().items() if usable],
             "usable_cpus": _core.usable_cpus(),
         },
-        "threads": {"torch": torch.get_num_threads()}
-        | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "threads": _torch_threads() | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         "native_engine": _native_engine(),
         "native_precisions": _native_precisions(),
         "runtimes": _runtimes(),
-        "optional_packages": _optional_packages(),
+        "extras": {extra: _extra(extra) for extra in EXTRAS},
+        "extra_packages": _extra_packages(),
         "onnxruntime_providers": providers,
-        "libtorch": {"C++ runtime": libtorch.describe()},
+        "libtorch": {"C++ runtime": _libtorch()},
         "openmp_runtimes": _openmp_runtimes(),
         "gpu": _gpu(),
         "disk": _disk(),
@@ -95,8 +65,35 @@ def examine() -> dict[str, Any]:
     return facts
 
 
+def _providers() -> dict[str, str]:
+    """ONNX Runtime's providers, each tried; none where it is not installed."""
+    if not installed("onnxruntime"):
+        return {}
+    import onnxruntime
+
+    return {name: _try_provider(name) for name in onnxruntime.get_available_providers()}
+
+
+def _torch_threads() -> dict[str, Any]:
+    if not installed("torch"):
+        return {}
+    import torch
+
+    if installed("torchvision"):
+        import torchvision  # noqa: F401 (loads its libraries, so that their OpenMP runtime shows)
+    return {"torch": torch.get_num_threads()}
+
+
+def _libtorch() -> str:
+    if not installed("torch"):
+        return f"not available: torch is not installed ({install('train')})"
+    from histo_export.runtimes import libtorch
+
+    return libtorch.describe()
+
+
 def _openmp_runtimes() -> list[str]:
-    """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime."""
+    """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime, if any."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -136,40 +133,51 @@ def _runtimes() -> dict[str, str]:
         ids = ", ".join(str(variant) for variant in all_variants() if variant.runtime == name)
         try:
             runtime_class(name)
-        except HistoError as error:
-            found[name] = f"{ids}: unavailable, {error}"
+        except MissingExtraError as error:
+            found[name] = f"{ids}: unavailable, {error.cause}"
             continue
         needs_gpu = no_cuda is not None and tuple(entry.timed_on) == ("cuda",)
         found[name] = f"{ids}: unavailable, {no_cuda}" if needs_gpu else ids
     return found
 
 
-def _optional_packages() -> dict[str, str]:
-    """Package → its version, or why it does not work and how to get it. Each is tried in a process of its own."""
-    modules = {package: module for package, (module, _) in OPTIONAL.items()}
-    installed = package_versions(modules)
+def _extra(extra: str) -> str:
+    """Whether an extra is installed, or how to install it."""
+    missing = lacking(extra)
+    if not missing:
+        return "installed"
+    return f"lacks {', '.join(missing)}: {install(extra)}"
+
+
+def _extra_packages() -> dict[str, str]:
+    """Package of an extra → its version, or why it does not work.
+
+    Each is tried in a process of its own, but those of `train`, of which torch takes seconds: `_runtimes` imports them.
+    """
+    modules = {package: module for extra in EXTRAS.values() for module, package in extra.items()}
+    found = package_versions(sorted(modules))
+    tried = [package for package in found if modules[package] not in EXTRAS["train"]]
     with ThreadPoolExecutor() as pool:
-        problems = dict(zip(installed, pool.map(_import_problem, map(modules.get, installed)), strict=True))
-    found = {}
-    for package in modules:
-        if package in installed:
-            problem = problems[package]
-            found[package] = installed[package] + (f", does not load: {problem}" if problem else "")
-        else:
-            found[package] = f"not installed: pip install 'histo-export[{OPTIONAL[package][1]}]'"
+        problems = pool.map(_import_problem, (modules[package] for package in tried))
+        for package, problem in zip(tried, problems, strict=True):
+            found[package] += f", does not load: {problem}" if problem else ""
     return found
 
 
 def _import_problem(module: str) -> str:
     """Why a module cannot be imported; "" where it can."""
+    if not installed(module):
+        return f"there is no module {module}"
     return _last_words([sys.executable, "-c", f"import {module}"])
 
 
 def _disk() -> dict[str, str]:
     """The folders that are written to without being named, and the space that is free there."""
-    import torch
+    folders = {"here": Path.cwd()}
+    if installed("torch"):
+        import torch
 
-    folders = {"here": Path.cwd(), "torch's cache": Path(torch.hub.get_dir())}
+        folders["torch's cache"] = Path(torch.hub.get_dir())
     try:
         folders["cache"] = cache_folder()
         unknown = {}
@@ -190,17 +198,19 @@ def _space(folder: Path) -> str:
 
 
 def _gpu() -> dict[str, Any]:
-    import torch
-
     if reason := why_no_cuda():
         return {"usable": False, "why": reason}
+    import torch
+
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"usable": True, "devices": names, "cuda": torch.version.cuda}
 
 
 def _try_provider(name: str) -> str:
     """ "runs", or why not."""
-    if name in GPU_PROVIDERS and why_no_cuda():
+    if not installed("onnx"):
+        return f"not tried: onnx is not installed ({install('onnx')})"
+    if name in GPU_PROVIDERS and why_no_driver():
         return "not needed: no GPU here"
     problem = _last_words([sys.executable, "-m", "histo_export.doctor", name])
     return f"does not run: {problem}" if problem else "runs"
@@ -241,13 +251,13 @@ def _run_provider(name: str) -> None:
 
 def _problems(facts: dict[str, Any]) -> list[str]:
     problems = []
-    versions = facts["versions"]
-    if "onnxruntime" in versions and "onnxruntime-gpu" in versions:
+    packages = facts["extra_packages"]
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         problems.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
+            f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install('onnx')}, or onnx-cpu without a GPU"
         )
-    if facts["onnxruntime_providers"].get("CPUExecutionProvider") != "runs":
+    if facts["onnxruntime_providers"].get("CPUExecutionProvider", "").startswith("does not run"):
         problems.append("ONNX Runtime does not run on this CPU: reinstall it")
     if why := facts["native_engine"].get("why"):
         problems.append(f"the native engine cannot start: {why}")
@@ -257,7 +267,7 @@ def _problems(facts: dict[str, Any]) -> list[str]:
             f"several OpenMP runtimes are loaded ({', '.join(sorted(openmp))}): thread pools may oversubscribe the "
             "CPUs; use one build of torch and NumPy"
         )
-    if facts["threads"]["torch"] > facts["cpu"]["usable_cpus"]:
+    if facts["threads"].get("torch", 0) > facts["cpu"]["usable_cpus"]:
         problems.append(
             f"torch uses {facts['threads']['torch']} threads where {facts['cpu']['usable_cpus']} CPUs may be used: "
             f"set OMP_NUM_THREADS={facts['cpu']['usable_cpus']}"

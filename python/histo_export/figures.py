@@ -25,6 +25,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from histo_export.errors import not_written
 from histo_export.files import atomic_file
+from histo_export.metrics import SPLIT_TILES
 from histo_export.spec import percent
 
 if TYPE_CHECKING:
@@ -41,13 +42,6 @@ DECADES = 30
 """How many times the smallest loss the largest one is where the axis of the loss is logarithmic."""
 NOT_FOR_TEXT = ("Last Resort", "cm")
 """Beginnings of the names of matplotlib's own fonts that draw boxes, or TeX's symbols in place of Unicode's."""
-SPLIT_TILES = {
-    "train": "training tiles",
-    "val": "validation tiles",
-    "test": "test tiles",
-    "labelled": "labelled tiles",
-}
-"""What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
 
 
 def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, classes: int) -> None:
@@ -144,7 +138,7 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
         path: the PNG.
         report: the figures.
         title: one line above.
-        split: a key of `SPLIT_TILES`.
+        split: a key of `metrics.SPLIT_TILES`.
     """
     counts = np.array(report.confusion)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 import histo_export
 from histo_export import _core
 from histo_export.errors import UsageError
+from histo_export.extras import install, installed
 
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "torch")
 """Those that compute when a model runs."""
@@ -92,6 +93,8 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 def why_no_cuda() -> str | None:
     """Why PyTorch, and with it libtorch, can use no GPU here; None where it can."""
+    if not installed("torch"):
+        return f"torch is not installed ({install('train')})"
     import torch
 
     if torch.cuda.is_available():

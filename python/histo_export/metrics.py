@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
 
 from histo_export.statistics import bootstrap_interval
+
+SPLIT_TILES = {
+    "train": "training tiles",
+    "val": "validation tiles",
+    "test": "test tiles",
+    "labelled": "labelled tiles",
+}
+"""What the tiles of a split are called. "labelled": tiles of which it is unknown whether the network has seen them."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +91,33 @@ def report_of(
     classes: tuple[str, ...], logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int = 0
 ) -> AccuracyReport:
     """The figures of logits `(n, classes)` against labels `(n,)`."""
-    scores, truth = torch.from_numpy(logits), torch.from_numpy(np.array(labels, dtype=np.int64))
-    predicted = scores.argmax(1)
-    confusion = multiclass_confusion_matrix(predicted, truth, len(classes))
-
-    def per_class(metric: Callable[..., torch.Tensor]) -> tuple[float, ...]:
-        return tuple(metric(predicted, truth, len(classes), average=None).tolist())
-
-    correct = int((predicted == truth).sum())
+    n, k = len(labels), len(classes)
+    predicted = logits.argmax(1)
+    confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
+    right, support, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    correct = int(right.sum())
     return AccuracyReport(
         classes=tuple(classes),
-        tiles=len(truth),
-        accuracy=correct / len(truth),
-        interval=bootstrap_interval(correct, len(truth), seed),
-        loss=float(torch.nn.functional.cross_entropy(scores, truth)),
-        precision=per_class(multiclass_precision),
-        recall=per_class(multiclass_recall),
-        f1=per_class(multiclass_f1_score),
-        support=tuple(confusion.sum(1).tolist()),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        tiles=n,
+        accuracy=correct / n,
+        interval=bootstrap_interval(correct, n, seed),
+        loss=_cross_entropy(logits, labels),
+        precision=_shares(right, answers),
+        recall=_shares(right, support),
+        f1=_shares(2 * right, support + answers),
+        support=tuple(support.tolist()),
+        confusion=tuple(map(tuple, confusion.tolist())),
     )
+
+
+def _shares(parts: npt.NDArray[np.int64], wholes: npt.NDArray[np.int64]) -> tuple[float, ...]:
+    """Part over whole, class by class; 0 where the whole is 0."""
+    return tuple((parts / np.maximum(wholes, 1)).tolist())
+
+
+def _cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """The mean over tiles of -log softmax(logits)[label], in nats."""
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN
+        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+        chosen = shifted[np.arange(len(labels)), labels]
+        return float((np.log(np.exp(shifted).sum(1)) - chosen).mean())

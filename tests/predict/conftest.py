@@ -11,8 +11,8 @@ import pytest
 
 from histo_export import figures
 
-tifffile = pytest.importorskip("tifffile", reason="slides need pip install 'histo-export[slides]'")
-pytest.importorskip("openslide", reason="slides need pip install 'histo-export[slides]'")
+tifffile = pytest.importorskip("tifffile", reason='slides need pip install "histo-export[slides]"')
+pytest.importorskip("openslide", reason='slides need pip install "histo-export[slides]"')
 
 MPP = 0.5
 Pixels = npt.NDArray[np.uint8]

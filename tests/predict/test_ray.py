@@ -18,7 +18,7 @@ from histo_export.predict.run import Progress, predict
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import Work, check_model, read_shard
 
-ray = pytest.importorskip("ray", reason="needs pip install 'histo-export[ray]'")
+ray = pytest.importorskip("ray", reason='needs pip install "histo-export[ray]"')
 
 from histo_export.predict.on_ray import TRIES, on_ray  # noqa: E402
 

@@ -27,7 +27,7 @@ from histo_export.predict.readers.flat_tiff import FlatTiffReader
 from histo_export.predict.readers.openslide_reader import OpenSlideReader
 from histo_export.predict.slide import Slide
 
-tifffile = pytest.importorskip("tifffile", reason="slides need pip install 'histo-export[slides]'")
+tifffile = pytest.importorskip("tifffile", reason='slides need pip install "histo-export[slides]"')
 
 Pixels = npt.NDArray[Any]
 LAYOUTS: dict[str, dict[str, Any]] = {"tiles": {"tile": (128, 128)}, "strips": {"rowsperstrip": 32}}
@@ -523,7 +523,7 @@ def test_other_files_have_no_format(tmp_path: Path) -> None:
 
 def write_dicom(path: Path, pixels: Pixels, series: int, instance: int = 1, kind: str = "VOLUME") -> Path:
     """A minimal whole-slide instance of one level: RGB without compression, in frames of 128 pixels."""
-    pydicom = pytest.importorskip("pydicom", reason="slides need pip install 'histo-export[slides]'")
+    pydicom = pytest.importorskip("pydicom", reason='slides need pip install "histo-export[slides]"')
     side, root = 128, "1.2.826.0.1.3680043.8.498"
     down, across = -(-pixels.shape[0] // side), -(-pixels.shape[1] // side)
     padded = np.full((down * side, across * side, 3), 255, np.uint8)

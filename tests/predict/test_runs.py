@@ -152,16 +152,8 @@ def test_a_missing_package_is_not_an_inputs_failure(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     slides(monkeypatch)
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
-    own = [name for name in sys.modules if name.startswith("histo_export.predict.")]
-    for name in sorted(own, reverse=True):  # a package after its modules
-        if name.split(".")[2] in ("readers", "whole_slide", "tissue"):
-            parent, _, child = name.rpartition(".")
-            monkeypatch.setattr(sys.modules[parent], child, sys.modules[name])  # which the next import replaces
-            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=r"pip install 'histo-export\[slides\]'"):
+    with pytest.raises(UsageError, match=r'pip install "histo-export\[slides\]"'):
         predict(bundle, [Path("a.svs")], tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()
 

@@ -13,8 +13,17 @@ from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import open_subjects, untrained_subjects
+from histo_export.extras import install, installed, needs
 from histo_export.machine import package_versions, this_machine, versions
 from histo_export.runtimes import PACKAGES
+
+
+def check_installed(bundles: Sequence[Path], settings: Settings) -> None:
+    """MissingExtraError where the models, or the definition of a precision, need packages that are not installed."""
+    if not bundles:
+        needs("Untrained networks (histo bench without bundles)", "train")
+    if low := next((runtime for runtime in settings.runtimes if runtime.precision != "fp32"), None):
+        needs(f"The check of {low}", "train", modules=["torch", "torchvision"])
 
 
 def run_bench(
@@ -45,6 +54,8 @@ def run_bench(
     circumstances = Circumstances()
     if busy := circumstances.meter.warning():
         warn(busy)
+    if not installed("matplotlib"):
+        warn(f"the report will have no plots, which need {install('report')}")
     machine = this_machine(settings.device)
     if old is not None:
         check_same_machine(old, machine)

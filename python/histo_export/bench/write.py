@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from histo_export.bench.document import document
-from histo_export.bench.plots import draw
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
 from histo_export.errors import UsageError, not_written
+from histo_export.extras import installed
 from histo_export.files import atomic_folder, made_folder, write_atomic
 from histo_export.strict_json import dump_json
 
@@ -25,7 +25,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     check_destination(out, force)
     try:
         with atomic_folder(out) as folder:
-            plots = draw(report, folder)
+            plots = _draw(report, folder)
             doc = document(report)
             (folder / "report.json").write_text(_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(doc, plots), encoding="utf-8")
@@ -33,6 +33,15 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
     except OSError as error:
         raise not_written(out, error) from error
     return sorted(out.iterdir())
+
+
+def _draw(report: Report, folder: Path) -> list[Path]:
+    """The plots; none where matplotlib is not installed."""
+    if not installed("matplotlib"):
+        return []
+    from histo_export.bench.plots import draw
+
+    return draw(report, folder)
 
 
 def check_destination(out: Path, force: bool) -> None:

@@ -26,7 +26,8 @@ from histo_export.cli.predict import predict
 from histo_export.cli.train import train
 from histo_export.cli.usage import Command, Group, first_paragraph
 from histo_export.cli.verify import verify
-from histo_export.errors import HistoError, not_written
+from histo_export.errors import HistoError, not_written, one_line
+from histo_export.extras import extra_with, install
 
 _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -133,6 +134,11 @@ def _run(command: typer.Typer, name: str) -> NoReturn:
     except HistoError as error:
         code = error.exit_code
         show.log.print(f"{name}: {error}", markup=False, soft_wrap=True)
+    except ImportError as error:  # a package that is not what it should be; commands ask for missing ones themselves
+        extra = extra_with(error.name or "")
+        code = 2
+        step = f"Run {install(extra)}" if extra else "See histo doctor"
+        show.log.print(f"{name}: {HistoError('An import', f'failed ({one_line(error)})', step)}", markup=False)
     except BrokenPipeError:  # `histo … | head`
         _drop_output()
         code = 1

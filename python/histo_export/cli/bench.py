@@ -79,11 +79,12 @@ def bench(
     from histo_export.bench.report import Report
     from histo_export.bench.write import check_destination
 
+    settings = _settings(measurement)
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
-    from histo_export.bench.run import run_bench
+    from histo_export.bench.run import check_installed, run_bench
 
-    settings = _settings(measurement)
+    check_installed(bundles or [], settings)
     with _progress(output.quiet) as progress:
         report = run_bench(
             bundles or [],

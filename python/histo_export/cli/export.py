@@ -16,11 +16,13 @@ from histo_export.cli.tiles import tiles_of_checkpoint
 from histo_export.cli.train import RunOptions, prepare, run_training
 from histo_export.errors import UsageError
 from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, HIGHEST_OPSET, LOWEST_OPSET, with_needs
+from histo_export.extras import needs
 from histo_export.spec import PRECISIONS
 
 if TYPE_CHECKING:
     from histo_export.data import TileData
-    from histo_export.export.run import Checks, ExportSettings
+    from histo_export.export.checks import Checks
+    from histo_export.export.run import ExportSettings
     from histo_export.model.checkpoint import Checkpoint
     from histo_export.training.result import TrainResult
     from histo_export.training.run import Existing
@@ -107,6 +109,7 @@ def export(
     foreign = file_to_export(training, data, checkpoint)
     model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
 
+    needs("histo export", "train", *(["onnx"] if "onnx" in with_needs(formats) else []))
     with show.status("starting torch", output.quiet):
         import histo_export.export.run  # noqa: F401 (here, where a line says why it takes seconds)
         from histo_export.model.checkpoint import read_checkpoint

@@ -13,6 +13,7 @@ from rich.markup import escape
 from histo_export.cli import show
 from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
 from histo_export.errors import HistoError, UsageError
+from histo_export.extras import needs
 from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
             "versions": block.versions,
         }
         return spec_of(opened), block, facts
+    needs("Reading a checkpoint", "train", modules=["torch", "torchvision"])
     from histo_export.model.checkpoint import read_checkpoint
 
     checkpoint = read_checkpoint(source)

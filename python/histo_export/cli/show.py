@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,7 +21,7 @@ from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
-    from histo_export.export.run import Checks
+    from histo_export.export.checks import Checks
     from histo_export.parity import FileParity
     from histo_export.training.result import TrainResult
 
@@ -165,8 +165,12 @@ def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str,
         out_console.print(f"[yellow]Not checked in {runtime_id}:[/] {escape(reason)}", soft_wrap=True)
 
 
-def print_passed(checks: int) -> None:
-    """Says in words that every check passed; call it where none failed."""
+def print_passed(checks: int, unproven: Sequence[str] = ()) -> None:
+    """Says in words what passed; call it where no check failed. `unproven`: files that could not be run."""
+    if unproven:
+        passed = f"{checks} check{'s' if checks != 1 else ''} passed"
+        out_console.print(f"[b]{passed}. Not run by anything here: {escape(', '.join(unproven))}.[/b]", soft_wrap=True)
+        return
     out_console.print(f"[b]All {checks} checks passed.[/b]" if checks > 1 else "[b]The check passed.[/b]")
 
 

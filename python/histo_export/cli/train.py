@@ -15,6 +15,7 @@ from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, one_of
 from histo_export.cli.tiles import check_model, open_tiles
 from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.extras import needs
 from histo_export.model.weight_source import weight_file
 from histo_export.spec import percent
 
@@ -271,6 +272,7 @@ def prepare(options: RunOptions, run: Path, quiet: bool) -> tuple[TileData, Mode
         run: the run's folder.
         quiet: without a line of progress.
     """
+    needs("histo train", "train")
     config = options.config()
     check_model(options.tiles, options.pool, options.training.dropout)
     from histo_export.training.folder import check_place

@@ -47,6 +47,22 @@ class BadImageError(Exception):
     """Why a file cannot be a tile, as the predicate of a sentence: "is truncated"."""
 
 
+def center_crop(tile: NDArray[np.uint8], crop: int) -> NDArray[np.uint8]:
+    """The central `crop` by `crop` square of a uint8 `(h, w, 3)` tile, as a view.
+
+    The corner is `int(round((side - crop) / 2.0))`, torchvision's CenterCrop: Python rounds halves to
+    even, so 131 → 128 starts at 2 and 129 → 128 at 0.
+
+    Raises:
+        ValueError: the tile is smaller than the crop.
+    """
+    h, w = tile.shape[:2]
+    if min(h, w) < crop:
+        raise ValueError(f"a crop of {crop} does not fit into a tile of {w}x{h}")
+    top, left = round((h - crop) / 2.0), round((w - crop) / 2.0)
+    return tile[top : top + crop, left : left + crop]
+
+
 def read_image_bytes(path: Path) -> bytes:
     """The file's bytes.
 

@@ -16,28 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from histo_export.data.images import center_crop
 from histo_export.data.tiles import TileSet
 
 # Optical densities per unit of haematoxylin, eosin and DAB in the R, G and B channels, rows of unit
 # length up to rounding: Ruifrok AC, Johnston DA. Quantification of histochemical staining by color
 # deconvolution. Anal Quant Cytol Histol 23(4):291-299, 2001. skimage.color.rgb_from_hed is the same.
 RGB_FROM_HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
-
-
-def center_crop(tile: NDArray[np.uint8], crop: int) -> NDArray[np.uint8]:
-    """The central `crop` by `crop` square of a uint8 `(h, w, 3)` tile, as a view.
-
-    The corner is `int(round((side - crop) / 2.0))`, torchvision's CenterCrop: Python rounds halves to
-    even, so 131 → 128 starts at 2 and 129 → 128 at 0.
-
-    Raises:
-        ValueError: the tile is smaller than the crop.
-    """
-    h, w = tile.shape[:2]
-    if min(h, w) < crop:
-        raise ValueError(f"a crop of {crop} does not fit into a tile of {w}x{h}")
-    top, left = round((h - crop) / 2.0), round((w - crop) / 2.0)
-    return tile[top : top + crop, left : left + crop]
 
 
 class QuarterTurn(v2.Transform):

@@ -58,7 +58,7 @@ def measure(
     Returns:
         Precision → figures; and precision → why the native engine could not compute it.
     """
-    from histo_export.data.transforms import center_crop
+    from histo_export.data.images import center_crop
 
     runs: dict[Precision, tuple[Run, str]] = {}
     not_native: dict[str, str] = {}

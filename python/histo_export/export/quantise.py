@@ -70,7 +70,7 @@ def choose_tiles(tiles: TileSet, spec: ModelSpec, count: int = TILES, seed: int 
 
     So consecutive tiles are as balanced over the classes as the sizes of the classes allow.
     """
-    from histo_export.data.transforms import center_crop
+    from histo_export.data.images import center_crop
 
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(tiles.labels == label)) for label in range(len(tiles.classes))]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import histo_export
 from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE, TRAINED_ON
-from histo_export.errors import HistoError, UsageError
+from histo_export.errors import UsageError
 from histo_export.export import bundle
 from histo_export.export.card import model_card
+from histo_export.export.checks import Checks, check_files, raise_if_diverged, raise_if_unproven
 from histo_export.export.formats import (
     DEFAULT_FORMATS,
     FORMATS,
     LOWEST_OPSET,
     Source,
-    format_of,
     with_needs,
     write_formats,
 )
@@ -33,9 +33,8 @@ from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import read_quantised
-from histo_export.parity import FileParity, Golden, check_file, make_golden
-from histo_export.runtimes import runtime_class
-from histo_export.spec import STAGES, InputKind, Precision, head_pool, percent
+from histo_export.parity import Golden, make_golden
+from histo_export.spec import InputKind, Precision, head_pool
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
@@ -72,21 +71,6 @@ class ExportSettings:
     force: bool = False
     threads: int = 1
     opset: int = LOWEST_OPSET
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What the checks of a bundle's files gave.
-
-    Attributes:
-        results: of every file in every runtime that is available here.
-        unchecked: runtime → why it is unavailable here.
-        low_precision: of a bundle below fp32, what that costs.
-    """
-
-    results: list[FileParity]
-    unchecked: dict[str, str]
-    low_precision: bundle.LowPrecision | None = None
 
 
 def export_bundle(
@@ -134,6 +118,7 @@ def export_bundle(
         models = [file for name in formats if (file := FORMATS[name].file)]
         checks = check_files(folder, models, settings.threads, report=report)
         raise_if_diverged(checks.results)
+        raise_if_unproven(checks)
         if data is not None and precision != "fp32":
             calibration = quantisation.calibration if quantisation else None
             low = _low_precision(folder, data, settings, calibration, report)
@@ -228,42 +213,3 @@ def _config(
             versions=versions(),
         ),
     )
-
-
-def check_files(
-    folder: Path,
-    files: Sequence[str],
-    threads: int,
-    device: str = "cpu",
-    report: Callable[[str], None] = lambda step: None,
-) -> Checks:
-    """`parity.check_file` for each of `files` in each of its runtimes, one by one so that timings are undisturbed."""
-    golden_path = folder / GOLDEN
-    golden = Golden.read(golden_path)
-    if set(golden.stages) != set(STAGES):
-        raise HistoError(golden_path, "does not hold the reference of every stage", "Export again")
-    checks = Checks([], {})
-    for file in files:
-        entry = format_of(file)
-        for runtime_id in entry.checked_by:
-            runtime = runtime_class(runtime_id)
-            report(f"checking {file} in {runtime.names['fp32']} against the checkpoint")
-            if reason := runtime.unavailable(device):
-                checks.unchecked[runtime_id] = reason
-                continue
-            arguments = (folder / file, runtime_id, golden_path, golden, threads, device, entry.tolerance)
-            checks.results.append(check_file(*arguments))
-    return checks
-
-
-def raise_if_diverged(results: Sequence[FileParity]) -> None:
-    """Turns the first failed check into an error that names the stage."""
-    for result in results:
-        if not result.passed:
-            raise HistoError(
-                f"{result.file} in {result.runtime}",
-                f"is not the checkpoint's model: logits differ by {result.max_relative:.2g} of a tile's largest "
-                f"where {result.tolerance:.0e} is allowed, {percent(result.agreement)} of top classes agree, "
-                f"first diverging stage: {result.diverges}",
-                "Do not ship it; histo doctor shows the runtimes",
-            )

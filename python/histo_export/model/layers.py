@@ -1,14 +1,14 @@
-"""How large the network is: parameters and multiply-accumulates of each layer, as trained and as exported."""
+"""How large the network is: parameters and multiply-accumulates of each layer, as trained and as exported.
+
+Everything follows from the spec, so nothing here needs torch. `net.TileNet` is the network itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from histo_export.model.net import TileNet
+from histo_export._core import BLOCK_COUNTS
 from histo_export.spec import CHANNELS, ModelSpec, head_pool
 
 
@@ -24,30 +24,38 @@ class LayerInfo:
 
 
 def layer_table(spec: ModelSpec) -> list[LayerInfo]:
-    """Convolutions, batch norms, pools and the linear layer of the unfolded network, in order of execution.
-
-    Nothing is allocated or computed: the network runs on torch's meta device.
-    """
-    with torch.device("meta"):
-        net = TileNet.of(spec).eval()
-    table: list[LayerInfo] = []
-
-    def record(name: str, module: nn.Module, output: Tensor) -> None:
-        shape = tuple(output.shape[1:])
-        macs = 0
-        if isinstance(module, nn.Conv2d):
-            macs = output[0].numel() * (module.in_channels // module.groups) * module.kernel_size[0] ** 2
-        elif isinstance(module, nn.Linear):
-            macs = module.in_features * module.out_features
-        parameters = sum(p.numel() for p in module.parameters())
-        table.append(LayerInfo(name, type(module).__name__, shape, parameters, macs))
-
-    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Linear)
-    for name, module in net.named_modules():
-        if isinstance(module, kinds):
-            module.register_forward_hook(lambda m, _, out, name=name: record(name, m, out))
-    net(torch.empty(1, 3, spec.crop, spec.crop, device="meta"))
+    """Convolutions, batch norms, pools and the linear layer of the unfolded network, in order of execution."""
+    side = _halved(spec.crop)
+    table = [*_convolution("conv1", "bn1", 3, 64, 7, side)]
+    side = _halved(side)
+    table.append(LayerInfo("maxpool", "MaxPool2d", (64, side, side), 0, 0))
+    inputs = 64
+    for stage, blocks in enumerate(BLOCK_COUNTS):
+        outputs = 64 << stage
+        side = _halved(side) if stage else side
+        for index in range(blocks):
+            block = f"layer{stage + 1}.{index}"
+            table += _convolution(f"{block}.conv1", f"{block}.bn1", inputs, outputs, 3, side)
+            table += _convolution(f"{block}.conv2", f"{block}.bn2", outputs, outputs, 3, side)
+            if inputs != outputs:
+                table += _convolution(f"{block}.downsample.0", f"{block}.downsample.1", inputs, outputs, 1, side)
+            inputs = outputs
+    table.append(LayerInfo("avgpool", "AdaptiveAvgPool2d", (CHANNELS, spec.pool, spec.pool), 0, 0))
+    weights = CHANNELS * spec.pool**2 * len(spec.classes)
+    table.append(LayerInfo("fc", "Linear", (len(spec.classes),), weights + len(spec.classes), weights))
     return table
+
+
+def _halved(side: int) -> int:
+    """The side of a map after a convolution or a pool of stride 2 with padding."""
+    return (side + 1) // 2
+
+
+def _convolution(name: str, norm: str, inputs: int, outputs: int, kernel: int, side: int) -> Iterator[LayerInfo]:
+    """A square convolution without bias, and its batch norm; `side` is that of the output."""
+    weights = inputs * outputs * kernel**2
+    yield LayerInfo(name, "Conv2d", (outputs, side, side), weights, weights * side**2)
+    yield LayerInfo(norm, "BatchNorm2d", (outputs, side, side), 2 * outputs, 0)
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,21 @@ Deprecated upstream (torch warns since 2.11), so everything that touches `torch.
 warnings are silenced here and nowhere else.
 """
 
+from __future__ import annotations
+
 import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from histo_export.errors import HistoError, one_line
-from histo_export.model.lowering import LoweredNet
+
+if TYPE_CHECKING:  # it needs torchvision, and reading a file does not
+    from histo_export.model.lowering import LoweredNet
 
 
 @contextmanager

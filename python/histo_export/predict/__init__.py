@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
+from histo_export.extras import needs
 from histo_export.predict.loop import TileLoop, softmax
 from histo_export.predict.settings import Resample, SlideSettings
 from histo_export.predict.tiles import Tile, check_options, named, pixels_of
@@ -122,8 +123,10 @@ class Classifier:
 
         Raises:
             UsageError: an impossible setting.
+            MissingExtraError: the packages that read slides are not installed.
             HistoError: not a slide, no µm per pixel or an absurd one, no tissue, too many squares, or a damaged part.
         """
+        needs("Reading slides", "slides")
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 

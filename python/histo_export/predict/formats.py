@@ -10,7 +10,7 @@ from pathlib import Path
 
 from histo_export.data.pillow import quiet_pillow
 from histo_export.data.tiff import TiffError, TiffPage, is_tiff, read_pages
-from histo_export.errors import HistoError
+from histo_export.extras import MissingExtraError, needs
 
 LARGEST_TILE = 1024
 """Pixels. A TIFF whose longer side exceeds this, and four sides of the model's tiles, is a slide, otherwise a tile."""
@@ -64,22 +64,19 @@ def dicom_series(path: Path) -> str | None:
         None if the file is not DICOM, cannot be read, or does not state it.
 
     Raises:
-        HistoError: pydicom is not installed, and the file is DICOM.
+        MissingExtraError: pydicom is not installed, and the file is DICOM.
     """
     try:
         if read_head(path)[DICOM_MARK] != b"DICM":
             return None
-        try:
-            import pydicom
-        except ModuleNotFoundError as error:
-            raise HistoError(
-                "Reading DICOM", "needs pydicom, which is not installed", "pip install 'histo-export[slides]'"
-            ) from error
+        needs("Reading DICOM", "slides", modules=["pydicom"])
+        import pydicom
+
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # values that break the standard are common and do no harm here
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
             return str(header.SeriesInstanceUID) or None
-    except HistoError:
+    except MissingExtraError:
         raise
     except Exception:  # pydicom may raise anything on damaged input; the error is reported when the slide is read
         return None

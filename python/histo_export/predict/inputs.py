@@ -19,7 +19,6 @@ import numpy as np
 
 from histo_export.data.images import SUFFIXES
 from histo_export.data.walk import walk
-from histo_export.errors import HistoError
 from histo_export.predict.formats import dicom_series, is_slide, slide_format
 from histo_export.predict.lists import NotAListError, read_list
 
@@ -295,11 +294,7 @@ class _Search:
 
     def _add_dicom(self, path: Path) -> None:
         """Adds the first file of each series, because the reader finds the others, which lie beside it."""
-        try:
-            series = dicom_series(path)
-        except HistoError as error:  # a package is missing
-            self.fail(path, f"{error.cause}. {error.next_step}")
-            return
+        series = dicom_series(path)
         place = os.path.realpath(path.parent), series or path.name
         if place in self._series:
             self._skip(PARTS, [path])

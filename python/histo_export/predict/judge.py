@@ -7,17 +7,19 @@ a folder are no test: they are reported as "labelled".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.data.images import center_crop
+from histo_export.extras import installed
+from histo_export.metrics import SPLIT_TILES, AccuracyReport, report_of
 from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.labels import Label
 from histo_export.predict.loop import Logits, Pixels, softmax
-from histo_export.predict.pictures import Mistake, save_mistakes
 from histo_export.spec import ModelSpec
 
 MISTAKES = 24
@@ -65,6 +67,8 @@ class Judge:
     def write(self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels]) -> dict[str, Any]:
         """Draws confusion.png and mistakes.png, or one of each for each split (confusion-test.png).
 
+        Without matplotlib nothing is drawn.
+
         Args:
             folder: exists.
             tiles: the set.
@@ -73,37 +77,42 @@ class Judge:
         Returns:
             Plain values for summary.json: "splits", "warnings", and "test" where the set is a test and nothing else.
         """
-        from histo_export.figures import SPLIT_TILES, save_confusion, shown
-        from histo_export.metrics import report_of  # imports torch, which nothing else here needs
-
-        rows = np.concatenate(self.rows)
         usable = self.splits[self.splits != ""]
         present = [split for split in SPLIT_TILES if (usable == split).any()]
-        splits = {}
+        reports = {}
         for split in present:
-            end = "" if len(present) == 1 else f"-{split}"
-            indices, logits = np.flatnonzero(self.splits == split), rows[usable == split]
-            report = report_of(self.spec.classes, logits, self.truth[indices])
-            save_confusion(folder / f"confusion{end}.png", report, title=shown(tiles.name), split=split)
-            self._save_mistakes(folder / f"mistakes{end}.png", tiles, read, indices, logits)
-            splits[split] = report.to_dict()
+            indices, logits = self._of(split)
+            reports[split] = report_of(self.spec.classes, logits, self.truth[indices])
+        if installed("matplotlib"):
+            self._draw(folder, tiles, read, reports)
+        splits = {split: report.to_dict() for split, report in reports.items()}
         if "test" in splits:
             splits["test"]["left_out"] = int(self._moved("").sum() + self._moved("test").sum())
         parts: dict[str, Any] = {"splits": splits, "warnings": self._warnings()}
         return parts | ({"test": splits["test"]} if present == ["test"] else {})
 
-    def _save_mistakes(
-        self,
-        path: Path,
-        tiles: TileSetInput,
-        read: Callable[[int], Pixels],
-        indices: npt.NDArray[np.int64],
-        logits: Logits,
-    ) -> None:
-        """Draws the surest mistakes among the tiles `indices` of one split, if there are any."""
-        from histo_export.data.transforms import center_crop
-        from histo_export.figures import SPLIT_TILES, shown
+    def _of(self, split: str) -> tuple[npt.NDArray[np.int64], Logits]:
+        """The usable tiles of a split: their indices in the set, and their logits."""
+        usable = self.splits[self.splits != ""]
+        return np.flatnonzero(self.splits == split), np.concatenate(self.rows)[usable == split]
 
+    def _draw(
+        self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels], reports: Mapping[str, AccuracyReport]
+    ) -> None:
+        """Draws the pictures of each split; the arguments are those of `write`."""
+        from histo_export.figures import save_confusion, shown
+
+        for split, report in reports.items():
+            end = "" if len(reports) == 1 else f"-{split}"
+            save_confusion(folder / f"confusion{end}.png", report, title=shown(tiles.name), split=split)
+            self._draw_mistakes(folder / f"mistakes{end}.png", tiles, read, split)
+
+    def _draw_mistakes(self, path: Path, tiles: TileSetInput, read: Callable[[int], Pixels], split: str) -> None:
+        """Draws the surest mistakes among the tiles of one split, if there are any."""
+        from histo_export.figures import shown
+        from histo_export.predict.pictures import Mistake, save_mistakes
+
+        indices, logits = self._of(split)
         classes, truth, chosen = self.spec.classes, self.truth[indices], logits.argmax(1)
         surest = softmax(logits).max(1)
         wrong = np.flatnonzero(chosen != truth)
@@ -119,9 +128,8 @@ class Judge:
             )
             for i in wrong[np.argsort(-surest[wrong], kind="stable")][:MISTAKES]
         ]
-        kind = SPLIT_TILES[str(self.splits[indices[0]])]
         which = f"the {len(mistakes)} surest" if len(mistakes) < len(wrong) else "all"
-        title = f"{shown(tiles.name)}: {which} of {len(wrong):,} mistakes in {len(indices):,} {kind}"
+        title = f"{shown(tiles.name)}: {which} of {len(wrong):,} mistakes in {len(indices):,} {SPLIT_TILES[split]}"
         save_mistakes(path, mistakes, title=title)
 
     def _moved(self, named: str) -> npt.NDArray[np.bool_]:

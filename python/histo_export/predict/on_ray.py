@@ -24,10 +24,7 @@ from histo_export.spec import ModelSpec
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here calls home
 
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise HistoError("--ray", "needs Ray, which is not installed", "pip install 'histo-export[ray]'") from error
+import ray
 
 TRIES = 3
 """How often a unit is begun whose actor ends."""

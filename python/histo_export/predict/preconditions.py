@@ -5,7 +5,6 @@ None of this is the fault of an input, so it ends the run, with the exit code of
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from histo_export.bundle_files import CONFIG, GOLDEN
 from histo_export.errors import HistoError, UsageError, not_written
 from histo_export.export.bundle import Bundle
+from histo_export.extras import needs
 from histo_export.predict.inputs import Input, SlideInput
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import Worker
@@ -44,16 +44,13 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
             "does not state its µm per pixel, which slides need",
             "Export it again with --mpp, e.g. --mpp 0.5, or name sets of tiles only",
         )
-    with _of_the_command():
-        for module in ("readers", "whole_slide"):  # they need packages that are extras
-            importlib.import_module(f"histo_export.predict.{module}")
+    needs("Reading slides", "slides")
 
 
 def check_ray(address: str | None) -> None:
     """UsageError where Ray is asked for and not installed."""
     if address is not None:
-        with _of_the_command():
-            importlib.import_module("histo_export.predict.on_ray")
+        needs("--ray", "ray")
 
 
 def open_worker(bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> Worker:

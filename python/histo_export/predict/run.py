@@ -41,7 +41,7 @@ from histo_export.predict.names import name_inputs
 from histo_export.predict.preconditions import check_place, check_ray, check_slides, open_worker
 from histo_export.predict.record import FailedRow, earlier_failures, write_record
 from histo_export.predict.settings import PredictSettings
-from histo_export.predict.tile_set import write_tile_set
+from histo_export.predict.tile_set import files_left_out, write_tile_set
 from histo_export.predict.work import (
     SHARD,
     SHARDS,
@@ -97,7 +97,7 @@ class Outcome:
         wall: seconds from the first unit to the last result.
         peak_mb: the largest resident memory of this process, in MB.
         skipped: what was left out of the inputs, by kind.
-        notes: how lists were read.
+        notes: how lists were read, and which files are not written for want of a package.
     """
 
     done: list[Done]
@@ -161,12 +161,12 @@ def predict(
     """
     began = time.time()
     with collected_messages() as messages:
+        check_ray(ray)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_place(out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs)
-        check_ray(ray)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
@@ -182,12 +182,16 @@ def predict(
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
             outcome.wall = time.perf_counter() - start
             outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-            outcome.skipped, outcome.notes = found.skipped, found.notes
+            outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
             write_record(out, record, [*failed, *earlier])
     return outcome
+
+
+def _left_out(inputs: Sequence[Input]) -> list[str]:
+    return files_left_out() if any(isinstance(item, TileSetInput) for item in inputs) else []
 
 
 def _records(inputs: Sequence[Input], bundle: Bundle, settings: PredictSettings, out: Path) -> list[_InputRun]:

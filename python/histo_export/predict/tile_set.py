@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from histo_export.data.images import BadImageError, decode_image, read_image_bytes
 from histo_export.errors import HistoError
+from histo_export.extras import install, installed
 from histo_export.predict.inputs import Failure, TileSetInput
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import labels_of
@@ -30,8 +29,8 @@ from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
-ROWS = 4096
-"""Rows of a Parquet row group, which are kept in memory until it is written."""
+if TYPE_CHECKING:
+    from histo_export.predict.parquet import ParquetTable
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,8 @@ def write_tile_set(
 ) -> list[Failure]:
     """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`, and pictures where `Judge` draws some.
 
+    Some need an extra, see `files_left_out`.
+
     Args:
         tiles: the set.
         spec: of the model.
@@ -228,43 +229,37 @@ def write_tile_set(
     return failures
 
 
+def files_left_out() -> list[str]:
+    """A sentence on the files of a set that are not written, because their packages are not installed here; or none."""
+    files = {"pyarrow": "tiles.parquet", "matplotlib": "the pictures of labelled tiles"}
+    lacking = [file for module, file in files.items() if not installed(module)]
+    how = f"run {install('report')}, then the same command with --force"
+    return [f"not written: {' and '.join(lacking)}; to get them, {how}"] if lacking else []
+
+
 class _Writer:
-    """Writes tiles.csv and tiles.parquet row by row."""
+    """Writes tiles.csv row by row, and tiles.parquet where pyarrow is installed."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...], labelled: bool) -> None:
-        self.columns = [
-            "path",
-            "class",
-            *(f"prob_{name}" for name in classes),
-            *(["label", "split"] if labelled else []),
-        ]
+        columns = ["path", "class", *(f"prob_{name}" for name in classes), *(["label", "split"] if labelled else [])]
         self.file = (folder / "tiles.csv").open("w", newline="", encoding="utf-8")
         self.csv = csv.writer(self.file, lineterminator="\n")
-        self.csv.writerow(self.columns)
-        kinds = [pa.float32() if name.startswith("prob_") else pa.string() for name in self.columns]
-        self.schema = pa.schema(list(zip(self.columns, kinds, strict=True)))
-        self.parquet_file = (folder / "tiles.parquet").open("wb")  # pyarrow takes no path with other bytes than UTF-8
-        self.parquet = pq.ParquetWriter(self.parquet_file, self.schema)
-        self.rows: list[list[Any]] = []
+        self.csv.writerow(columns)
+        self.parquet: ParquetTable | None = None
+        if installed("pyarrow"):
+            from histo_export.predict.parquet import ParquetTable
+
+            self.parquet = ParquetTable(folder / "tiles.parquet", columns)
 
     def add(self, path: str, name: str, probabilities: Probabilities, label: Sequence[str]) -> None:
         values = probabilities.tolist()
         self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *label])
-        self.rows.append([path, name, *values, *label])
-        if len(self.rows) == ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns = zip(*self.rows, strict=True)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, self.schema.types, strict=True)]
-        self.parquet.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
-        self.rows = []
+        if self.parquet is not None:
+            self.parquet.add([path, name, *values, *label])
 
     def close(self) -> None:
         try:
-            if self.rows:
-                self._flush()
+            if self.parquet is not None:
+                self.parquet.close()
         finally:
-            self.parquet.close()
-            self.parquet_file.close()
             self.file.close()

@@ -11,15 +11,10 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
-from histo_export.errors import HistoError
 from histo_export.predict.settings import TissueSettings
 from histo_export.predict.slide import Pair
-
-try:
-    from scipy import ndimage
-except ModuleNotFoundError as error:
-    raise HistoError("Finding tissue", "needs scipy", "pip install 'histo-export[slides]'") from error
 
 Floats = npt.NDArray[np.float64]
 

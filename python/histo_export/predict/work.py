@@ -17,12 +17,13 @@ import numpy as np
 from histo_export.data.walk import DONE, done_record
 from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
+from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import TileResults, predict_tiles
-from histo_export.runtimes import Runtime, Variant, open_runtime
+from histo_export.runtimes import Runtime, Variant, check_installed, open_runtime
 from histo_export.spec import ModelSpec, Precision
 from histo_export.strict_json import dump_json
 
@@ -123,8 +124,9 @@ def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tupl
     Returns:
         The bundle; its spec; and the runtime in that precision, or in the bundle's where it is None.
     """
-    opened = open_bundle(bundle)
     variant = Variant.parse(runtime)
+    check_installed(variant.runtime)  # before files of hundreds of megabytes are read
+    opened = open_bundle(bundle)
     if precision is None and variant.precision == "fp32":  # an id that ends with a precision has chosen it already
         precision = opened.config.histo.precision
     if precision is not None:
@@ -166,7 +168,7 @@ class Worker:
         return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
 
     def _slide(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
-        # Imported only here, because the packages that read slides are an extra.
+        needs("Reading slides", "slides")  # of another machine, too, to which Ray may have sent the unit
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from histo_export.extras import installed
 from histo_export.runtimes.base import LayerTime
 from histo_export.spec import STAGES
 
@@ -32,8 +33,8 @@ def by_layer(times: Iterable[tuple[str, float]]) -> list[LayerTime]:
     return [(_stage(layer), layer, seconds) for layer, seconds in seconds_of.items()]
 
 
-def of_onnx_kernels(file: Path, kernels: Iterable[tuple[str, float]]) -> list[LayerTime]:
-    """Translates kernels to layers.
+def of_onnx_kernels(file: Path, kernels: Iterable[tuple[str, float]]) -> list[LayerTime] | None:
+    """Translates kernels to layers; None where the package onnx is not installed, which reads the graph.
 
     A kernel that a runtime inserted on its own (a reorder of memory) belongs to the layer before it.
 
@@ -41,6 +42,8 @@ def of_onnx_kernels(file: Path, kernels: Iterable[tuple[str, float]]) -> list[La
         file: the ONNX file.
         kernels: names, which begin with that of a node or of a value of the graph, and seconds.
     """
+    if not installed("onnx"):
+        return None
     layer_of = _layers_by_name(file)
 
     def layers() -> Iterable[tuple[str, float]]:

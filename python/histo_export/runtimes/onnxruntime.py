@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.extras import needs
 from histo_export.files import temporary_folder
 from histo_export.machine import why_no_driver
 from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide, to_float
@@ -112,7 +113,8 @@ class OnnxRuntime(Runtime):
         return logits
 
     def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
-        import onnx  # not needed for running a file
+        needs("Comparing the stages of an ONNX file", "onnx", modules=["onnx"])  # running a file works without it
+        import onnx
 
         # The file names the values that leave the stages; here they become outputs of a copy in memory.
         model = onnx.load(self.file)
@@ -122,7 +124,7 @@ class OnnxRuntime(Runtime):
         outputs = self._session(model.SerializeToString()).run(names, self._input(tiles))
         return dict(zip(STAGES, outputs, strict=True))
 
-    def layers(self, tiles: Tiles) -> list[LayerTime]:
+    def layers(self, tiles: Tiles) -> list[LayerTime] | None:
         kernels = self._kernels(tiles)
         return of_onnx_kernels(
             self.file, ((event["name"].removesuffix(KERNEL), event["dur"] / 1e6) for event in kernels)

@@ -9,16 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import openvino as ov
 
 from histo_export.errors import HistoError
 from histo_export.runtimes.base import LayerTime, Names, Runtime, Tiles, TileSide, to_float
 from histo_export.runtimes.layers import of_onnx_kernels
 from histo_export.spec import STAGES, Precision
-
-try:
-    import openvino as ov
-except ModuleNotFoundError as error:
-    raise HistoError("OpenVINO", "is not installed", "Install it with: pip install 'histo-export[openvino]'") from error
 
 PRECISIONS: Mapping[str, str] = {"u8": "int8", "i8": "int8", "bf16": "bf16", "f16": "fp16", "f32": "fp32"}
 """OpenVINO's word for a precision → ours."""
@@ -111,7 +107,7 @@ class OpenVinoRuntime(Runtime):
         names = (*STAGES[:-1], "logits")
         return {stage: outputs[name].copy() for stage, name in zip(STAGES, names, strict=True)}
 
-    def layers(self, tiles: Tiles) -> list[LayerTime]:
+    def layers(self, tiles: Tiles) -> list[LayerTime] | None:
         """From a second compilation, which keeps time."""
         request = self._compile(self.model, profile=True).create_infer_request()
         batch = [self._input(tiles)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
 from histo_export.errors import UsageError, nearest
+from histo_export.extras import needs
 from histo_export.runtimes.base import Runtime
 from histo_export.spec import PRECISIONS, Precision
 
@@ -23,6 +24,7 @@ class RuntimeEntry:
         files: precision → the file of a bundle that the runtime opens for it; the precisions are those of `cls.names`.
         package: the installed package that computes, whose version reports show.
         timed_on: devices on which `histo bench` times it where no runtime is named.
+        needs: the extra and its modules without which the runtime cannot be imported; None where it needs no extra.
     """
 
     module: str
@@ -30,6 +32,7 @@ class RuntimeEntry:
     files: Mapping[Precision, str]
     package: str
     timed_on: Sequence[str] = ()
+    needs: tuple[str, Sequence[str]] | None = None
 
 
 _NATIVE: Mapping[Precision, str] = dict.fromkeys(PRECISIONS, NATIVE)
@@ -39,24 +42,35 @@ _ONNX: Mapping[Precision, str] = {"fp32": ONNX, "int8": INT8_ONNX}
 _OPENVINO: Mapping[Precision, str] = {"fp32": ONNX, "bf16": ONNX, "int8": INT8_ONNX}
 _CPU, _BOTH, _CUDA = ("cpu",), ("cpu", "cuda"), ("cuda",)
 
+_NEEDS_ORT = "onnx", ("onnxruntime",)
+_NEEDS_OPENVINO = "openvino", ("openvino",)
+_NEEDS_TORCH = "train", ("torch",)
+_NEEDS_NET = "train", ("torch", "torchvision")  # to build the network in Python
+
 RUNTIMES: Mapping[str, RuntimeEntry] = {
     "native": RuntimeEntry("native", "NativeRuntime", _NATIVE, "histo-export", _CPU),
     "native-latency": RuntimeEntry("native", "NativeLatencyRuntime", _NATIVE, "histo-export", _CPU),
-    "onnxruntime": RuntimeEntry("onnxruntime", "OnnxRuntime", _ONNX, "onnxruntime", _BOTH),
-    "onnxruntime-tensorrt": RuntimeEntry("onnxruntime", "TensorRtRuntime", {"fp32": ONNX}, "onnxruntime", _CUDA),
+    "onnxruntime": RuntimeEntry("onnxruntime", "OnnxRuntime", _ONNX, "onnxruntime", _BOTH, _NEEDS_ORT),
+    "onnxruntime-tensorrt": RuntimeEntry(
+        "onnxruntime", "TensorRtRuntime", {"fp32": ONNX}, "onnxruntime", _CUDA, _NEEDS_ORT
+    ),
     # A bundle has no such file: benchmarks/low_precision_table.py quantises model.onnx with ONNX Runtime's own tool.
     "onnxruntime-tool": RuntimeEntry(
-        "onnxruntime", "OnnxToolRuntime", {"int8": "model-int8-onnxruntime.onnx"}, "onnxruntime"
+        "onnxruntime", "OnnxToolRuntime", {"int8": "model-int8-onnxruntime.onnx"}, "onnxruntime", needs=_NEEDS_ORT
     ),
-    "openvino": RuntimeEntry("openvino", "OpenVinoRuntime", _OPENVINO, "openvino", _CPU),
-    "openvino-streams": RuntimeEntry("openvino", "OpenVinoStreamsRuntime", _OPENVINO, "openvino"),
-    "torchscript": RuntimeEntry("torchscript", "TorchScriptRuntime", {"fp32": TORCHSCRIPT}, "torch"),
-    "libtorch": RuntimeEntry("libtorch", "LibtorchRuntime", {"fp32": TORCHSCRIPT}, "torch", _BOTH),
-    "torch": RuntimeEntry("torch_eager", "EagerRuntime", _EAGER, "torch", _BOTH),
-    "torch-channels-last": RuntimeEntry("torch_eager", "ChannelsLastRuntime", _AUTOCAST, "torch", _CPU),
-    "torch-compile": RuntimeEntry("torch_compile", "TorchCompileRuntime", _AUTOCAST, "torch", _BOTH),
-    "torch-cuda-graph": RuntimeEntry("torch_cuda_graph", "CudaGraphRuntime", _EAGER, "torch", _CUDA),
-    "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": PT2}, "torch"),
+    "openvino": RuntimeEntry("openvino", "OpenVinoRuntime", _OPENVINO, "openvino", _CPU, _NEEDS_OPENVINO),
+    "openvino-streams": RuntimeEntry(
+        "openvino", "OpenVinoStreamsRuntime", _OPENVINO, "openvino", needs=_NEEDS_OPENVINO
+    ),
+    "torchscript": RuntimeEntry(
+        "torchscript", "TorchScriptRuntime", {"fp32": TORCHSCRIPT}, "torch", needs=_NEEDS_TORCH
+    ),
+    "libtorch": RuntimeEntry("libtorch", "LibtorchRuntime", {"fp32": TORCHSCRIPT}, "torch", _BOTH, _NEEDS_TORCH),
+    "torch": RuntimeEntry("torch_eager", "EagerRuntime", _EAGER, "torch", _BOTH, _NEEDS_NET),
+    "torch-channels-last": RuntimeEntry("torch_eager", "ChannelsLastRuntime", _AUTOCAST, "torch", _CPU, _NEEDS_NET),
+    "torch-compile": RuntimeEntry("torch_compile", "TorchCompileRuntime", _AUTOCAST, "torch", _BOTH, _NEEDS_NET),
+    "torch-cuda-graph": RuntimeEntry("torch_cuda_graph", "CudaGraphRuntime", _EAGER, "torch", _CUDA, _NEEDS_NET),
+    "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": PT2}, "torch", needs=_NEEDS_TORCH),
 }
 
 PACKAGES: Sequence[str] = sorted({entry.package for entry in RUNTIMES.values()} - {"histo-export"})
@@ -135,8 +149,16 @@ def default_variants(device: str, precisions: Sequence[Precision] = ("fp32",)) -
     )
 
 
+def check_installed(runtime: str) -> None:
+    """MissingExtraError where a runtime needs a package that is not installed. Imports nothing."""
+    if (needed := RUNTIMES[runtime].needs) is not None:
+        extra, modules = needed
+        needs(f"Runtime {runtime}", extra, modules=modules)
+
+
 def runtime_class(runtime: str) -> type[Runtime]:
-    """The class of `RUNTIMES[runtime]`; HistoError where it needs a package that is not installed."""
+    """The class of `RUNTIMES[runtime]`; MissingExtraError where it needs a package that is not installed."""
+    check_installed(runtime)
     entry = RUNTIMES[runtime]
     cls: type[Runtime] = getattr(importlib.import_module(f"histo_export.runtimes.{entry.module}"), entry.cls)
     return cls

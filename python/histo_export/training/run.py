@@ -355,7 +355,7 @@ def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str
 
 def golden_tiles(tiles: TileSet, size: int, count: int = GOLDEN_TILES) -> npt.NDArray[np.uint8]:
     """Up to `count` tiles spread over the classes, centre-cropped: uint8 `(g, size, size, 3)`."""
-    from histo_export.data.transforms import center_crop
+    from histo_export.data.images import center_crop
 
     by_class = [np.flatnonzero(tiles.labels == label) for label in range(len(tiles.classes))]
     wanted = [count // len(by_class) + (i < count % len(by_class)) for i in range(len(by_class))]

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import openslide
+
 from histo_export.data.tiff import TiffError, choose_page
 from histo_export.errors import HistoError, one_line
 from histo_export.predict.formats import read_head, tiff_pages
+from histo_export.predict.readers.flat_tiff import FlatTiffReader
+from histo_export.predict.readers.openslide_reader import OpenSlideReader
 from histo_export.predict.slide import Slide
-
-try:
-    import openslide
-
-    from histo_export.predict.readers.flat_tiff import FlatTiffReader
-    from histo_export.predict.readers.openslide_reader import OpenSlideReader
-except ModuleNotFoundError as error:
-    raise HistoError(
-        "Reading slides", f"needs a package that is not installed ({error.name})", "pip install 'histo-export[slides]'"
-    ) from error
-
 
 GENERIC = (None, "generic-tiff")
 """What OpenSlide calls a TIFF without the marks of a scanner; it does not check what such a file holds."""

@@ -1,0 +1,87 @@
+"""The packages that only some commands need, and the extras of histo-export that install them.
+
+The package itself depends on what predicting tiles and verifying a bundle need, which is small; PyTorch alone is
+gigabytes. Whoever needs more calls `needs` before any work, so that users get one line with the command to type. No
+other module knows which extra brings a package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+
+from histo_export.errors import UsageError
+
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "train": {
+        "torch": "torch",
+        "torchvision": "torchvision",
+        "pytorch_lightning": "pytorch-lightning",
+        "tensorboard": "tensorboard",
+        "onnx": "onnx",
+        "onnxscript": "onnxscript",
+        "matplotlib": "matplotlib",
+    },
+    "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
+    "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},
+    "openvino": {"openvino": "openvino", "onnx": "onnx"},
+    "slides": {
+        "openslide": "openslide-python",
+        "pydicom": "pydicom",
+        "scipy": "scipy",
+        "tifffile": "tifffile",
+        "matplotlib": "matplotlib",
+    },
+    "ray": {"ray": "ray"},
+    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
+}
+"""Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""
+
+
+class MissingExtraError(UsageError):
+    """Something needs packages that are not installed."""
+
+
+def lacking(extra: str) -> list[str]:
+    """The packages of an extra that are not installed. Nothing is imported."""
+    return [package for module, package in EXTRAS[extra].items() if not installed(module)]
+
+
+def installed(module: str) -> bool:
+    """Whether a module of `EXTRAS` can be found; whether it also loads is told by `histo doctor`."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # a finder that refuses it; a module without a specification
+        return False
+
+
+def install(*extras: str) -> str:
+    """The command that installs extras."""
+    return f'pip install "histo-export[{",".join(extras)}]"'
+
+
+def needs(thing: object, *extras: str, modules: Collection[str] = ()) -> None:
+    """Checks that what `thing` needs is installed.
+
+    Args:
+        thing: what needs it, as the user knows it.
+        extras: keys of `EXTRAS`.
+        modules: of these extras, the modules that are needed; default: all.
+
+    Raises:
+        MissingExtraError: something is missing; the next step is the command that installs it.
+    """
+    missing: dict[str, list[str]] = {}
+    for extra in extras:
+        wanted = [package for module, package in EXTRAS[extra].items() if module in (modules or EXTRAS[extra])]
+        if names := [package for package in lacking(extra) if package in wanted]:
+            missing[extra] = names
+    if packages := list(dict.fromkeys(package for names in missing.values() for package in names)):
+        verb = "is" if len(packages) == 1 else "are"
+        step = f"Run {install(*missing)} first"
+        raise MissingExtraError(thing, f"needs {', '.join(packages)}, which {verb} not installed", step)
+
+
+def extra_with(module: str) -> str | None:
+    """The first extra that has a module, for an import that nobody foresaw; None where none has."""
+    return next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
