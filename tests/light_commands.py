@@ -12,7 +12,7 @@ import importlib.abc
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ REFUSED: Sequence[tuple[str, str]] = [
     ("inspect {checkpoint}", "train"),
     ("bench --out {out}/x", "train"),
     ("bench {bundle} --precision int8 --out {out}/x", "train"),
+    ("bench {bundle} --runtimes native,onnxruntime --out {out}/x", "onnx"),
     ("verify {bundle} --device cuda", "train"),
+    ("verify {bundle} --runtimes native,torch", "train"),
     ("predict {bundle} {tiles} --out {out}/x --runtime onnxruntime", "onnx"),
     ("predict {bundle} {tiles} --out {out}/x --runtime openvino", "openvino"),
     ("predict {bundle} {tiles} --out {out}/x --runtime torchscript", "train"),
@@ -111,6 +113,31 @@ def run(arguments: str, found: dict[str, Path]) -> tuple[int, str, str]:
     return code, *texts
 
 
+def _refusal(call: Callable[[], object]) -> str:
+    """The error of a call that needs an extra."""
+    from histo_export.extras import MissingExtraError
+
+    try:
+        call()
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
+def _hash_once() -> None:
+    """Compares each file of the bundle with its sha256 once: a dozen commands would read gigabytes."""
+    from histo_export.export import bundle as module
+
+    check, checked = module._check_file, set()
+
+    def check_once(file: Path, expected: Any) -> None:
+        if file not in checked:
+            check(file, expected)
+        checked.add(file)
+
+    module._check_file = check_once
+
+
 def main(bundle: Path, folder: Path) -> None:
     from histo_export.extras import EXTRAS
 
@@ -119,10 +146,16 @@ def main(bundle: Path, folder: Path) -> None:
     from histo_export import load, parity
 
     parity.TIMING_S = 0.01  # nobody looks at the figures
+    _hash_once()
     classifier = load(bundle)
     side = classifier.spec.tile_size
     found = places(bundle, folder, side)
     results: dict[str, Any] = {"logits": classifier.predict(np.zeros((side, side, 3), np.uint8)).logits.tolist()}
+    calls = {
+        "load(runtime=...)": lambda: load(bundle, runtime="onnxruntime"),
+        "predict_slide()": lambda: classifier.predict_slide(found["slide"]),
+    }
+    results |= {name: _refusal(call) for name, call in calls.items()}
     results |= {arguments: run(arguments, found) for arguments, *_ in (*WORK, *REFUSED)}
     results["imported"] = sorted(refused & {name.partition(".")[0] for name in sys.modules})
     results["written"] = sorted(path.name for path in found["out"].iterdir())

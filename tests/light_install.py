@@ -1,10 +1,11 @@
 """Installs the wheel alone into new environments, and runs there what must run: `make test-light`.
 
-python tests/light_install.py [--tiles FOLDER] [--slide FILE] [--keep FOLDER]
+python tests/light_install.py [--wheel FILE] [--bundle FOLDER] [--tiles FOLDER] [--slide FILE] [--keep FOLDER]
 
 It needs the package index, so it is no part of the test suite. It runs in an environment that holds all extras: that
-makes the wheel and a bundle, and its predictions are those that the light environment must give byte for byte. Tiles
-and a slide are drawn where none are given; tiles of another size are resampled.
+makes the wheel and the bundle where none are given, and its predictions are those that the light environment must give
+byte for byte. Tiles and a slide are drawn where none are given; tiles of another size are resampled. The bundle has
+model.onnx, torchscript_model.pt, model.safetensors and µm per pixel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import tifffile
 
 from histo_export.bench.subjects import untrained_checkpoint
+from histo_export.export.bundle import open_bundle, spec_of
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.spec import ModelSpec
 from light_commands import BENCH, REFUSED, WORK, places
@@ -27,7 +29,6 @@ from light_commands import BENCH, REFUSED, WORK, places
 ROOT = Path(__file__).parents[1]
 MOST_MB, MOST_PACKAGES = 150, 20
 """Of the light install, histo-export and Python's own pip included."""
-SIDE = 150
 LOAD = (
     "import sys, histo_export, numpy as np; "
     "c = histo_export.load(sys.argv[1]); t = np.zeros((c.spec.tile_size,) * 2 + (3,), np.uint8); "
@@ -50,12 +51,15 @@ def demand(condition: bool, message: str) -> None:
     print(f"ok: {message.splitlines()[0]}", flush=True)
 
 
-def downloaded_wheel(folder: Path) -> Path:
+def built_wheel(folder: Path) -> Path:
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
+    return next(folder.glob("histo_export-*.whl"))
+
+
+def downloaded(wheel: Path, folder: Path) -> Path:
     """A folder with our wheel and the wheels of all that it requires, as `pip download` finds them."""
-    built, found = folder / "built", folder / "downloaded"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", built, ROOT)
-    run(sys.executable, "-m", "pip", "download", "-q", "-d", found, *built.glob("histo_export-*.whl"))
-    return found
+    run(sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "-d", folder, wheel)
+    return folder
 
 
 def environment(folder: Path, *pip: object) -> Path:
@@ -76,7 +80,7 @@ def size(programs: Path) -> tuple[float, int]:
 
 
 def make_bundle(out: Path) -> Path:
-    spec = ModelSpec(2, tuple("abcdef"), crop=128, tile_size=SIDE, mpp=0.5)
+    spec = ModelSpec(2, tuple("abcdef"), mpp=0.5)
     export_bundle(untrained_checkpoint(spec), out, ExportSettings(threads=2))
     return out
 
@@ -92,7 +96,7 @@ def draw_slide(path: Path) -> Path:
 
 def check_light(programs: Path, bundle: Path, folder: Path, tiles: Path | None) -> None:
     """All commands, the Python interface, and the bytes of predictions in the light environment."""
-    found = places(bundle, folder, SIDE)
+    found = places(bundle, folder, spec_of(open_bundle(bundle)).tile_size)
     histo = programs / "histo"
     for arguments, code, words in (*WORK, BENCH):
         text = run(histo, *(word.format(**found) for word in arguments.split()), code=code)
@@ -113,21 +117,21 @@ def check_light(programs: Path, bundle: Path, folder: Path, tiles: Path | None) 
 
 def check_slides(programs: Path, bundle: Path, slide: Path, out: Path) -> None:
     run(programs / "histo", "predict", bundle, slide, "--out", out)
-    written = {path.name for path in (out / slide.name).iterdir()}
+    written = {path.name for path in (out / slide.stem).iterdir()}
     wanted = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json"}
     demand(wanted <= written, f"a slide with the extra slides\nlacks {wanted - written}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option in ("--tiles", "--slide", "--keep"):
+    for option in ("--wheel", "--bundle", "--tiles", "--slide", "--keep"):
         parser.add_argument(option, type=lambda text: Path(text).absolute())
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="histo-light-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
-        wheels = downloaded_wheel(folder)
-        bundle = make_bundle(folder / "bundle")
+        wheels = downloaded(options.wheel or built_wheel(folder / "built"), folder / "downloaded")
+        bundle = options.bundle or make_bundle(folder / "bundle")
         light = environment(folder / "light-env", "--no-index", "--find-links", wheels, "histo-export")
         mb, packages = size(light)
         print(f"light install: {mb:.0f} MB in {packages} packages")

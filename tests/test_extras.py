@@ -11,12 +11,15 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from histo_export import extras
+from histo_export.bundle_files import INT8_ONNX
 from histo_export.cli import app
+from histo_export.cli.verify import _check_quantised
 from histo_export.errors import HistoError
 from histo_export.export.checks import Checks, raise_if_unproven
 from histo_export.extras import EXTRAS, MissingExtraError, extra_with, installed, lacking, needs
@@ -108,6 +111,11 @@ def test_a_missing_extra_is_told_in_one_line(light: Mapping[str, Any], arguments
     assert light["written"] == ["latency", "tiles"]
 
 
+@pytest.mark.parametrize(("call", "extra"), [("load(runtime=...)", "onnx"), ("predict_slide()", "slides")])
+def test_python_names_the_extra_too(light: Mapping[str, Any], call: str, extra: str) -> None:
+    assert f'pip install "histo-export[{extra}]"' in light[call]
+
+
 def test_nothing_of_an_extra_is_imported(light: Mapping[str, Any]) -> None:
     assert light["imported"] == []
 
@@ -165,6 +173,17 @@ def test_an_import_that_nobody_foresaw_ends_in_one_line(
     monkeypatch.setattr(app, "_print_first_steps", fail)
     code, out, err = histo()
     assert (code, out, err) == (2, "", f"histo: An import: failed ({error}). {step}\n")
+
+
+def test_the_int8_onnx_file_counts_as_not_run_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = SimpleNamespace(precision="int8", files={INT8_ONNX: None})
+    bundle: Any = SimpleNamespace(path=Path("b"), config=SimpleNamespace(histo=block))
+    monkeypatch.setitem(sys.modules, "torch", None)  # type: ignore[arg-type]
+    for only, unproven in ((["native"], []), (None, [INT8_ONNX])):
+        checks = Checks()
+        assert _check_quantised(bundle, checks, print, only) is None
+        assert checks.unproven == unproven
+    assert checks.unchecked["onnxruntime-int8"].startswith("needs torch, which is not installed. Run pip install")
 
 
 def test_a_file_that_nothing_could_run_is_not_shipped() -> None:

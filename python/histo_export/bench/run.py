@@ -15,13 +15,15 @@ from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import open_subjects, untrained_subjects
 from histo_export.extras import install, installed, needs
 from histo_export.machine import package_versions, this_machine, versions
-from histo_export.runtimes import PACKAGES
+from histo_export.runtimes import PACKAGES, check_installed
 
 
-def check_installed(bundles: Sequence[Path], settings: Settings) -> None:
-    """MissingExtraError where the models, or the definition of a precision, need packages that are not installed."""
+def check_packages(bundles: Sequence[Path], settings: Settings) -> None:
+    """MissingExtraError where models, runtimes that were named, or a check below fp32 need what is not installed."""
     if not bundles:
         needs("Untrained networks (histo bench without bundles)", "train")
+    for runtime in () if settings.may_lack else settings.runtimes:
+        check_installed(runtime.runtime)
     if low := next((runtime for runtime in settings.runtimes if runtime.precision != "fp32"), None):
         needs(f"The check of {low}", "train", modules=["torch", "torchvision"])
 

@@ -82,9 +82,9 @@ def bench(
     settings = _settings(measurement)
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
-    from histo_export.bench.run import check_installed, run_bench
+    from histo_export.bench.run import check_packages, run_bench
 
-    check_installed(bundles or [], settings)
+    check_packages(bundles or [], settings)
     with _progress(output.quiet) as progress:
         report = run_bench(
             bundles or [],

@@ -72,13 +72,15 @@ def verify(
 
 
 def _names(text: str) -> list[str]:
-    """Ids of runtimes that check files, as in "native,onnxruntime"."""
+    """Ids of runtimes that check files, as in "native,onnxruntime"; MissingExtraError where one is not installed."""
     from histo_export.export.formats import FORMATS
+    from histo_export.runtimes import check_installed
 
     known = [runtime for entry in FORMATS.values() for runtime in entry.checked_by]
     names = [name.strip() for name in text.split(",")]
     for name in names:
         one_of("--runtimes", name, known)
+        check_installed(name)
     return names
 
 
