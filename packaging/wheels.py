@@ -1,7 +1,8 @@
 """Builds wheels for Linux that run where glibc is 2.28 or newer, for x86-64 and for Arm, on one x86-64 machine.
 
-No container is needed: packaging/manylinux.cmake compiles with Debian's GCC for each CPU, and links with Zig.
-`auditwheel` then proves the tag and writes it into the wheel's name.
+No container is needed: packaging/manylinux.cmake compiles with Debian's GCC for each CPU, and links with Zig. The wheels
+are built from the sdist, so that it is known to be complete. `auditwheel` then proves the tag and writes it into the
+wheel's name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -31,7 +33,7 @@ def zig() -> Path:
 
 
 def version(python: str) -> str:
-    """"311" of CPython 3.11."""
+    """ "311" of CPython 3.11."""
     code = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
     name, major, minor = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     if name != "cpython":
@@ -39,20 +41,32 @@ def version(python: str) -> str:
     return major + minor
 
 
-def build(python: str, architecture: str, out: Path) -> Path:
-    """A wheel in `out` with the tag linux_ARCHITECTURE."""
-    compiler = f"{architecture}-linux-gnu-g++"
+def unpacked_sdist(out: Path) -> Path:
+    """Writes the sdist into `out`; returns a folder with its contents, always the same one, for the compiler's cache."""
+    subprocess.run(["uv", "build", "--quiet", "--sdist", "--out-dir", str(out), str(ROOT)], check=True)
+    [sdist] = out.glob("*.tar.gz")
+    folder = ROOT / "build/sdist"
+    shutil.rmtree(folder, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    [tree] = folder.iterdir()
+    return tree
+
+
+def build(tree: Path, python: str, architecture: str, out: Path) -> Path:
+    """A wheel in `out` with the tag linux_ARCHITECTURE, of the sources in `tree`."""
+    compiler, package = f"{architecture}-linux-gnu-g++", f"g++-{architecture.replace('_', '-')}-linux-gnu"
     if shutil.which(compiler) is None:
-        sys.exit(f"{compiler} is not installed. Debian and Ubuntu: apt install g++-{architecture.replace('_', '-')}-linux-gnu")
+        sys.exit(f"{compiler} is not installed. Debian and Ubuntu: apt install {package}")
     # The headers are those of the interpreter here. CPython's are the same for both CPUs: 64 bits, little-endian.
     environment = {
-        "CMAKE_TOOLCHAIN_FILE": str(ROOT / "packaging/manylinux.cmake"),
+        "CMAKE_TOOLCHAIN_FILE": str(tree / "packaging/manylinux.cmake"),
         "HISTO_WHEEL_ARCH": architecture,
         "HISTO_ZIG": str(zig()),
         "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version(python)}-{architecture}-linux-gnu.so",
         "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",
     }
-    command = ["uv", "build", "--wheel", "--python", python, "--out-dir", str(out), str(ROOT)]
+    command = ["uv", "build", "--wheel", "--python", python, "--out-dir", str(out), str(tree)]
     subprocess.run(command, check=True, env={**os.environ, **environment})
     [wheel] = out.glob(f"*-cp{version(python)}-*-linux_{architecture}.whl")
     return wheel
@@ -80,10 +94,13 @@ def main() -> None:
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         sys.exit("These wheels are cross-built on Linux x86-64. Elsewhere: make wheels-here")
     chosen.out.mkdir(parents=True, exist_ok=True)
+    for old in chosen.out.glob("*.tar.gz"):
+        old.unlink()
+    tree = unpacked_sdist(chosen.out)
     for architecture in chosen.arch or ARCHITECTURES:
         for python in chosen.python or [sys.executable]:
             with tempfile.TemporaryDirectory() as folder:
-                print(repair(build(python, architecture, Path(folder)), architecture, chosen.out))
+                print(repair(build(tree, python, architecture, Path(folder)), architecture, chosen.out))
 
 
 if __name__ == "__main__":
