@@ -1,4 +1,4 @@
-"""Whether a tag, the package, the changelog and the citation name one version: python packaging/release_check.py v1.2.3."""
+"""Whether a tag, the package, changelog and citation state one version: python packaging/release_check.py v1.2.3."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Builds wheels for Linux that run where glibc is 2.28 or newer, for x86-64 and for Arm, on one x86-64 machine.
 
-No container is needed: packaging/manylinux.cmake compiles with Debian's GCC for each CPU, and links with Zig. The wheels
+No container is needed: packaging/manylinux.cmake compiles with Debian's GCC and links with Zig. The wheels
 are built from the sdist, so that it is known to be complete. `auditwheel` then proves the tag and writes it into the
 wheel's name.
 """
@@ -42,7 +42,7 @@ def version(python: str) -> str:
 
 
 def unpacked_sdist(out: Path) -> Path:
-    """Writes the sdist into `out`; returns a folder with its contents, always the same one, for the compiler's cache."""
+    """Writes the sdist into `out`; returns a folder with its contents, always the same for the compiler's cache."""
     subprocess.run(["uv", "build", "--quiet", "--sdist", "--out-dir", str(out), str(ROOT)], check=True)
     [sdist] = out.glob("*.tar.gz")
     folder = ROOT / "build/sdist"
@@ -73,7 +73,7 @@ def build(tree: Path, python: str, architecture: str, out: Path) -> Path:
 
 
 def repair(wheel: Path, architecture: str, out: Path) -> Path:
-    """The wheel in `out`, with the tag that auditwheel has proved. It must need no library that it would have to copy."""
+    """The wheel in `out`, with the tag that auditwheel has proved. Nothing may have been copied into it."""
     tag = f"manylinux_{GLIBC}_{architecture}"
     subprocess.run(["auditwheel", "repair", "--plat", tag, "--only-plat", "-w", str(out), str(wheel)], check=True)
     [repaired] = out.glob(f"{'-'.join(wheel.name.split('-')[:4])}-*{tag}.whl")
