@@ -74,9 +74,12 @@ def build(tree: Path, python: str, architecture: str, out: Path) -> Path:
 
 def repair(wheel: Path, architecture: str, out: Path) -> Path:
     """The wheel in `out`, with the tag that auditwheel has proved. Nothing may have been copied into it."""
-    tag = f"manylinux_{GLIBC}_{architecture}"
-    subprocess.run(["auditwheel", "repair", "--plat", tag, "--only-plat", "-w", str(out), str(wheel)], check=True)
-    [repaired] = out.glob(f"{'-'.join(wheel.name.split('-')[:4])}-*{tag}.whl")
+    command = ["auditwheel", "repair", "--plat", "auto", "--only-plat", "-w", str(out), str(wheel)]
+    subprocess.run(command, check=True)
+    stem = "-".join(wheel.name.split("-")[:4])
+    [repaired] = out.glob(f"{stem}-manylinux*_{architecture}.whl")
+    if int(repaired.name.split("_")[3]) > int(GLIBC.split("_")[1]):
+        sys.exit(f"{repaired.name} needs a newer glibc than {GLIBC.replace('_', '.')}")
     with zipfile.ZipFile(repaired) as archive:
         copied = [name for name in archive.namelist() if ".libs/" in name]
     if copied:
