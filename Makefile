@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs sdist wheels wheels-here test-wheels test-lowest lint-packaging release-check
+.PHONY: docs sdist wheels wheels-here test-lowest lint-packaging release-check
 .PHONY: help demo test test-all test-light cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
 
 help:  ## list these commands
@@ -105,11 +105,7 @@ wheels: $(PACKAGING)/.installed  ## sdist and manylinux_2_28 wheels, x86-64 and 
 wheels-here: $(PACKAGING)/.installed  ## wheels of all Pythons for this system by cibuildwheel (Linux: needs a container engine)
 	$(call PACKAGED,cibuildwheel) --output-dir dist
 
-test-wheels: $(STAMP)  ## install the wheel of dist into a new environment and run it there; Arm's under QEMU if it is there
-	$(BIN)/python tests/light_install.py --wheel dist/histo_export-*-cp$(PYTAG)-*manylinux*_x86_64.whl
-PYTAG = $(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])')
-
-# Newer packages than the sources were written with warn of other things, and older ones too: warnings are printed only.
+# Old packages warn of what newer Pythons and NumPys deprecate: warnings are printed, and fail nothing.
 test-lowest: $(PACKAGING)/.installed  ## the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
 	$(call PACKAGED,uv) venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
 	$(call PACKAGED,uv) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[all,test]'
