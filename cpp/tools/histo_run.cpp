@@ -33,7 +33,9 @@
 #include <fcntl.h>
 #include <io.h>
 #define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
 #define NOMINMAX
+#endif
 #include <windows.h>
 #endif
 
