@@ -18,9 +18,10 @@ from typing import Any
 import histo_export
 from histo_export.errors import HistoError
 from histo_export.files import cache_folder
-from histo_export.machine import cpu_name, package_versions, why_no_cuda
+from histo_export.machine import package_versions, why_no_cuda
 from histo_export.runtimes import all_variants, runtime_class
 from histo_export.runtimes.registry import RUNTIMES
+from histo_export.system import cpu_name, mapped_files
 
 PACKAGES = (
     "torch",
@@ -97,12 +98,8 @@ def examine() -> dict[str, Any]:
 
 def _openmp_runtimes() -> list[str]:
     """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
-    return sorted({Path(f).name for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)})
+    names = {Path(file).name for file in mapped_files()}
+    return sorted(name for name in names if name.startswith(OPENMP_RUNTIMES))
 
 
 def _native_engine() -> dict[str, Any]:
