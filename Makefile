@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
+.PHONY: help demo test test-all cpp-test cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -59,6 +59,16 @@ BUILD = cmake --preset $(1) -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null && MAKE
 cpp-test: $(TOOLS)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
 	$(call BUILD,dev)
 	ctest --preset dev
+
+cpp-test-windows: $(STAMP)  ## the C++ tests and histo-run for Windows, by MinGW-w64, under Wine
+	$(call BUILD,windows-mingw)
+	ctest --preset windows-mingw
+	pytest tests/test_windows.py
+
+cpp-build-macos: $(TOOLS)  ## build the library and histo-run for macOS, by Zig; they are not run
+	$(BIN)/python -m pip install -q --disable-pip-version-check ziglang
+	$(call BUILD,macos-arm64)
+	$(call BUILD,macos-x86-64)
 
 sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)
