@@ -28,9 +28,10 @@ class AlignedBuffer {
     if (size != 0) {
       data_ = zeroed_pages(size * sizeof(float));
       if (data_ == nullptr) {
-        throw Error(ErrorCode::out_of_memory,
-                    "cannot allocate " + std::to_string(size * sizeof(float) >> 20U) + " MiB of weights or maps",
-                    "use smaller tiles or batches");
+        throw Error(
+            ErrorCode::out_of_memory,
+            "cannot allocate " + std::to_string(size * sizeof(float) >> 20U) + " MiB of weights or maps",
+            "use smaller tiles or batches");
       }
     }
   }

@@ -526,7 +526,7 @@ class Utf8Console {
 
 // The wide command line: the other one has only the characters of the user's code page.
 int wmain(int argc, wchar_t** argv) {
-  _setmode(_fileno(stdin), _O_BINARY);  // tiles
+  _setmode(_fileno(stdin), _O_BINARY);   // tiles
   _setmode(_fileno(stdout), _O_BINARY);  // the same lines as on other systems
   const Utf8Console console;
   return guarded_run([&] {

@@ -2,8 +2,8 @@
 /// Marks what the shared library exports. Plain C, like c_api.h, which includes it.
 #pragma once
 
-// HISTO_API makes a name visible to programs; all others stay hidden in the library. On a class it includes the
-// members and the type information, which a program needs to catch an exception that the library throws.
+// HISTO_API makes a name visible to programs; all others stay hidden in the library. On a class it includes
+// the members and the type information, which a program needs to catch an exception that the library throws.
 // HISTO_HIDDEN hides a class inside such a class again, where that is not so by itself.
 //
 // On Windows, programs need no mark of their own: nothing but functions is exported, and linkers find these

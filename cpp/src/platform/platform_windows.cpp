@@ -30,9 +30,9 @@ std::string utf8(std::wstring_view text) {
 std::string last_error() {
   const DWORD code = GetLastError();
   wchar_t text[512];
-  const DWORD length =
-      FormatMessageW(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS | FORMAT_MESSAGE_MAX_WIDTH_MASK,
-                     nullptr, code, 0, text, static_cast<DWORD>(std::size(text)), nullptr);
+  const DWORD length = FormatMessageW(
+      FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS | FORMAT_MESSAGE_MAX_WIDTH_MASK, nullptr,
+      code, 0, text, static_cast<DWORD>(std::size(text)), nullptr);
   std::wstring_view message(text, length);
   while (message.ends_with(L' ') || message.ends_with(L'.')) {
     message.remove_suffix(1);
@@ -103,8 +103,9 @@ std::filesystem::path path_from_utf8(std::string_view text) {
     return {};
   }
   std::wstring path(text.size(), L'\0');  // at most as many units as bytes
-  const int size = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text.data(), static_cast<int>(text.size()),
-                                       path.data(), static_cast<int>(path.size()));
+  const int size =
+      MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text.data(), static_cast<int>(text.size()),
+                          path.data(), static_cast<int>(path.size()));
   if (size == 0) {
     throw Error(ErrorCode::invalid_argument, "a path is not UTF-8", "give it in UTF-8");
   }
@@ -137,7 +138,8 @@ std::optional<std::string> environment_variable(const char* name) {
   std::wstring value(256, L'\0');
   for (;;) {
     SetLastError(ERROR_SUCCESS);
-    const DWORD length = GetEnvironmentVariableW(wide_name.c_str(), value.data(), static_cast<DWORD>(value.size()));
+    const DWORD length =
+        GetEnvironmentVariableW(wide_name.c_str(), value.data(), static_cast<DWORD>(value.size()));
     if (length == 0 && GetLastError() == ERROR_ENVVAR_NOT_FOUND) {
       return std::nullopt;
     }
@@ -149,8 +151,8 @@ std::optional<std::string> environment_variable(const char* name) {
   }
 }
 
-// The mask is of the processor group that the process is in, which has at most 64 CPUs. Where it is restricted,
-// it counts; else the process may use all groups.
+// The mask is of the processor group that the process is in, which has at most 64 CPUs. Where it is
+// restricted, it counts; else the process may use all groups.
 unsigned cpus_in_affinity_mask() {
   DWORD_PTR mask = 0;
   DWORD_PTR all = 0;
