@@ -101,12 +101,13 @@ TEST_CASE("platform: variables of the environment are read when they are asked f
     return *value == '\0' ? unsetenv(name) : setenv(name, value, 1);
 #endif
   };
-  CHECK_FALSE(histo::environment_variable("HISTO_PLATFORM_TEST"));
+  constexpr const char* variable = "HISTO_PLATFORM_TEST";
+  CHECK_FALSE(histo::environment_variable(variable));
   const std::string value(1000, 'v');
   REQUIRE(set(("HISTO_PLATFORM_TEST=" + value).c_str(), "HISTO_PLATFORM_TEST", value.c_str()) == 0);
-  CHECK(histo::environment_variable("HISTO_PLATFORM_TEST") == value);
+  CHECK(histo::environment_variable(variable) == value);
   REQUIRE(set("HISTO_PLATFORM_TEST=", "HISTO_PLATFORM_TEST", "") == 0);
-  CHECK_FALSE(histo::environment_variable("HISTO_PLATFORM_TEST"));
+  CHECK_FALSE(histo::environment_variable(variable));
 }
 
 TEST_CASE("platform: processes and their CPUs") {

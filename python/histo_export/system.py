@@ -66,6 +66,9 @@ def load_average() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float(_psutil().getloadavg()[0])
 
 
+KERNEL_FIGURES = Path("/proc")
+
+
 class CpuSeconds(NamedTuple):
     """Seconds since some time in the past: on a clock, of all programs on our CPUs, and of us and our workers."""
 
@@ -74,7 +77,7 @@ class CpuSeconds(NamedTuple):
     ours: float
 
 
-def cpu_seconds(cpus: list[int], proc: Path = Path("/proc")) -> CpuSeconds | None:
+def cpu_seconds(cpus: list[int], proc: Path = KERNEL_FIGURES) -> CpuSeconds | None:
     """The CPU time used so far; None where the system does not tell it.
 
     Args:

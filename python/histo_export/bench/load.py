@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from histo_export.system import CpuSeconds, allowed_cpus, cpu_seconds, load_average
+from histo_export.system import KERNEL_FIGURES, CpuSeconds, allowed_cpus, cpu_seconds, load_average
 
 BUSY = 0.1
 """Share of the CPUs that other programs may use; a report warns above it."""
@@ -53,7 +53,7 @@ class LoadMeter:
         proc: the folder of the kernel's figures, on Linux.
     """
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = KERNEL_FIGURES) -> None:
         self.proc = proc
         self.cpus = allowed_cpus()
         self.average = load_average()
