@@ -26,7 +26,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: docs sdist wheels wheels-here test-lowest lint-packaging release-check
-.PHONY: help demo test test-all test-light cpp-test python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
+.PHONY: help demo test test-all test-light cpp-test cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -63,6 +63,16 @@ cpp-test: $(TOOLS)  ## build the C++ tests with warnings as errors in build/dev 
 
 test-light: $(STAMP)  ## install the wheel alone into new environments and run it there (needs the package index)
 	$(BIN)/python tests/light_install.py $(LIGHT)
+
+cpp-test-windows: $(STAMP)  ## the C++ tests and histo-run for Windows, by MinGW-w64, under Wine
+	$(call BUILD,windows-mingw)
+	ctest --preset windows-mingw
+	pytest tests/test_windows.py
+
+cpp-build-macos: $(TOOLS)  ## build the library and histo-run for macOS, by Zig; they are not run
+	$(BIN)/python -m pip install -q --disable-pip-version-check ziglang
+	$(call BUILD,macos-arm64)
+	$(call BUILD,macos-x86-64)
 
 sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)

@@ -93,7 +93,7 @@ def test_environment_variables_are_documented() -> None:
     page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
     sources = [path for folder in ("benchmarks", "cpp", "python", "tests") for path in (ROOT / folder).rglob("*.*")]
     code = "".join(path.read_text(encoding="utf-8") for path in sources if path.suffix in {".py", ".h", ".cpp"})
-    read = set(re.findall(r'(?:getenv\(|environ(?:\.get\(|\[))"(\w+)"', code))
+    read = set(re.findall(r'(?:getenv\(|environment_variable\(|environ(?:\.get\(|\[))"(\w+)"', code))
     assert {"HISTO_ISA", "HISTO_CACHE", "CXX"} <= read
     assert {name for name in read - {"HOME", "PATH"} if f"`{name}`" not in page} == set()
 

@@ -24,10 +24,10 @@
 
 #include "histo/error.h"
 #include "histo/model.h"
-#include "model/file_bytes.h"
 #include "model/json.h"
 #include "model/model_format.h"
 #include "model/safetensors.h"
+#include "platform/platform.h"
 
 namespace {
 

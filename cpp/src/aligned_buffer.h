@@ -3,17 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
 
 #include "histo/error.h"
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "platform/platform.h"
 
 namespace histo {
 
@@ -25,45 +20,35 @@ class AlignedBuffer {
   AlignedBuffer() = default;
 
   explicit AlignedBuffer(std::size_t size) : size_(size) {
-    constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
-    if (size > (std::numeric_limits<std::size_t>::max() - huge_page) / sizeof(float)) {
+    constexpr std::size_t rounding = std::size_t{1} << 21U;  // of zeroed_pages()
+    if (size > (std::numeric_limits<std::size_t>::max() - rounding) / sizeof(float)) {
       throw Error(ErrorCode::size_overflow, "a map has more elements than fit in memory",
                   "use smaller tiles");
     }
-    const std::size_t page = size * sizeof(float) >= huge_page ? huge_page : small_page;
-    const std::size_t bytes = (size * sizeof(float) + page - 1) / page * page;
-    data_.reset(static_cast<float*>(std::aligned_alloc(page, bytes)));
-    if (data_ == nullptr && bytes != 0) {
-      throw Error(ErrorCode::out_of_memory,
-                  "cannot allocate " + std::to_string(bytes >> 20U) + " MiB of weights or maps",
-                  "use smaller tiles or batches");
-    }
-#ifdef __linux__
-    if (page == huge_page) {
-      madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
-    }
-#endif
-    if (bytes != 0) {
-      std::memset(data_.get(), 0, bytes);
+    if (size != 0) {
+      data_ = zeroed_pages(size * sizeof(float));
+      if (data_ == nullptr) {
+        throw Error(
+            ErrorCode::out_of_memory,
+            "cannot allocate " + std::to_string(size * sizeof(float) >> 20U) + " MiB of weights or maps",
+            "use smaller tiles or batches");
+      }
     }
   }
 
-  [[nodiscard]] float* data() noexcept { return data_.get(); }
-  [[nodiscard]] const float* data() const noexcept { return data_.get(); }
+  [[nodiscard]] float* data() noexcept { return static_cast<float*>(data_.get()); }
+  [[nodiscard]] const float* data() const noexcept { return static_cast<const float*>(data_.get()); }
 
   // The same memory for what is not float32: units of 32 bits that hold two bf16, for example.
-  [[nodiscard]] std::uint32_t* units() noexcept { return reinterpret_cast<std::uint32_t*>(data_.get()); }
+  [[nodiscard]] std::uint32_t* units() noexcept { return static_cast<std::uint32_t*>(data_.get()); }
   [[nodiscard]] const std::uint32_t* units() const noexcept {
-    return reinterpret_cast<const std::uint32_t*>(data_.get());
+    return static_cast<const std::uint32_t*>(data_.get());
   }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
  private:
-  struct Free {
-    void operator()(float* p) const noexcept { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
+  std::unique_ptr<void, FreePages> data_;
   std::size_t size_ = 0;
 };
 

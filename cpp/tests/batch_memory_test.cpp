@@ -14,7 +14,7 @@
 
 #include "histo/batch_runner.h"
 
-#ifdef __unix__
+#ifndef _WIN32
 #include <sys/resource.h>
 #endif
 
@@ -39,7 +39,7 @@ namespace {
 
 // The most that was ever resident, in bytes; 0 where the system does not tell.
 std::size_t peak_memory() {
-#ifdef __unix__
+#ifndef _WIN32
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
 #ifdef __APPLE__

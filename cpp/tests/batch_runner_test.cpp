@@ -26,6 +26,7 @@
 
 #include "error_code.h"
 #include "histo/error.h"
+#include "joined_threads.h"
 
 #ifdef __GLIBC__
 #include <pthread.h>
@@ -696,7 +697,7 @@ TEST_CASE("batch runner: one runner, several runs at the same time") {
   const BatchRunner runner(read_tiles, classes, {.batch = 3, .on_error = OnError::report});
   std::vector<Outcome> outcomes(4);
   {
-    std::vector<std::jthread> threads;
+    JoinedThreads threads;
     for (std::size_t i = 0; i < outcomes.size(); ++i) {
       threads.emplace_back(
           [&runner, &outcomes, i] { outcomes[i] = run(runner, numbered(200 + i, {i, 50 * i})); });

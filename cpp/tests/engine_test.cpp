@@ -22,6 +22,7 @@
 #include "histo/error.h"
 #include "histo/fused_head.h"
 #include "histo/preprocess.h"
+#include "joined_threads.h"
 #include "model/network.h"
 #include "model_file.h"
 #include "plan/plan.h"
@@ -306,7 +307,7 @@ TEST_CASE("engine: many threads at once, on one engine and on copies") {
   const auto expected = run(engine, tiles, shape);
   std::vector<std::vector<float>> results(6);
   {
-    std::vector<std::jthread> threads;
+    JoinedThreads threads;
     for (std::size_t i = 0; i < results.size(); ++i) {
       threads.emplace_back([&, i] {
         if (i % 2 == 0) {

@@ -23,6 +23,7 @@
 #include "error_code.h"
 #include "executed_isa.h"
 #include "histo/error.h"
+#include "joined_threads.h"
 #include "plan/adaptive_bins.h"
 
 namespace {
@@ -412,7 +413,7 @@ TEST_CASE("one head serves many threads, with more map sizes than it keeps weigh
   }
   std::vector<std::size_t> wrong(4);
   {
-    std::vector<std::jthread> threads;
+    JoinedThreads threads;
     for (std::size_t i = 0; i < wrong.size(); ++i) {
       threads.emplace_back([&, i] {
         for (std::size_t repeat = 0; repeat < 200; ++repeat) {

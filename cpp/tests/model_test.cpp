@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "histo/error.h"
+#include "joined_threads.h"
 #include "model_file.h"
 
 #ifndef _WIN32
@@ -222,7 +223,7 @@ TEST_CASE("many threads read one model") {
   };
   std::vector<double> sums(4);
   {
-    std::vector<std::jthread> threads;
+    JoinedThreads threads;
     for (double& result : sums) {
       threads.emplace_back([&result, &sum, copy = model] { result = sum(copy); });
     }

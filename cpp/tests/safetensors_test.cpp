@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "histo/error.h"
-#include "model/file_bytes.h"
 #include "model_file.h"
+#include "platform/platform.h"
 
 namespace {
 

@@ -14,8 +14,9 @@
 #include <vector>
 
 #include "histo/error.h"
+#include "joined_threads.h"
 
-#ifdef __unix__
+#ifndef _WIN32
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -78,7 +79,7 @@ TEST_CASE("thread pool: a body may loop itself, and several threads may share a 
 
   std::vector<std::size_t> wrong(4);
   {
-    std::vector<std::jthread> callers;
+    JoinedThreads callers;
     for (std::size_t& mine : wrong) {
       callers.emplace_back([&pool, &mine] {
         for (int round = 0; round < 500; ++round) {
@@ -139,7 +140,7 @@ TEST_CASE("thread pool: a number of threads that cannot be meant") {
   CHECK(code_of_starting(static_cast<unsigned>(-1)) == ErrorCode::invalid_argument);
 }
 
-#ifdef __unix__
+#ifndef _WIN32
 // In a child of its own, since what is tested spoils the process. True where `test` returned true.
 template <typename Test>
 bool passes_in_child(const Test& test) {

@@ -29,9 +29,35 @@
 #include "histo/names.h"
 #include "histo/self_test.h"
 
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#endif
+
 namespace {
 
 namespace fs = std::filesystem;
+
+// Words of the command line and messages are UTF-8 on Windows, and the system's own bytes elsewhere.
+fs::path path_of(const std::string& utf8) { return std::u8string(utf8.begin(), utf8.end()); }
+
+std::string utf8(const fs::path& path) {
+  const std::u8string text = path.u8string();
+  return {text.begin(), text.end()};
+}
+
+std::FILE* open_to_read(const std::string& path) {
+#ifdef _WIN32
+  return _wfopen(path_of(path).c_str(), L"rb");
+#else
+  return std::fopen(path.c_str(), "rb");
+#endif
+}
 
 constexpr const char* usage = R"(Usage: histo-run [OPTIONS] MODEL TILE...
        histo-run [OPTIONS] --self-test MODEL [GOLDEN]
@@ -201,7 +227,7 @@ std::optional<Arguments> parse(std::vector<std::string> words) {
   if (names.empty()) {
     usage_error("MODEL: is missing. See histo-run --help");
   }
-  arguments.model = names.front();
+  arguments.model = path_of(names.front());
   arguments.files.assign(names.begin() + 1, names.end());
   if (arguments.self_test && arguments.files.size() > 1) {
     usage_error(arguments.files[1] + ": --self-test takes no tiles. Classify them in a separate call");
@@ -227,7 +253,7 @@ struct Tile {
 class TileFile {
  public:
   TileFile(std::string path, std::optional<Extent> raw) : path_(std::move(path)), raw_(raw) {
-    file_ = path_ == "-" ? stdin : std::fopen(path_.c_str(), "rb");
+    file_ = path_ == "-" ? stdin : open_to_read(path_);
     if (file_ == nullptr) {
       failure(path_ + ": cannot be opened (" + std::generic_category().message(errno) + "). Check the path");
     }
@@ -431,13 +457,13 @@ void classify(const histo::Engine& engine, const Arguments& arguments) {
 
 void self_test(const histo::Engine& engine, const Arguments& arguments) {
   const fs::path golden = arguments.files.empty() ? arguments.model.parent_path() / "golden.safetensors"
-                                                  : fs::path(arguments.files.front());
+                                                  : path_of(arguments.files.front());
   const histo::SelfTestResult result = histo::self_test(engine, golden);
   std::printf("%s: %zu tiles, |delta logit| at most %.2g, %.2g of a tile's largest (allowed %.2g): %s\n",
-              golden.c_str(), result.tiles, result.max_abs, result.max_relative, result.tolerance,
+              utf8(golden).c_str(), result.tiles, result.max_abs, result.max_relative, result.tolerance,
               result.passed ? "passed" : "FAILED");
   if (!result.passed) {
-    failure(arguments.model.string() + ": the engine's logits differ from those of the bundle (" +
+    failure(utf8(arguments.model) + ": the engine's logits differ from those of the bundle (" +
             std::string(histo::name(engine.info().precision)) + ", " +
             std::string(histo::name(engine.info().isa)) +
             "). Check the files with histo verify, and try --isa portable");
@@ -459,13 +485,13 @@ int run(const std::vector<std::string>& words) {
   return 0;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+// `words()`: the command line without the program's name.
+template <typename Words>
+int guarded_run(const Words& words) {
   int exit_code = 1;
   std::string message;
   try {
-    return run({argv + (argc > 0 ? 1 : 0), argv + argc});
+    return run(words());
   } catch (const Failure& failure) {
     exit_code = failure.exit_code();
     message = failure.what();
@@ -481,3 +507,41 @@ int main(int argc, char** argv) {
   std::fprintf(stderr, "histo-run: %s\n", message.c_str());
   return exit_code;
 }
+
+}  // namespace
+
+#ifdef _WIN32
+
+// The console's encoding is UTF-8 while this program writes to it.
+class Utf8Console {
+ public:
+  Utf8Console() { SetConsoleOutputCP(CP_UTF8); }
+  Utf8Console(const Utf8Console&) = delete;
+  Utf8Console& operator=(const Utf8Console&) = delete;
+  ~Utf8Console() { SetConsoleOutputCP(before_); }
+
+ private:
+  UINT before_ = GetConsoleOutputCP();
+};
+
+// The wide command line: the other one has only the characters of the user's code page.
+int wmain(int argc, wchar_t** argv) {
+  _setmode(_fileno(stdin), _O_BINARY);   // tiles
+  _setmode(_fileno(stdout), _O_BINARY);  // the same lines as on other systems
+  const Utf8Console console;
+  return guarded_run([&] {
+    std::vector<std::string> words;
+    for (int i = 1; i < argc; ++i) {
+      words.push_back(utf8(argv[i]));
+    }
+    return words;
+  });
+}
+
+#else
+
+int main(int argc, char** argv) {
+  return guarded_run([&] { return std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc); });
+}
+
+#endif

@@ -19,12 +19,13 @@ import histo_export
 from histo_export.errors import HistoError
 from histo_export.extras import EXTRAS, MissingExtraError, install, installed, lacking
 from histo_export.files import cache_folder
-from histo_export.machine import cpu_name, package_versions, why_no_cuda, why_no_driver
+from histo_export.machine import package_versions, why_no_cuda, why_no_driver
 from histo_export.runtimes import all_variants, runtime_class
 from histo_export.runtimes.registry import RUNTIMES
+from histo_export.system import cpu_name, mapped_files
 
-OWN = ("filelock", "numpy", "pillow", "pydantic", "rich", "safetensors", "typer")
-"""The packages that histo-export always installs."""
+OWN = ("filelock", "numpy", "pillow", "psutil", "pydantic", "rich", "safetensors", "typer")
+"""The packages that histo-export always installs; psutil on other systems than Linux."""
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CXX", "TORCH_HOME")
 """Variables that matter besides those that begin with HISTO_; see docs/environment.md."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
@@ -94,12 +95,8 @@ def _libtorch() -> str:
 
 def _openmp_runtimes() -> list[str]:
     """OpenMP libraries mapped into this process, which has imported torch, torchvision and ONNX Runtime, if any."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    files = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
-    return sorted({Path(f).name for f in files if Path(f).name.startswith(OPENMP_RUNTIMES)})
+    names = {Path(file).name for file in mapped_files()}
+    return sorted(name for name in names if name.startswith(OPENMP_RUNTIMES))
 
 
 def _native_engine() -> dict[str, Any]:

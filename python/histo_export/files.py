@@ -24,6 +24,7 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from histo_export.errors import HistoError, UsageError, not_written
+from histo_export.system import process_exists, process_space
 
 OWNER = ".histo.lock"
 """The file in a folder that names the process which works there."""
@@ -119,6 +120,8 @@ def atomic_folder(out: Path, replace: bool = True) -> Iterator[Path]:
             if replace:
                 _replace(partial, out)
             else:
+                with suppress(OSError):
+                    out.rmdir()  # if it is empty: Windows refuses to overwrite that, too
                 partial.rename(out)  # the system refuses to overwrite a folder that is not empty
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -252,16 +255,8 @@ def _partial(path: Path) -> Path:
 
 @functools.cache
 def _process_space() -> str:
-    """Eight digits that stand for all processes among which a process number means one process.
-
-    That is a PID namespace of a running kernel. Elsewhere than on Linux it is this process alone.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return secrets.token_hex(4)
-    return hashlib.sha256(f"{boot}{namespace}".encode()).hexdigest()[:8]
+    """`process_space`; where the system has none, this process alone is one."""
+    return process_space() or secrets.token_hex(4)
 
 
 def _remove_stale(path: Path) -> None:
@@ -277,23 +272,13 @@ def _is_stale(partial: Path) -> bool:
     A process among ours is asked by its number. Others can't be, so nothing in the folder may have changed for long.
     """
     name = _PARTIAL.search(partial.name)
-    if name and name[1] == _process_space() and not _exists(int(name[2])):
+    if name and name[1] == _process_space() and not process_exists(int(name[2])):
         return True
     try:
         newest = max(each.lstat().st_mtime for each in (partial, *partial.rglob("*")))
     except OSError:  # it changes now
         return False
     return time.time() - newest > STALE_S
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def _remove_partials(folder: Path) -> None:

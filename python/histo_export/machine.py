@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +14,7 @@ import histo_export
 from histo_export import _core
 from histo_export.errors import UsageError
 from histo_export.extras import install, installed
+from histo_export.system import NVIDIA_DRIVER, cpu_caches, cpu_name, installed_memory
 
 PACKAGES = ("numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "torch")
 """Those that compute when a model runs."""
@@ -63,14 +62,13 @@ def this_machine(device: str = "cpu") -> Machine:
     """
     require_device(device)
     features = [name for name, usable in _core.cpu_info().items() if usable]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return Machine(
         cpu=cpu_name(),
         architecture=platform.machine(),
         cpus=_core.usable_cpus(),
         features=features,
-        caches=list(_caches()),
-        memory_gb=round(memory),
+        caches=list(cpu_caches()),
+        memory_gb=round(installed_memory() / 1e9),
         system=f"{platform.system()}, {' '.join(platform.libc_ver())}",
         gpu=_gpu() if device == "cuda" else None,
     )
@@ -106,9 +104,9 @@ def why_no_cuda() -> str | None:
 def why_no_driver() -> str | None:
     """Why no program can use an NVIDIA GPU here, asked of the driver alone; None where one can."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(NVIDIA_DRIVER)
     except OSError:
-        return "this machine has no NVIDIA driver (libcuda.so.1)"
+        return f"this machine has no NVIDIA driver ({NVIDIA_DRIVER})"
     status = driver.cuInit(0)
     return f"the NVIDIA driver finds no GPU (cuInit: error {status})" if status else None
 
@@ -117,28 +115,6 @@ def require_device(device: str) -> None:
     """UsageError if `device` is "cuda" and there is none."""
     if device == "cuda" and (reason := why_no_cuda()):
         raise UsageError("--device cuda", reason, "Use --device cpu; histo doctor tells more")
-
-
-def cpu_name() -> str:
-    """The CPU's model name, from the kernel where that knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or "unknown CPU"
-
-
-def _caches() -> Iterator[str]:
-    """Level and size of each data cache of the first CPU, where the kernel knows them."""
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            files = (folder / name for name in ("level", "type", "size"))
-            level, cache_type, size = (file.read_text(encoding="utf-8").strip() for file in files)
-        except OSError:
-            continue
-        if cache_type != "Instruction":
-            yield f"L{level} {size}"
 
 
 def _gpu() -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from histo_export.bench.document import document
-from histo_export.bench.load import CpuSeconds, Load, LoadMeter
+from histo_export.bench.load import Load, LoadMeter
 from histo_export.bench.render import STYLE, to_html, to_markdown
+from histo_export.system import CpuSeconds
 
 
 @pytest.fixture

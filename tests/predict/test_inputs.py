@@ -541,6 +541,25 @@ def test_names_that_are_equal_somewhere_are_equal_here(tmp_path: Path, names: tu
     assert ("-" in names_of([items[1]], tmp_path / "out")[0]) == folded
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("12:30 <a>?.svs", "12_30 _a__"),
+        ("back\\slash|*.svs", "back_slash__"),
+        ("ends...svs", "ends"),
+        ("CON.svs", "_CON"),
+        ("aux.1.svs", "_aux.1"),
+        ("com¹.tif", "_com¹"),
+        ("console.svs", "console"),
+        ("模.svs", "模"),
+    ],
+)
+def test_names_are_allowed_on_every_system(tmp_path: Path, file: str, name: str) -> None:
+    """Results that Linux has written are read on Windows, too."""
+    touch(tmp_path / file)
+    assert names_of([SlideInput(tmp_path / file)], tmp_path / "out") == [name]
+
+
 def test_data_that_was_moved_is_found_again(two: tuple[SlideInput, SlideInput], tmp_path: Path) -> None:
     """The key holds a file's name, size and time; the path may have changed, if nothing is left at the old one."""
     first, second = two

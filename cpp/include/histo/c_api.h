@@ -91,7 +91,8 @@ HISTO_API histo_status histo_precision_support(const char* precision, const char
 /// The contents of a `model.safetensors`: see histo::Model.
 typedef struct histo_model histo_model;
 
-/// Maps the file into memory. It must not be changed while anything that came from it is in use.
+/// Maps the file into memory. It must not be changed while anything that came from it is in use. Paths are
+/// UTF-8 on Windows, and the system's own bytes elsewhere.
 HISTO_API histo_status histo_model_open(const char* path, histo_model** model) HISTO_NOEXCEPT;
 
 /// Copies the contents of such a file.

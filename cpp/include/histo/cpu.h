@@ -41,8 +41,9 @@ struct CpuInfo {
 /// \endcode
 [[nodiscard]] HISTO_API CpuInfo cpu_info() noexcept;
 
-/// How many threads it makes sense to start: the CPUs in this thread's affinity mask, and no more than the
-/// cgroup's CPU quota (v1 or v2) rounded up. At least 1. Where the system has neither, its number of CPUs.
+/// How many threads it makes sense to start: the CPUs in this thread's affinity mask (on Windows, in that of
+/// the process), and no more than the cgroup's CPU quota (v1 or v2) rounded up. At least 1. Where the system
+/// has neither, its number of CPUs.
 ///
 /// Each call reads a few files, so ask once and keep the answer.
 ///

@@ -52,7 +52,7 @@ struct TensorView {
 class HISTO_API Model {
  public:
   /// Maps the file into memory; pages are read when they are needed and shared between processes. The file
-  /// must not be changed while a Model of it exists.
+  /// must not be changed while a Model of it exists; Windows does not let it be replaced or deleted either.
   /// \throws Error  io where the file cannot be read, invalid_file where it is not a valid model
   [[nodiscard]] static Model open(const std::filesystem::path& file);
 

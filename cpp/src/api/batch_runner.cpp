@@ -1,6 +1,7 @@
 #include "histo/batch_runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
@@ -178,13 +179,18 @@ class Loop {
   ~Loop() {
     prepared_.close();
     inferred_.close();
-    preparing_.request_stop();  // the destructors of the threads join them
+    stopped_ = true;
+    for (std::thread* const thread : {&preparing_, &inferring_}) {
+      if (thread->joinable()) {
+        thread->join();
+      }
+    }
   }
 
   BatchRunnerStats run() {
     try {
-      preparing_ = std::jthread([this](const std::stop_token& stop) { prepare(stop); });
-      inferring_ = std::jthread([this] { infer(); });
+      preparing_ = std::thread([this] { prepare(); });
+      inferring_ = std::thread([this] { infer(); });
     } catch (const std::system_error& error) {
       throw Error(
           ErrorCode::unsupported,
@@ -208,12 +214,12 @@ class Loop {
   }
 
  private:
-  void prepare(const std::stop_token& stop) {
+  void prepare() {
     std::size_t index = 0;
     bool more = true;
     while (more) {
       Batch& batch = free_batch();
-      more = fill(batch, index, stop);
+      more = fill(batch, index);
       index += batch.tiles;
       more = prepared_.push(&batch) && more;
     }
@@ -230,13 +236,13 @@ class Loop {
   }
 
   // False where this is the last batch.
-  bool fill(Batch& batch, std::size_t first, const std::stop_token& stop) {
+  bool fill(Batch& batch, std::size_t first) {
     const Clock::time_point begin = Clock::now();
     batch.first = first;
     batch.tiles = 0;
     batch.valid = 0;
     bool more = true;
-    while (more && batch.tiles < options_.batch && !stop.stop_requested()) {
+    while (more && batch.tiles < options_.batch && !stopped_) {
       std::optional<Failure>& lost = batch.lost[batch.tiles];
       lost.reset();
       try {
@@ -350,8 +356,10 @@ class Loop {
   std::mutex free_mutex_;
   std::vector<Batch*> free_;
 
-  std::jthread preparing_;
-  std::jthread inferring_;
+  // Not std::jthread, which the standard library of macOS does not have yet.
+  std::atomic<bool> stopped_ = false;
+  std::thread preparing_;
+  std::thread inferring_;
 };
 
 }  // namespace

@@ -23,6 +23,7 @@
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"
+#include "platform/platform.h"
 
 struct histo_model {
   histo::Model model;
@@ -291,7 +292,7 @@ histo_status histo_precision_support(const char* precision, const char* isa, con
 histo_status histo_model_open(const char* path, histo_model** model) noexcept {
   return make_handle(model, "model", [path] {
     require(path, "path");
-    return histo::Model::open(path);
+    return histo::Model::open(histo::path_from_utf8(path));
   });
 }
 
@@ -401,7 +402,7 @@ histo_status histo_engine_self_test(const histo_engine* engine, const char* gold
     require(golden_path, "golden_path");
     require(result, "result");
     check_struct_size("result", result->struct_size, HISTO_SIZE_UP_TO(histo_self_test_result, passed));
-    const histo::SelfTestResult found = histo::self_test(engine->engine, golden_path);
+    const histo::SelfTestResult found = histo::self_test(engine->engine, histo::path_from_utf8(golden_path));
     histo_self_test_result values{};
     values.tiles = found.tiles;
     values.max_abs = found.max_abs;

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "histo/error.h"
-#include "model/file_bytes.h"
 #include "model/safetensors.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
@@ -148,7 +148,7 @@ SelfTestResult self_test(const Engine& engine, const std::filesystem::path& gold
     check_fits(tiles, engine);
     return replay(engine, tiles);
   } catch (const Error& error) {
-    throw Error(error.code(), golden.string() + ": " + std::string(error.message()), error.remedy());
+    throw Error(error.code(), utf8(golden) + ": " + std::string(error.message()), error.remedy());
   }
 }
 

@@ -1,23 +1,12 @@
-#include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 
-#include "cpu/cgroup.h"
 #include "histo/cpu.h"
+#include "platform/platform.h"
 
-#if defined(__x86_64__) || defined(__i386__) || defined(_M_X64)
+#if defined(__x86_64__) || defined(__i386__)
 #define HISTO_X86 1
-#ifdef _MSC_VER
-#include <intrin.h>
-#else
 #include <cpuid.h>
-#endif
-#endif
-
-#ifdef __linux__
-#include <sched.h>
 #endif
 
 namespace histo {
@@ -33,31 +22,17 @@ struct CpuidResult {
 // All zero for a leaf that the CPU does not have.
 CpuidResult cpuid(std::uint32_t leaf, std::uint32_t subleaf) noexcept {
   CpuidResult r;
-#ifdef _MSC_VER
-  std::array<int, 4> registers{};
-  __cpuid(registers.data(), 0);
-  if (static_cast<std::uint32_t>(registers[0]) >= leaf) {
-    __cpuidex(registers.data(), static_cast<int>(leaf), static_cast<int>(subleaf));
-    r = {static_cast<std::uint32_t>(registers[0]), static_cast<std::uint32_t>(registers[1]),
-         static_cast<std::uint32_t>(registers[2]), static_cast<std::uint32_t>(registers[3])};
-  }
-#else
   __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
-#endif
   return r;
 }
 
 // XCR0: the register states that the operating system saves. Only callable where cpuid reports OSXSAVE.
 std::uint64_t xcr0() noexcept {
-#ifdef _MSC_VER
-  return _xgetbv(0);
-#else
   // Not the _xgetbv intrinsic: GCC offers it only under -mxsave, which x86-64-v2 does not include.
   std::uint32_t low = 0;
   std::uint32_t high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (std::uint64_t{high} << 32U) | low;
-#endif
 }
 
 constexpr bool bit(std::uint32_t word, unsigned position) { return ((word >> position) & 1U) != 0; }
@@ -98,32 +73,9 @@ CpuInfo cpu_info() noexcept { return {}; }
 
 #endif
 
-namespace {
-
-unsigned cpus_in_affinity_mask() {
-#ifdef __linux__
-  // The kernel refuses a mask that is smaller than its own, which may be larger than cpu_set_t's 1024 CPUs.
-  for (int cpus = CPU_SETSIZE; cpus <= 1 << 20; cpus *= 2) {
-    cpu_set_t* mask = CPU_ALLOC(static_cast<std::size_t>(cpus));
-    if (mask == nullptr) {
-      break;
-    }
-    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(cpus));
-    const int count = sched_getaffinity(0, bytes, mask) == 0 ? CPU_COUNT_S(bytes, mask) : 0;
-    CPU_FREE(mask);
-    if (count > 0) {
-      return static_cast<unsigned>(count);
-    }
-  }
-#endif
-  return std::max(1U, std::thread::hardware_concurrency());  // 0 where it is not known
-}
-
-}  // namespace
-
 unsigned usable_cpus() {
   const unsigned cpus = cpus_in_affinity_mask();
-  const auto quota = cgroup_cpu_quota("/");
+  const auto quota = cpu_quota();
   if (!quota || *quota >= static_cast<double>(cpus)) {
     return cpus;
   }

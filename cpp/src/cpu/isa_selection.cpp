@@ -1,30 +1,13 @@
 #include "cpu/isa_selection.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <string_view>
 
 #include "histo/error.h"
-
-#ifdef __linux__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
-
-// Linux saves the 8 KiB of AMX registers only for processes that have asked for them.
-// Source: Documentation/arch/x86/xstate.rst of the Linux kernel.
-bool ask_for_amx() {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-  constexpr int request_permission = 0x1023, tile_data = 18;
-  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-  return granted;
-#else
-  return false;
-#endif
-}
 
 // "A", "A, or B", "A, B, or C": the lowest record of each instruction set that executes `precision`.
 struct Alternatives {
@@ -127,11 +110,11 @@ Isa require_usable(Isa isa) {
 }
 
 Isa default_isa() {
-  const char* const forced = std::getenv("HISTO_ISA");
-  if (forced == nullptr || *forced == '\0') {
+  const std::optional<std::string> forced = environment_variable("HISTO_ISA");
+  if (!forced || forced->empty()) {
     return usable_isas().back();
   }
-  return require_usable(from_name<Isa>("HISTO_ISA", forced));
+  return require_usable(from_name<Isa>("HISTO_ISA", *forced));
 }
 
 std::vector<PrecisionSupport> precision_support(std::optional<Isa> highest) {

@@ -102,8 +102,8 @@ struct Int8 {
   }
 };
 
-struct Int16 {
-  static constexpr std::size_t per_unit = 2, parts = 1;
+struct Int16 {  // of Winograd's transforms alone, which have one part
+  static constexpr std::size_t per_unit = 2;
   static std::uint32_t bits(float w, std::size_t) {
     return static_cast<std::uint16_t>(static_cast<std::int16_t>(w));
   }

@@ -6,10 +6,7 @@
 #include <utility>
 
 #include "histo/error.h"
-
-#ifdef __unix__
-#include <unistd.h>
-#endif
+#include "platform/platform.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -21,14 +18,6 @@ namespace {
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_pause();
-#endif
-}
-
-int process_id() {
-#ifdef __unix__
-  return getpid();
-#else
-  return 0;  // no fork
 #endif
 }
 
@@ -61,7 +50,7 @@ ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
       workers_.emplace_back([this] { worker(); });
     }
   } catch (const std::system_error& error) {
-    end_workers();  // or joining those that run would never end
+    end_workers();
     throw Error(ErrorCode::unsupported,
                 "only " + std::to_string(workers_.size() + 1) + " of " + std::to_string(threads) +
                     " threads can be started (" + error.what() + ")",
@@ -76,7 +65,7 @@ ThreadPool::~ThreadPool() {
   if (process_ != process_id()) {
     // A forked child has none of the threads, and their handles may belong to others by now. So they are
     // neither joined nor detached, but leaked.
-    static_cast<void>(new std::vector<std::jthread>(std::move(workers_)));
+    static_cast<void>(new std::vector<std::thread>(std::move(workers_)));
     return;
   }
   end_workers();
@@ -86,6 +75,9 @@ void ThreadPool::end_workers() noexcept {
   stop_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_seq_cst);
   round_.notify_all();
+  for (std::thread& thread : workers_) {
+    thread.join();
+  }
 }
 
 void ThreadPool::run(std::size_t count, Call call, const void* context) {

@@ -72,8 +72,8 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
 
   alignas(64) std::atomic<bool> taken_{false};  // by a caller; not a mutex, because a body may call again
-  int process_;                                 // that started the workers
-  std::vector<std::jthread> workers_;           // last, so that they are joined before the rest is destroyed
+  unsigned long process_;                       // that started the workers
+  std::vector<std::thread> workers_;            // joined by end_workers()
 };
 
 }  // namespace histo

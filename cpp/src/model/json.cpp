@@ -5,10 +5,16 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <system_error>
 #include <utility>
 
 #include "histo/error.h"
+
+#ifndef __cpp_lib_to_chars
+#include <locale>
+#include <sstream>
+#endif
 
 namespace histo::json {
 namespace {
@@ -175,11 +181,27 @@ class Parser {
       }
       digits();
     }
-    double result = 0;
-    const auto [end, error] = std::from_chars(text_.data() + begin, text_.data() + at_, result);
-    if (error != std::errc() || end != text_.data() + at_) {
+    const std::optional<double> result = to_double(text_.substr(begin, at_ - begin));
+    if (!result) {
       fail("the number that ends here does not fit a double");
     }
+    return *result;
+  }
+
+  // nullopt for a number that is too large, and for one that is too small and not zero.
+  static std::optional<double> to_double(std::string_view digits) {
+    double result = 0;
+#ifdef __cpp_lib_to_chars
+    if (std::from_chars(digits.data(), digits.data() + digits.size(), result).ec != std::errc()) {
+      return std::nullopt;
+    }
+#else  // the standard library of LLVM, before version 20; slower, and exact too
+    std::istringstream stream{std::string(digits)};
+    stream.imbue(std::locale::classic());
+    if (!(stream >> result)) {
+      return std::nullopt;
+    }
+#endif
     return result;
   }
 

@@ -3,9 +3,9 @@
 #include <utility>
 
 #include "histo/error.h"
-#include "model/file_bytes.h"
 #include "model/model_format.h"
 #include "model/safetensors.h"
+#include "platform/platform.h"
 
 namespace histo {
 
@@ -27,7 +27,7 @@ Model Model::open(const std::filesystem::path& file) {
   try {
     return Model(std::make_shared<const Contents>(map_file(file)));
   } catch (const Error& error) {
-    throw Error(error.code(), file.string() + ": " + std::string(error.message()), error.remedy());
+    throw Error(error.code(), utf8(file) + ": " + std::string(error.message()), error.remedy());
   }
 }
 

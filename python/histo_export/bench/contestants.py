@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from histo_export.bench.rows import Row
@@ -16,6 +15,7 @@ from histo_export.errors import HistoError
 from histo_export.export.formats import format_of
 from histo_export.parity import Golden
 from histo_export.runtimes import Variant
+from histo_export.system import available_memory
 
 ROUNDINGS = 3.0
 """How many times a precision's own error logits below fp32 may be away from float64.
@@ -181,8 +181,7 @@ def require_device(label: str, device: str, used: Sequence[str]) -> None:
 
 def require_memory(label: str) -> None:
     """Raises HistoError where less than `SPARE_BYTES` of memory are left."""
-    with Path("/proc/meminfo").open(encoding="utf-8") as facts:
-        available = next(int(line.split()[1]) * 1024 for line in facts if line.startswith("MemAvailable:"))
+    available = available_memory()
     if available < SPARE_BYTES:
         raise HistoError(
             "Memory",

@@ -6,14 +6,13 @@ rounds the CPU time of everything on the CPUs of this process is compared with t
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from histo_export.system import KERNEL_FIGURES, CpuSeconds, allowed_cpus, cpu_seconds, load_average
 
 BUSY = 0.1
 """Share of the CPUs that other programs may use; a report warns above it."""
@@ -47,26 +46,17 @@ class Load(BaseModel):
         return ""
 
 
-@dataclass(frozen=True)
-class CpuSeconds:
-    """Seconds since some time in the past: on a clock, of all programs on our CPUs, and of us and our workers."""
-
-    wall: float
-    everything: float
-    ours: float
-
-
 class LoadMeter:
     """Measures the `Load` of a run.
 
     Args:
-        proc: the folder of the kernel's figures.
+        proc: the folder of the kernel's figures, on Linux.
     """
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = KERNEL_FIGURES) -> None:
         self.proc = proc
-        self.cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self.average = os.getloadavg()[0]
+        self.cpus = allowed_cpus()
+        self.average = load_average()
         self.wall = self.others = 0.0
 
     def warning(self) -> str:
@@ -96,29 +86,4 @@ class LoadMeter:
 
     def read(self) -> CpuSeconds | None:
         """The figures of now; None where the system does not tell them."""
-        tick = os.sysconf("SC_CLK_TCK")
-        try:
-            lines = (self.proc / "stat").read_text(encoding="ascii").splitlines()
-            mine = [line.split() for line in lines if line.startswith(tuple(f"cpu{cpu} " for cpu in self.cpus))]
-            # user nice system idle iowait irq softirq steal; the guests' time after these is a part of user and nice
-            everything = sum(int(field) for fields in mine for i, field in enumerate(fields[1:9]) if i not in (3, 4))
-            return CpuSeconds(time.monotonic(), everything / tick, self._ours() / tick) if mine else None
-        except (OSError, ValueError):
-            return None
-
-    def _ours(self) -> int:
-        """Ticks of this process, of its descendants, and of those of them that have ended."""
-        parents: dict[int, int] = {}
-        ticks: dict[int, int] = {}
-        for folder in self.proc.glob("[0-9]*"):
-            try:
-                # The name of the program, in brackets, may contain anything.
-                fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            except OSError:  # it has ended
-                continue
-            parents[int(folder.name)] = int(fields[1])
-            ticks[int(folder.name)] = sum(map(int, fields[11:15]))
-        ours = {os.getpid()}
-        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-            ours |= more
-        return sum(ticks.get(pid, 0) for pid in ours)
+        return cpu_seconds(self.cpus, self.proc)

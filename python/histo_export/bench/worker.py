@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from histo_export.errors import HistoError
+from histo_export.system import peak_memory, resident_memory
 
 if TYPE_CHECKING:
     from histo_export.runtimes import Runtime
@@ -65,7 +66,7 @@ class _Server:
         imported = time.perf_counter() - start
         if reason := cls.unavailable(device, precision):  # compiles what must be compiled once, which is not loading
             raise HistoError(cls.names[precision], f"can't be timed here: {reason}", "Leave it out with --runtimes")
-        self.memory_before_mb = _resident("VmRSS")
+        self.memory_before_mb = resident_memory() / 1e6
         start = time.perf_counter()
         self.runtime = open_runtime(runtime, Path(file), threads=threads, device=device, precision=precision)
         loaded = time.perf_counter() - start
@@ -134,13 +135,7 @@ class _Server:
         return {"layers": self.runtime.layers(self.batches(batch)[0])}
 
     def memory(self) -> dict[str, Any]:
-        return {"before": self.memory_before_mb, "peak": _resident("VmHWM")}
-
-
-def _resident(field: str) -> float:
-    """Megabytes from /proc/self/status; ru_maxrss would tell the peak of the parent that forked this process."""
-    with Path("/proc/self/status").open(encoding="utf-8") as status:
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in status if line.startswith(f"{field}:"))
+        return {"before": self.memory_before_mb, "peak": peak_memory() / 1e6}
 
 
 def _fall_asleep() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from histo_export.errors import HistoError
+from histo_export.system import own_session
 
 if TYPE_CHECKING:
     from histo_export.runtimes import Variant
 
 COMMAND = (sys.executable, "-m", "histo_export.bench.worker")
+CTRL_C_S = 1.0
+"""Seconds after which Windows, where a wait can't be interrupted, notices Ctrl-C."""
 
 
 class Worker:
@@ -43,9 +47,10 @@ class Worker:
         self.idle_cpu = 0.0
         self.idle = 0.0
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._buffer = b""
         self._unread = False  # Ctrl-C came between a request and its answer
-        # A session of its own: Ctrl-C reaches the parent alone, which then ends its workers in order.
+        # Ctrl-C reaches the parent alone, which then ends its workers in order.
         # Unbuffered, so that closing the pipe to a dead worker has nothing left to write.
         self._process = subprocess.Popen(
             command,
@@ -53,8 +58,10 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            start_new_session=True,
+            **own_session(),
         )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Worker:
         return self
@@ -68,9 +75,12 @@ class Worker:
         """Ends the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
-            assert pipe is not None
-            pipe.close()
+        self._reader.join(timeout=1)
+        # A process that the worker has started may keep its stdout open: the reader then goes on with it.
+        stdout = None if self._reader.is_alive() else self._process.stdout
+        for pipe in (self._process.stdin, stdout, self._stderr):
+            if pipe is not None:
+                pipe.close()
 
     def open(self, variant: Variant, file: Path, golden: Path, *, threads: int, device: str) -> dict[str, Any]:
         """Loads the model.
@@ -185,20 +195,33 @@ class Worker:
             raise HistoError(self.label, f"answered {line[:80]!r} when asked to {do}", "Report this") from error
         return result
 
-    def _read_line(self, do: str) -> bytes:
-        """The next line of stdout, by os.read and select, because a buffered readline has no time limit."""
+    def _read(self) -> None:
+        """Puts what the worker writes to stdout into a queue, and nothing (b"") at its end.
+
+        In a thread, because on Windows nothing waits for a pipe with a time limit.
+        """
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
+        chunk = b"-"
+        while chunk:
+            chunk = os.read(descriptor, 1 << 20)
+            self._chunks.put(chunk)
+
+    def _read_line(self, do: str) -> bytes:
+        """The next line of stdout."""
         deadline = time.monotonic() + self.patience
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            remaining = deadline - time.monotonic()
+            try:
+                chunk = self._chunks.get(timeout=min(max(0.0, remaining), CTRL_C_S))
+            except queue.Empty:
+                if remaining > CTRL_C_S:
+                    continue
                 raise HistoError(
                     self.label,
                     f"did not answer within {self.patience:.0f} s when asked to {do}",
                     "Leave this runtime out with --runtimes, or look at what else the machine does",
-                )
-            chunk = os.read(descriptor, 1 << 20)
+                ) from None
             if not chunk:
                 raise self._died(do)
             self._buffer += chunk

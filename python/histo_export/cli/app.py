@@ -28,6 +28,7 @@ from histo_export.cli.usage import Command, Group, first_paragraph
 from histo_export.cli.verify import verify
 from histo_export.errors import HistoError, not_written, one_line
 from histo_export.extras import extra_with, install
+from histo_export.system import ending_signals
 
 _SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -121,7 +122,8 @@ def _built(program: typer.Typer) -> Any:
 def _run(command: typer.Typer, name: str) -> NoReturn:
     """Runs a command; every foreseen problem ends in one line on stderr and an exit code."""
     terminated = _Terminated()
-    signal.signal(signal.SIGTERM, terminated)
+    for number in ending_signals():
+        signal.signal(number, terminated)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its advice where the home folder is not writable
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

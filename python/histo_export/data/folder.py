@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from histo_export.data.tiles import (
 )
 from histo_export.data.walk import Entries, Walk, list_folder, walk
 from histo_export.errors import HistoError, UsageError
+from histo_export.system import allowed_cpus
 from histo_export.trained_on import tile_hash
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -314,7 +314,7 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
         digest = hashlib.sha256(data).digest()
         return _Checked(digest, tile_hash(pixels), (pixels.shape[0], pixels.shape[1]), pixels if keep else None)
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(allowed_cpus())
     checked: list[_Checked] = []
     bad: list[tuple[str, BadImageError]] = []
     console = Console(stderr=True)

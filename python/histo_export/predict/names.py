@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ LONGEST = 200
 """Bytes of a name. A file system allows 255; the hidden folder in which a result is written has a longer name."""
 DIGITS = 8
 """Of the hash in a name."""
+REFUSED = frozenset('<>:"/\\|?*')
+"""Characters that Windows refuses in names."""
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices, with any suffix."""
 RECORDS = (".json", ".csv")
 """Ends of the names of files that a run writes beside the results."""
 
@@ -55,13 +60,17 @@ def name_inputs(inputs: Sequence[Input], keys: Sequence[str], out: Path) -> list
 
 
 def plain_name(item: Input) -> str:
-    """The name that follows from the input's path, without control characters, leading dots and spaces around it."""
+    """The name that follows from the input's path, made one that every system allows: results are often shared.
+
+    It has no leading dot, no dot or space at its end, and none of Windows' names of devices.
+    """
     path = path_of(item)
     if isinstance(item, TileSetInput) and item.one_by_one:
         return path.name
     name = Path(os.path.realpath(path)).name if path.is_dir() else _without_suffix(path.name)
-    printable = "".join("_" if unicodedata.category(letter) == "Cc" else letter for letter in name)
-    return printable.strip().lstrip(".").strip() or "tiles"
+    allowed = "".join("_" if letter in REFUSED or unicodedata.category(letter) == "Cc" else letter for letter in name)
+    allowed = allowed.strip().lstrip(".").strip().rstrip(". ") or "tiles"
+    return f"_{allowed}" if DEVICES.fullmatch(allowed) else allowed
 
 
 def _without_suffix(name: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +57,7 @@ from histo_export.predict.work import (
     write_done,
 )
 from histo_export.spec import ModelSpec
+from histo_export.system import peak_memory
 from histo_export.trained_on import TrainedOn
 
 RESULTS = 2
@@ -181,7 +181,7 @@ def predict(
                     run.receive(done)
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
             outcome.wall = time.perf_counter() - start
-            outcome.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+            outcome.peak_mb = peak_memory() / 1e6
             outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows

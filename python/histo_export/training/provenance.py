@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 import histo_export
 from histo_export.errors import HistoError, UsageError
-from histo_export.machine import cpu_name, package_versions
+from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint
 from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec
+from histo_export.system import cpu_name
 from histo_export.training.recipes import TrainConfig
 
 if TYPE_CHECKING:

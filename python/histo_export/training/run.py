@@ -14,7 +14,6 @@ What it leaves in its folder:
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -39,6 +38,7 @@ from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
+from histo_export.system import allowed_cpus
 from histo_export.training.evaluation import predict
 from histo_export.training.folder import RunFolder, check_place
 from histo_export.training.module import TileTraining, derived_seed
@@ -189,7 +189,7 @@ class _Run:
         """Processes that load tiles."""
         if self.config.workers is not None:
             return self.config.workers
-        return min(8, len(os.sched_getaffinity(0))) if self.device.type == "cuda" else 0
+        return min(8, len(allowed_cpus())) if self.device.type == "cuda" else 0
 
     def fit(self) -> pl.Trainer:
         """Trains and writes the files of each epoch; returns the trainer, which may still hold a group of processes."""

@@ -17,6 +17,7 @@ from histo_export.errors import UsageError, not_written
 from histo_export.machine import why_no_cuda
 from histo_export.model.checkpoint import write_checkpoint
 from histo_export.model.provenance import best_row
+from histo_export.system import ending_signals
 from histo_export.training.folder import COLUMNS, RunFolder
 from histo_export.training.module import TileTraining
 from histo_export.training.precision import LIGHTNING
@@ -90,7 +91,7 @@ def check_machine(config: TrainConfig) -> torch.device:
 
 
 class SignalsEndConnecting(pl.callbacks.Callback):
-    """Lets SIGINT and SIGTERM end a process that waits for other machines.
+    """Lets Ctrl-C and the signals that end programs end a process that waits for other machines.
 
     The wait is inside torch, where Python's own handlers don't run, so the system's are set for so long.
     """
@@ -100,7 +101,7 @@ class SignalsEndConnecting(pl.callbacks.Callback):
 
     def begin(self) -> None:
         """Call this before `Trainer.fit`."""
-        self.handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, *ending_signals())}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lightning calls this when the machines are connected."""

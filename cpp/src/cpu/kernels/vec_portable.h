@@ -97,7 +97,7 @@ struct Vec {
   Vec times(Vec o) const { return {v * o.v}; }
   Vec relu() const { return {v < Native{} ? Native{} : v}; }  // in this order NaN stays NaN
   // The larger; NaN where either is NaN.
-  Vec max(Vec o) const { return {(v > o.v) | (v != v) ? v : o.v}; }
+  Vec max(Vec o) const { return {((v > o.v) | (v != v)) ? v : o.v}; }
 };
 
 // Four 32-bit integers.

@@ -1,4 +1,4 @@
-#include "cpu/cgroup.h"
+#include "platform/cgroup.h"
 
 #include <algorithm>
 #include <fstream>

@@ -1,0 +1,169 @@
+#define WIN32_LEAN_AND_MEAN
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <malloc.h>
+#include <windows.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "histo/error.h"
+#include "platform/platform.h"
+
+namespace histo {
+namespace {
+
+// Of UTF-16; what is not valid becomes U+FFFD.
+std::string utf8(std::wstring_view text) {
+  const int length = static_cast<int>(text.size());
+  std::string bytes(text.size() * 3, '\0');  // the most that a unit of UTF-16 takes
+  const int size = WideCharToMultiByte(CP_UTF8, 0, text.data(), length, bytes.data(),
+                                       static_cast<int>(bytes.size()), nullptr, nullptr);
+  bytes.resize(static_cast<std::size_t>(size));
+  return bytes;
+}
+
+// What Windows says about its last error, without the full stop and the line's end.
+std::string last_error() {
+  const DWORD code = GetLastError();
+  wchar_t text[512];
+  const DWORD length = FormatMessageW(
+      FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS | FORMAT_MESSAGE_MAX_WIDTH_MASK, nullptr,
+      code, 0, text, static_cast<DWORD>(std::size(text)), nullptr);
+  std::wstring_view message(text, length);
+  while (message.ends_with(L' ') || message.ends_with(L'.')) {
+    message.remove_suffix(1);
+  }
+  return message.empty() ? "error " + std::to_string(code) : utf8(message);
+}
+
+[[noreturn]] void fail_with_last_error(const char* what, const char* remedy) {
+  const std::string cause = last_error();
+  throw Error(ErrorCode::io, std::string(what) + ": " + cause, remedy);
+}
+
+struct Closing {
+  void operator()(HANDLE handle) const noexcept { CloseHandle(handle); }
+};
+using Handle = std::unique_ptr<void, Closing>;
+
+}  // namespace
+
+// --- files -----------------------------------------------------------------------------------------------
+
+FileBytes map_file(const std::filesystem::path& file) {
+  constexpr const char* check_path = "check the path and its permissions";
+  const DWORD attributes = GetFileAttributesW(file.c_str());
+  if (attributes == INVALID_FILE_ATTRIBUTES) {
+    fail_with_last_error("cannot be opened", check_path);
+  }
+  if ((attributes & FILE_ATTRIBUTE_DIRECTORY) != 0) {  // which CreateFileW() calls "access denied"
+    throw Error(ErrorCode::io, "is a folder, not a file", "give the path of a file");
+  }
+  HANDLE const opened = CreateFileW(file.c_str(), GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, nullptr,
+                                    OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (opened == INVALID_HANDLE_VALUE) {
+    fail_with_last_error("cannot be opened", check_path);
+  }
+  const Handle handle(opened);
+  if (GetFileType(opened) != FILE_TYPE_DISK) {
+    throw Error(ErrorCode::io, "is not a regular file", "copy what it delivers into a file");
+  }
+  LARGE_INTEGER length{};
+  if (GetFileSizeEx(opened, &length) == 0) {
+    fail_with_last_error("cannot be opened", check_path);
+  }
+  if (length.QuadPart == 0) {
+    return {};  // an empty range cannot be mapped
+  }
+  if (!std::in_range<std::size_t>(length.QuadPart)) {
+    throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
+  }
+  constexpr const char* copy_file = "copy the file to a local disk";
+  const Handle mapping(CreateFileMappingW(opened, nullptr, PAGE_READONLY, 0, 0, nullptr));
+  if (mapping == nullptr) {
+    fail_with_last_error("cannot be mapped into memory", copy_file);
+  }
+  const void* const address = MapViewOfFile(mapping.get(), FILE_MAP_READ, 0, 0, 0);
+  if (address == nullptr) {
+    fail_with_last_error("cannot be mapped into memory", copy_file);
+  }
+  // The view keeps file and mapping open.
+  return {.bytes = {static_cast<const std::byte*>(address), static_cast<std::size_t>(length.QuadPart)},
+          .owner = std::shared_ptr<const void>(address, [](const void* view) { UnmapViewOfFile(view); })};
+}
+
+std::string utf8(const std::filesystem::path& path) { return utf8(std::wstring_view(path.native())); }
+
+std::filesystem::path path_from_utf8(std::string_view text) {
+  if (text.empty()) {
+    return {};
+  }
+  std::wstring path(text.size(), L'\0');  // at most as many units as bytes
+  const int size =
+      MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, text.data(), static_cast<int>(text.size()),
+                          path.data(), static_cast<int>(path.size()));
+  if (size == 0) {
+    throw Error(ErrorCode::invalid_argument, "a path is not UTF-8", "give it in UTF-8");
+  }
+  path.resize(static_cast<std::size_t>(size));
+  return path;
+}
+
+// --- memory ----------------------------------------------------------------------------------------------
+
+void FreePages::operator()(void* pages) const noexcept { _aligned_free(pages); }
+
+// Huge pages would need a right that users do not have.
+std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes) {
+  constexpr std::size_t page = 4096;
+  const std::size_t rounded = (bytes + page - 1) / page * page;
+  std::unique_ptr<void, FreePages> pages(_aligned_malloc(rounded, page));
+  if (pages != nullptr) {
+    std::memset(pages.get(), 0, rounded);
+  }
+  return pages;
+}
+
+// --- the process -----------------------------------------------------------------------------------------
+
+unsigned long process_id() noexcept { return GetCurrentProcessId(); }
+
+// Not getenv(), which sees a copy that the C runtime made: Python and a MinGW build have different ones.
+std::optional<std::string> environment_variable(const char* name) {
+  const std::wstring wide_name = path_from_utf8(name).native();
+  std::wstring value(256, L'\0');
+  for (;;) {
+    SetLastError(ERROR_SUCCESS);
+    const DWORD length =
+        GetEnvironmentVariableW(wide_name.c_str(), value.data(), static_cast<DWORD>(value.size()));
+    if (length == 0 && GetLastError() == ERROR_ENVVAR_NOT_FOUND) {
+      return std::nullopt;
+    }
+    const bool fits = length < value.size();
+    value.resize(length);  // where it does not fit, with the zero at its end
+    if (fits) {
+      return utf8(std::wstring_view(value));
+    }
+  }
+}
+
+// The mask is of the processor group that the process is in, which has at most 64 CPUs. Where it is
+// restricted, it counts; else the process may use all groups.
+unsigned cpus_in_affinity_mask() {
+  DWORD_PTR mask = 0;
+  DWORD_PTR all = 0;
+  if (GetProcessAffinityMask(GetCurrentProcess(), &mask, &all) != 0 && mask != 0 && mask != all) {
+    return static_cast<unsigned>(std::popcount(mask));
+  }
+  return std::max<unsigned>(1, GetActiveProcessorCount(ALL_PROCESSOR_GROUPS));
+}
+
+std::optional<double> cpu_quota() { return std::nullopt; }
+
+bool ask_for_amx() { return false; }
+
+}  // namespace histo

@@ -1,0 +1,122 @@
+#include "platform/platform.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "histo/error.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Removed at the end, with what is in it.
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(const fs::path& name)
+      : path_(fs::temp_directory_path() / ("histo-platform-" + std::to_string(std::random_device{}()))) {
+    fs::create_directories(path_ / name);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() { fs::remove_all(path_); }
+
+  [[nodiscard]] const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+std::string text_of(const histo::FileBytes& file) {
+  return {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()};
+}
+
+TEST_CASE("platform: files whose names no code page has") {
+  constexpr const char* name = "\xE6\xA8\xA1 \xC3\xA4";  // U+6A21, a space, U+00E4
+  const fs::path folder = histo::path_from_utf8(name);
+  CHECK(histo::utf8(folder) == name);
+  CHECK(folder == fs::path(u8"\u6A21 \u00E4"));
+  const TemporaryFolder temporary(folder);
+  const fs::path file = temporary.path() / folder / folder;
+  std::ofstream(file, std::ios::binary) << "a\r\nb\x1A"
+                                           "c";
+  CHECK(text_of(histo::map_file(file)) ==
+        "a\r\nb\x1A"
+        "c");
+  CHECK(text_of(histo::map_file(histo::path_from_utf8(histo::utf8(file)))).size() == 6);
+}
+
+TEST_CASE("platform: the mapped bytes outlive the file's handle, and an empty file has none") {
+  const TemporaryFolder temporary("");
+  std::ofstream(temporary.path() / "a", std::ios::binary) << std::string(100000, 'x');
+  std::ofstream(temporary.path() / "empty", std::ios::binary).flush();
+  {
+    const histo::FileBytes mapped = histo::map_file(temporary.path() / "a");
+    const histo::FileBytes copy = mapped;
+    CHECK(text_of(copy) == std::string(100000, 'x'));
+  }
+  fs::remove(temporary.path() / "a");  // on Windows, only when nothing maps it any more
+  CHECK(histo::map_file(temporary.path() / "empty").bytes.empty());
+}
+
+#ifdef _WIN32
+TEST_CASE("platform: a path that is not UTF-8") {
+  CHECK_THROWS_AS((void)histo::path_from_utf8("\xFF\xFE"), histo::Error);
+  CHECK(histo::path_from_utf8("").empty());
+}
+#endif
+
+TEST_CASE("platform: pages are zero and begin on a page") {
+  for (const std::size_t bytes : {std::size_t{1}, std::size_t{4097}, (std::size_t{1} << 21U) + 1}) {
+    for (int again = 0; again < 3; ++again) {  // memory that was used before
+      const auto pages = histo::zeroed_pages(bytes);
+      REQUIRE(pages != nullptr);
+      CHECK(reinterpret_cast<std::uintptr_t>(pages.get()) % 4096 == 0);
+      const std::span<unsigned char> content(static_cast<unsigned char*>(pages.get()), bytes);
+      CHECK(std::ranges::count(content, 0) == static_cast<std::ptrdiff_t>(bytes));
+      std::ranges::fill(content, static_cast<unsigned char>(0xFF));
+    }
+  }
+  CHECK(histo::zeroed_pages(std::size_t{1} << 60U) == nullptr);
+}
+
+TEST_CASE("platform: variables of the environment are read when they are asked for") {
+  const auto set = [](const char* assignment, const char* name, const char* value) {
+#ifdef _WIN32
+    static_cast<void>(name);
+    static_cast<void>(value);
+    return _putenv(assignment);
+#else
+    static_cast<void>(assignment);
+    return *value == '\0' ? unsetenv(name) : setenv(name, value, 1);
+#endif
+  };
+  constexpr const char* variable = "HISTO_PLATFORM_TEST";
+  CHECK_FALSE(histo::environment_variable(variable));
+  const std::string value(1000, 'v');
+  REQUIRE(set(("HISTO_PLATFORM_TEST=" + value).c_str(), "HISTO_PLATFORM_TEST", value.c_str()) == 0);
+  CHECK(histo::environment_variable(variable) == value);
+  REQUIRE(set("HISTO_PLATFORM_TEST=", "HISTO_PLATFORM_TEST", "") == 0);
+  CHECK_FALSE(histo::environment_variable(variable));
+}
+
+TEST_CASE("platform: processes and their CPUs") {
+  CHECK(histo::process_id() != 0);
+  const unsigned cpus = histo::cpus_in_affinity_mask();
+  CHECK(cpus >= 1);
+  if (std::thread::hardware_concurrency() != 0) {
+    CHECK(cpus <= std::thread::hardware_concurrency());
+  }
+}
+
+}  // namespace
