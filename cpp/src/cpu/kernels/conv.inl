@@ -21,8 +21,8 @@
 // The micro-kernel computes 6 pixels x `conv_vectors` vectors of output channels in registers. A step of
 // 6 x 2 multiply-adds on AVX2 needs 6 broadcasts and 2 loads: 8 loads on two ports against 12 multiply-adds
 // on two ports. 6 x 2 sums + 2 weights + 1 broadcast are 15 of the 16 registers. AVX-512 and NEON have 32 and
-// take 6 x 4. Each pixel has its own pointer, so a group of 6 may run over the ends of rows and images: on a 4 x 4
-// map no lane is wasted.
+// take 6 x 4. Each pixel has its own pointer, so a group of 6 may run over the ends of rows and images: on a
+// 4 x 4 map no lane is wasted.
 
 namespace {
 

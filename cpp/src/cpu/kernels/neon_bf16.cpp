@@ -5,16 +5,16 @@
 namespace histo::kernels {
 
 #include "low_precision.inl"
-#include "winograd.inl"
 #include "neon_pairs.inl"
+#include "winograd.inl"
 
 namespace {
 
 bfloat16x8_t bf16s(uint32x4_t units) { return vreinterpretq_bf16_u32(units); }
 
-// BFDOT: sum + (low * low' + high * high'). Both additions round to odd, an error of less than one unit in the
-// last place in place of half of one; denormal numbers count as zero. BFMMLA is two of them, one after the
-// other, so both give the same bits.
+// BFDOT: sum + (low * low' + high * high'). Both additions round to odd, an error of less than one unit in
+// the last place in place of half of one; denormal numbers count as zero. BFMMLA is two of them, one after
+// the other, so both give the same bits.
 struct Bf16Dot : Bf16Sums, Units128 {
   static constexpr bool multiplies_lanes = true;
 

@@ -1,20 +1,23 @@
 // Products by the matrix instructions of Armv8.6, which multiply two pixels with two output channels: a
-// register of sums is (2 pixels, 2 channels), and one of factors (2 pixels or channels, 2 units). They do twice
-// the work of a dot product.
+// register of sums is (2 pixels, 2 channels), and one of factors (2 pixels or channels, 2 units). They do
+// twice the work of a dot product.
 //
 // Weights are packed with two units of a channel side by side (ConvKernels::pair), so they are loaded as they
-// are. Pixels are put together from two loads, and sums change their order before and after a run of products.
+// are. Pixels are put together from two loads, and sums change their order before and after a run of
+// products.
 
 namespace {
 
 // The first or the second halves of two registers.
 template <typename Register>
 [[gnu::always_inline]] inline Register first_halves(Register a, Register b) {
-  return reinterpret_cast<Register>(vzip1q_u64(reinterpret_cast<uint64x2_t>(a), reinterpret_cast<uint64x2_t>(b)));
+  return reinterpret_cast<Register>(
+      vzip1q_u64(reinterpret_cast<uint64x2_t>(a), reinterpret_cast<uint64x2_t>(b)));
 }
 template <typename Register>
 [[gnu::always_inline]] inline Register second_halves(Register a, Register b) {
-  return reinterpret_cast<Register>(vzip2q_u64(reinterpret_cast<uint64x2_t>(a), reinterpret_cast<uint64x2_t>(b)));
+  return reinterpret_cast<Register>(
+      vzip2q_u64(reinterpret_cast<uint64x2_t>(a), reinterpret_cast<uint64x2_t>(b)));
 }
 
 // As multiply() of conv.inl, for a multiple of four units. `Arithmetic::plus_pair_product(sum, a, b)` is the
