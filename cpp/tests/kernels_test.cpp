@@ -26,6 +26,7 @@
 #include "model/network.h"
 #include "plan/map_format.h"
 #include "plan/plan.h"
+#include "under_emulation.h"
 
 namespace {
 
@@ -44,8 +45,10 @@ const std::vector<std::pair<std::string, const KernelSet*>>& kernel_sets() {
   static const auto sets = [] {
     std::vector<std::pair<std::string, const KernelSet*>> found{
         {"emulated vectors", &histo::kernels::emulated_vectors},
-        {"emulated AMX", &histo::kernels::emulated_amx},
         {"emulated NEON with BF16", &histo::kernels::emulated_neon}};
+    if (!under_emulation) {  // where it would take most of the time
+      found.emplace_back("emulated AMX", &histo::kernels::emulated_amx);
+    }
     for (const histo::IsaRecord* const record : histo::isa_records()) {
       if (histo::runs(*record, histo::this_machine())) {
         found.emplace_back(record->description, record->kernels);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "cpu/baseline.h"
 #include "histo/error.h"
 
 #ifdef __linux__
@@ -67,6 +68,7 @@ std::string why_unavailable(IsaRecords records, const Machine& machine, Precisio
 }  // namespace
 
 Machine this_machine() {
+  require_baseline();
   const CpuInfo cpu = cpu_info();
   return {.cpu = cpu, .amx_granted = cpu.amx_tile && ask_for_amx()};
 }
