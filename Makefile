@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all cpp-test python-test python-test-all sanitize sanitize-all bench lint clean
+.PHONY: help demo test test-all cpp-test cpp-test-arm python-test python-test-all sanitize sanitize-all bench lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -40,8 +40,8 @@ TOGETHER := @$(MAKE) --no-print-directory --output-sync=target -j2
 test:  ## what every change must pass: pytest, the C++ tests and lint
 	$(TOGETHER) python-test cpp-test lint
 
-test-all:  ## the same with the tests marked slow and all tests under all sanitizers
-	$(TOGETHER) python-test-all cpp-test sanitize-all lint
+test-all:  ## the same with the tests marked slow, all tests under all sanitizers, and those on emulated Arm CPUs
+	$(TOGETHER) python-test-all cpp-test cpp-test-arm sanitize-all lint
 
 # Two processes, a file at a time: tests of one file share what is costly to make. Threads of OpenMP that wait must not
 # take the CPU from the other process. Plain `pytest tests` does the same in one process.
@@ -59,6 +59,13 @@ BUILD = cmake --preset $(1) -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja >/dev/null && MAKE
 cpp-test: $(TOOLS)  ## build the C++ tests with warnings as errors in build/dev and run them (needs doctest)
 	$(call BUILD,dev)
 	ctest --preset dev
+
+# Three CPUs, so that each choice of kernels is tried: all extensions, DOTPROD alone, none.
+cpp-test-arm: $(TOOLS)  ## the C++ tests for Linux on AArch64, under qemu-user (needs doctest, a cross compiler, qemu)
+	@if command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null && test $$(command -v aarch64-linux-gnu-g++ qemu-aarch64 | wc -l) = 2; then \
+	  set -e; $(call BUILD,arm); \
+	  for cpu in arm arm-neoverse-n1 arm-cortex-a72; do ctest --preset $$cpu; done; \
+	else echo "The tests on Arm are skipped: install g++-aarch64-linux-gnu and qemu-user."; fi
 
 sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)

@@ -423,7 +423,17 @@ std::string_view rounding_of(std::string_view set, Precision precision) {
   return "AVX-512 with BF16";
 }
 
+// An emulation alone is tested where it is fast: not on an emulated CPU.
+bool worth_checking(const Case& c) {
+  return !under_emulation || std::ranges::any_of(kernel_sets(), [&c](const auto& named) {
+    return !named.first.starts_with("emulated") && has_kernels(*named.second, c);
+  });
+}
+
 void check(const Case& c) {
+  if (!worth_checking(c)) {
+    return;
+  }
   const Problem problem(c);
   const Map shape = problem.empty_output({Storage::f32});
   const std::vector<Problem::Factor> inputs = problem.input_factors(), weights = problem.weight_factors();
