@@ -26,7 +26,7 @@ endif
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: docs sdist wheels wheels-here test-lowest lint-packaging release-check
-.PHONY: help demo test test-all test-light cpp-test cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
+.PHONY: help demo test test-all test-light cpp-test cpp-test-arm cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
@@ -41,8 +41,8 @@ TOGETHER := @$(MAKE) --no-print-directory --output-sync=target -j2
 test:  ## what every change must pass: pytest, the C++ tests and lint
 	$(TOGETHER) python-test cpp-test lint
 
-test-all:  ## the same with the tests marked slow and all tests under all sanitizers
-	$(TOGETHER) python-test-all cpp-test sanitize-all lint
+test-all:  ## the same with the tests marked slow, all tests under all sanitizers, and those on emulated Arm CPUs
+	$(TOGETHER) python-test-all cpp-test cpp-test-arm sanitize-all lint
 
 # Two processes, a file at a time: tests of one file share what is costly to make. Threads of OpenMP that wait must not
 # take the CPU from the other process. Plain `pytest tests` does the same in one process.
@@ -73,6 +73,13 @@ cpp-build-macos: $(TOOLS)  ## build the library and histo-run for macOS, by Zig;
 	$(BIN)/python -m pip install -q --disable-pip-version-check ziglang
 	$(call BUILD,macos-arm64)
 	$(call BUILD,macos-x86-64)
+
+# Three CPUs, so that each choice of kernels is tried: all extensions, DOTPROD alone, none.
+cpp-test-arm: $(TOOLS)  ## the C++ tests for Linux on AArch64, under qemu-user (needs doctest, a cross compiler, qemu)
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then \
+	  set -e; $(call BUILD,arm); \
+	  for cpu in arm arm-neoverse-n1 arm-cortex-a72; do ctest --preset $$cpu; done; \
+	else echo "The tests on Arm are skipped: install g++-aarch64-linux-gnu and qemu-user."; fi
 
 sanitize: $(TOOLS)  ## the C++ tests with sanitizers, with the portable and the AVX2 kernels alone
 	$(call BUILD,asan)

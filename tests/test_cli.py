@@ -577,7 +577,7 @@ def test_doctor_tells_why_a_precision_cannot_run(monkeypatch: pytest.MonkeyPatch
         assert found[precision].startswith(f"precision {precision} needs AVX-512 with {needed}, or AMX, and ")
     monkeypatch.setenv("HISTO_ISA", "sse9")
     assert set(_native_precisions().values()) == {
-        'HISTO_ISA "sse9" is unknown; choose from portable, avx2, avx512, amx'
+        'HISTO_ISA "sse9" is unknown; choose from portable, avx2, avx512, amx, neon'
     }
 
 

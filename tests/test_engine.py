@@ -353,7 +353,7 @@ def test_warmup_changes_nothing(engine: Engine) -> None:
         ({"threads": None}, TypeError, "threads is NoneType"),
         ({"precision": 32}, TypeError, "precision is int; a string is needed"),
         ({"precision": "fp64"}, ValueError, 'precision "fp64" is unknown; choose from fp32, bf16x3, bf16, int8'),
-        ({"isa": "avx3"}, ValueError, 'isa "avx3" is unknown; choose from portable, avx2, avx512'),
+        ({"isa": "avx3"}, ValueError, 'isa "avx3" is unknown; choose from portable, avx2, avx512, amx, neon'),
         ({"crop": 0}, ValueError, "crop is 0"),
         ({"crop": -5}, ValueError, "crop is -5"),
         ({"profile": "fast"}, ValueError, 'profile "fast" is unknown; choose from throughput, latency'),

@@ -53,6 +53,10 @@ py::dict cpu_info() {
   result["amx_tile"] = cpu.amx_tile;
   result["amx_bf16"] = cpu.amx_bf16;
   result["amx_int8"] = cpu.amx_int8;
+  result["neon"] = cpu.neon;
+  result["neon_dotprod"] = cpu.neon_dotprod;
+  result["neon_i8mm"] = cpu.neon_i8mm;
+  result["neon_bf16"] = cpu.neon_bf16;
   return result;
 }
 

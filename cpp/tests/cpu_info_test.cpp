@@ -8,7 +8,29 @@
 #include <sched.h>
 #endif
 
+#if defined(__linux__) && defined(__aarch64__)
+#include <cstdlib>
+#include <string_view>
+#endif
+
 namespace {
+
+#if defined(__linux__) && defined(__aarch64__)
+// `make cpp-test-arm` names the CPUs in the variable of qemu-user.
+TEST_CASE("cpu_info of an emulated Arm CPU has what that CPU has") {
+  const char* const name = std::getenv("QEMU_CPU");
+  if (name == nullptr) {
+    MESSAGE("QEMU_CPU is not set: what the CPU should have is not known");
+    return;
+  }
+  const bool newest = std::string_view(name) == "max";
+  const histo::CpuInfo cpu = histo::cpu_info();
+  CHECK(cpu.neon);
+  CHECK(cpu.neon_dotprod == (newest || std::string_view(name) == "neoverse-n1"));
+  CHECK(cpu.neon_i8mm == newest);
+  CHECK(cpu.neon_bf16 == newest);
+}
+#endif
 
 TEST_CASE("cpu_info agrees with the compiler's own detection") {
   const histo::CpuInfo cpu = histo::cpu_info();
@@ -25,6 +47,14 @@ TEST_CASE("cpu_info agrees with the compiler's own detection") {
   CHECK_FALSE(cpu.avx2);
   CHECK_FALSE(cpu.avx512f);
   CHECK_FALSE(cpu.amx_tile);
+#endif
+#if defined(__aarch64__)
+  CHECK(cpu.neon);
+#else
+  CHECK_FALSE(cpu.neon);
+  CHECK_FALSE(cpu.neon_dotprod);
+  CHECK_FALSE(cpu.neon_i8mm);
+  CHECK_FALSE(cpu.neon_bf16);
 #endif
   CHECK((cpu.avx512f || !cpu.avx512bw));
   CHECK((cpu.amx_tile || !cpu.amx_bf16));

@@ -52,6 +52,35 @@ struct EmulatedBf16 : Bf16Sums, EmulatedUnits {
   }
 };
 
+// The sum, or the neighbouring float with an odd last bit where it is not a float: round to odd.
+float odd_sum(float a, float b) {
+  const double x = a, y = b;
+  const double sum = x + y, back = sum - x;
+  const double error = (x - (sum - back)) + (y - back);
+  auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(sum));
+  const double nearest = static_cast<double>(std::bit_cast<float>(bits));
+  const double beyond = (nearest - sum) - error;  // its sign is exact
+  if (std::isfinite(beyond) && beyond != 0) {
+    bits -= (beyond > 0) == (nearest > 0) ? 1 : 0;  // towards zero
+    bits |= 1U;
+  }
+  return without_denormals(std::bit_cast<float>(bits));
+}
+
+// BFDOT of Arm: the products are added to each other and then to the sum, and both sums are rounded to odd.
+// Source: BFDotAdd() and BFAdd() in the pseudocode of the Arm Architecture Reference Manual (DDI 0487).
+struct EmulatedBfdot : Bf16Sums, EmulatedUnits {
+  static Sum plus_product(Sum sum, const Units& a, const Units& b) {
+    for (std::size_t i = 0; i < Vec::lanes; ++i) {
+      const auto product = [&](int half) {
+        return without_denormals(bf16(a.v[i], half) * bf16(b.v[i], half));
+      };
+      sum.v[i] = odd_sum(without_denormals(sum.v[i]), odd_sum(product(0), product(1)));
+    }
+    return sum;
+  }
+};
+
 // VPDPBUSD
 struct EmulatedInt8 : Int8Sums, EmulatedUnits {
   static Sum plus_product(Sum sum, const Units& a, const Units& b) {
@@ -144,6 +173,7 @@ struct EmulatedTiles {
 
 constexpr ConvKernels vectors_bf16{.block = conv_block, .direct = conv<EmulatedBf16>};
 constexpr ConvKernels vectors_int8{.block = conv_block, .direct = conv<EmulatedInt8>};
+constexpr ConvKernels neon_bf16{.block = conv_block, .direct = conv<EmulatedBfdot>};
 constexpr ConvKernels tiles_bf16{.block = amx_block, .direct = amx_conv<EmulatedTiles, Bf16Sums>};
 constexpr ConvKernels tiles_int8{.block = amx_block, .direct = amx_conv<EmulatedTiles, Int8Sums>};
 
@@ -160,5 +190,10 @@ const KernelSet emulated_amx{.lanes = Vec::lanes,
                              .stem = {.bf16 = &vectors_bf16, .bf16x3 = &vectors_bf16},
                              .split = split,
                              .max_pool = max_pool};
+const KernelSet emulated_neon{.lanes = Vec::lanes,
+                              .of = {.bf16 = &neon_bf16, .bf16x3 = &neon_bf16},
+                              .stem = {.bf16 = &neon_bf16, .bf16x3 = &neon_bf16},
+                              .split = split,
+                              .max_pool = max_pool};
 
 }  // namespace histo::kernels

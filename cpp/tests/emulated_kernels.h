@@ -8,5 +8,6 @@ namespace histo::kernels {
 
 extern const KernelSet emulated_vectors;  // as avx512_vnni.cpp and avx512_bf16.cpp
 extern const KernelSet emulated_amx;      // as amx.cpp
+extern const KernelSet emulated_neon;     // as neon_bf16.cpp
 
 }  // namespace histo::kernels

@@ -649,7 +649,8 @@ TEST_CASE("engine: int8 by Winograd's algorithm is the definition to the bit") {
       const auto alone = run(engine, Bytes(tiles.begin(), tiles.begin() + 38 * 34 * 3), one);
       CHECK(std::ranges::equal(alone, std::span(expected).first(6)));
       const auto times = engine.layer_times(Bytes(38 * 34 * 3), one);
-      CHECK((isa == Isa::amx) == std::ranges::none_of(times, [](const histo::LayerTime& layer) {
+      // On AMX and NEON products of bytes are so much faster than those of words that nothing would be won.
+      CHECK((isa != Isa::avx512) == std::ranges::none_of(times, [](const histo::LayerTime& layer) {
               return layer.algorithm == Algorithm::winograd4;
             }));
     }

@@ -52,13 +52,15 @@ CpuInfo amx() {
   return cpu;
 }
 
-// Of this build's list: that of an x86 build is complete.
+// Of this build's list: that of an x86 build has all that is for x86, and so on.
 const std::vector<const IsaRecord*>& records() {
   static const std::vector<const IsaRecord*> list(histo::isa_records().begin(), histo::isa_records().end());
   return list;
 }
 
-bool has_x86_kernels() { return std::ranges::find(records(), Isa::amx, &IsaRecord::isa) != records().end(); }
+bool has_kernels_for(Isa isa) {
+  return std::ranges::find(records(), isa, &IsaRecord::isa) != records().end();
+}
 
 void check(const Machine& machine, Isa highest, const Executed& expected) {
   CAPTURE(histo::name(highest));
@@ -78,7 +80,7 @@ std::string reason(const Machine& machine, Precision precision, Isa highest) {
 }
 
 TEST_CASE("instruction set selection: every kind of CPU, precision and preference") {
-  if (!has_x86_kernels()) {
+  if (!has_kernels_for(Isa::amx)) {
     MESSAGE("this build has no kernels for x86: their selection is not tested");
     return;
   }
@@ -144,7 +146,7 @@ TEST_CASE("instruction set selection: every kind of CPU, precision and preferenc
 }
 
 TEST_CASE("instruction set selection: the reason names what is missing") {
-  if (!has_x86_kernels()) {
+  if (!has_kernels_for(Isa::amx)) {
     return;
   }
   CHECK(reason({.cpu = avx512()}, Precision::int8, Isa::avx512) ==
@@ -158,9 +160,39 @@ TEST_CASE("instruction set selection: the reason names what is missing") {
         "precision bf16 needs AVX-512 with BF16, or AMX, and this CPU has neither");
 }
 
-// NEON's number in the enumeration would come after that of AMX, although no CPU has both.
+TEST_CASE("instruction set selection: every kind of Arm CPU") {
+  if (!has_kernels_for(Isa::neon)) {
+    MESSAGE("this build has no kernels for Arm: their selection is not tested");
+    return;
+  }
+  const auto description = [](const CpuInfo& cpu, Precision precision) {
+    const histo::Selection selection = histo::select_record(records(), {.cpu = cpu}, precision, Isa::neon);
+    return selection.record == nullptr ? selection.reason : std::string(selection.record->description);
+  };
+  CpuInfo cpu{.neon = true};
+  CHECK(histo::usable_isas(records(), {.cpu = cpu}) == std::vector<Isa>{Isa::portable, Isa::neon});
+  check({.cpu = cpu}, Isa::portable, {.fp32 = Isa::portable});
+  check({.cpu = cpu}, Isa::neon, {.fp32 = Isa::neon});
+  CHECK(description(cpu, Precision::int8) == "precision int8 needs NEON with DOTPROD, and this CPU lacks it");
+  CHECK(description(cpu, Precision::bf16) == "precision bf16 needs NEON with BF16, and this CPU lacks it");
+
+  cpu.neon_dotprod = true;
+  check({.cpu = cpu}, Isa::portable, {.fp32 = Isa::portable});
+  check({.cpu = cpu}, Isa::neon, {.fp32 = Isa::neon, .int8 = Isa::neon});
+  CHECK(description(cpu, Precision::int8) == "NEON with DOTPROD");
+  CHECK(reason({.cpu = cpu}, Precision::int8, Isa::portable) ==
+        "precision int8 needs NEON with DOTPROD, and instruction set portable was asked for");
+
+  cpu.neon_i8mm = cpu.neon_bf16 = true;
+  check({.cpu = cpu}, Isa::neon,
+        {.fp32 = Isa::neon, .bf16 = Isa::neon, .bf16x3 = Isa::neon, .int8 = Isa::neon});
+  CHECK(description(cpu, Precision::fp32) == "NEON");
+  CHECK(description(cpu, Precision::int8) == "NEON with I8MM");
+  CHECK(description(cpu, Precision::bf16) == "NEON with BF16");
+}
+
 TEST_CASE("instruction set selection: the list's order decides, not the numbers of the enumeration") {
-  constexpr auto neon = static_cast<Isa>(17);
+  constexpr auto neon = Isa::neon;  // whose number comes after that of AMX, although no CPU has both
   const IsaRecord portable_record{
       .isa = Isa::portable, .description = "", .needs = {}, .executes = {.fp32 = true}};
   const IsaRecord neon_record{.isa = neon, .description = "NEON", .needs = {}, .executes = {.fp32 = true}};

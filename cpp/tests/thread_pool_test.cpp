@@ -15,6 +15,7 @@
 
 #include "histo/error.h"
 #include "joined_threads.h"
+#include "under_emulation.h"
 
 #ifndef _WIN32
 #include <sys/resource.h>
@@ -163,6 +164,10 @@ constexpr bool child_may_start_threads = true;
 #endif
 
 TEST_CASE("thread pool: in a forked child the caller works alone") {
+  if (under_emulation) {
+    MESSAGE("not tested: qemu-user does not emulate a fork of a process with threads");
+    return;
+  }
   const std::vector<std::size_t> once(9, 1);
   auto pool = std::make_unique<ThreadPool>(3);
   CHECK(visits(*pool, 9) == once);
@@ -185,6 +190,10 @@ TEST_CASE("thread pool: in a forked child the caller works alone") {
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // The sanitizers replace what sets a thread's stack, and reserve terabytes besides.
 TEST_CASE("thread pool: the system does not give that many threads") {
+  if (under_emulation) {
+    MESSAGE("not tested: the limit of address space would be that of the emulator");
+    return;
+  }
   const bool passed = passes_in_child([] {
     pthread_attr_t large;
     pthread_attr_init(&large);

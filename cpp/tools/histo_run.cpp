@@ -73,7 +73,7 @@ The first image of a file is printed under the file's name, the next with #1 aft
   --probabilities   print class probabilities (softmax) in place of logits
   --batch N         tiles per run of the engine (default 32); does not change any logit
   --threads N       threads (default: the CPUs that this process may use)
-  --isa NAME        portable, avx2, avx512 or amx (default: $HISTO_ISA, or else the highest that runs here)
+  --isa NAME        portable, avx2, avx512, amx or neon (default: $HISTO_ISA, or else the highest that runs here)
   --precision NAME  fp32 (default), bf16x3, bf16 or int8; the last needs a model that was exported for it
   --self-test       run GOLDEN (default: golden.safetensors beside MODEL) and compare its logits
   --version         print the version and exit

@@ -121,7 +121,7 @@ typedef struct histo_engine histo_engine;
 typedef struct histo_engine_options {
   size_t struct_size;     ///< sizeof(histo_engine_options)
   unsigned threads;       ///< 0: histo_usable_cpus()
-  const char* isa;        ///< "portable", "avx2", "avx512" or "amx"; null: $HISTO_ISA, or else the highest
+  const char* isa;        ///< "portable", "avx2" … (see histo::Isa); null: $HISTO_ISA, or else the highest
   const char* precision;  ///< "fp32", "bf16x3", "bf16" or "int8" (see histo::Precision); null: "fp32"
   size_t crop;            ///< side of the centre crop in pixels; 0: the model's
   const char* profile;    ///< "throughput" or "latency"; null: "throughput"

@@ -15,10 +15,11 @@ namespace histo {
 // --- the CPU ---------------------------------------------------------------------------------------------
 
 /// Instructions that may be used here: the CPU has them and the operating system saves their registers.
-/// All false on anything but x86.
+/// On x86 the first ones may be true, on AArch64 the last four.
 ///
 /// Sources: Intel SDM vol. 1, 13.2-13.3 and 14.3 (detecting AVX), 15.2-15.4 (AVX-512), 18.3 (AMX); vol. 2,
-/// CPUID.
+/// CPUID. Documentation/arch/arm64/elf_hwcaps.rst of the Linux kernel; "Determining instruction set
+/// characteristics" of Apple's developer documentation; IsProcessorFeaturePresent of Windows.
 ///
 /// On Linux a process must also ask for the AMX registers (`arch_prctl(ARCH_REQ_XCOMP_PERM)`) before it uses
 /// them; the `amx_*` fields say that asking makes sense, not that it has been done.
@@ -34,6 +35,10 @@ struct CpuInfo {
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool amx_int8 = false;
+  bool neon = false;
+  bool neon_dotprod = false;  ///< SDOT, UDOT
+  bool neon_i8mm = false;     ///< USMMLA
+  bool neon_bf16 = false;     ///< BFDOT, BFMMLA
 };
 
 /// \code

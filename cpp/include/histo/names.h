@@ -35,12 +35,14 @@ inline constexpr std::array<Named<Value>, 0> name_table{};
 
 // --- the machine -----------------------------------------------------------------------------------------
 
-/// Instruction sets with kernels of their own, from the lowest to the highest.
+/// Instruction sets with kernels of their own: those of x86-64 from the lowest to the highest, then that of
+/// AArch64. The numbers are stable and not an order: usable_isas() has the order on this machine.
 enum class Isa : int {
-  portable = 0,  ///< what the library was compiled for: x86-64-v2, or the compiler's default elsewhere
+  portable = 0,  ///< what the library was compiled for: x86-64-v2, Armv8-A, or else the compiler's default
   avx2 = 1,      ///< AVX2 and FMA
   avx512 = 2,    ///< AVX-512 F, BW, DQ and VL; VNNI and BF16 where the CPU has them
   amx = 3,       ///< the matrix unit, bf16 and int8; float32 runs as avx512
+  neon = 4,      ///< NEON of AArch64; DOTPROD, I8MM and BF16 where the CPU has them
 };
 
 template <>
@@ -49,6 +51,7 @@ inline constexpr auto name_table<Isa> = std::to_array<Named<Isa>>({
     {Isa::avx2, "avx2"},
     {Isa::avx512, "avx512"},
     {Isa::amx, "amx"},
+    {Isa::neon, "neon"},
 });
 
 // --- the arithmetic --------------------------------------------------------------------------------------

@@ -9,6 +9,16 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__) && defined(__aarch64__)
+#include <sys/sysctl.h>
+#elif defined(_WIN32) && defined(__aarch64__)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#endif
+
 namespace histo {
 
 #ifdef HISTO_X86
@@ -65,6 +75,41 @@ CpuInfo cpu_info() noexcept {
           .amx_tile = amx_tile,
           .amx_bf16 = amx_tile && bit(leaf7.edx, 22),
           .amx_int8 = amx_tile && bit(leaf7.edx, 25)};
+}
+
+#elif defined(__linux__) && defined(__aarch64__)
+
+// HWCAP_ASIMD, HWCAP_ASIMDDP, HWCAP2_I8MM and HWCAP2_BF16, which older headers lack.
+CpuInfo cpu_info() noexcept {
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  const auto bit = [](unsigned long word, unsigned position) { return ((word >> position) & 1U) != 0; };
+  return {.neon = bit(first, 1),
+          .neon_dotprod = bit(first, 20),
+          .neon_i8mm = bit(second, 13),
+          .neon_bf16 = bit(second, 14)};
+}
+
+#elif defined(__APPLE__) && defined(__aarch64__)
+
+CpuInfo cpu_info() noexcept {
+  const auto has = [](const char* name) {  // a name that this version of macOS does not know is an error
+    int value = 0;
+    std::size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  return {.neon = true,  // part of every such CPU
+          .neon_dotprod = has("hw.optional.arm.FEAT_DotProd"),
+          .neon_i8mm = has("hw.optional.arm.FEAT_I8MM"),
+          .neon_bf16 = has("hw.optional.arm.FEAT_BF16")};
+}
+
+#elif defined(_WIN32) && (defined(__aarch64__) || defined(_M_ARM64))
+
+// Older headers lack the names of the last two, and older systems answer no.
+CpuInfo cpu_info() noexcept {
+  constexpr DWORD neon = 19, dotprod = 43, i8mm = 66, bf16 = 68;  // PF_ARM_..._INSTRUCTIONS_AVAILABLE
+  const auto has = [](DWORD feature) { return IsProcessorFeaturePresent(feature) != 0; };
+  return {.neon = has(neon), .neon_dotprod = has(dotprod), .neon_i8mm = has(i8mm), .neon_bf16 = has(bf16)};
 }
 
 #else

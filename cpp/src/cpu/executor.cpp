@@ -204,7 +204,7 @@ void Executor::run_direct(const Step& step, const PackedLayer& packed, const ker
   const Map& input = prepared_->plan().maps[step.input];
   const ConvLayer& layer = *step.layer;
   const kernels::ConvKernels& kernels = prepared_->kernels_of(step);
-  const Packing packing{layer, step.algorithm, step.precision, kernels.block};
+  const Packing packing{layer, step.algorithm, step.precision, kernels.block, kernels.pair};
   const kernels::Conv conv{
       .input = pixels(step.input, first) - layer.kernel / 2 * (input.row() + input.pixel()),
       .input_strides = {.column = layer.stride * input.pixel(),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "cpu/baseline.h"
 #include "histo/error.h"
 #include "platform/platform.h"
 
@@ -50,6 +51,7 @@ std::string why_unavailable(IsaRecords records, const Machine& machine, Precisio
 }  // namespace
 
 Machine this_machine() {
+  require_baseline();
   const CpuInfo cpu = cpu_info();
   return {.cpu = cpu, .amx_granted = cpu.amx_tile && ask_for_amx()};
 }

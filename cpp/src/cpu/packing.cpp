@@ -109,10 +109,13 @@ struct Int16 {  // of Winograd's transforms alone, which have one part
   }
 };
 
-// Number `i` of the run of units that begins at `run`; the units of one output channel are `block` apart.
+// Number `i` of output channel `k` of the block, in the run of units that begins at `run`: (units, block), or
+// (units / 2, block, 2) in pairs.
 template <typename Encoding>
-void put(std::uint32_t* run, std::size_t i, std::size_t block, std::uint32_t bits) {
-  run[i / Encoding::per_unit * block] |= bits << i % Encoding::per_unit * (32 / Encoding::per_unit);
+void put(const Packing& p, std::uint32_t* run, std::size_t i, std::size_t k, std::uint32_t bits) {
+  const std::size_t unit = i / Encoding::per_unit;
+  const std::size_t at = p.pair ? unit / 2 * 2 * p.block + 2 * k + unit % 2 : unit * p.block + k;
+  run[at] |= bits << i % Encoding::per_unit * (32 / Encoding::per_unit);
 }
 
 // --- packing -----------------------------------------------------------------------------------------------
@@ -148,8 +151,8 @@ void pack_direct(const Packing& p, std::size_t index, std::uint32_t* out) {
     for (std::size_t row = 0; row < kernel; ++row) {
       for (std::size_t column = 0; column < kernel; ++column) {
         for (std::size_t part = 0; part < Encoding::parts; ++part) {
-          put<Encoding>(out + row * run * p.block + k, (column * Encoding::parts + part) * p.layer.inputs + c,
-                        p.block, Encoding::bits(weight[row * kernel + column], part));
+          put<Encoding>(p, out + row * run * p.block, (column * Encoding::parts + part) * p.layer.inputs + c,
+                        k, Encoding::bits(weight[row * kernel + column], part));
         }
       }
     }
@@ -165,7 +168,7 @@ void pack_winograd(const Packing& p, const Matrix<points>& g, std::size_t index,
     std::ranges::copy(weight, w.begin());
     const auto transformed = transform(g, w);
     for (std::size_t point = 0; point < transformed.size(); ++point) {
-      put<Encoding>(out + point * point_units + k, c, p.block, Encoding::bits(transformed[point], 0));
+      put<Encoding>(p, out + point * point_units, c, k, Encoding::bits(transformed[point], 0));
     }
   });
 }

@@ -20,6 +20,7 @@ struct Packing {
   Algorithm algorithm;
   Precision precision;
   std::size_t block;
+  bool pair = false;  // as ConvKernels::pair; then a run of units has an even length
 
   [[nodiscard]] std::size_t blocks() const { return (layer.outputs + block - 1) / block; }
 

@@ -21,7 +21,8 @@ FusedHead make_head(const Model& model, Isa isa) {
 
 Packing stem_packing(const Program& program, const kernels::KernelSet& kernels) {
   const Precision precision = program.plan.stem_precision;
-  return {program.network.stem, Algorithm::direct, precision, kernels.stem[precision]->block};
+  const kernels::ConvKernels& stem = *kernels.stem[precision];
+  return {program.network.stem, Algorithm::direct, precision, stem.block, stem.pair};
 }
 
 Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, ThreadPool& threads)
@@ -31,7 +32,8 @@ Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, T
       normaliser(program->model.spec(), plan().crop) {
   std::vector<Packing> packings{stem_packing(*program, kernels)};
   for (const Step& step : plan().steps) {
-    packings.push_back({*step.layer, step.algorithm, step.precision, kernels_of(step).block});
+    const kernels::ConvKernels& of_step = kernels_of(step);
+    packings.push_back({*step.layer, step.algorithm, step.precision, of_step.block, of_step.pair});
   }
   layers = pack(packings, threads);
   stem = std::move(layers.front());

@@ -13,12 +13,16 @@
 //   start(epilogue, channel)    the sum before the first step
 //   keep(sum, p), resume(p)     to memory and back
 //   finish(epilogue, sum, channel, residual, output)    from the sum to the output
+// On NEON it may also say that an instruction takes more than one unit of a pixel:
+//   multiplies_lanes                           one of the four lanes of a register, in place of a broadcast:
+//     load_factors(p), plus_lane_product<lane>(sum, factors, b)
+//   multiplies_pairs                           two units of two pixels: see neon_pairs.inl
 //
 // The micro-kernel computes 6 pixels x `conv_vectors` vectors of output channels in registers. A step of
 // 6 x 2 multiply-adds on AVX2 needs 6 broadcasts and 2 loads: 8 loads on two ports against 12 multiply-adds
-// on two ports. 6 x 2 sums + 2 weights + 1 broadcast are 15 of the 16 registers. AVX-512 has 32 and takes 6
-// x 4. Each pixel has its own pointer, so a group of 6 may run over the ends of rows and images: on a 4 x 4
-// map no lane is wasted.
+// on two ports. 6 x 2 sums + 2 weights + 1 broadcast are 15 of the 16 registers. AVX-512 and NEON have 32 and
+// take 6 x 4. Each pixel has its own pointer, so a group of 6 may run over the ends of rows and images: on a
+// 4 x 4 map no lane is wasted.
 
 namespace {
 
@@ -41,13 +45,48 @@ constexpr std::size_t share_ahead(std::size_t done, std::size_t groups) {
   return share < most_ahead ? share : most_ahead;
 }
 
+// Four steps, from `lane` on. On NEON a broadcast would take a turn of the multiplying units; a lane costs
+// nothing, and one load serves four steps.
+template <typename Arithmetic, std::size_t lane, std::size_t rows>
+[[gnu::always_inline]] inline void multiply_lanes(const typename Arithmetic::Units (&factors)[rows],
+                                                  const Unit* weight,
+                                                  Sums<typename Arithmetic::Sum, rows>& sums) {
+#pragma GCC unroll 8
+  for (std::size_t j = 0; j < conv_vectors; ++j) {
+    const typename Arithmetic::Units w = Arithmetic::load(weight + j * Vec::lanes);
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < rows; ++i) {
+      sums.v[i][j] = Arithmetic::template plus_lane_product<lane>(sums.v[i][j], factors[i], w);
+    }
+  }
+  if constexpr (lane + 1 < 4) {
+    multiply_lanes<Arithmetic, lane + 1>(factors, weight + conv_block, sums);
+  }
+}
+
 // sums[row] += x[row][k] * weight[k] for begin <= k < end. `ahead` vectors of `next` are fetched in every
 // step.
-template <typename Arithmetic, std::size_t rows, std::size_t ahead = 0>
-[[gnu::always_inline]] inline void multiply(const Unit* const* x, std::size_t begin, std::size_t end,
-                                            const Unit* weight, Sums<typename Arithmetic::Sum, rows>& sums,
-                                            const Unit* next = nullptr) {
-  for (std::size_t k = begin; k < end; ++k, weight += conv_block) {
+template <typename Arithmetic, std::size_t rows, std::size_t ahead>
+[[gnu::always_inline]] inline void multiply_units(const Unit* const* x, std::size_t begin, std::size_t end,
+                                                  const Unit* weight,
+                                                  Sums<typename Arithmetic::Sum, rows>& sums,
+                                                  const Unit* next) {
+  std::size_t k = begin;
+  if constexpr (requires { Arithmetic::multiplies_lanes; }) {
+    for (; end - k >= 4; k += 4, weight += 4 * conv_block) {
+#pragma GCC unroll 8
+      for (std::size_t j = 0; j < ahead; ++j) {
+        __builtin_prefetch(next + ((k - begin) * ahead + j * 4) * Vec::lanes, 0, 2);  // a line, four vectors
+      }
+      typename Arithmetic::Units factors[rows];
+#pragma GCC unroll 8
+      for (std::size_t i = 0; i < rows; ++i) {
+        factors[i] = Arithmetic::load_factors(x[i] + k);
+      }
+      multiply_lanes<Arithmetic, 0>(factors, weight, sums);
+    }
+  }
+  for (; k < end; ++k, weight += conv_block) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < ahead; ++j) {
       __builtin_prefetch(next + ((k - begin) * ahead + j) * Vec::lanes, 0, 2);
@@ -65,6 +104,17 @@ template <typename Arithmetic, std::size_t rows, std::size_t ahead = 0>
         sums.v[i][j] = Arithmetic::plus_product(sums.v[i][j], value, w[j]);
       }
     }
+  }
+}
+
+template <typename Arithmetic, std::size_t rows, std::size_t ahead>
+[[gnu::always_inline]] inline void multiply(const Unit* const* x, std::size_t begin, std::size_t end,
+                                            const Unit* weight, Sums<typename Arithmetic::Sum, rows>& sums,
+                                            const Unit* next) {
+  if constexpr (requires { Arithmetic::multiplies_pairs; }) {
+    multiply_pairs<Arithmetic, rows, ahead>(x, begin, end, weight, sums, next);
+  } else {
+    multiply_units<Arithmetic, rows, ahead>(x, begin, end, weight, sums, next);
   }
 }
 
@@ -199,7 +249,10 @@ void conv(const Conv& c, Range pixels, Range blocks) {
   const bool whole = c.window_rows * c.window_run * conv_block <= slice_weights;
   const std::size_t rows = whole ? c.window_rows : 1;
   const std::size_t cuts = whole ? 1 : (c.window_run * conv_block + slice_weights - 1) / slice_weights;
-  const std::size_t most = (c.window_run + cuts - 1) / cuts;
+  std::size_t most = (c.window_run + cuts - 1) / cuts;
+  if constexpr (requires { Arithmetic::multiplies_pairs; }) {
+    most = (most + 3) / 4 * 4;
+  }
   alignas(64) typename Arithmetic::Kept kept[run_pixels * conv_block];
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
     for (std::size_t p = pixels.begin; p < pixels.end; p += run_pixels) {

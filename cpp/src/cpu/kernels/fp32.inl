@@ -11,15 +11,29 @@ namespace {
 [[gnu::always_inline]] inline const float* floats(const Unit* p) { return reinterpret_cast<const float*>(p); }
 [[gnu::always_inline]] inline float* floats(Unit* p) { return reinterpret_cast<float*>(p); }
 
+// Whether a lane of a vector can be a factor: see conv.inl.
+template <typename V>
+struct LanesOf {};
+template <typename V>
+  requires(V::multiplies_lanes)
+struct LanesOf<V> {
+  static constexpr bool multiplies_lanes = true;
+};
+
 // A unit is a float. Maps are float32 always, so the formats of an Epilogue are not read.
-struct Fp32 {
+struct Fp32 : LanesOf<Vec> {
   using Units = Vec;
   using Sum = Vec;
   using Kept = float;
 
   static Units broadcast(const Unit* p) { return Vec::broadcast(*floats(p)); }
   static Units load(const Unit* p) { return Vec::load(floats(p)); }
+  static Units load_factors(const Unit* p) { return load(p); }
   static Sum plus_product(Sum sum, Units a, Units b) { return sum.plus_product(a, b); }
+  template <int lane, typename V = Vec>
+  static V plus_lane_product(V sum, V a, V b) {
+    return sum.template plus_lane_product<lane>(a, b);
+  }
   static Sum start(const Epilogue& e, std::size_t channel) { return Vec::load(e.bias + channel); }
   static Sum resume(const Kept* p) { return Vec::load(p); }
   static void keep(Sum sum, Kept* p) { sum.store(p); }

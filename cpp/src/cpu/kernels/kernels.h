@@ -5,14 +5,16 @@
 // which depends on the instruction set and on the extents of one tile, but not on how many tiles or pixels
 // are handled in one call: that is what makes a tile's logits independent of its batch and of the threads.
 //
-// The kernels are written once, as templates over a vector type (vec_portable.h, vec_avx2.h, vec_avx512.h)
-// and over the arithmetic of a precision:
+// The kernels are written once, as templates over a vector type (vec_portable.h, vec_avx2.h, vec_avx512.h,
+// vec_neon.h) and over the arithmetic of a precision:
 //   conv.inl, winograd.inl       convolutions, for any arithmetic
 //   fp32.inl                     the arithmetic of float32, and the kernels that need no other
 //   low_precision.inl, amx.inl   the arithmetic of bf16 and int8; convolution by AMX
+//   neon_*.inl                   the same of NEON: bf16 without its instructions, products of pairs
 //   pool.inl, head.inl           the stem's maximum; the head
-// portable.cpp, avx2.cpp, avx512.cpp, avx512_vnni.cpp, avx512_bf16.cpp and amx.cpp compile them, each for one
-// IsaRecord, which it defines.
+// The files NAME.cpp compile them, each for one IsaRecord, NAME_record, which it defines: portable.cpp for
+// every CPU; avx2.cpp, avx512.cpp, avx512_vnni.cpp, avx512_bf16.cpp and amx.cpp for x86-64; neon.cpp,
+// neon_dotprod.cpp, neon_i8mm.cpp and neon_bf16.cpp for AArch64.
 //
 // Those files must not use inline functions of the standard library: the linker merges such functions over
 // all object files and might keep a copy that this machine cannot run (tests/test_embedding.py looks for
@@ -52,6 +54,7 @@ struct Epilogue {
   MapFormat output_format;
   std::size_t height, width;  // of the output
   bool relu;
+  const std::int32_t* start = nullptr;  // set by neon_dotprod.cpp for itself: what a block's sums start from
 };
 
 // A direct convolution over channels-last images with a border of zeros: see conv.inl.
@@ -61,7 +64,7 @@ struct Conv {
   std::size_t window_rows;  // kernel rows
   std::size_t window_run;   // contiguous units of one row of the window
   std::size_t window_row;   // units from one row of the window to the next
-  const Unit* weight;       // (blocks, window_rows, window_run, block)
+  const Unit* weight;       // (blocks, window_rows, window_run, block); see also ConvKernels::pair
   Epilogue epilogue;
 };
 
@@ -94,6 +97,7 @@ struct WinogradKernels {
 // The convolutions of one precision.
 struct ConvKernels {
   std::size_t block;  // output channels that are computed together; weights are packed for it
+  bool pair = false;  // two units of a channel lie side by side in packed weights
 
   // Output pixels [pixels.begin, pixels.end), counted over all images, of the output channel blocks
   // [blocks.begin, blocks.end).
