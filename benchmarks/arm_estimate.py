@@ -98,7 +98,7 @@ def compiled(kernel: Kernel, folder: Path) -> list[str]:
         include = [f"-I{ROOT / 'cpp/src'}", f"-I{ROOT / 'cpp/include'}"]
         source = KERNELS / f"{kernel.file}.cpp"
         subprocess.run([COMPILER, *FLAGS, f"-march={kernel.march}", *include, "-S", source, "-o", path], check=True)
-    return path.read_text().splitlines()
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def function_body(lines: Sequence[str], kernel: Kernel) -> list[str]:
@@ -148,7 +148,7 @@ def loop_of(kernel: Kernel, folder: Path) -> Loop:
 def cycles(loop: Loop, cpu: str, mca: str) -> float:
     """The cycles of one turn of the loop, by llvm-mca."""
     command = [mca, "-mtriple=aarch64", f"-mcpu={cpu}", "-mattr=+dotprod,+i8mm,+bf16", f"-iterations={REPETITIONS}"]
-    ran = subprocess.run([*command, "-"], input=loop.code, capture_output=True, text=True, check=True)
+    ran = subprocess.run([*command, "-"], input=loop.code, capture_output=True, encoding="utf-8", check=True)
     total = re.search(r"Total Cycles:\s+(\d+)", ran.stdout)
     if total is None:
         raise RuntimeError(f"{mca} printed no cycles for {cpu}: {ran.stderr.strip()}")

@@ -84,7 +84,7 @@ def test_a_package_has_one_lower_bound() -> None:
 def test_the_conda_recipe_requires_what_the_package_requires() -> None:
     recipe = (ROOT / "packaging/conda/recipe.yaml").read_text(encoding="utf-8")
     run = recipe.partition("\n  run:\n")[2].partition("\n\n")[0]
-    required = dict(re.findall(r"- ([\w-]+) (\S+)", run))
+    required = dict(re.findall(r"(?:- |then: )([\w-]+) (\S+)", run))
     assert required == bounds(PROJECT["project"]["dependencies"])
 
 

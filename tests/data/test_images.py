@@ -170,5 +170,5 @@ def test_unreadable_paths(tmp_path: Path) -> None:
         read_image_bytes(empty)
     with pytest.raises(BadImageError, match="not exist"):
         read_image_bytes(tmp_path / "gone.png")
-    with pytest.raises(BadImageError, match="regular file"):
+    with pytest.raises(BadImageError, match="is a folder"):
         read_image_bytes(tmp_path)
