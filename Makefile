@@ -126,6 +126,7 @@ wheels-here: $(PACKAGING)/.installed  ## wheels of all Pythons for this system b
 test-lowest: $(PACKAGING)/.installed  ## the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
 	$(call PACKAGED,uv) venv --quiet --allow-existing --python $(PYTHON) $(LOWEST)
 	$(call PACKAGED,uv) pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[all,test]'
+	$(call PACKAGED,uv) pip install --quiet --python $(LOWEST)/bin/python pip cmake ninja pybind11 scikit-build-core
 	PATH="$(abspath $(LOWEST))/bin:$$PATH" OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m "not slow" \
 	  -n 2 --dist loadfile -W default tests
 
@@ -156,7 +157,7 @@ lint: $(STAMP)  ## ruff, import-linter, mypy, clang-format and codespell, changi
 	lint-imports --no-cache
 	mypy
 	clang-format --dry-run -Werror $(CPP)
-	codespell *.md *.toml Makefile CMakeLists.txt benchmarks cpp docs python tests
+	codespell *.md *.toml Makefile CMakeLists.txt benchmarks cpp docs packaging python tests
 
 clean:  ## remove what was built (the virtual environment stays)
 	rm -rf build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

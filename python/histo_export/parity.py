@@ -37,8 +37,6 @@ TILES = 33
 TIMED_BATCHES = (1, 32)
 TIMING_S = 0.5
 """Seconds of timed calls at each of `TIMED_BATCHES`, at least."""
-STAGE_TILES = 2
-"""Stages are compared on one real tile and one of noise."""
 
 WORKER = ("-m", "histo_export.parity")
 FORESEEN = 3

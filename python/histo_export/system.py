@@ -151,12 +151,14 @@ def resident_memory() -> int:
 def peak_memory() -> int:
     """The most that this process has had so far."""
     if LINUX:  # ru_maxrss would tell the peak of the parent that forked this process
-        return _kernel_bytes("/proc/self/status", "VmHWM")
+        with contextlib.suppress(StopIteration):  # some sandboxes do not tell it
+            return _kernel_bytes("/proc/self/status", "VmHWM")
     if sys.platform == "win32":
         return int(_this_process().memory_info().peak_wset)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest * 1024 if LINUX else largest  # macOS counts bytes
 
 
 def _kernel_bytes(file: str, field: str) -> int:

@@ -53,7 +53,7 @@ struct CpuInfo {
 /// Each call reads a few files, so ask once and keep the answer.
 ///
 /// \code
-/// std::vector<std::jthread> workers(histo::usable_cpus());
+/// std::vector<std::thread> workers(histo::usable_cpus());
 /// \endcode
 [[nodiscard]] HISTO_API unsigned usable_cpus();
 

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "histo/cpu.h"
@@ -13,7 +14,7 @@
 #include <sys/auxv.h>
 #elif defined(__APPLE__) && defined(__aarch64__)
 #include <sys/sysctl.h>
-#elif defined(_WIN32) && defined(__aarch64__)
+#elif defined(_WIN32) && (defined(__aarch64__) || defined(_M_ARM64))
 #define WIN32_LEAN_AND_MEAN
 #define NOMINMAX
 #include <windows.h>

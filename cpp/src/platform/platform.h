@@ -1,5 +1,6 @@
 // What differs between operating systems. platform_posix.cpp is for Linux, macOS and other POSIX systems,
-// platform_windows.cpp for Windows; no other file of the library depends on the system.
+// platform_windows.cpp for Windows; no other file of the library depends on the system, but for
+// the features of Arm CPUs (cpp/src/cpu/capabilities.cpp).
 #pragma once
 
 #include <cstddef>

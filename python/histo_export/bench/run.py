@@ -15,8 +15,8 @@ from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects, untrained_subjects
 from histo_export.bundle_files import NATIVE
 from histo_export.extras import install, installed, needs
-from histo_export.machine import package_versions, this_machine, versions
-from histo_export.runtimes import PACKAGES, check_installed
+from histo_export.machine import this_machine, versions
+from histo_export.runtimes import check_installed
 
 
 def check_packages(bundles: Sequence[Path], settings: Settings) -> None:
@@ -72,7 +72,7 @@ def run_bench(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         machine=machine,
-        versions=versions() | package_versions(PACKAGES),
+        versions=versions(),
         rounds=settings.rounds,
         seconds=settings.seconds,
         seed=settings.seed,

@@ -38,7 +38,7 @@ def write_report(report: Report, out: Path, force: bool) -> list[Path]:
             for plot in PLOTS:  # this report may have others than the old one
                 (out / plot).unlink(missing_ok=True)
             for file in folder.iterdir():
-                file.rename(out / file.name)
+                file.replace(out / file.name)
     except OSError as error:
         raise not_written(out, error) from error
     return [path for path in _contents(out) if path.name in (*PLOTS, "report.html", "report.json", "report.md")]

@@ -120,6 +120,8 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
             "versions": block.versions,
         }
         return spec_of(opened), block, facts
+    if not source.exists():
+        raise UsageError(source, "does not exist", "Name a bundle, the folder of a training run, or a checkpoint")
     needs("Reading a checkpoint", "train", modules=["torch", "torchvision"])
     from histo_export.model.checkpoint import read_checkpoint
 

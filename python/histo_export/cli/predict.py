@@ -128,10 +128,10 @@ def predict(
 ) -> None:
     """Run a bundle over tiles and whole slides.
 
-    A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv,
-    tiles.parquet and summary.json, and where its folders are named like the classes, accuracy and mistakes. The areas
-    and figures are printed, too. After an interruption the same command does what is missing. What can't be used is
-    listed at the end and in failed.csv, and the exit code is 1.
+    A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv
+    and summary.json, and where its folders are named like the classes, accuracy and mistakes. With the extra report, a
+    set of tiles gets tiles.parquet and pictures, too. The areas and figures are printed. After an interruption the same
+    command does what is missing. What can't be used is listed at the end and in failed.csv, and the exit code is 1.
     """
     settings = _settings(runtime, slide)
     from histo_export.predict.messages import collected_messages

@@ -10,6 +10,7 @@ import typer
 from histo_export.bundle_files import INT8_ONNX
 from histo_export.cli import show
 from histo_export.cli.options import AsJson, BundleArgument, Quiet, one_of, usable_cpus
+from histo_export.errors import UsageError
 from histo_export.extras import MissingExtraError, needs
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def verify(
     with show.status("checking", quiet) as report:
         checks = check_files(bundle, opened.models, usable_cpus(), device, report, only)
         quantised = _check_quantised(opened, checks, report, only)
+    if not (checks.results or checks.unproven or quantised):
+        raise UsageError(f"--runtimes {runtimes}", f"run no file of {bundle}", "Leave it out, or name others")
     if as_json:
         files = [show.file_facts(bundle, result) for result in checks.results]
         facts = {"bundle": str(bundle), "files": files, "unchecked": checks.unchecked, "unproven": checks.unproven}

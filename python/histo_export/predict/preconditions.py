@@ -5,6 +5,7 @@ None of this is the fault of an input, so it ends the run, with the exit code of
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,12 +49,16 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
             f"Export it again with that of its training tiles, here 0.5: {again}{run}",
         )
     needs("Reading slides", "slides")
+    for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so
+        importlib.import_module(f"histo_export.predict.{module}")
+    import openslide  # noqa: F401
 
 
 def check_ray(address: str | None) -> None:
     """UsageError where Ray is asked for and not installed."""
     if address is not None:
         needs("--ray", "ray")
+        importlib.import_module("histo_export.predict.on_ray")
 
 
 def open_worker(bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> Worker:

@@ -8,7 +8,6 @@ To add a runtime, write its file with a subclass of `Runtime` and add one line t
 
 from histo_export.runtimes.base import LayerTime, Runtime, Tiles, to_float
 from histo_export.runtimes.registry import (
-    PACKAGES,
     RUNTIMES,
     RuntimeEntry,
     Variant,
@@ -22,7 +21,6 @@ from histo_export.runtimes.registry import (
 )
 
 __all__ = [
-    "PACKAGES",
     "RUNTIMES",
     "LayerTime",
     "Runtime",

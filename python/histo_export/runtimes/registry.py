@@ -75,9 +75,6 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
     "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": PT2}, "torch", needs=_NEEDS_TORCH),
 }
 
-PACKAGES: Sequence[str] = sorted({entry.package for entry in RUNTIMES.values()} - {"histo-export"})
-"""The packages of other people that compute in some runtime."""
-
 
 @dataclass(frozen=True)
 class Variant:
