@@ -25,6 +25,7 @@ from histo_export.cli import show
 from histo_export.cli.export import _checkpoint_file, _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
 from histo_export.errors import UsageError
+from histo_export.export.checks import Checks
 from histo_export.export.formats import FORMATS
 from histo_export.extras import EXTRAS
 from histo_export.runtimes.registry import RUNTIMES
@@ -379,6 +380,16 @@ def test_bad_data_is_one_message_and_leaves_nothing(
     assert err.startswith("histo: ")
     assert "Traceback" not in err
     assert not list(here.iterdir())
+
+
+def test_verify_gives_no_verdict_where_nothing_was_checked(
+    histo: Histo, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for `--runtimes torchscript` of a bundle without a TorchScript file."""
+    monkeypatch.setattr("histo_export.export.checks.check_files", lambda *_: Checks())
+    code, stdout, stderr = histo("verify", bundle, "--runtimes", "torchscript")
+    assert (code, stdout) == (2, "")
+    assert stderr == f"histo: --runtimes torchscript: run no file of {bundle}. Leave it out, or name others.\n"
 
 
 def test_verify_passes_and_fails(
