@@ -51,7 +51,6 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
     needs("Reading slides", "slides")
     for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so
         importlib.import_module(f"histo_export.predict.{module}")
-    import openslide  # noqa: F401
 
 
 def check_ray(address: str | None) -> None:
