@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "cpu/isa_selection.h"
+#include "cpu/kernels/fused.h"
 #include "cpu/packing.h"
 #include "emulated_kernels.h"
 #include "model/network.h"
@@ -286,7 +287,7 @@ struct Problem {
     }
     double y_value = sum + static_cast<double>(bias[k]);
     if (storage == Storage::u8) {  // exact: the sum is an integer, and the rest is rounded as in the kernel
-      y_value = static_cast<double>(std::fma(static_cast<float>(sum), sum_scales[k], bias[k]));
+      y_value = static_cast<double>(fused(static_cast<float>(sum), sum_scales[k], bias[k]));
     }
     if (c.residual) {
       const float r = residual.number(at(residual, n, y, x), k);
@@ -580,6 +581,24 @@ TEST_CASE("low precision: F(4 x 4) in integers equals the definition to the bit,
     check({Precision::int8, Algorithm::winograd4, 2, side, side + 1, 64, 64, 3, 1, Storage::u8, true});
     check({Precision::int8, Algorithm::winograd4, 1, side + 3, side, 128, 64, 3, 1, {}, false});
   }
+}
+
+TEST_CASE("low precision: a multiply-add without an instruction for it is rounded once") {
+  constexpr float ulp = std::numeric_limits<float>::epsilon(), above = 1 + ulp, below = 1 - ulp / 2;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  CHECK(fused(above, above, -1 - 2 * ulp) == ulp * ulp);  // which a rounded product has lost
+  CHECK(fused(above, ulp / 2, 1) == above);
+  CHECK(fused(-above, ulp / 2, -1) == -above);
+  CHECK(fused(below, ulp / 2, 1) == 1);
+  // Exact sums beside the middle of two floats, which is what double would round them to.
+  CHECK(fused(-0x1.9f4cp+55F, -0x1.f18p+37F, 0x1.d4de38p+9F) == 0x1.93891ap+93F);
+  CHECK(fused(-0x1.31p+55F, -0x1.f096p-43F, -0x1.8d248ap-105F) == 0x1.27d15ap+13F);
+  CHECK(fused(0x1.31p+55F, -0x1.f096p-43F, 0x1.8d248ap-105F) == -0x1.27d15ap+13F);
+  CHECK(fused(0x1p-100F, 0x1p-49F, 0x1p-149F) == 0x1p-148F);  // denormal numbers
+  CHECK(fused(2, -3, 6) == 0);
+  CHECK(fused(2, 3, infinity) == infinity);
+  CHECK(fused(0x1p100F, 0x1p100F, 1) == infinity);
+  CHECK(std::isnan(fused(infinity, 0, 1)));
 }
 
 TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and bytes saturate") {

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "fused.h"
+
 namespace {
 
 struct Vec {
@@ -87,7 +89,7 @@ struct Vec {
   // The same, rounded once.
   Vec plus_fused(Vec a, Vec b) const {
     Vec r;
-    for (std::size_t i = 0; i < lanes; ++i) r.v[i] = __builtin_fmaf(a.v[i], b.v[i], v[i]);
+    for (std::size_t i = 0; i < lanes; ++i) r.v[i] = fused(a.v[i], b.v[i], v[i]);
     return r;
   }
   // this - a * b
