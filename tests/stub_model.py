@@ -42,7 +42,7 @@ def stub_model(folder: Path, spec: ModelSpec = SPEC) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     for name in ("config.json", "golden.safetensors"):
         (folder / name).write_text("{}", encoding="utf-8")
-    block = SimpleNamespace(files={}, training={}, input="float", precision="fp32")
+    block = SimpleNamespace(files={}, training={}, input="float", precision="fp32", opset=13, low_precision=None)
     config: Any = SimpleNamespace(histo=block)
     bundle = SimpleNamespace(path=folder, config=config)
     with pytest.MonkeyPatch.context() as patch:

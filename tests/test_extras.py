@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from histo_export import extras
+from histo_export import doctor, extras
 from histo_export.bundle_files import INT8_ONNX
 from histo_export.cli import app
 from histo_export.cli.verify import _check_quantised
@@ -149,6 +149,41 @@ def test_needs_names_all_that_is_missing_at_once(monkeypatch: pytest.MonkeyPatch
     needs("This", "c")
     assert lacking("a") == ["no-such"]
     assert (extra_with("neither.part"), extra_with("typer")) == ("b", None)
+
+
+@pytest.mark.parametrize(
+    ("packages", "missing", "words"),
+    [
+        (
+            [],
+            ["onnxruntime", "onnx"],
+            'needs torch, onnxruntime, onnx, which are not installed. Run pip install "histo-export[train,onnx]" first '
+            '(without a GPU: pip install "histo-export[train,onnx-cpu]")',
+        ),
+        (["onnxruntime"], ["onnx"], 'Run pip install "histo-export[train,onnx-cpu]" first'),
+        (["onnxruntime-gpu"], ["onnx"], 'Run pip install "histo-export[train,onnx]" first'),
+    ],
+)
+def test_two_packages_of_onnx_runtime_are_never_advised(
+    monkeypatch: pytest.MonkeyPatch, packages: list[str], missing: list[str], words: str
+) -> None:
+    def version(package: str) -> str:
+        if package not in packages:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "1.31"
+
+    table = {"train": {"torch": "torch"}, "onnx": EXTRAS["onnx"], "onnx-cpu": EXTRAS["onnx-cpu"]}
+    monkeypatch.setattr(extras, "EXTRAS", table)
+    monkeypatch.setattr(extras, "installed", lambda module: module not in ("torch", *missing))
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(MissingExtraError) as refused:
+        needs("This", "train", "onnx")
+    assert str(refused.value).endswith(f"{words}.")
+    if packages:
+        there = "onnx" if packages == ["onnxruntime-gpu"] else "onnx-cpu"
+        other = "onnx-cpu" if there == "onnx" else "onnx"
+        assert doctor._extra(there) == f'lacks onnx: pip install "histo-export[{there}]"'
+        assert doctor._extra(other) == f"not needed: {packages[0]} of {there} takes its place"
 
 
 @pytest.mark.parametrize("name", ["openslide", "scipy"])

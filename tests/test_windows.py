@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from histo_export import _core
 
 BUILD = Path(__file__).parents[1] / "build"
 RUN = BUILD / "windows-mingw/histo-run.exe"
+OBJDUMP = "x86_64-w64-mingw32-objdump"
 WINE = shutil.which("wine64") or shutil.which("wine")
 
 pytestmark = [
@@ -65,6 +67,15 @@ def test_logits_are_those_of_linux(place: Path) -> None:
         name, *logits, _ = out.removesuffix("\n").split("\t")
         assert name == windows_path(place / "模.raw")
         np.testing.assert_array_equal(np.array(logits, np.float32), engine.run(tile)[0])
+
+
+def test_no_instruction_asks_more_of_the_stack_than_windows_gives() -> None:
+    """Vectors lie there at any multiple of 16 bytes, where aligned moves of 32 and 64 bytes fault."""
+    code = subprocess.run([OBJDUMP, "-d", "--no-show-raw-insn", str(RUN)], check=True, capture_output=True, text=True)
+    wide = [line for line in code.stdout.splitlines() if "%ymm" in line or "%zmm" in line]
+    assert any("vdpbf16ps" in line for line in wide)  # the kernels are there, also those that cannot be run here
+    assert any("vpdpbusd" in line for line in wide)
+    assert [line for line in wide if re.search("vmov(ap|dqa|nt)", line)] == []
 
 
 def test_messages_name_the_file(place: Path) -> None:

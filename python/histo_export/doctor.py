@@ -17,7 +17,7 @@ from typing import Any
 
 import histo_export
 from histo_export.errors import HistoError
-from histo_export.extras import EXTRAS, MissingExtraError, install, installed, lacking
+from histo_export.extras import EXTRAS, ONNXRUNTIMES, MissingExtraError, install, installed, lacking, onnxruntime_there
 from histo_export.files import cache_folder
 from histo_export.machine import package_versions, why_no_cuda, why_no_driver
 from histo_export.runtimes import all_variants, runtime_class
@@ -141,6 +141,9 @@ def _runtimes() -> dict[str, str]:
 def _extra(extra: str) -> str:
     """Whether an extra is installed, or how to install it."""
     missing = lacking(extra)
+    there = onnxruntime_there()
+    if extra in ONNXRUNTIMES and there not in (None, extra):
+        return f"not needed: {EXTRAS[there]['onnxruntime']} of {there} takes its place"
     if not missing:
         return "installed"
     return f"lacks {', '.join(missing)}: {install(extra)}"

@@ -8,6 +8,7 @@ other module knows which extra brings a package.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib import metadata
 from importlib.util import find_spec
 
 from histo_export.errors import UsageError
@@ -36,6 +37,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""
+ONNXRUNTIMES = ("onnx", "onnx-cpu")
+"""Extras whose packages of ONNX Runtime write the same files: only one may be installed."""
 
 
 class MissingExtraError(UsageError):
@@ -56,8 +59,21 @@ def installed(module: str) -> bool:
 
 
 def install(*extras: str) -> str:
-    """The command that installs extras."""
-    return f'pip install "histo-export[{",".join(extras)}]"'
+    """The command that installs extras; with the package of ONNX Runtime that is there already, if one is."""
+    there = onnxruntime_there()
+    names = [there if there and extra in ONNXRUNTIMES else extra for extra in extras]
+    return f'pip install "histo-export[{",".join(names)}]"'
+
+
+def onnxruntime_there() -> str | None:
+    """Which of `ONNXRUNTIMES` has the package of ONNX Runtime that is installed; None where none is."""
+    for extra in ONNXRUNTIMES:
+        try:
+            metadata.version(EXTRAS[extra]["onnxruntime"])
+        except (metadata.PackageNotFoundError, KeyError):
+            continue
+        return extra
+    return None
 
 
 def needs(thing: object, *extras: str, modules: Collection[str] = ()) -> None:
@@ -79,6 +95,10 @@ def needs(thing: object, *extras: str, modules: Collection[str] = ()) -> None:
     if packages := list(dict.fromkeys(package for names in missing.values() for package in names)):
         verb = "is" if len(packages) == 1 else "are"
         step = f"Run {install(*missing)} first"
+        if "onnxruntime-gpu" in packages:  # the small package has the module, too
+            packages[packages.index("onnxruntime-gpu")] = "onnxruntime"
+            small = install(*("onnx-cpu" if extra == "onnx" else extra for extra in missing))
+            step += f" (without a GPU: {small})"
         raise MissingExtraError(thing, f"needs {', '.join(packages)}, which {verb} not installed", step)
 
 

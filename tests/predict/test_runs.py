@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ import pytest
 
 from histo_export.cli import predict as command
 from histo_export.errors import HistoError, UsageError
+from histo_export.export.again import command_again
+from histo_export.export.formats import LOWEST_OPSET
 from histo_export.predict import parquet, tile_set, work
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import Found, SlideInput
@@ -152,6 +155,26 @@ def test_a_model_without_scale_is_not_an_inputs_failure(
     assert re.search(rf"here 0\.5: histo export RUN (--formats \S+ )?{options}, where RUN is", err)
     assert re.search(rf"here 0\.5: histo export '{folder}-run' (--formats \S+ )?{options}\.$", beside)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_is_made_again_with_the_options_that_it_records(tmp_path: Path) -> None:
+    low = SimpleNamespace(max_drop=1.5, drop_accepted=True)
+    block = SimpleNamespace(
+        files={"model.safetensors": None, "model.onnx": None},
+        training={},
+        input="uint8",
+        precision="int8",
+        opset=17,
+        low_precision=low,
+    )
+    bundle: Any = SimpleNamespace(path=tmp_path / "b", config=SimpleNamespace(histo=block))
+    again = command_again(bundle, "--mpp", "0.5")
+    options = "--input uint8 --opset 17 --precision int8 --data TILES --max-drop 1.5 --accept-drop --mpp 0.5"
+    assert f" {options} --out " in again
+    low.drop_accepted = False
+    block.opset = LOWEST_OPSET
+    assert "--accept-drop" not in command_again(bundle)
+    assert "--opset" not in command_again(bundle)
 
 
 def test_slides_without_scale_get_the_command(histo: Histo, tmp_path: Path, write_tiff: Callable[..., Path]) -> None:

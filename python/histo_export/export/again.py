@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from histo_export.export.bundle import Bundle, spec_of
-from histo_export.export.formats import DEFAULT_FORMATS, FORMATS
+from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, LOWEST_OPSET
 
 RUN = "RUN"
 """Stands for the folder of the training run in a command: a bundle does not record it."""
@@ -26,8 +26,12 @@ def command_again(bundle: Bundle, *more: str) -> str:
         words += ["--formats", ",".join(formats)]
     if block.input != "float":
         words += ["--input", block.input]
+    if block.opset != LOWEST_OPSET:
+        words += ["--opset", str(block.opset)]
     if block.precision != "fp32":
         words += ["--precision", block.precision, "--data", "TILES"]
+    if low := block.low_precision:
+        words += ["--max-drop", f"{low.max_drop:g}", *(["--accept-drop"] if low.drop_accepted else [])]
     return shlex.join([*words, *more, "--out", str(bundle.path), "--force"])
 
 

@@ -23,7 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from histo_export.bundle_files import CARD, CONFIG, GOLDEN, TRAINED_ON
 from histo_export.errors import HistoError, UsageError, not_written, one_line, system_error
 from histo_export.export.agreement import check_agreement, contradiction, statements
-from histo_export.export.formats import FORMATS
+from histo_export.export.formats import FORMATS, LOWEST_OPSET
 from histo_export.files import atomic_folder
 from histo_export.model.provenance import checked_training, first_fault
 from histo_export.spec import InputKind, ModelSpec, Precision, head_pool
@@ -173,6 +173,7 @@ class HistoBlock(BaseModel):
         head_pool: the pool that the exported head keeps (see `lowering.head_pool`).
         input: what the ONNX, TorchScript and .pt2 files take (see `lowering.InputKind`).
         precision: that the bundle is made for; the native engine can run it in others.
+        opset: of the ONNX files.
         files: name → size and sha256, of every file but this one and the model card, which may be edited.
         parity: file → runtime (an id of `runtimes.RUNTIMES`) → result of the check at export.
         unchecked: runtime → why it was unavailable at export.
@@ -187,6 +188,7 @@ class HistoBlock(BaseModel):
     head_pool: int
     input: InputKind
     precision: Precision
+    opset: int = LOWEST_OPSET
     files: dict[str, FileEntry]
     parity: dict[str, dict[str, dict[str, Any]]]
     unchecked: dict[str, str] = {}

@@ -205,6 +205,7 @@ def _config(
             head_pool=head_pool(spec.pool, spec.map_size),
             input=settings.kind,
             precision=settings.precision,
+            opset=settings.opset,
             files=files,
             parity=parity,
             unchecked=checks.unchecked,
