@@ -33,7 +33,7 @@ std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint
       relax();
     }
   } while (Clock::now() < end);
-  value.wait(old, std::memory_order_acquire);
+  sleep_while(value, old);
   return value.load(std::memory_order_acquire);
 }
 
@@ -74,7 +74,7 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::end_workers() noexcept {
   stop_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_seq_cst);
-  round_.notify_all();
+  wake_all(round_);
   for (std::thread& thread : workers_) {
     thread.join();
   }
@@ -93,10 +93,10 @@ void ThreadPool::run(std::size_t count, Call call, const void* context) {
   next_.store(0, std::memory_order_relaxed);
   thrown_.store(false, std::memory_order_relaxed);
   inside_.fetch_and(~closed, std::memory_order_release);
-  // notify_all() returns early if no thread sleeps. It finds that out by a load, which must come after this
+  // wake_all() returns early if no thread sleeps. It finds that out by a load, which must come after this
   // store: hence the strongest order.
   round_.fetch_add(1, std::memory_order_seq_cst);
-  round_.notify_all();
+  wake_all(round_);
 
   work();
   // From here on no worker begins. Those inside have taken their last iteration, or are about to see that
@@ -138,7 +138,7 @@ void ThreadPool::worker() noexcept {
       work();
     }
     if (inside_.fetch_sub(1, std::memory_order_seq_cst) == closed + 1) {
-      inside_.notify_one();
+      wake_one(inside_);
     }
   }
 }

@@ -3,7 +3,9 @@
 // the features of Arm CPUs (cpp/src/cpu/capabilities.cpp).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -48,6 +50,15 @@ struct FreePages {
 // Memory that begins on a page and is zero. From 2 MiB on it asks for huge pages where the system has them.
 // Null where memory is exhausted; `bytes` must be at least 1 and at most SIZE_MAX - 2 MiB.
 [[nodiscard]] std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes);
+
+// --- threads ---------------------------------------------------------------------------------------------
+
+// Sleeps until `value` is no longer `old`; it may return too early. Whoever changes it calls wake_*()
+// afterwards. Not std::atomic's own wait(): on Windows, that of libstdc++ 12 compares and sleeps in two
+// steps, and sleeps for ever if the change and the call come between them.
+void sleep_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept;
+void wake_one(std::atomic<std::uint32_t>& value) noexcept;
+void wake_all(std::atomic<std::uint32_t>& value) noexcept;
 
 // --- the process -----------------------------------------------------------------------------------------
 

@@ -99,6 +99,16 @@ std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes) {
   return pages;
 }
 
+// --- threads ---------------------------------------------------------------------------------------------
+
+void sleep_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept {
+  value.wait(old, std::memory_order_acquire);
+}
+
+void wake_one(std::atomic<std::uint32_t>& value) noexcept { value.notify_one(); }
+
+void wake_all(std::atomic<std::uint32_t>& value) noexcept { value.notify_all(); }
+
 // --- the process -----------------------------------------------------------------------------------------
 
 unsigned long process_id() noexcept { return static_cast<unsigned long>(getpid()); }

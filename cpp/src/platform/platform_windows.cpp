@@ -128,6 +128,18 @@ std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes) {
   return pages;
 }
 
+// --- threads ---------------------------------------------------------------------------------------------
+
+static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t));
+
+void sleep_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) noexcept {
+  WaitOnAddress(const_cast<std::atomic<std::uint32_t>*>(&value), &old, sizeof old, INFINITE);
+}
+
+void wake_one(std::atomic<std::uint32_t>& value) noexcept { WakeByAddressSingle(&value); }
+
+void wake_all(std::atomic<std::uint32_t>& value) noexcept { WakeByAddressAll(&value); }
+
 // --- the process -----------------------------------------------------------------------------------------
 
 unsigned long process_id() noexcept { return GetCurrentProcessId(); }
