@@ -1,12 +1,16 @@
 """Whether an installed wheel works: python packaging/smoke.py [BUNDLE]. It needs what the light install brings, only.
 
-The compiled head is compared with NumPy in every instruction set that runs here, `histo` and `histo-run` must start,
-and with a bundle, its logits of random tiles must be the same in a batch and one by one, and `histo verify` must pass.
+The compiled head is compared with NumPy in every instruction set that runs here, `histo` must start, and with a bundle,
+its logits of random tiles must be the same in a batch and one by one, and `histo verify` must pass. Where an emulator
+runs this Python, SMOKE_PYTHON is the command that starts it (docs/releasing.md has an example).
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import histo_export
-from histo_export._core import FusedHead, usable_isas
+from histo_export._core import FusedHead, usable_isas, usable_precisions
+
+PYTHON = shlex.split(os.environ.get("SMOKE_PYTHON", "")) or [sys.executable]
 
 
 def check_head() -> None:
@@ -34,10 +40,22 @@ def check_head() -> None:
 
 def check_kernels() -> None:
     """A build whose compiler refused a flag has the portable kernels alone, and would be slow."""
-    if platform.machine() == "x86_64" and sys.platform == "linux":
+    if sys.platform != "linux":
+        return
+    expected = set()
+    if platform.machine() == "x86_64":
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-        expected = {isa for isa, flag in (("avx2", "avx2"), ("avx512", "avx512bw")) if flag in flags}
-        assert expected <= set(usable_isas()), f"this CPU can run {expected}, and the wheel has {usable_isas()}"
+        kernels = {"avx2": "avx2", "avx512": "avx512bw", "int8": "avx512_vnni", "bf16": "avx512_bf16"}
+        expected = {kernel for kernel, flag in kernels.items() if flag in flags}
+    elif platform.machine() == "aarch64":
+        system = ctypes.CDLL(None)
+        system.getauxval.restype, system.getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+        first, second = map(system.getauxval, (16, 26))  # AT_HWCAP, AT_HWCAP2
+        bits = {"neon": first >> 1, "int8": first >> 20, "bf16": second >> 14}  # ASIMD, ASIMDDP, BF16
+        expected = {kernel for kernel, bit in bits.items() if bit & 1}
+    found = {*usable_isas(), *usable_precisions()}
+    assert expected <= found, f"this CPU can run {sorted(expected)}, and the wheel has {sorted(found)}"
+    print(f"kernels: {', '.join(sorted(expected))}")
 
 
 def run(*command: object) -> str:
@@ -62,11 +80,11 @@ def main() -> None:
     assert "torch" not in sys.modules
     check_kernels()
     check_head()
-    print(run(sys.executable, histo, "--version").strip())
-    assert "predict" in run(sys.executable, histo, "--help")
+    print(run(*PYTHON, histo, "--version").strip())
+    assert "predict" in run(*PYTHON, histo, "--help")
     for bundle in map(Path, sys.argv[1:]):
         check_bundle(bundle)
-        print(run(sys.executable, histo, "verify", bundle, "--runtimes", "native").strip().splitlines()[-1])
+        print(run(*PYTHON, histo, "verify", bundle, "--runtimes", "native").strip().splitlines()[-1])
 
 
 if __name__ == "__main__":
