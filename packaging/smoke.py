@@ -1,16 +1,14 @@
 """Whether an installed wheel works: python packaging/smoke.py [BUNDLE]. It needs what the light install brings, only.
 
 The compiled head is compared with NumPy in every instruction set that runs here, `histo` must start, and with a bundle,
-its logits of random tiles must be the same in a batch and one by one, and `histo verify` must pass. Where an emulator
-runs this Python, SMOKE_PYTHON is the command that starts it (docs/releasing.md has an example).
+its logits of random tiles must be the same in a batch and one by one, and `histo verify` must pass. docs/releasing.md
+tells how an emulator runs it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shlex
 import subprocess
 import sys
 import sysconfig
@@ -20,8 +18,6 @@ import numpy as np
 
 import histo_export
 from histo_export._core import FusedHead, usable_isas, usable_precisions
-
-PYTHON = shlex.split(os.environ.get("SMOKE_PYTHON", "")) or [sys.executable]
 
 
 def check_head() -> None:
@@ -80,11 +76,11 @@ def main() -> None:
     assert "torch" not in sys.modules
     check_kernels()
     check_head()
-    print(run(*PYTHON, histo, "--version").strip())
-    assert "predict" in run(*PYTHON, histo, "--help")
+    print(run(sys.executable, histo, "--version").strip())
+    assert "predict" in run(sys.executable, histo, "--help")
     for bundle in map(Path, sys.argv[1:]):
         check_bundle(bundle)
-        print(run(*PYTHON, histo, "verify", bundle, "--runtimes", "native").strip().splitlines()[-1])
+        print(run(sys.executable, histo, "verify", bundle, "--runtimes", "native").strip().splitlines()[-1])
 
 
 if __name__ == "__main__":
