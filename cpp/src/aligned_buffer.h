@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "exact_arithmetic.h"
 #include "histo/error.h"
 #include "platform/platform.h"
 

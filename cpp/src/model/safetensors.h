@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "exact_arithmetic.h"
 #include "platform/platform.h"
 
 namespace histo {
