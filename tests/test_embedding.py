@@ -115,7 +115,8 @@ def symbols(*command: object) -> list[tuple[str, str, str]]:
 
 
 def test_the_shared_library_exports_histo_and_nothing_else(prefix: Path) -> None:
-    names = {name for _, _, name in symbols("-D", library(prefix, "libhisto.so"))}
+    # A: the version that all names have.
+    names = {name for _, kind, name in symbols("-D", library(prefix, "libhisto.so")) if kind != "A"}
     assert [name for name in names if not HISTO_NAME.fullmatch(name)] == []
     header = (ROOT / "cpp/include/histo/c_api.h").read_text()
     declared = set(re.findall(r"\b(histo_\w+)\(", re.sub(r"//.*", "", header)))
