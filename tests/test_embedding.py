@@ -157,7 +157,8 @@ def test_a_plugin_does_not_offer_the_static_library_to_others(prefix: Path, tmp_
     )
     call("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
     call("cmake", "--build", tmp_path / "build")
-    names = {name for _, _, name in symbols("-D", tmp_path / "build/libplugin.so")}
+    # W, V: inline functions of the headers that the plugin itself compiled, with the visibility that it asks for.
+    names = {name for _, kind, name in symbols("-D", tmp_path / "build/libplugin.so") if kind not in "WVu"}
     assert "plugin_run" in names
     assert [name for name in names if "histo" in name] == []
 
