@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -104,7 +105,7 @@ HISTO_NAME = re.compile(r"(histo_\w+|(typeinfo for |typeinfo name for |vtable fo
 def symbols(*command: object) -> list[tuple[str, str, str]]:
     """(object file, kind, demangled name) of every symbol that `nm` lists."""
     found, owner = [], ""
-    for line in call("nm", "-C", "--defined-only", *command).splitlines():
+    for line in call("nm", "-C", "--defined-only", "--without-symbol-versions", *command).splitlines():
         if match := re.fullmatch(r"[0-9a-f]+ (\S) (.+)", line):
             found.append((owner, match[1], match[2]))
         elif line.endswith(":"):
@@ -114,7 +115,8 @@ def symbols(*command: object) -> list[tuple[str, str, str]]:
 
 
 def test_the_shared_library_exports_histo_and_nothing_else(prefix: Path) -> None:
-    names = {name for _, _, name in symbols("-D", library(prefix, "libhisto.so"))}
+    # A: the version that all names have.
+    names = {name for _, kind, name in symbols("-D", library(prefix, "libhisto.so")) if kind != "A"}
     assert [name for name in names if not HISTO_NAME.fullmatch(name)] == []
     header = (ROOT / "cpp/include/histo/c_api.h").read_text()
     declared = set(re.findall(r"\b(histo_\w+)\(", re.sub(r"//.*", "", header)))
@@ -122,6 +124,43 @@ def test_the_shared_library_exports_histo_and_nothing_else(prefix: Path) -> None
     assert "typeinfo for histo::Error" in names
     for name in ("Model::open", "Engine::Engine", "FusedHead::run", "BatchRunner::run", "self_test", "usable_cpus"):
         assert [full for full in names if full.startswith(f"histo::{name}(")], name
+
+
+def test_the_shared_library_exports_what_is_listed(prefix: Path) -> None:
+    """A name that goes breaks programs that use it; one that comes must be meant."""
+    listed = (ROOT / "tests/exported_symbols.txt").read_text().splitlines()
+    # Without inline functions and templates (W, V), of which compilers keep what they like. HISTO_0.1 is the version.
+    names = {name for _, kind, name in symbols("-D", library(prefix, "libhisto.so")) if kind not in "WVA"}
+    assert sorted(names) == listed, "adapt tests/exported_symbols.txt, and the version if names have gone"
+
+
+def test_versions_of_the_shared_library_that_cannot_replace_each_other_have_different_names(prefix: Path) -> None:
+    major, minor = histo_export.__version__.split(".")[:2]
+    interface = f"0.{minor}" if major == "0" else major
+    path = library(prefix, "libhisto.so")
+    assert f"soname: [libhisto.so.{interface}]" in call("readelf", "-d", path)
+    exported = [line.split()[-1] for line in call("nm", "-D", "--defined-only", path).splitlines()]
+    assert "histo_version@@" + f"HISTO_{interface}" in exported
+    assert [name for name in exported if not name.endswith(f"HISTO_{interface}")] == []
+
+
+def test_a_plugin_does_not_offer_the_static_library_to_others(prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(plugin LANGUAGES CXX)\nfind_package(histo REQUIRED)\n"
+        "add_library(plugin SHARED plugin.cpp)\ntarget_link_libraries(plugin PRIVATE histo::static)\n"
+    )
+    (tmp_path / "plugin.cpp").write_text(
+        "#include <histo/c_api.h>\n#include <histo/engine.h>\n"
+        'extern "C" int plugin_run(const char* path) {\n'
+        "  try { return int(histo::Engine(histo::Model::open(path)).classes()) + int(histo_usable_cpus()); }\n"
+        "  catch (const histo::Error& error) { return int(error.code()); }\n}\n"
+    )
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    call("cmake", "--build", tmp_path / "build")
+    # W, V: inline functions of the headers that the plugin itself compiled, with the visibility that it asks for.
+    names = {name for _, kind, name in symbols("-D", tmp_path / "build/libplugin.so") if kind not in "WVu"}
+    assert "plugin_run" in names
+    assert [name for name in names if "histo" in name] == []
 
 
 def test_the_shared_library_needs_the_compilers_runtime_and_nothing_else(prefix: Path) -> None:
@@ -278,6 +317,59 @@ def test_a_project_in_c(
     assert tuple(printed.split()) == logits
 
 
+PARENT = """
+cmake_minimum_required(VERSION 3.24)
+project(parent LANGUAGES CXX)
+add_subdirectory({root} histo)
+add_library(viewer STATIC viewer.cpp)
+target_link_libraries(viewer PUBLIC histo::histo)
+install(TARGETS viewer EXPORT viewer)
+install(EXPORT viewer DESTINATION lib/cmake/viewer)
+foreach(target histo_static histo_shared histo_run histo_tests)
+  if(TARGET ${{target}})
+    message(STATUS "has ${{target}}")
+  endif()
+endforeach()
+"""
+
+
+@pytest.mark.parametrize("shared", ["OFF", "ON"])
+def test_a_parent_build_chooses_the_kind_and_gets_optimised_kernels(tmp_path: Path, shared: str) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PARENT.format(root=ROOT))
+    (tmp_path / "viewer.cpp").write_text("#include <histo/engine.h>\n")
+    configured = call(
+        *("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", f"-DBUILD_SHARED_LIBS={shared}"),
+        *("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"),  # and no CMAKE_BUILD_TYPE
+    )
+    assert re.findall("has (.+)", configured) == ["histo_shared" if shared == "ON" else "histo_static"]
+    commands = json.loads((tmp_path / "build/compile_commands.json").read_text())
+    ours = {entry["file"]: entry["command"] for entry in commands if "viewer" not in entry["file"]}
+    sources = {str(path) for path in (ROOT / "cpp/src").rglob("*.cpp")}
+    assert ours
+    assert ours.keys() <= sources  # none is joined with others, whose instruction sets differ
+    assert [file for file, command in ours.items() if " -O3" not in command] == []
+
+
+@pytest.mark.parametrize("option", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
+def test_options_that_break_arithmetic_are_refused(tmp_path: Path, option: str) -> None:
+    command = ("c++", "-std=c++20", option, f"-I{ROOT}/cpp/include", f"-I{ROOT}/cpp/src", "-fsyntax-only")
+    for source in ("cpu/packing.cpp", "model/model.cpp", "api/fused_head.cpp", "api/preprocess.cpp"):
+        assert "histo cannot be compiled with -ffast-math" in call(*command, ROOT / "cpp/src" / source, code=1)
+
+
+@pytest.mark.parametrize("language", ["c", "c++"])
+def test_structures_are_initialised_without_a_warning(tmp_path: Path, language: str) -> None:
+    header = (ROOT / "cpp/include/histo/c_api.h").read_text()
+    structures = re.findall(r"typedef struct (\w+) \{\s+size_t\s+struct_size;", header)
+    assert len(structures) == 6
+    lines = (f"{name} {name}_ = {name.upper()}_INIT; (void){name}_;" for name in structures)
+    source = tmp_path / "initialised"
+    source.write_text("#include <histo/c_api.h>\nint main(void) {" + "\n".join(lines) + "return 0;}\n")
+    standard = "-std=c99" if language == "c" else "-std=c++20"
+    warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    call("cc", "-x", language, standard, *warnings, f"-I{ROOT}/cpp/include", "-fsyntax-only", source)
+
+
 # --- histo-run ----------------------------------------------------------------------------------------------
 
 
@@ -305,6 +397,39 @@ def test_histo_run_reads_pnm_and_standard_input(
     raw = [call(run, "--raw=70x75", "--batch", n, model, "-", stdin=tile.tobytes() * 3) for n in (1, 2, 32)]
     assert raw[0] == raw[1] == raw[2]
     assert [row[:7] for row in rows(raw[0])] == [(name, *logits) for name in ("-", "-#1", "-#2")]
+
+
+def test_histo_run_reads_pnm_whose_lines_end_by_cr_lf(
+    prefix: Path, bundle: Path, tile: npt.NDArray[np.uint8], logits: tuple[str, ...]
+) -> None:
+    headers = ("P6\r\n{width} {height}\r\n255\r\n", "P6\r\n# by hand\r\n{width} {height} 255\r\n")
+    images = b"".join(ppm(tile, header) for header in (*headers, "P6 {width} {height} 255\r"))
+    begins_with_lf = tile.copy()
+    begins_with_lf[0, 0, 0] = ord("\n")  # outside of the crop; a pixel, because no line of this header ends by CR LF
+    images += ppm(begins_with_lf, "P6 {width} {height} 255\r")
+    printed = rows(call(prefix / "bin/histo-run", bundle, "-", stdin=images))
+    assert [row[1:7] for row in printed] == [logits] * 4
+
+
+def test_histo_run_escapes_names(prefix: Path, bundle: Path, tile: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    contents = (bundle / "model.safetensors").read_bytes()
+    size = int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8 : 8 + size])
+    spec = json.loads(header["__metadata__"]["histo.spec"])
+    spec["classes"] = [f"{index}\ta\nb\x1b[31m\\n\x9b\x7fé" for index in range(len(spec["classes"]))]
+    header["__metadata__"]["histo.spec"] = json.dumps(spec)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(len(text).to_bytes(8, "little") + text + contents[8 + size :])
+    (tmp_path / "a\tb\x1b.ppm").write_bytes(ppm(tile))
+    printed = call(prefix / "bin/histo-run", model, tmp_path / "a\tb\x1b.ppm")
+    name, *_, top = printed.removesuffix("\n").split("\t")
+    assert name == str(tmp_path) + r"/a\tb\x1b.ppm"
+    assert top[1:] == r"\ta\nb\x1b[31m\\n\xc2\x9b\x7fé"
+    assert call(prefix / "bin/histo-run", model, tmp_path / "no\x1b", code=1).startswith(
+        f"histo-run: {tmp_path}" + r"/no\x1b: "
+    )
 
 
 def test_histo_run_prints_probabilities(prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ histo::Model model_from_bytes(const py::object& contents) {
   return histo::Model::from_memory(bytes);
 }
 
-// A read-only array over the model's own memory, which may be a file; it keeps the model alive.
+// A read-only array over the model's own memory; it keeps the model alive.
 py::array_t<float> tensor(const py::object& self, const std::string& name) {
   const histo::TensorView found = self.cast<const histo::Model&>().tensor(name);
   py::array_t<float> array(std::vector<py::ssize_t>(found.shape.begin(), found.shape.end()),
@@ -56,15 +56,15 @@ py::array_t<float> tensor(const py::object& self, const std::string& name) {
 constexpr const char* model_doc = R"(
 The contents of a ``model.safetensors``: immutable, and shared by all engines that are made from it.
 
-``Model.open(path)`` maps a file, ``Model.from_bytes(contents)`` copies one. Any number of threads may use one
+``Model.open(path)`` reads a file, ``Model.from_bytes(contents)`` copies one. Any number of threads may use one
 model. The file is untrusted input: it is checked completely before use, and nothing in it is executed.
 )";
 
 constexpr const char* open_doc = R"(
-Maps a file into memory. It must not be changed while the model, an engine or a tensor of it is in use.
+Reads a file into memory. It may be changed or deleted afterwards.
 
 Raises:
-    OSError: the file cannot be read.
+    OSError: the file cannot be read, or changes meanwhile.
     ValueError: it is not a valid model.
 )";
 

@@ -3,37 +3,48 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
-#include <memory>
 #include <string>
 
+#include "exact_arithmetic.h"
 #include "histo/error.h"
 #include "platform/platform.h"
 
 namespace histo {
 
-// Floats that begin on a page and are zero: vectors never straddle cache lines, and the borders of maps are
-// zero from the start. Large buffers ask for huge pages, because a convolution walks through megabytes with
-// strides that would miss the TLB at every step.
+// Floats that begin on a page, so that vectors never straddle cache lines. Large buffers ask for huge pages,
+// because a convolution walks through megabytes with strides that would miss the TLB at every step.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
 
-  explicit AlignedBuffer(std::size_t size) : size_(size) {
-    constexpr std::size_t rounding = std::size_t{1} << 21U;  // of zeroed_pages()
+  // Zeros, as the borders of maps have to be.
+  explicit AlignedBuffer(std::size_t size) : AlignedBuffer(uninitialised(size)) {
+    if (size != 0) {
+      std::memset(data_.get(), 0, size * sizeof(float));
+    }
+  }
+
+  // Undefined contents, for what is written before it is read.
+  static AlignedBuffer uninitialised(std::size_t size) {
+    constexpr std::size_t rounding = std::size_t{1} << 21U;  // of allocate_pages()
     if (size > (std::numeric_limits<std::size_t>::max() - rounding) / sizeof(float)) {
       throw Error(ErrorCode::size_overflow, "a map has more elements than fit in memory",
                   "use smaller tiles");
     }
+    AlignedBuffer buffer;
     if (size != 0) {
-      data_ = zeroed_pages(size * sizeof(float));
-      if (data_ == nullptr) {
+      buffer.data_ = allocate_pages(size * sizeof(float));
+      if (buffer.data_ == nullptr) {
         throw Error(
             ErrorCode::out_of_memory,
             "cannot allocate " + std::to_string(size * sizeof(float) >> 20U) + " MiB of weights or maps",
             "use smaller tiles or batches");
       }
     }
+    buffer.size_ = size;
+    return buffer;
   }
 
   [[nodiscard]] float* data() noexcept { return static_cast<float*>(data_.get()); }
@@ -48,7 +59,7 @@ class AlignedBuffer {
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
  private:
-  std::unique_ptr<void, FreePages> data_;
+  Pages data_;
   std::size_t size_ = 0;
 };
 

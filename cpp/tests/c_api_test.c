@@ -284,6 +284,10 @@ static void test_engine(const histo_model* model) {
   CHECK_FAILS(histo_engine_self_test(NULL, "x", &result), HISTO_INVALID_ARGUMENT, "engine");
   CHECK_FAILS(histo_engine_self_test(engine, NULL, &result), HISTO_INVALID_ARGUMENT, "golden_path");
   CHECK_FAILS(histo_engine_self_test(engine, "x", NULL), HISTO_INVALID_ARGUMENT, "result");
+  result.struct_size = SIZE_MAX;
+  CHECK_FAILS(histo_engine_self_test(engine, "x", &result), HISTO_INVALID_ARGUMENT, "struct_size");
+  info.struct_size = SIZE_MAX;
+  CHECK_FAILS(histo_engine_get_info(engine, &info), HISTO_INVALID_ARGUMENT, "struct_size");
   result.struct_size = 0;
   CHECK_FAILS(histo_engine_self_test(engine, "x", &result), HISTO_INVALID_ARGUMENT, "struct_size");
 
@@ -308,7 +312,15 @@ static void test_engine_options(const histo_model* model) {
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "struct_size");
   options.struct_size = sizeof options - 1;
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "struct_size");
+  /* A size that was never set must not be believed: what lies behind the structure is not read or written. */
+  options.struct_size = 4097;
+  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "struct_size");
+  options.struct_size = SIZE_MAX;
+  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "struct_size");
   options.struct_size = sizeof options;
+  options.crop = SIZE_MAX;
+  CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_UNSUPPORTED, "crop");
+  options.crop = 0;
   options.isa = "avx1024";
   CHECK_FAILS(histo_engine_create(model, &options, &engine), HISTO_INVALID_ARGUMENT, "avx1024");
   options.isa = "";

@@ -64,7 +64,8 @@ bool has_kernels_for(Isa isa) {
 
 void check(const Machine& machine, Isa highest, const Executed& expected) {
   CAPTURE(histo::name(highest));
-  for (const auto& [precision, name] : histo::name_table<Precision>) {
+  for (const auto& [precision, precision_name] : histo::name_table<Precision>) {
+    const auto name = precision_name;  // Clang 14 captures no binding
     CAPTURE(name);
     const histo::Selection selection = histo::select_record(records(), machine, precision, highest);
     CHECK((selection.record == nullptr ? none : std::optional(selection.record->isa)) == expected[precision]);

@@ -444,10 +444,11 @@ void check(const Case& c) {
   });
   constexpr std::size_t all = std::numeric_limits<std::size_t>::max() / 2;
   std::map<std::string_view, std::vector<std::uint32_t>> by_rounding;
-  for (const auto& [name, set] : kernel_sets()) {
+  for (const auto& [set_name, set] : kernel_sets()) {
     if (!has_kernels(*set, c)) {
       continue;
     }
+    const auto name = set_name;  // Clang 14 captures no binding
     CAPTURE(name);
     CAPTURE(describe(c));
     const Map exact = run(*set, problem, format_of(Storage::f32, 1), all);
@@ -513,7 +514,8 @@ TEST_CASE("direct convolutions whose weights and pixels are taken in slices") {
 
 TEST_CASE("maximum pooling, NaN included") {
   constexpr std::size_t channels = 64;
-  for (const auto& [name, set] : kernel_sets()) {
+  for (const auto& [set_name, set] : kernel_sets()) {
+    const auto name = set_name;  // Clang 14 captures no binding
     CAPTURE(name);
     Map input(1, 7, 9, channels, {Storage::f32}), output(1, 4, 5, channels, {Storage::f32});
     std::mt19937 generator(1);
@@ -543,10 +545,11 @@ TEST_CASE("a NaN goes through ReLU and residual, and reaches no other image") {
   for (const Algorithm algorithm : {Algorithm::direct, Algorithm::winograd2, Algorithm::winograd4}) {
     Problem problem({Precision::fp32, algorithm, 2, 4, 4, 64, 64, 3, 1, Storage::f32, true});
     problem.input.set(problem.input.at(1, 2, 2), 9, std::numeric_limits<float>::quiet_NaN());
-    for (const auto& [name, set] : kernel_sets()) {
+    for (const auto& [set_name, set] : kernel_sets()) {
       if (!has_kernels(*set, problem.c)) {
         continue;
       }
+      const auto name = set_name;  // Clang 14 captures no binding
       CAPTURE(name);
       const Map output = run(*set, problem, {Storage::f32}, 100);
       output.for_each_cell([&](auto n, auto y, auto x, auto k) {
@@ -603,7 +606,8 @@ TEST_CASE("low precision: a multiply-add without an instruction for it is rounde
 
 TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and bytes saturate") {
   // A convolution of one pixel, 1 x 1, whose weights are zero: the bias comes out as it is.
-  for (const auto& [name, set] : kernel_sets()) {
+  for (const auto& [set_name, set] : kernel_sets()) {
+    const auto name = set_name;  // Clang 14 captures no binding
     CAPTURE(name);
     if (set->of.int8 == nullptr) {
       continue;
@@ -639,7 +643,8 @@ TEST_CASE("low precision: numbers are rounded to nearest, ties to even, and byte
 }
 
 TEST_CASE("low precision: parts of numbers, and the maximum to every format") {
-  for (const auto& [name, set] : kernel_sets()) {
+  for (const auto& [set_name, set] : kernel_sets()) {
+    const auto name = set_name;  // Clang 14 captures no binding
     CAPTURE(name);
     if (set->split == nullptr) {
       continue;  // float32 alone

@@ -428,7 +428,9 @@ TEST_CASE("the scales of int8: what a file of format 2 adds, and what is refused
   CHECK_FALSE(model.find_tensor("layer1.0.conv2.input_scale"));
   CHECK_FALSE(model.find_tensor("stem.conv.input_scale"));
 
-  const auto [header, data] = split_safetensors(file);
+  const auto parts = split_safetensors(file);
+  const auto& header = parts.first;
+  const auto& data = parts.second;
   const auto with_header = [&](std::string_view from, std::string_view to) {
     std::string changed = header;
     const std::size_t at = changed.find(from);
@@ -457,11 +459,12 @@ TEST_CASE("the scales of int8: what a file of format 2 adds, and what is refused
   const std::size_t entry = shared_header.find("layer2.0.conv1.input_scale");
   const std::size_t begin =
       std::stoul(shared_header.substr(shared_header.find("data_offsets\":[", entry) + 15));
-  for (const auto& [value, words] :
+  for (const auto& [scale, words] :
        {std::pair{0.0F, "not a positive number"}, std::pair{-0.1F, "not a positive number"},
         std::pair{1e-40F, "not a positive number"},
         std::pair{std::numeric_limits<float>::infinity(), "layer2.0.conv1.input_scale"},
         std::pair{0.5F, "scale the same map and differ"}}) {
+    const float value = scale;  // Clang 14 captures no binding
     CAPTURE(value);
     std::vector<std::byte> changed = shared;
     std::memcpy(changed.data() + (changed.size() - shared_data.size()) + begin, &value, sizeof value);

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 #include <string_view>
 #include <thread>
 
+#include "aligned_buffer.h"
 #include "histo/error.h"
 
 namespace {
@@ -37,8 +39,11 @@ class TemporaryFolder {
   fs::path path_;
 };
 
-std::string text_of(const histo::FileBytes& file) {
-  return {reinterpret_cast<const char*>(file.bytes.data()), file.bytes.size()};
+std::string text_of(const fs::path& file) {
+  histo::InputFile input(file);
+  std::string text(input.size(), '\0');
+  input.read(std::as_writable_bytes(std::span(text)));
+  return text;
 }
 
 TEST_CASE("platform: files whose names no code page has") {
@@ -50,24 +55,58 @@ TEST_CASE("platform: files whose names no code page has") {
   const fs::path file = temporary.path() / folder / folder;
   std::ofstream(file, std::ios::binary) << "a\r\nb\x1A"
                                            "c";
-  CHECK(text_of(histo::map_file(file)) ==
+  CHECK(text_of(file) ==
         "a\r\nb\x1A"
         "c");
-  CHECK(text_of(histo::map_file(histo::path_from_utf8(histo::utf8(file)))).size() == 6);
+  CHECK(text_of(histo::path_from_utf8(histo::utf8(file))).size() == 6);
 }
 
-TEST_CASE("platform: the mapped bytes outlive the file's handle, and an empty file has none") {
+TEST_CASE("platform: a file is read part by part, and an empty one has no bytes") {
   const TemporaryFolder temporary("");
-  std::ofstream(temporary.path() / "a", std::ios::binary) << std::string(100000, 'x');
+  std::ofstream(temporary.path() / "a", std::ios::binary)
+      << std::string(60000, 'x') + std::string(40000, 'y');
   std::ofstream(temporary.path() / "empty", std::ios::binary).flush();
-  {
-    const histo::FileBytes mapped = histo::map_file(temporary.path() / "a");
-    const histo::FileBytes copy = mapped;
-    CHECK(text_of(copy) == std::string(100000, 'x'));
-  }
-  fs::remove(temporary.path() / "a");  // on Windows, only when nothing maps it any more
-  CHECK(histo::map_file(temporary.path() / "empty").bytes.empty());
+  histo::InputFile input(temporary.path() / "a");
+  REQUIRE(input.size() == 100000);
+  std::string first(60000, '\0');
+  std::string second(40000, '\0');
+  input.read(std::as_writable_bytes(std::span(first)));
+  input.read(std::as_writable_bytes(std::span(second)));
+  CHECK(first == std::string(60000, 'x'));
+  CHECK(second == std::string(40000, 'y'));
+  CHECK(text_of(temporary.path() / "empty").empty());
 }
+
+#ifndef _WIN32  // where nobody else may write meanwhile
+TEST_CASE("platform: a file that changes while it is read") {
+  const TemporaryFolder temporary("");
+  const fs::path file = temporary.path() / "a";
+  const auto complaint = [&](const auto& change) -> std::string {
+    std::ofstream(file, std::ios::binary) << std::string(100000, 'x');
+    histo::InputFile input(file);
+    std::string text(input.size(), '\0');
+    const auto bytes = std::as_writable_bytes(std::span(text));
+    input.read(bytes.first(1000));
+    change();
+    try {
+      input.read(bytes.subspan(1000));
+    } catch (const histo::Error& error) {
+      CHECK(error.code() == histo::ErrorCode::io);
+      return std::string(error.message());
+    }
+    return "";
+  };
+  const std::string changed = "was changed while it was read";
+  CHECK(complaint([] {}).empty());
+  CHECK(complaint([&] { fs::resize_file(file, 5000); }) == changed);
+  CHECK(complaint([&] { fs::resize_file(file, 200000); }) == changed);
+  CHECK(complaint([&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));  // clocks of file systems are coarse
+          std::fstream(file, std::ios::binary | std::ios::in | std::ios::out).seekp(50000).write("yyy", 3);
+        }) == changed);
+  CHECK(complaint([&] { fs::remove(file); }).empty());  // what was opened is still there
+}
+#endif
 
 #ifdef _WIN32
 TEST_CASE("platform: a path that is not UTF-8") {
@@ -76,19 +115,18 @@ TEST_CASE("platform: a path that is not UTF-8") {
 }
 #endif
 
-TEST_CASE("platform: pages are zero and begin on a page") {
+TEST_CASE("platform: buffers are zero and begin on a page") {
   for (const std::size_t bytes : {std::size_t{1}, std::size_t{4097}, (std::size_t{1} << 21U) + 1}) {
     for (int again = 0; again < 3; ++again) {  // memory that was used before
-      const auto pages = histo::zeroed_pages(bytes);
-      REQUIRE(pages != nullptr);
-      CHECK(reinterpret_cast<std::uintptr_t>(pages.get()) % 4096 == 0);
-      const std::span<unsigned char> content(static_cast<unsigned char*>(pages.get()), bytes);
-      CHECK(std::ranges::count(content, 0) == static_cast<std::ptrdiff_t>(bytes));
-      std::ranges::fill(content, static_cast<unsigned char>(0xFF));
+      histo::AlignedBuffer buffer(bytes);
+      CHECK(reinterpret_cast<std::uintptr_t>(buffer.units()) % 4096 == 0);
+      const std::span<std::uint32_t> content(buffer.units(), bytes);
+      CHECK(std::ranges::count(content, 0U) == static_cast<std::ptrdiff_t>(bytes));
+      std::ranges::fill(content, 0xFFFFFFFFU);
     }
   }
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which end the process instead
-  CHECK(histo::zeroed_pages(std::size_t{1} << 60U) == nullptr);
+  CHECK(histo::allocate_pages(std::size_t{1} << 60U) == nullptr);
 #endif
 }
 

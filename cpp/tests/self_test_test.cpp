@@ -258,7 +258,7 @@ TEST_CASE(
     CHECK(right.tolerance == tolerance);
     CHECK(right.passed);
     std::vector<double> other = logits;
-    std::ranges::rotate(other, other.begin() + 1);
+    std::rotate(other.begin(), other.begin() + 1, other.end());
     CHECK_FALSE(histo::self_test(low, GoldenFile(writer(other).file()).path()).passed);
   }
 }

@@ -13,13 +13,12 @@
 #include <vector>
 
 #include "histo/error.h"
+#include "in_child.h"
 #include "joined_threads.h"
 #include "under_emulation.h"
 
 #ifndef _WIN32
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #endif
 
 #ifdef __GLIBC__
@@ -146,27 +145,6 @@ TEST_CASE("thread pool: a number of threads that cannot be meant") {
 }
 
 #ifndef _WIN32
-// In a child of its own, since what is tested spoils the process. True where `test` returned true.
-template <typename Test>
-bool passes_in_child(const Test& test) {
-  const pid_t child = fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    alarm(60);  // a hang is a failure, too
-    _exit(test() ? 0 : 1);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-// ThreadSanitizer allows the child of a process with threads none of its own.
-#ifdef __SANITIZE_THREAD__
-constexpr bool child_may_start_threads = false;
-#else
-constexpr bool child_may_start_threads = true;
-#endif
-
 TEST_CASE("thread pool: in a forked child the caller works alone") {
   if (under_emulation) {
     MESSAGE("not tested: qemu-user does not emulate a fork of a process with threads");

@@ -64,7 +64,8 @@ constexpr const char* usage = R"(Usage: histo-run [OPTIONS] MODEL TILE...
 
 Classifies tiles with a model.safetensors, or with the bundle that contains one, on the native engine. Prints
 one line for each tile: its name, its logits and the name of its top class, separated by tabs. The logits have
-nine digits, which are enough to represent a float32 exactly.
+nine digits, which are enough to represent a float32 exactly. Control characters in names, and backslashes, are
+written as in C: \t, \x1b, \\.
 
 TILE is a file with one or more PNM images (P6: RGB of 8 bits) one after the other, or - for standard input.
 The first image of a file is printed under the file's name, the next with #1 after it, and so on.
@@ -96,6 +97,42 @@ class Failure : public std::runtime_error {
 [[noreturn]] void usage_error(const std::string& message) { throw Failure(2, message); }
 
 [[noreturn]] void failure(const std::string& message) { throw Failure(1, message); }
+
+// A name as a table and a terminal can show it: control characters, and the backslash that stands for them,
+// are written as in C. Nothing else is changed. A name of a model or of a file may hold any of them.
+std::string escaped(std::string_view name) {
+  std::string text;
+  const auto hexadecimal = [&text](unsigned byte) {
+    constexpr const char* digits = "0123456789abcdef";
+    text.append("\\x").append(1, digits[byte >> 4U]).append(1, digits[byte & 15U]);
+  };
+  for (std::size_t i = 0; i < name.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(name[i]);
+    const unsigned next = i + 1 < name.size() ? static_cast<unsigned char>(name[i + 1]) : 0U;
+    if (const auto letter = std::string_view("\t\n\r\\").find(name[i]); letter != std::string_view::npos) {
+      text.append(1, '\\').append(1, "tnr\\"[letter]);
+    } else if (byte < 0x20U || byte == 0x7FU) {
+      hexadecimal(byte);
+    } else if (byte == 0xC2U && next >= 0x80U &&
+               next < 0xA0U) {  // the control characters beyond ASCII, in UTF-8
+      hexadecimal(byte);
+      hexadecimal(next);
+      ++i;
+    } else {
+      text.push_back(name[i]);
+    }
+  }
+  return text;
+}
+
+// The same for a path. On Windows no path has such characters, and every one has backslashes.
+std::string shown_path(const std::string& path) {
+#ifdef _WIN32
+  return path;
+#else
+  return escaped(path);
+#endif
+}
 
 // An Error of the library in the style of this program: "What is wrong. What to do."
 std::string sentences(const histo::Error& error) {
@@ -300,16 +337,22 @@ class TileFile {
   }
 
   // http://netpbm.sourceforge.net/doc/ppm.html: "P6", width, height and maxval, separated by white space and
-  // comments, then one byte of white space.
+  // comments, then one byte of white space. A header whose lines end by CR LF ends by both.
   Extent read_header(const std::string& name) {
     if (read_byte() != 'P' || read_byte() != '6') {
       failure(name + ": is not a PNM file of type P6. " + advice());
     }
     int byte = read_byte();
+    crlf_ = false;
     const std::size_t width = read_number(name, "width", largest_side, byte);
     const std::size_t height = read_number(name, "height", largest_side, byte);
     if (read_number(name, "maxval", 65535, byte) != 255) {
       failure(name + ": has a maxval other than 255. Convert it to 8 bits per channel");
+    }
+    if (byte == '\r' && crlf_) {
+      if (const int after = read_byte(); after != '\n' && after != EOF) {
+        std::ungetc(after, file_);
+      }
     }
     return {height, width};
   }
@@ -320,7 +363,8 @@ class TileFile {
     constexpr int longest_gap = 65536;
     int gap = 0;
     bool comment = false;
-    for (; comment || byte == '#' || is_space(byte); byte = read_byte()) {
+    for (int before = 0; comment || byte == '#' || is_space(byte); before = byte, byte = read_byte()) {
+      crlf_ = crlf_ || (before == '\r' && byte == '\n');
       comment = (comment || byte == '#') && byte != '\n' && byte != '\r' && byte != EOF;
       if (++gap > longest_gap) {
         failure(name + ": has more than 64 KiB of comments in its header. " + advice());
@@ -362,6 +406,7 @@ class TileFile {
   std::optional<Extent> raw_;
   std::FILE* file_;
   std::size_t count_ = 0;
+  bool crlf_ = false;  // a line of the header that is being read ended by CR LF
 };
 
 // --- classification --------------------------------------------------------------------------------------
@@ -423,11 +468,11 @@ class Batch {
     if (probabilities_) {
       to_probabilities(values);
     }
-    std::fputs(name.c_str(), stdout);
+    std::fputs(shown_path(name).c_str(), stdout);
     for (const float value : values) {
       std::printf("\t%.9g", static_cast<double>(value));
     }
-    std::printf("\t%s\n", engine_.model().spec().classes[top].c_str());
+    std::printf("\t%s\n", escaped(engine_.model().spec().classes[top]).c_str());
   }
 
   const histo::Engine& engine_;
@@ -460,8 +505,8 @@ void self_test(const histo::Engine& engine, const Arguments& arguments) {
                                                   : path_of(arguments.files.front());
   const histo::SelfTestResult result = histo::self_test(engine, golden);
   std::printf("%s: %zu tiles, |delta logit| at most %.2g, %.2g of a tile's largest (allowed %.2g): %s\n",
-              utf8(golden).c_str(), result.tiles, result.max_abs, result.max_relative, result.tolerance,
-              result.passed ? "passed" : "FAILED");
+              shown_path(utf8(golden)).c_str(), result.tiles, result.max_abs, result.max_relative,
+              result.tolerance, result.passed ? "passed" : "FAILED");
   if (!result.passed) {
     failure(utf8(arguments.model) + ": the engine's logits differ from those of the bundle (" +
             std::string(histo::name(engine.info().precision)) + ", " +
@@ -504,7 +549,7 @@ int guarded_run(const Words& words) {
   }
   std::fflush(stdout);
   std::ranges::replace(message, '\n', ' ');
-  std::fprintf(stderr, "histo-run: %s\n", message.c_str());
+  std::fprintf(stderr, "histo-run: %s\n", shown_path(message).c_str());
   return exit_code;
 }
 

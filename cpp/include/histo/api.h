@@ -6,9 +6,15 @@
 // the members and the type information, which a program needs to catch an exception that the library throws.
 // HISTO_HIDDEN hides a class inside such a class again, where that is not so by itself.
 //
+// HISTO_STATIC, which the CMake target histo::static defines for whoever links it, is for the static library:
+// there nothing is exported, so that a program or a library that contains it does not offer histo to others.
+//
 // On Windows, programs need no mark of their own: nothing but functions is exported, and linkers find these
 // through the import library.
-#if defined(_WIN32) && defined(HISTO_EXPORTS)
+#if defined(HISTO_STATIC)
+#define HISTO_API
+#define HISTO_HIDDEN
+#elif defined(_WIN32) && defined(HISTO_EXPORTS)
 #define HISTO_API __declspec(dllexport)
 #define HISTO_HIDDEN
 #elif defined(_WIN32) || !defined(__GNUC__)

@@ -76,6 +76,10 @@ using Progress = std::function<bool(const BatchRunnerStats& stats)>;
 /// delivered, and run() returns as soon as the running calls of the source and the runtime have returned. It
 /// cannot interrupt these: a source that may block for long should watch for the same signal as `progress`.
 ///
+/// The thread of the runtime has signals blocked, so that the host's handlers do not run there; that of the
+/// source has the signal mask of the caller. pthread_cancel() of the thread that called run() takes effect
+/// when run() has returned.
+///
 /// Several threads may call run() at the same time; `infer` is then called by several threads, too.
 ///
 /// \code
@@ -92,6 +96,11 @@ class HISTO_API BatchRunner {
 
   /// The same over a copy of `engine`, which shares its weights; copies of the runner share that copy.
   explicit BatchRunner(const Engine& engine, const BatchRunnerOptions& options = {});
+
+  // Without moves: a copy costs little, and no object is ever left without its runtime.
+  BatchRunner(const BatchRunner& other) = default;
+  BatchRunner& operator=(const BatchRunner& other) = default;
+  ~BatchRunner() = default;
 
   /// Runs until the source ends, and returns when every result has been delivered.
   ///

@@ -10,16 +10,18 @@
 ///   which accepts null. A handle may outlive the one it was created from: a model may be freed while engines
 ///   run it.
 /// - Sizes are in elements (bytes for uint8_t) and are compared with the size that the shape needs.
-/// - Structures of options begin with their own size, which the caller fills in, so that later versions can
-/// add
-///   fields without breaking compiled programs. A field that is zero means its default, and a null pointer to
-///   the structure means that all fields are zero.
+/// - Structures begin with their own size, at most 4096, so that later versions can add fields without
+/// breaking
+///   compiled programs. Initialise them with the macro HISTO_..._INIT that stands behind each. A field of
+///   options that is zero means its default, and a null pointer to the structure means that all fields are
+///   zero.
 /// - One handle may be used by several threads at the same time, except while it is being freed.
+/// - pthread_cancel() takes effect when the function has returned. A calling thread needs 128 KiB of stack.
 ///
 /// \code
 /// histo_model* model = NULL;
 /// histo_engine* engine = NULL;
-/// histo_engine_options options = {sizeof options};
+/// histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;
 /// options.threads = 4;
 /// if (histo_model_open("bundle/model.safetensors", &model) != HISTO_OK ||
 ///     histo_engine_create(model, &options, &engine) != HISTO_OK ||
@@ -91,8 +93,8 @@ HISTO_API histo_status histo_precision_support(const char* precision, const char
 /// The contents of a `model.safetensors`: see histo::Model.
 typedef struct histo_model histo_model;
 
-/// Maps the file into memory. It must not be changed while anything that came from it is in use. Paths are
-/// UTF-8 on Windows, and the system's own bytes elsewhere.
+/// Reads the file into memory. It may be changed or deleted afterwards. Paths are UTF-8 on Windows, and the
+/// system's own bytes elsewhere.
 HISTO_API histo_status histo_model_open(const char* path, histo_model** model) HISTO_NOEXCEPT;
 
 /// Copies the contents of such a file.
@@ -123,10 +125,14 @@ typedef struct histo_engine_options {
   unsigned threads;       ///< 0: histo_usable_cpus()
   const char* isa;        ///< "portable", "avx2" … (see histo::Isa); null: $HISTO_ISA, or else the highest
   const char* precision;  ///< "fp32", "bf16x3", "bf16" or "int8" (see histo::Precision); null: "fp32"
-  size_t crop;            ///< side of the centre crop in pixels; 0: the model's
+  size_t crop;            ///< side of the centre crop in pixels, at most 8192; 0: the model's
   const char* profile;    ///< "throughput" or "latency"; null: "throughput"
   const char* algorithm;  ///< "fastest" or "direct"; null: "fastest"
 } histo_engine_options;
+
+/// All defaults, for an initialiser: `histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;`. There is
+/// one for every structure that begins with its size.
+#define HISTO_ENGINE_OPTIONS_INIT {sizeof(histo_engine_options), 0, NULL, NULL, 0, NULL, NULL}
 
 typedef struct histo_engine_info {
   size_t struct_size;  ///< sizeof(histo_engine_info), filled in by the caller
@@ -140,6 +146,8 @@ typedef struct histo_engine_info {
   const char* profile;
   const char* algorithm;
 } histo_engine_info;
+
+#define HISTO_ENGINE_INFO_INIT {sizeof(histo_engine_info), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL}
 
 /// \param options  may be null
 HISTO_API histo_status histo_engine_create(const histo_model* model, const histo_engine_options* options,
@@ -178,6 +186,8 @@ typedef struct histo_self_test_result {
   int passed;  ///< 1 or 0
 } histo_self_test_result;
 
+#define HISTO_SELF_TEST_RESULT_INIT {sizeof(histo_self_test_result), 0, 0, 0, 0, 0}
+
 /// Runs the tiles of a bundle's `golden.safetensors` and compares the logits. HISTO_OK means that they were
 /// compared; `passed` is the result.
 HISTO_API histo_status histo_engine_self_test(const histo_engine* engine, const char* golden_path,
@@ -215,6 +225,8 @@ typedef struct histo_batch_stats {
   double deliver_seconds;
 } histo_batch_stats;
 
+#define HISTO_BATCH_STATS_INIT {sizeof(histo_batch_stats), 0, 0, 0, 0, 0, 0, 0}
+
 /// Called in the thread that called histo_run_batches(), after each batch and at least every 100 ms. Any
 /// value but 0 cancels.
 typedef int (*histo_progress)(void* user, const histo_batch_stats* stats);
@@ -225,6 +237,8 @@ typedef struct histo_batch_options {
   size_t queued;       ///< batches that may wait between two stages; 0: 2
   int report_errors;   ///< 0: the first lost tile ends the loop; else the sink receives it with its error
 } histo_batch_options;
+
+#define HISTO_BATCH_OPTIONS_INIT {sizeof(histo_batch_options), 0, 0, 0}
 
 /// Runs any number of tiles of one size, with preparing, inference and delivery overlapped: see
 /// histo::BatchRunner. Runs on `engine` itself, taking turns with other calls.
@@ -255,6 +269,8 @@ typedef struct histo_head_options {
   unsigned threads;    ///< of one call, including the caller's; 0: histo_usable_cpus()
   const char* isa;     ///< as in histo_engine_options
 } histo_head_options;
+
+#define HISTO_HEAD_OPTIONS_INIT {sizeof(histo_head_options), 0, NULL}
 
 /// \param weight   row-major `(classes, channels * pool * pool)`, copied
 /// \param bias     `(classes)`, copied

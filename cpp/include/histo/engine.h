@@ -17,6 +17,9 @@
 
 namespace histo {
 
+/// Pixels along a side. A crop of this size takes about 4 GB of memory; larger ones are refused.
+inline constexpr std::size_t largest_crop = 8192;
+
 /// What an Engine is made with; the defaults suit most.
 ///
 /// The precisions below float32 need AMX, or AVX-512 with VNNI (int8) or BF16 (bf16, bf16x3). Where these are
@@ -29,6 +32,7 @@ struct EngineOptions {
   Precision precision = Precision::fp32;
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
   std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
+                         ///< At most largest_crop
   Profile profile = Profile::throughput;
   AlgorithmPolicy algorithm = AlgorithmPolicy::fastest;
 };
@@ -82,6 +86,13 @@ struct LayerTime {
 /// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has threads and a
 /// workspace of its own.
 ///
+/// The calling thread's floating-point environment (rounding, flush-to-zero, traps, flags) changes no result,
+/// and is as before when a call returns. In a forked child an Engine runs on the caller's thread alone; where
+/// another thread was inside run() during the fork, it begins with a new workspace.
+///
+/// After a move, the Engine that was moved from can be assigned to and destroyed; every other call throws
+/// Error (invalid_argument).
+///
 /// \code
 /// const histo::Engine engine(histo::Model::open("bundle/model.safetensors"));
 /// std::vector<float> logits(engine.classes());
@@ -90,8 +101,8 @@ struct LayerTime {
 class HISTO_API Engine {
  public:
   /// \throws Error  unsupported where the instruction set or the precision is unavailable here, where the
-  ///                model has no scales for int8, or where the head was folded for the map of another crop;
-  ///                out_of_memory
+  ///                model has no scales for int8, where the head was folded for the map of another crop, or
+  ///                where the crop is larger than largest_crop; out_of_memory
   explicit Engine(Model model, const EngineOptions& options = {});
   Engine(const Engine& other);
   Engine& operator=(const Engine& other);
@@ -104,7 +115,7 @@ class HISTO_API Engine {
   /// \param logits  float32 `(batch, classes)`; every element is written
   /// \throws Error  invalid_argument for a zero extent, a null buffer or a tile smaller than the crop,
   ///                size_mismatch where a buffer is not as long as the shape says, size_overflow where the
-  ///                shape has no size; `logits` is untouched then
+  ///                shape has no size, out_of_memory; `logits` is untouched then
   void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
 
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
@@ -124,11 +135,12 @@ class HISTO_API Engine {
                                                    TileShape shape) const;
 
   [[nodiscard]] EngineInfo info() const;
-  [[nodiscard]] const Model& model() const noexcept;
-  [[nodiscard]] std::size_t classes() const noexcept;
+  [[nodiscard]] const Model& model() const;
+  [[nodiscard]] std::size_t classes() const;
 
  private:
   struct HISTO_HIDDEN State;
+  HISTO_HIDDEN const State& state() const;  // throws where this was moved from
   std::unique_ptr<State> state_;
 };
 

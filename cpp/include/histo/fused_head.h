@@ -84,6 +84,11 @@ class HISTO_API FusedHead {
   FusedHead(std::size_t pool, std::size_t channels, std::size_t classes, std::span<const float> weight,
             std::span<const float> bias, const FusedHeadOptions& options = {});
 
+  // Without moves: a copy costs no more, and no object is ever left without its weights.
+  FusedHead(const FusedHead& other) = default;
+  FusedHead& operator=(const FusedHead& other) = default;
+  ~FusedHead() = default;
+
   /// Computes the logits, or with Softmax::yes the class probabilities, of a batch of feature maps.
   ///
   /// \param features  float32 in the order of `shape.layout`

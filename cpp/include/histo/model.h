@@ -51,14 +51,21 @@ struct TensorView {
 /// \endcode
 class HISTO_API Model {
  public:
-  /// Maps the file into memory; pages are read when they are needed and shared between processes. The file
-  /// must not be changed while a Model of it exists; Windows does not let it be replaced or deleted either.
-  /// \throws Error  io where the file cannot be read, invalid_file where it is not a valid model
+  /// Reads the file into memory, once and completely: it may be changed or deleted afterwards. The header is
+  /// checked before memory for the weights is allocated.
+  /// \throws Error  io where the file cannot be read or changes meanwhile, invalid_file where it is not a
+  /// valid
+  ///                model, out_of_memory
   [[nodiscard]] static Model open(const std::filesystem::path& file);
 
-  /// Copies `bytes`, the contents of such a file.
-  /// \throws Error  invalid_argument where `bytes` is null or empty, invalid_file as open() does
+  /// Copies `bytes`, the contents of such a file, when their header has been checked.
+  /// \throws Error  invalid_argument where `bytes` is null or empty, invalid_file and out_of_memory as open()
   [[nodiscard]] static Model from_memory(std::span<const std::byte> bytes);
+
+  // Without moves: a copy costs no more, and no object is ever left without its contents.
+  Model(const Model& other) = default;
+  Model& operator=(const Model& other) = default;
+  ~Model() = default;
 
   [[nodiscard]] const ModelSpec& spec() const noexcept;
 

@@ -18,6 +18,7 @@
 
 #include "checks.h"
 #include "histo/error.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
@@ -189,7 +190,9 @@ class Loop {
 
   BatchRunnerStats run() {
     try {
+      // The source is the host's code, which may start processes: its thread keeps the host's signals.
       preparing_ = std::thread([this] { prepare(); });
+      const SignalsBlocked in_thread;
       inferring_ = std::thread([this] { infer(); });
     } catch (const std::system_error& error) {
       throw Error(
@@ -380,6 +383,7 @@ BatchRunner::BatchRunner(const Engine& engine, const BatchRunnerOptions& options
 
 BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const TileSource& source,
                                   const TileSink& sink, const Progress& progress) const {
+  const CancellationDisabled until_the_end;
   if (!source) {
     throw Error(ErrorCode::invalid_argument, "source is empty", "give a function that returns the tiles");
   }

@@ -77,9 +77,10 @@ histo_status fail(histo_status status, std::string_view sentence, std::string_vi
   return status;
 }
 
-// Runs `body`; no exception leaves this function.
+// Runs `body`; no exception leaves this function, nor does pthread_cancel(), which unwinds like one.
 template <typename Body>
 histo_status guarded(const Body& body) noexcept {
+  const histo::CancellationDisabled until_the_end;
   try {
     body();
     return HISTO_OK;
@@ -114,11 +115,17 @@ histo_status make_handle(Handle** handle, const char* name, const Make& make) no
   });
 }
 
+// Far more than any structure of any version will take: a size that was never set is refused, and not
+// believed.
+constexpr std::size_t largest_struct = 4096;
+
 void check_struct_size(const char* name, std::size_t size, std::size_t smallest) {
-  if (size < smallest) {
+  if (size < smallest || size > largest_struct) {
+    const bool less = size < smallest;
     throw Error(ErrorCode::invalid_argument,
-                std::string(name) + ".struct_size is " + std::to_string(size) + ", less than " +
-                    std::to_string(smallest),
+                std::string(name) + ".struct_size is " + std::to_string(size) +
+                    (less ? ", less than " : ", more than ") +
+                    std::to_string(less ? smallest : largest_struct),
                 "set it to sizeof of the structure");
   }
 }

@@ -14,6 +14,7 @@
 #include "histo/cpu.h"
 #include "histo/error.h"
 #include "plan/backend.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
@@ -30,6 +31,10 @@ void check_options(const Model& model, const EngineOptions& options) {
   if (name(options.precision) == "unknown") {
     throw Error(ErrorCode::unsupported, "the precision is not a value of histo::Precision",
                 "use " + name_list<Precision>());
+  }
+  if (const std::size_t crop = options.crop == 0 ? spec.crop : options.crop; crop > largest_crop) {
+    throw Error(ErrorCode::unsupported, "crop " + std::to_string(crop) + " is larger than any tile",
+                "use at most " + std::to_string(largest_crop));
   }
   if (options.crop != 0 && spec.head_pool != spec.pool && map_size(options.crop) != map_size(spec.crop)) {
     throw Error(ErrorCode::unsupported,
@@ -80,18 +85,21 @@ struct Engine::State {
   template <typename Value>
   void run(std::span<const Value> tiles, TileShape shape, std::span<float> logits,
            const RunRecord& record = {}) const {
+    const FloatEnvironment environment;
     check_tiles(tiles, shape, options.crop);
     check_buffer("logits", logits, checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
     backend->run(tiles, shape, logits, record);
   }
 };
 
-Engine::Engine(Model model, const EngineOptions& options)
-    : state_(std::make_unique<State>(std::move(model), options)) {}
-Engine::Engine(const Engine& other) : state_(std::make_unique<State>(*other.state_)) {}
+Engine::Engine(Model model, const EngineOptions& options) {
+  const FloatEnvironment environment;
+  state_ = std::make_unique<State>(std::move(model), options);
+}
+Engine::Engine(const Engine& other) : state_(std::make_unique<State>(other.state())) {}
 Engine& Engine::operator=(const Engine& other) {
   if (this != &other) {
-    state_ = std::make_unique<State>(*other.state_);
+    state_ = std::make_unique<State>(other.state());
   }
   return *this;
 }
@@ -99,21 +107,30 @@ Engine::Engine(Engine&& other) noexcept = default;
 Engine& Engine::operator=(Engine&& other) noexcept = default;
 Engine::~Engine() = default;
 
+const Engine::State& Engine::state() const {
+  if (state_ == nullptr) {
+    throw Error(ErrorCode::invalid_argument, "this engine was moved from", "use the one it was moved to");
+  }
+  return *state_;
+}
+
 void Engine::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const {
-  state_->run(tiles, shape, logits);
+  state().run(tiles, shape, logits);
 }
 
 void Engine::run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const {
-  state_->run(tiles, shape, logits);
+  state().run(tiles, shape, logits);
 }
 
 void Engine::warmup(std::size_t batch) const {
-  const std::size_t crop = state_->options.crop;
-  const TileShape shape{.batch = batch, .height = crop, .width = crop};
-  const std::vector<std::uint8_t> tiles(
-      checked_size("tiles", {{"batch", batch}, {"height", crop}, {"width", crop}, {"channels", 3}}));
-  std::vector<float> logits(checked_size("logits", {{"batch", batch}, {"classes", classes()}}));
-  run(tiles, shape, logits);
+  const State& state = this->state();
+  const std::size_t crop = state.options.crop;
+  checked_size("tiles", {{"batch", batch}, {"height", crop}, {"width", crop}, {"channels", 3}});
+  // A larger batch runs in parts of this size.
+  const std::size_t part = std::min(batch, state.program->plan.deep_images);
+  const std::vector<std::uint8_t> tiles(part * crop * crop * 3);
+  std::vector<float> logits(part * classes());
+  run(tiles, {.batch = part, .height = crop, .width = crop}, logits);
 }
 
 std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape shape) const {
@@ -121,25 +138,25 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
   for (const std::string_view stage : stage_names) {
     stages.push_back({.name = std::string(stage), .shape = {0, 0, 0, 0}, .data = {}});
   }
-  check_tiles(tiles, shape, state_->options.crop);
+  check_tiles(tiles, shape, state().options.crop);
   Stage& head = stages.back();
   head.shape = {shape.batch, classes()};
   head.data.resize(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state_->run(tiles, shape, std::span<float>(head.data), {.stages = &stages, .times = nullptr});
+  state().run(tiles, shape, std::span<float>(head.data), {.stages = &stages, .times = nullptr});
   return stages;
 }
 
 std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, TileShape shape) const {
-  check_tiles(tiles, shape, state_->options.crop);
-  std::vector<LayerTime> times = describe_layers(state_->program->network, state_->program->plan, classes());
+  check_tiles(tiles, shape, state().options.crop);
+  std::vector<LayerTime> times = describe_layers(state().program->network, state().program->plan, classes());
   std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state_->run(tiles, shape, std::span<float>(logits), {.stages = nullptr, .times = &times});
+  state().run(tiles, shape, std::span<float>(logits), {.stages = nullptr, .times = &times});
   return times;
 }
 
 EngineInfo Engine::info() const {
-  const EngineOptions& options = state_->options;
-  const Backend::Info backend = state_->backend->info();
+  const EngineOptions& options = state().options;
+  const Backend::Info backend = state().backend->info();
   return {.isa = *options.isa,
           .precision = options.precision,
           .profile = options.profile,
@@ -150,8 +167,8 @@ EngineInfo Engine::info() const {
           .workspace_bytes = backend.workspace_bytes};
 }
 
-const Model& Engine::model() const noexcept { return state_->program->model; }
+const Model& Engine::model() const { return state().program->model; }
 
-std::size_t Engine::classes() const noexcept { return state_->classes(); }
+std::size_t Engine::classes() const { return state().classes(); }
 
 }  // namespace histo

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -18,6 +17,8 @@
 #include "histo/cpu.h"
 #include "plan/adaptive_bins.h"
 #include "plan/head_plan.h"
+#include "platform/exclusive.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
@@ -226,8 +227,8 @@ struct FusedHead::State {
   Kernels kernels;
   ThreadPool threads;
 
-  std::mutex plans_lock;
-  std::vector<std::shared_ptr<const HeadPlan>> plans;  // most recent first
+  using Plans = std::vector<std::shared_ptr<const HeadPlan>>;
+  Exclusive<Plans> kept_plans;  // most recent first
 
   std::shared_ptr<const HeadPlan> plan(const FeatureShape& shape);
 
@@ -243,20 +244,23 @@ struct FusedHead::State {
 
 std::shared_ptr<const HeadPlan> FusedHead::State::plan(const FeatureShape& shape) {
   constexpr std::size_t kept = 8;
-  const std::lock_guard lock(plans_lock);
-  auto found = std::ranges::find_if(plans, [&](const auto& p) {
-    return p->map_height == shape.height && p->map_width == shape.width && p->layout == shape.layout;
-  });
-  if (found == plans.end()) {
-    if (plans.size() == kept) {
-      plans.pop_back();
+  std::shared_ptr<const HeadPlan> result;
+  kept_plans.use([&](Plans& plans) {
+    auto found = std::ranges::find_if(plans, [&](const auto& p) {
+      return p->map_height == shape.height && p->map_width == shape.width && p->layout == shape.layout;
+    });
+    if (found == plans.end()) {
+      if (plans.size() == kept) {
+        plans.pop_back();
+      }
+      plans.push_back(std::make_shared<const HeadPlan>(make_head_plan(
+          pool, channels, classes, weight, shape.height, shape.width, shape.layout, kernels.lanes)));
+      found = plans.end() - 1;
     }
-    plans.push_back(std::make_shared<const HeadPlan>(make_head_plan(
-        pool, channels, classes, weight, shape.height, shape.width, shape.layout, kernels.lanes)));
-    found = plans.end() - 1;
-  }
-  std::rotate(plans.begin(), found, found + 1);
-  return plans.front();
+    std::rotate(plans.begin(), found, found + 1);
+    result = plans.front();
+  });
+  return result;
 }
 
 template <typename Feature>
@@ -372,27 +376,30 @@ FusedHead::FusedHead(std::size_t pool, std::size_t channels, std::size_t classes
                 .isa = record.isa,
                 .kernels = {.table = *record.kernels->head, .lanes = record.kernels->lanes},
                 .threads = ThreadPool(options.threads != 0 ? options.threads : usable_cpus()),
-                .plans_lock = {},
-                .plans = {}});
+                .kept_plans = {}});
 }
 
 void FusedHead::run(std::span<const float> features, FeatureShape shape, std::span<float> out,
                     Softmax softmax) const {
+  const FloatEnvironment environment;
   state_->run(features, shape, out, softmax);
 }
 
 void FusedHead::run(std::span<const Bfloat16> features, FeatureShape shape, std::span<float> out,
                     Softmax softmax) const {
+  const FloatEnvironment environment;
   state_->run(features, shape, out, softmax);
 }
 
 void FusedHead::run_reference(std::span<const float> features, FeatureShape shape, std::span<float> out,
                               Softmax softmax) const {
+  const FloatEnvironment environment;
   state_->run_reference(features, shape, out, softmax);
 }
 
 void FusedHead::run_reference(std::span<const Bfloat16> features, FeatureShape shape, std::span<float> out,
                               Softmax softmax) const {
+  const FloatEnvironment environment;
   state_->run_reference(features, shape, out, softmax);
 }
 

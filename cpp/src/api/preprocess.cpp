@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "cpu/normaliser.h"
+#include "platform/platform.h"
 
 namespace histo {
 
@@ -54,6 +55,7 @@ void Normaliser::row(const float* tile, TileShape shape, std::size_t y, float* o
 
 void preprocess(std::span<const std::uint8_t> tiles, TileShape shape, const ModelSpec& spec, std::size_t crop,
                 std::span<float> out) {
+  const FloatEnvironment environment;
   const std::size_t side = crop == 0 ? spec.crop : crop;
   check_tiles(tiles, shape, side);
   check_buffer(

@@ -55,23 +55,42 @@ const StoredTensor& required(const Safetensors& file, const char* name) {
   return *tensor;
 }
 
-Golden read_golden(const Safetensors& file) {
+// What its metadata and its shapes say, before its values are read.
+void check_header(const Safetensors& file) {
   if (const std::string* const format = file.find_metadata("histo.format"); format && *format != "1") {
     fail("histo.format is " + in_quotes(*format) + ", and this version reads \"1\"",
          "export the bundle again, or update histo");
   }
   const StoredTensor& tiles = required(file, "tiles");
   const StoredTensor& logits = required(file, "logits");
-  const Golden golden{.count = tiles.shape.empty() ? 0 : tiles.shape[0],
-                      .side = tiles.shape.size() < 2 ? 0 : tiles.shape[1],
-                      .classes = logits.shape.size() < 2 ? 0 : logits.shape[1],
-                      .tiles = tiles.values<std::uint8_t>(),
-                      .logits = logits.values<double>()};
-  tiles.check_shape(std::array{golden.count, golden.side, golden.side, std::size_t{3}});
-  logits.check_shape(std::array{golden.count, golden.classes});
-  if (golden.count == 0 || golden.side == 0 || golden.classes == 0) {
+  const std::size_t count = tiles.shape.empty() ? 0 : tiles.shape[0];
+  const std::size_t side = tiles.shape.size() < 2 ? 0 : tiles.shape[1];
+  const std::size_t classes = logits.shape.size() < 2 ? 0 : logits.shape[1];
+  (void)tiles.values<std::uint8_t>();
+  (void)logits.values<double>();
+  tiles.check_shape(std::array{count, side, side, std::size_t{3}});
+  logits.check_shape(std::array{count, classes});
+  if (count == 0 || side == 0 || classes == 0) {
     fail("tensors \"tiles\" and \"logits\" are empty");
   }
+  for (const StoredTensor& tensor : file.tensors) {
+    if (std::string_view(tensor.name).starts_with("stage.")) {
+      (void)tensor.values<float>();
+    } else if (tensor.name != "tiles" && tensor.name != "logits") {
+      fail("tensor " + in_quotes(tensor.name) + " is not part of a golden file");
+    }
+  }
+}
+
+// Of a file whose header was checked.
+Golden read_golden(const Safetensors& file) {
+  const StoredTensor& tiles = required(file, "tiles");
+  const StoredTensor& logits = required(file, "logits");
+  const Golden golden{.count = tiles.shape[0],
+                      .side = tiles.shape[1],
+                      .classes = logits.shape[1],
+                      .tiles = tiles.values<std::uint8_t>(),
+                      .logits = logits.values<double>()};
   if (!std::ranges::all_of(golden.logits, [](double value) { return std::isfinite(value); })) {
     fail("tensor \"logits\" has NaN or infinity");
   }
@@ -80,8 +99,6 @@ Golden read_golden(const Safetensors& file) {
   for (const StoredTensor& tensor : file.tensors) {
     if (std::string_view(tensor.name).starts_with("stage.")) {
       check_finite(tensor, tensor.values<float>());
-    } else if (tensor.name != "tiles" && tensor.name != "logits") {
-      fail("tensor " + in_quotes(tensor.name) + " is not part of a golden file");
     }
   }
   return golden;
@@ -141,10 +158,12 @@ SelfTestResult replay(const Engine& engine, const Golden& golden) {
 }  // namespace
 
 SelfTestResult self_test(const Engine& engine, const std::filesystem::path& golden) {
+  const FloatEnvironment environment;
   try {
-    const FileBytes file = map_file(golden);
-    const Safetensors container = read_safetensors(file.bytes);
-    const Golden tiles = read_golden(container);
+    InputFile input(golden);
+    const LoadedSafetensors file =
+        load_safetensors(input.size(), [&input](std::span<std::byte> to) { input.read(to); }, check_header);
+    const Golden tiles = read_golden(file.container);
     check_fits(tiles, engine);
     return replay(engine, tiles);
   } catch (const Error& error) {

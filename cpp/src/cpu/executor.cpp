@@ -35,9 +35,9 @@ Backend::Info Executor::info() const {
 
 // --- memory ------------------------------------------------------------------------------------------------
 
-std::uint32_t* Executor::pixels(std::size_t map, std::size_t first) {
+std::uint32_t* Executor::pixels(Workspace& workspace, std::size_t map, std::size_t first) const {
   const Map& m = prepared_->plan().maps[map];
-  return maps_[map].units() + (m.deep ? first * m.image() : 0) + m.origin();
+  return workspace.maps[map].units() + (m.deep ? first * m.image() : 0) + m.origin();
 }
 
 WinogradTasks Executor::tasks_of(const Step& step, std::size_t count) const {
@@ -62,123 +62,129 @@ Executor::Scratch Executor::scratch_for(std::size_t images) const {
   return scratch;
 }
 
-void Executor::reserve(std::size_t count) {
+void Executor::reserve(Workspace& workspace, std::size_t count) {
   const Plan& plan = prepared_->plan();
   const std::size_t wanted = std::min(count, plan.deep_images);
-  if (wanted <= images_) {
+  if (wanted <= workspace.images) {
     return;
   }
   const Scratch scratch = scratch_for(wanted);
-  // The old buffers are freed first, and `images_` says so: if an allocation fails, the Engine can still run
-  // a smaller batch.
-  images_ = 0;
-  maps_.clear();
-  private_scratch_.clear();
-  shared_scratch_ = AlignedBuffer();
+  // The old buffers are freed first: if an allocation fails, the Engine can still run a smaller batch.
+  workspace = Workspace();
   std::size_t units = 0;
   for (const Map& map : plan.maps) {
-    maps_.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
-    units += maps_.back().size();
+    workspace.maps.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
+    units += workspace.maps.back().size();
   }
-  not_finite_ = std::vector<std::atomic<bool>>(wanted);
-  shared_scratch_ = AlignedBuffer(scratch.shared);
+  workspace.not_finite = std::vector<std::atomic<bool>>(wanted);
+  workspace.shared_scratch = AlignedBuffer(scratch.shared);
   for (unsigned i = 0; i < threads_.threads(); ++i) {
-    private_scratch_.emplace_back(scratch.of_thread);
+    workspace.private_scratch.emplace_back(scratch.of_thread);
   }
   workspace_bytes_ = (units + scratch.shared + threads_.threads() * scratch.of_thread) * sizeof(float);
-  images_ = wanted;
+  workspace.images = wanted;
 }
 
 // --- the network -------------------------------------------------------------------------------------------
 
 void Executor::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
                    const RunRecord& record) {
-  run_all(tiles.data(), shape, logits.data(), record);
+  run_all(tiles.data(), shape, logits, record);
 }
 
 void Executor::run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
                    const RunRecord& record) {
-  run_all(tiles.data(), shape, logits.data(), record);
+  run_all(tiles.data(), shape, logits, record);
 }
 
 template <typename Value>
-void Executor::run_all(const Value* tiles, TileShape shape, float* logits, const RunRecord& record) {
-  const std::lock_guard lock(one_run_);
-  reserve(shape.batch);
+void Executor::run_all(const Value* tiles, TileShape shape, std::span<float> logits,
+                       const RunRecord& record) {
   const std::size_t tile_size = shape.height * shape.width * 3, classes = prepared_->head.classes();
-  for (std::size_t first = 0; first < shape.batch; first += images_) {
-    run_images(tiles + first * tile_size, shape, std::min(images_, shape.batch - first),
-               logits + first * classes, record);
-  }
+  workspace_.use([&](Workspace& workspace) {
+    reserve(workspace, shape.batch);
+    workspace.logits.resize(logits.size());
+    for (std::size_t first = 0; first < shape.batch; first += workspace.images) {
+      run_images(workspace, tiles + first * tile_size, shape, std::min(workspace.images, shape.batch - first),
+                 workspace.logits.data() + first * classes, record);
+    }
+    std::ranges::copy(workspace.logits, logits.begin());
+  });
 }
 
 template <typename Value>
-void Executor::run_images(const Value* tiles, TileShape shape, std::size_t count, float* logits,
-                          const RunRecord& record) {
+void Executor::run_images(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t count,
+                          float* logits, const RunRecord& record) {
   const Plan& plan = prepared_->plan();
+  for (std::size_t image = 0; image < count; ++image) {  // of a run that failed, something may be left
+    workspace.not_finite[image].store(false, std::memory_order_relaxed);
+  }
   for (std::size_t first = 0; first < count; first += plan.shallow_images) {
     const std::size_t n = std::min(plan.shallow_images, count - first);
     {
       const Timer timer(record, 0);
-      run_stem(tiles, shape, first, n);
+      run_stem(workspace, tiles, shape, first, n);
     }
-    record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format, pixels(plan.stem_output, first),
-                 n);
-    run_steps({0, plan.shallow_steps}, first, n, record);
+    record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format,
+                 pixels(workspace, plan.stem_output, first), n);
+    run_steps(workspace, {0, plan.shallow_steps}, first, n, record);
   }
-  run_steps({plan.shallow_steps, plan.steps.size()}, 0, count, record);
+  run_steps(workspace, {plan.shallow_steps, plan.steps.size()}, 0, count, record);
   const Timer timer(record, plan.steps.size() + 1);
-  run_head(count, logits);
+  run_head(workspace, count, logits);
   // int8 cannot carry NaN through its maps, so the logits of such an image are set to it here.
   const std::size_t classes = prepared_->head.classes();
   for (std::size_t image = 0; image < count; ++image) {
-    if (not_finite_[image].exchange(false, std::memory_order_relaxed)) {
+    if (workspace.not_finite[image].load(std::memory_order_relaxed)) {
       std::fill_n(logits + image * classes, classes, std::numeric_limits<float>::quiet_NaN());
     }
   }
 }
 
 template <typename Value>
-void Executor::run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count) {
+void Executor::run_stem(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t first,
+                        std::size_t count) {
   const std::size_t output = prepared_->plan().stem_output;
   const std::size_t image_units = prepared_->plan().maps[output].image();
   for_each(count * stem_.bands(), [&](std::size_t task, std::size_t slot) {
     const std::size_t image = task / stem_.bands();
     const Value* const tile = tiles + (first + image) * shape.height * shape.width * 3;
-    std::uint32_t* const to = pixels(output, first) + image * image_units;
-    if (!stem_.run(tile, shape, task % stem_.bands(), to, private_scratch_[slot].units())) {
-      not_finite_[first + image].store(true, std::memory_order_relaxed);
+    std::uint32_t* const to = pixels(workspace, output, first) + image * image_units;
+    if (!stem_.run(tile, shape, task % stem_.bands(), to, workspace.private_scratch[slot].units())) {
+      workspace.not_finite[first + image].store(true, std::memory_order_relaxed);
     }
   });
 }
 
-void Executor::run_steps(Range steps, std::size_t first, std::size_t count, const RunRecord& record) {
+void Executor::run_steps(Workspace& workspace, Range steps, std::size_t first, std::size_t count,
+                         const RunRecord& record) {
   const Plan& plan = prepared_->plan();
   for (std::size_t i = steps.begin; i < steps.end; ++i) {
     {
       const Timer timer(record, i + 1);
-      run_step(i, first, count);
+      run_step(workspace, i, first, count);
     }
     const Step& step = plan.steps[i];
     if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != step.stage) {
-      record_stage(record, step.stage, plan.maps[step.output], step.output_format, pixels(step.output, first),
-                   count);
+      record_stage(record, step.stage, plan.maps[step.output], step.output_format,
+                   pixels(workspace, step.output, first), count);
     }
   }
 }
 
-void Executor::run_step(std::size_t index, std::size_t first, std::size_t count) {
+void Executor::run_step(Workspace& workspace, std::size_t index, std::size_t first, std::size_t count) {
   const Step& step = prepared_->plan().steps[index];
   const PackedLayer& packed = prepared_->layers[index];
-  const kernels::Epilogue epilogue = epilogue_of(step, packed, first);
+  const kernels::Epilogue epilogue = epilogue_of(workspace, step, packed, first);
   if (step.algorithm == Algorithm::direct) {
-    run_direct(step, packed, epilogue, first, count);
+    run_direct(workspace, step, packed, epilogue, first, count);
   } else {
-    run_winograd(step, packed, epilogue, first, count);
+    run_winograd(workspace, step, packed, epilogue, first, count);
   }
 }
 
-kernels::Epilogue Executor::epilogue_of(const Step& step, const PackedLayer& packed, std::size_t first) {
+kernels::Epilogue Executor::epilogue_of(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                                        std::size_t first) const {
   const Map& output = prepared_->plan().maps[step.output];
   kernels::Epilogue epilogue{.bias = packed.bias.data(),
                              .scale = packed.scale.data(),
@@ -186,27 +192,27 @@ kernels::Epilogue Executor::epilogue_of(const Step& step, const PackedLayer& pac
                              .residual = nullptr,
                              .residual_strides = {},
                              .residual_format = step.residual_format,
-                             .output = pixels(step.output, first),
+                             .output = pixels(workspace, step.output, first),
                              .output_strides = strides_of(output),
                              .output_format = step.output_format,
                              .height = output.height,
                              .width = output.width,
                              .relu = step.relu};
   if (step.residual) {
-    epilogue.residual = pixels(*step.residual, first);
+    epilogue.residual = pixels(workspace, *step.residual, first);
     epilogue.residual_strides = strides_of(prepared_->plan().maps[*step.residual]);
   }
   return epilogue;
 }
 
-void Executor::run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                          std::size_t first, std::size_t count) {
+void Executor::run_direct(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                          const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
   const Map& input = prepared_->plan().maps[step.input];
   const ConvLayer& layer = *step.layer;
   const kernels::ConvKernels& kernels = prepared_->kernels_of(step);
   const Packing packing{layer, step.algorithm, step.precision, kernels.block, kernels.pair};
   const kernels::Conv conv{
-      .input = pixels(step.input, first) - layer.kernel / 2 * (input.row() + input.pixel()),
+      .input = pixels(workspace, step.input, first) - layer.kernel / 2 * (input.row() + input.pixel()),
       .input_strides = {.column = layer.stride * input.pixel(),
                         .row = layer.stride * input.row(),
                         .image = input.image()},
@@ -223,14 +229,14 @@ void Executor::run_direct(const Step& step, const PackedLayer& packed, const ker
   });
 }
 
-void Executor::run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                            std::size_t first, std::size_t count) {
+void Executor::run_winograd(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                            const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
   const Map& input = prepared_->plan().maps[step.input];
   const std::size_t m = winograd_tile(step.algorithm);
   const kernels::ConvKernels& of_precision = prepared_->kernels_of(step);
   const kernels::WinogradKernels& kernel =
       step.algorithm == Algorithm::winograd4 ? of_precision.winograd4 : of_precision.winograd2;
-  const kernels::Winograd w{.input = pixels(step.input, first) - input.row() - input.pixel(),
+  const kernels::Winograd w{.input = pixels(workspace, step.input, first) - input.row() - input.pixel(),
                             .input_strides = strides_of(input),
                             .channels = input.channels,
                             .tile_rows = ceil_div(epilogue.height, m),
@@ -240,7 +246,7 @@ void Executor::run_winograd(const Step& step, const PackedLayer& packed, const k
   const WinogradTasks t = tasks_of(step, count);
   if (t.fused) {
     for_each(t.parts(), [&](std::size_t i, std::size_t slot) {
-      AlignedBuffer& scratch = private_scratch_[slot];
+      AlignedBuffer& scratch = workspace.private_scratch[slot];
       std::uint32_t* const transformed = scratch.units() + t.points * t.products_plane;
       kernel.input(w, t.range(i), transformed, t.plane);
       kernel.output(w, t.range(i), {0, packed.blocks}, transformed, t.plane, scratch.data(),
@@ -248,7 +254,7 @@ void Executor::run_winograd(const Step& step, const PackedLayer& packed, const k
     });
     return;
   }
-  std::uint32_t* const transformed = shared_scratch_.units();
+  std::uint32_t* const transformed = workspace.shared_scratch.units();
   const std::size_t few = ceil_div(t.tiles, 4 * threads_.threads());
   for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
     kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * t.units, t.plane);
@@ -258,11 +264,11 @@ void Executor::run_winograd(const Step& step, const PackedLayer& packed, const k
     const std::size_t block = i / t.parts();
     const Range tiles = t.range(i % t.parts());
     kernel.output(w, tiles, {block, block + 1}, transformed + tiles.begin * t.units, t.plane,
-                  private_scratch_[slot].data(), t.products_plane);
+                  workspace.private_scratch[slot].data(), t.products_plane);
   });
 }
 
-void Executor::run_head(std::size_t count, float* logits) {
+void Executor::run_head(Workspace& workspace, std::size_t count, float* logits) {
   const Map& features = prepared_->plan().maps[prepared_->plan().features];
   const std::size_t classes = prepared_->head.classes();
   const std::size_t part = ceil_div(count, threads_.threads());
@@ -272,7 +278,7 @@ void Executor::run_head(std::size_t count, float* logits) {
     const FeatureShape shape{
         .batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc};
     const std::span<float> out(logits + first * classes, n * classes);
-    const std::uint32_t* const begin = pixels(prepared_->plan().features, first);
+    const std::uint32_t* const begin = pixels(workspace, prepared_->plan().features, first);
     if (features.storage == Storage::bf16) {
       prepared_->head.run({reinterpret_cast<const Bfloat16*>(begin), 2 * n * features.image()}, shape, out);
     } else {

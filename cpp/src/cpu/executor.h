@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "cpu/stem.h"
 #include "cpu/thread_pool.h"
 #include "plan/backend.h"
+#include "platform/exclusive.h"
 
 namespace histo {
 
@@ -33,27 +33,40 @@ class Executor final : public Backend {
  private:
   Executor(std::shared_ptr<const Prepared> prepared, unsigned threads);
 
+  // What a run works in. Only one does at a time.
+  struct Workspace {
+    std::vector<AlignedBuffer> maps;
+    std::size_t images = 0;  // that the maps hold, at most
+    AlignedBuffer shared_scratch;
+    std::vector<AlignedBuffer> private_scratch;  // per thread
+    std::vector<std::atomic<bool>> not_finite;   // of the images in the maps; int8 only: see run_images()
+    std::vector<float> logits;  // of the run, given to the caller when nothing can fail any more
+  };
+
   template <typename Value>
-  void run_all(const Value* tiles, TileShape shape, float* logits, const RunRecord& record);
+  void run_all(const Value* tiles, TileShape shape, std::span<float> logits, const RunRecord& record);
   template <typename Value>
-  void run_images(const Value* tiles, TileShape shape, std::size_t count, float* logits,
+  void run_images(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t count, float* logits,
                   const RunRecord& record);
   template <typename Value>
-  void run_stem(const Value* tiles, TileShape shape, std::size_t first, std::size_t count);
-  void run_steps(Range steps, std::size_t first, std::size_t count, const RunRecord& record);
-  void run_step(std::size_t index, std::size_t first, std::size_t count);
-  void run_direct(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                  std::size_t first, std::size_t count);
-  void run_winograd(const Step& step, const PackedLayer& packed, const kernels::Epilogue& epilogue,
-                    std::size_t first, std::size_t count);
-  void run_head(std::size_t count, float* logits);
+  void run_stem(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t first,
+                std::size_t count);
+  void run_steps(Workspace& workspace, Range steps, std::size_t first, std::size_t count,
+                 const RunRecord& record);
+  void run_step(Workspace& workspace, std::size_t index, std::size_t first, std::size_t count);
+  void run_direct(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                  const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
+  void run_winograd(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                    const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
+  void run_head(Workspace& workspace, std::size_t count, float* logits);
 
-  kernels::Epilogue epilogue_of(const Step& step, const PackedLayer& packed, std::size_t first);
+  kernels::Epilogue epilogue_of(Workspace& workspace, const Step& step, const PackedLayer& packed,
+                                std::size_t first) const;
+  std::uint32_t* pixels(Workspace& workspace, std::size_t map, std::size_t first) const;
   WinogradTasks tasks_of(const Step& step, std::size_t count) const;
-  std::uint32_t* pixels(std::size_t map, std::size_t first);
 
   // Allocates what up to `count` images need.
-  void reserve(std::size_t count);
+  void reserve(Workspace& workspace, std::size_t count);
   struct Scratch {
     std::size_t of_thread, shared;  // units
   };
@@ -75,13 +88,8 @@ class Executor final : public Backend {
   std::shared_ptr<const Prepared> prepared_;
   Stem stem_;
 
-  std::mutex one_run_;  // guards all that follows
-  std::vector<AlignedBuffer> maps_;
-  std::size_t images_ = 0;  // that the maps hold, at most
-  AlignedBuffer shared_scratch_;
-  std::vector<AlignedBuffer> private_scratch_;  // per thread
+  Exclusive<Workspace> workspace_;
   std::atomic<std::size_t> workspace_bytes_{0};
-  std::vector<std::atomic<bool>> not_finite_;  // of the images in the maps; int8 only: see run_images()
 };
 
 // Which of Winograd's algorithms `isa` has kernels for.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "exact_arithmetic.h"
 #include "histo/engine.h"
 #include "histo/model.h"
 

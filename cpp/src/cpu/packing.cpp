@@ -115,7 +115,11 @@ template <typename Encoding>
 void put(const Packing& p, std::uint32_t* run, std::size_t i, std::size_t k, std::uint32_t bits) {
   const std::size_t unit = i / Encoding::per_unit;
   const std::size_t at = p.pair ? unit / 2 * 2 * p.block + 2 * k + unit % 2 : unit * p.block + k;
-  run[at] |= bits << i % Encoding::per_unit * (32 / Encoding::per_unit);
+  if constexpr (Encoding::per_unit == 1) {
+    run[at] = bits;
+  } else {
+    run[at] |= bits << i % Encoding::per_unit * (32 / Encoding::per_unit);
+  }
 }
 
 // --- packing -----------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ void pack_winograd(const Packing& p, const Matrix<points>& g, std::size_t index,
 
 PackedLayer allocate(const Packing& p) {
   const ConvLayer& layer = p.layer;
-  PackedLayer packed{.weight = AlignedBuffer(p.blocks() * p.block_units()),
+  PackedLayer packed{.weight = AlignedBuffer::uninitialised(p.blocks() * p.block_units()),
                      .bias = AlignedBuffer(p.blocks() * p.block),
                      .scale = {},
                      .blocks = p.blocks()};
@@ -218,6 +222,10 @@ std::size_t Packing::block_units() const {
 }
 
 void Packing::pack(std::size_t index, std::uint32_t* out) const {
+  // Every float of a complete block is written once. Smaller numbers share units, which begin as zero.
+  if (precision != Precision::fp32 || (index + 1) * block > layer.outputs) {
+    std::fill_n(out, block_units(), 0U);
+  }
   const bool direct = algorithm == Algorithm::direct, four = algorithm == Algorithm::winograd4;
   switch (precision) {
     case Precision::fp32:

@@ -30,8 +30,8 @@ struct Packing {
   // Units of the packed weights of one block.
   [[nodiscard]] std::size_t block_units() const;
 
-  // Writes the output channels [index * block, (index + 1) * block), for kernels::Conv or kernels::Winograd.
-  // `out` is zero before, and stays zero for channels that the layer does not have.
+  // Writes all units of the output channels [index * block, (index + 1) * block), for kernels::Conv or
+  // kernels::Winograd; zeros for channels that the layer does not have.
   void pack(std::size_t index, std::uint32_t* out) const;
 };
 

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <span>
 #include <type_traits>
-#include <vector>
 
 #include "cpu/partition.h"
 
@@ -33,11 +31,15 @@ Stem::Stem(const Prepared& prepared)
       pixel_halves_(pixel_halves(storage_)),
       // The last unit may hold half a number more than the window's last.
       tile_row_(ceil_div((crop_ + 2 * border) * pixel_halves_ * 2 + 4, 4)),
-      map_row_((side_ + 2) * output_.channels) {}
+      map_row_((side_ + 2) * output_.channels),
+      split_count_(std::max(crop_ * 3, prepared.kernels.lanes)) {}
 
 std::size_t Stem::bands() const { return ceil_div(output_.height, rows_); }
 
-std::size_t Stem::scratch_units() const { return tile_units() + (2 * rows_ + 1) * map_row_; }
+std::size_t Stem::map_units() const { return (2 * rows_ + 1) * map_row_; }
+
+// Behind the map are the two parts of a row, which take half a unit each.
+std::size_t Stem::scratch_units() const { return tile_units() + map_units() + split_count_; }
 
 Stem::Band Stem::band_at(std::size_t band) const {
   const std::size_t begin = band * rows_, end = std::min(begin + rows_, output_.height);
@@ -51,7 +53,9 @@ bool Stem::run(const Value* tile, TileShape shape, std::size_t band_index, std::
   const Band band = band_at(band_index);
   std::uint32_t* const rows = scratch;
   float* const map = reinterpret_cast<float*>(scratch + tile_units());
-  const bool finite = read_tile(tile, shape, band, rows, map);  // the map is free until the convolution
+  auto* const parts = reinterpret_cast<std::uint16_t*>(scratch + tile_units() + map_units());
+  // The map is free until the convolution.
+  const bool finite = read_tile(tile, shape, band, rows, map, parts);
   clear_border(band, map);
   convolve(band, rows, map);
   prepared_.kernels.max_pool(map, map_row_, output + band.pooled.begin * output_.row(), output_.row(),
@@ -64,10 +68,10 @@ template bool Stem::run(const std::uint8_t*, TileShape, std::size_t, std::uint32
 template bool Stem::run(const float*, TileShape, std::size_t, std::uint32_t*, std::uint32_t*) const;
 
 // Row r of the convolution reads 7 rows of the tile, whose first is 2 * (r - 1), counted from three above the
-// crop. `values` is room for a row.
+// crop. `values` is room for a row, `parts` for its parts.
 template <typename Value>
-bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows,
-                     float* values) const {
+bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows, float* values,
+                     std::uint16_t* parts) const {
   const bool checked = std::is_same_v<Value, float> && prepared_.plan().precision == Precision::int8;
   const std::size_t first = 2 * (band.rows.begin - 1), last = 2 * (band.rows.end - 2) + kernel;
   bool finite = true;
@@ -85,26 +89,25 @@ bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::
     prepared_.normaliser.row(tile, shape, y - border, to);
     finite =
         finite && (!checked || std::all_of(to, to + crop_ * 3, [](float v) { return std::isfinite(v); }));
-    write_row(to, inside);
+    write_row(to, parts, inside);
   }
   return finite;
 }
 
 // `values`, (crop, 3), in the format of the tile; float32 is in its place already. Behind the values there is
 // room for a vector.
-void Stem::write_row(float* values, std::uint16_t* to) const {
-  const std::size_t count = crop_ * 3, split_count = std::max(count, prepared_.kernels.lanes);
+void Stem::write_row(float* values, std::uint16_t* parts, std::uint16_t* to) const {
+  const std::size_t count = crop_ * 3;
   if (storage_ == Storage::f32) {
     return;
   }
-  if (storage_ == Storage::bf16 && count == split_count) {
+  if (storage_ == Storage::bf16 && count == split_count_) {
     prepared_.kernels.split(values, count, to, nullptr);
     return;
   }
-  std::fill(values + count, values + split_count, 0.0F);  // split() takes at least one vector
-  std::vector<std::uint16_t> parts(2 * split_count);
-  const std::uint16_t *const high = parts.data(), *const low = parts.data() + split_count;
-  prepared_.kernels.split(values, split_count, parts.data(), parts.data() + split_count);
+  std::fill(values + count, values + split_count_, 0.0F);  // split() takes at least one vector
+  const std::uint16_t *const high = parts, *const low = parts + split_count_;
+  prepared_.kernels.split(values, split_count_, parts, parts + split_count_);
   if (storage_ == Storage::bf16) {
     std::copy_n(high, count, to);
     return;

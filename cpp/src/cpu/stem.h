@@ -36,11 +36,12 @@ class Stem {
   [[nodiscard]] Band band_at(std::size_t band) const;
 
   [[nodiscard]] std::size_t tile_units() const { return (2 * (2 * rows_ + 1) + 5) * tile_row_; }
+  [[nodiscard]] std::size_t map_units() const;
 
   template <typename Value>
-  bool read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows,
-                 float* values) const;
-  void write_row(float* values, std::uint16_t* to) const;
+  bool read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows, float* values,
+                 std::uint16_t* parts) const;
+  void write_row(float* values, std::uint16_t* parts, std::uint16_t* to) const;
   void clear_border(const Band& band, float* map) const;
   void convolve(const Band& band, const std::uint32_t* rows, float* map) const;
 
@@ -53,6 +54,7 @@ class Stem {
   std::size_t pixel_halves_;  // 16-bit halves of a pixel of the tile
   std::size_t tile_row_;      // units of a row of the tile, with a border of 3 pixels on both sides
   std::size_t map_row_;       // floats of a row of the convolution's map, with a border of 1 pixel
+  std::size_t split_count_;   // floats of a row of the crop, at least one vector, which kernels split at once
 };
 
 }  // namespace histo

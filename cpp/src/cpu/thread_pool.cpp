@@ -39,20 +39,21 @@ std::uint32_t wait_for_change(const std::atomic<std::uint32_t>& value, std::uint
 
 }  // namespace
 
-ThreadPool::ThreadPool(unsigned threads) : process_(process_id()) {
+ThreadPool::ThreadPool(unsigned threads) : process_(process_id()), workers_(std::make_unique<Workers>()) {
   if (threads == 0 || threads > most_threads) {
     throw Error(ErrorCode::invalid_argument, "threads is " + std::to_string(threads),
                 "it must be between 1 and " + std::to_string(most_threads) + ", or 0 for usable_cpus()");
   }
   try {
-    workers_.reserve(threads - 1);
-    while (workers_.size() < threads - 1) {
-      workers_.emplace_back([this] { worker(); });
+    workers_->reserve(threads - 1);
+    const SignalsBlocked in_workers;
+    while (workers_->size() < threads - 1) {
+      workers_->emplace_back([this] { worker(); });
     }
   } catch (const std::system_error& error) {
     end_workers();
     throw Error(ErrorCode::unsupported,
-                "only " + std::to_string(workers_.size() + 1) + " of " + std::to_string(threads) +
+                "only " + std::to_string(workers_->size() + 1) + " of " + std::to_string(threads) +
                     " threads can be started (" + error.what() + ")",
                 "ask for fewer, or raise the limit (ulimit -u, pids.max)");
   } catch (...) {
@@ -65,7 +66,7 @@ ThreadPool::~ThreadPool() {
   if (process_ != process_id()) {
     // A forked child has none of the threads, and their handles may belong to others by now. So they are
     // neither joined nor detached, but leaked.
-    static_cast<void>(new std::vector<std::thread>(std::move(workers_)));
+    static_cast<void>(workers_.release());
     return;
   }
   end_workers();
@@ -75,7 +76,7 @@ void ThreadPool::end_workers() noexcept {
   stop_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_seq_cst);
   wake_all(round_);
-  for (std::thread& thread : workers_) {
+  for (std::thread& thread : *workers_) {
     thread.join();
   }
 }
@@ -127,6 +128,7 @@ void ThreadPool::work() noexcept {
 }
 
 void ThreadPool::worker() noexcept {
+  const FloatEnvironment environment;  // a new thread may inherit that of the thread that started it
   std::uint32_t seen = 0;
   while (true) {
     seen = wait_for_change(round_, seen);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -15,7 +16,8 @@ namespace histo {
 // rest of the process. The caller waits only for workers that have begun, so a loop that ends before a worker
 // wakes does not wait for it.
 //
-// In a forked child, which has no workers, the caller works alone.
+// In a forked child, which has no workers, the caller works alone. The workers have all signals blocked, and
+// compute in the floating-point environment of the library.
 class ThreadPool {
  public:
   // Throws Error: invalid_argument for 0 and for more than `most_threads`, unsupported where the system
@@ -28,7 +30,7 @@ class ThreadPool {
   // More than any machine has CPUs. A number that was meant as -1 must not start threads until none is left.
   static constexpr unsigned most_threads = 4096;
 
-  [[nodiscard]] unsigned threads() const noexcept { return static_cast<unsigned>(workers_.size()) + 1; }
+  [[nodiscard]] unsigned threads() const noexcept { return static_cast<unsigned>(workers_->size()) + 1; }
 
   // body(i) for 0 <= i < count, in any order, on any of the threads; returns when all are done. While one
   // thread is in this function, a call by another thread or from inside a body does all of its work alone. An
@@ -36,7 +38,7 @@ class ThreadPool {
   // then are skipped.
   template <typename Body>
   void for_each(std::size_t count, const Body& body) {
-    if (count <= 1 || workers_.empty()) {
+    if (count <= 1 || workers_->empty()) {
       for (std::size_t i = 0; i < count; ++i) {
         body(i);
       }
@@ -46,6 +48,7 @@ class ThreadPool {
   }
 
  private:
+  using Workers = std::vector<std::thread>;
   using Call = void (*)(const void* context, std::size_t i);
 
   void run(std::size_t count, Call call, const void* context);
@@ -73,7 +76,7 @@ class ThreadPool {
 
   alignas(64) std::atomic<bool> taken_{false};  // by a caller; not a mutex, because a body may call again
   unsigned long process_;                       // that started the workers
-  std::vector<std::thread> workers_;            // joined by end_workers()
+  std::unique_ptr<Workers> workers_;            // joined by end_workers()
 };
 
 }  // namespace histo

@@ -1,5 +1,7 @@
 #include "histo/model.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 
 #include "histo/error.h"
@@ -10,22 +12,26 @@
 namespace histo {
 
 struct Model::Contents {
-  FileBytes file;
-  Safetensors container;  // points into `file`
   ModelSpec spec;
+  LoadedSafetensors file;
 
-  explicit Contents(FileBytes bytes) : file(std::move(bytes)), container(read_safetensors(file.bytes)) {
-    spec = read_model_spec(container);
-    check_model_tensors(container, spec);
-    check_model_values(container, spec);
+  Contents(std::size_t size, const ReadNext& read_next)
+      : file(load_safetensors(size, read_next, [this](const Safetensors& header) {
+          spec = read_model_spec(header);
+          check_model_tensors(header, spec);
+        })) {
+    check_model_values(file.container, spec);
   }
 };
 
 Model::Model(std::shared_ptr<const Contents> contents) noexcept : contents_(std::move(contents)) {}
 
 Model Model::open(const std::filesystem::path& file) {
+  const FloatEnvironment environment;
   try {
-    return Model(std::make_shared<const Contents>(map_file(file)));
+    InputFile input(file);
+    return Model(std::make_shared<const Contents>(input.size(),
+                                                  [&input](std::span<std::byte> to) { input.read(to); }));
   } catch (const Error& error) {
     throw Error(error.code(), utf8(file) + ": " + std::string(error.message()), error.remedy());
   }
@@ -36,8 +42,13 @@ Model Model::from_memory(std::span<const std::byte> bytes) {
     throw Error(ErrorCode::invalid_argument, "bytes is null or empty",
                 "give the contents of a model.safetensors");
   }
+  const FloatEnvironment environment;
   try {
-    return Model(std::make_shared<const Contents>(copy_bytes(bytes)));
+    return Model(
+        std::make_shared<const Contents>(bytes.size(), [rest = bytes](std::span<std::byte> to) mutable {
+          std::ranges::copy(rest.first(to.size()), to.begin());
+          rest = rest.subspan(to.size());
+        }));
   } catch (const Error& error) {
     throw Error(error.code(), "model in memory: " + std::string(error.message()), error.remedy());
   }
@@ -55,13 +66,13 @@ TensorView Model::tensor(std::string_view name) const {
 }
 
 std::optional<TensorView> Model::find_tensor(std::string_view name) const {
-  const StoredTensor* const tensor = contents_->container.find(name);
+  const StoredTensor* const tensor = contents_->file.container.find(name);
   if (tensor == nullptr) {
     return std::nullopt;
   }
   return TensorView{.shape = tensor->shape, .data = tensor->values<float>()};
 }
 
-std::size_t Model::size_bytes() const noexcept { return contents_->file.bytes.size(); }
+std::size_t Model::size_bytes() const noexcept { return contents_->file.size; }
 
 }  // namespace histo

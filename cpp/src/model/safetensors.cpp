@@ -53,29 +53,29 @@ std::optional<std::size_t> product(std::size_t a, std::size_t b) {
   return a * b;
 }
 
-std::string_view header_of(std::span<const std::byte> file) {
-  if (file.empty()) {
+// The bytes of the header of a file of `file_size` bytes, whose first bytes are `length_field`.
+std::size_t header_size(std::span<const std::byte> length_field, std::size_t file_size) {
+  if (file_size == 0) {
     fail("is empty", copy_again);
   }
-  if (file.size() < length_bytes) {
-    fail("has " + std::to_string(file.size()) + " bytes, too few for a safetensors file", copy_again);
+  if (file_size < length_bytes) {
+    fail("has " + std::to_string(file_size) + " bytes, too few for a safetensors file", copy_again);
   }
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < length_bytes; ++i) {
-    length |= std::to_integer<std::uint64_t>(file[i]) << (8 * i);
+    length |= std::to_integer<std::uint64_t>(length_field[i]) << (8 * i);
   }
   if (length > max_header_bytes) {
     fail("is not a safetensors file: its header would take " + std::to_string(length) + " bytes (at most " +
              std::to_string(max_header_bytes) + " are read)",
          "give a model.safetensors");
   }
-  if (length > file.size() - length_bytes) {
+  if (length > file_size - length_bytes) {
     fail("is truncated: its header takes " + std::to_string(length) + " bytes, and the file has only " +
-             std::to_string(file.size() - length_bytes) + " more",
+             std::to_string(file_size - length_bytes) + " more",
          copy_again);
   }
-  const auto bytes = file.subspan(length_bytes, static_cast<std::size_t>(length));
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+  return static_cast<std::size_t>(length);
 }
 
 json::Value parsed(std::string_view header) {
@@ -124,9 +124,14 @@ std::vector<std::size_t> unsigned_integers(std::string_view tensor, const json::
   return numbers;
 }
 
+// Where the data of a file lie, in bytes.
+struct Data {
+  std::size_t first, size;
+};
+
 // The tensor that `entry` describes. Checks that its bytes lie inside `data` and are as many as its shape
 // needs.
-StoredTensor read_tensor(const std::string& name, const json::Value& entry, std::span<const std::byte> data) {
+StoredTensor read_tensor(const std::string& name, const json::Value& entry, const Data& data) {
   if (entry.object() == nullptr || entry.object()->size() != 3) {
     fail_at(name, "is not described by exactly dtype, shape and data_offsets");
   }
@@ -138,10 +143,10 @@ StoredTensor read_tensor(const std::string& name, const json::Value& entry, std:
   }
   const std::size_t begin = offsets[0];
   const std::size_t end = offsets[1];
-  if (end > data.size()) {
+  if (end > data.size) {
     fail_at(name,
             "ends at byte " + std::to_string(end) + " of the data, of which the file has " +
-                std::to_string(data.size()) + ": the file is truncated or damaged",
+                std::to_string(data.size) + ": the file is truncated or damaged",
             copy_again);
   }
   std::optional<std::size_t> size = dtype.size;
@@ -155,39 +160,69 @@ StoredTensor read_tensor(const std::string& name, const json::Value& entry, std:
     fail_at(name, "is " + std::string(dtype.name) + " " + shape_text(shape) + ", which takes " +
                       std::to_string(*size) + " bytes, but has " + std::to_string(end - begin));
   }
-  const auto bytes = data.subspan(begin, end - begin);
-  if (reinterpret_cast<std::uintptr_t>(bytes.data()) % dtype.size != 0) {
+  if ((data.first + begin) % dtype.size != 0) {
     fail_at(name, "is not aligned to the " + std::to_string(dtype.size) + " bytes of its elements",
             "write the file with safetensors 0.3.1 or newer");
   }
-  return {.name = name, .dtype = dtype.name, .shape = std::move(shape), .bytes = bytes};
+  return {.name = name,
+          .dtype = dtype.name,
+          .shape = std::move(shape),
+          .begin = begin,
+          .size = end - begin,
+          .bytes = {}};
 }
 
-// Every byte of `data` must belong to exactly one tensor.
-void check_coverage(std::span<const StoredTensor> tensors, std::span<const std::byte> data) {
+// Every byte of the data must belong to exactly one tensor.
+void check_coverage(std::span<const StoredTensor> tensors, std::size_t data_size) {
   std::vector<const StoredTensor*> in_order;
   in_order.reserve(tensors.size());
   for (const StoredTensor& tensor : tensors) {
     in_order.push_back(&tensor);
   }
-  const auto begin = [&](const StoredTensor* tensor) {
-    return static_cast<std::size_t>(tensor->bytes.data() - data.data());
-  };
   // Of two tensors that begin at the same byte, the empty one comes first.
-  std::ranges::sort(in_order, {}, [&](const StoredTensor* tensor) {
-    return std::pair(begin(tensor), tensor->bytes.size());
-  });
+  std::ranges::sort(in_order, {},
+                    [](const StoredTensor* tensor) { return std::pair(tensor->begin, tensor->size); });
   std::size_t covered = 0;
   for (const StoredTensor* const tensor : in_order) {
-    if (begin(tensor) != covered) {
-      fail_at(tensor->name, "begins at byte " + std::to_string(begin(tensor)) +
+    if (tensor->begin != covered) {
+      fail_at(tensor->name, "begins at byte " + std::to_string(tensor->begin) +
                                 " of the data, but the tensor before it ends at " + std::to_string(covered));
     }
-    covered += tensor->bytes.size();
+    covered += tensor->size;
   }
-  if (covered != data.size()) {
-    fail(std::to_string(data.size() - covered) + " bytes follow the last tensor");
+  if (covered != data_size) {
+    fail(std::to_string(data_size - covered) + " bytes follow the last tensor");
   }
+}
+
+Safetensors read_header(std::string_view header, const Data& data) {
+  // The format requires the brace as the first byte, as a signature of the file type.
+  if (!header.starts_with('{')) {
+    fail("is not a safetensors file: its header does not begin with {", "give a model.safetensors");
+  }
+  const json::Value root = parsed(header);
+  Safetensors result;
+  for (const json::Member& member : *root.object()) {
+    if (member.key != "__metadata__") {
+      result.tensors.push_back(read_tensor(member.key, member.value, data));
+      continue;
+    }
+    if (member.value.object() == nullptr) {
+      fail("__metadata__ is not an object");
+    }
+    for (const json::Member& entry : *member.value.object()) {
+      if (entry.value.string() == nullptr) {
+        fail("__metadata__ has a value at " + in_quotes(entry.key) + " that is not a string");
+      }
+      result.metadata.emplace_back(entry.key, *entry.value.string());
+    }
+  }
+  check_coverage(result.tensors, data.size);
+  return result;
+}
+
+std::string_view as_text(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 }  // namespace
@@ -214,32 +249,40 @@ const std::string* Safetensors::find_metadata(std::string_view key) const noexce
   return found != metadata.end() ? &found->second : nullptr;
 }
 
+void Safetensors::set_data(std::span<const std::byte> data) noexcept {
+  for (StoredTensor& tensor : tensors) {
+    tensor.bytes = data.subspan(tensor.begin, tensor.size);
+  }
+}
+
 Safetensors read_safetensors(std::span<const std::byte> file) {
-  const std::string_view header = header_of(file);
-  // The format requires the brace as the first byte, as a signature of the file type.
-  if (!header.starts_with('{')) {
-    fail("is not a safetensors file: its header does not begin with {", "give a model.safetensors");
-  }
-  const json::Value root = parsed(header);
-  const auto data = file.subspan(length_bytes + header.size());
-  Safetensors result;
-  for (const json::Member& member : *root.object()) {
-    if (member.key != "__metadata__") {
-      result.tensors.push_back(read_tensor(member.key, member.value, data));
-      continue;
-    }
-    if (member.value.object() == nullptr) {
-      fail("__metadata__ is not an object");
-    }
-    for (const json::Member& entry : *member.value.object()) {
-      if (entry.value.string() == nullptr) {
-        fail("__metadata__ has a value at " + in_quotes(entry.key) + " that is not a string");
-      }
-      result.metadata.emplace_back(entry.key, *entry.value.string());
-    }
-  }
-  check_coverage(result.tensors, data);
+  const std::size_t header = header_size(file, file.size()), first = length_bytes + header;
+  Safetensors result = read_header(as_text(file.subspan(length_bytes, header)), {first, file.size() - first});
+  result.set_data(file.subspan(first));
   return result;
+}
+
+LoadedSafetensors load_safetensors(std::size_t size, const ReadNext& read_next,
+                                   const std::function<void(const Safetensors&)>& check) {
+  std::array<std::byte, length_bytes> length_field{};
+  read_next(std::span(length_field).first(std::min(size, length_bytes)));
+  std::vector<std::byte> header(header_size(length_field, size));
+  read_next(header);
+  const Data data{length_bytes + header.size(), size - length_bytes - header.size()};
+  Safetensors container = read_header(as_text(header), data);
+  check(container);
+  // Where they are in the file, because alignment counts from there.
+  Pages memory = allocate_pages(std::max<std::size_t>(size, 1));
+  if (memory == nullptr) {
+    throw Error(ErrorCode::out_of_memory,
+                "there is not enough memory for its " + std::to_string(size >> 20U) + " MiB",
+                "end other programs, or use a machine with more memory");
+  }
+  const std::span<std::byte> bytes =
+      std::span(static_cast<std::byte*>(memory.get()), size).subspan(data.first);
+  read_next(bytes);
+  container.set_data(bytes);
+  return {.memory = std::move(memory), .size = size, .container = std::move(container)};
 }
 
 void check_finite(const StoredTensor& tensor, std::span<const float> values) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "aligned_buffer.h"
+#include "exact_arithmetic.h"
 #include "histo/fused_head.h"
 #include "range.h"
 

@@ -12,28 +12,33 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace histo {
 
 // --- files -----------------------------------------------------------------------------------------------
 
-// Read-only bytes and the object that keeps them alive. The first byte is aligned to at least 8 bytes. Copies
-// share the memory.
-struct FileBytes {
-  std::span<const std::byte> bytes;
-  std::shared_ptr<const void> owner;
+// A regular file, read from its beginning to its end. What has been read is the reader's own: whatever
+// happens to the file later, on a disk or on a network share, changes nothing. Errors are Error (io) whose
+// message does not name the file: the caller adds the name.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& file);
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+  ~InputFile();
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+  // The next bytes, of those that are left. Throws where the file has changed since it was opened, as far as
+  // the system tells.
+  void read(std::span<std::byte> to);
+
+ private:
+  std::intptr_t handle_;
+  std::size_t size_ = 0;
+  std::size_t position_ = 0;
+  std::int64_t changed_ = 0;  // when it was, as the system counts; 0 where nobody else may write
 };
-
-// Maps a regular file, which must not be changed afterwards. It may be deleted, but not on Windows. Throws
-// Error (io) whose message does not name the file: the caller adds the name.
-[[nodiscard]] FileBytes map_file(const std::filesystem::path& file);
-
-[[nodiscard]] inline FileBytes copy_bytes(std::span<const std::byte> bytes) {
-  static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= 8, "the allocator must align for doubles");
-  const auto owner = std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end());
-  return {.bytes = *owner, .owner = owner};
-}
 
 // Paths in messages and in the C interface are UTF-8 on Windows, and the system's own bytes elsewhere.
 [[nodiscard]] std::string utf8(const std::filesystem::path& path);
@@ -47,9 +52,57 @@ struct FreePages {
   void operator()(void* pages) const noexcept;
 };
 
-// Memory that begins on a page and is zero. From 2 MiB on it asks for huge pages where the system has them.
-// Null where memory is exhausted; `bytes` must be at least 1 and at most SIZE_MAX - 2 MiB.
-[[nodiscard]] std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes);
+using Pages = std::unique_ptr<void, FreePages>;
+
+// Memory that begins on a page, with undefined contents. From 2 MiB on it asks for huge pages where the
+// system has them. Null where memory is exhausted; `bytes` must be at least 1 and at most SIZE_MAX - 2 MiB.
+[[nodiscard]] Pages allocate_pages(std::size_t bytes);
+
+// --- the calling thread ----------------------------------------------------------------------------------
+
+// The floating-point environment that the library computes in: to nearest, without flush-to-zero and traps.
+// The thread's own, with its flags, is put aside as long as this lives.
+class FloatEnvironment {
+ public:
+  FloatEnvironment() noexcept;
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+  ~FloatEnvironment();
+
+  static constexpr std::size_t saved_bytes = 64;
+
+ private:
+  alignas(16) std::uint64_t saved_[saved_bytes / sizeof(std::uint64_t)];
+};
+
+// As long as this lives, pthread_cancel() does not end the thread: it would unwind through noexcept
+// functions, which ends the process. The thread is ended at its next chance after that. Does nothing on
+// Windows.
+class CancellationDisabled {
+ public:
+  CancellationDisabled() noexcept;
+  CancellationDisabled(const CancellationDisabled&) = delete;
+  CancellationDisabled& operator=(const CancellationDisabled&) = delete;
+  ~CancellationDisabled();
+
+ private:
+  int before_ = 0;
+};
+
+// As long as this lives, the thread has all signals blocked but those that its own instructions raise, and so
+// have, for good, the threads that it starts: the host's handlers run in the host's threads. Does nothing on
+// Windows.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() noexcept;
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  ~SignalsBlocked();
+
+ private:
+  static constexpr std::size_t mask_bytes = 128;
+  alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
+};
 
 // --- threads ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -31,48 +33,74 @@ namespace {
   throw Error(ErrorCode::io, std::string(what) + ": " + cause, remedy);
 }
 
-struct Descriptor {
-  int number;
+// When the contents were changed, as far as the system tells.
+std::int64_t change_time(const struct stat& status) {
+#ifdef __APPLE__
+  const timespec time = status.st_mtimespec;
+#else
+  const timespec time = status.st_mtim;
+#endif
+  return static_cast<std::int64_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+}
 
-  explicit Descriptor(int opened) : number(opened) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (number >= 0) {
-      ::close(number);
-    }
-  }
-};
-
-}  // namespace
-
-FileBytes map_file(const std::filesystem::path& file) {
-  // Without O_NONBLOCK, opening a pipe would wait for its writer before it could be refused.
-  const Descriptor descriptor(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  struct stat status{};
-  if (descriptor.number < 0 || ::fstat(descriptor.number, &status) != 0) {
-    fail_with_errno("cannot be opened", "check the path and its permissions");
-  }
+void require_regular(const struct stat& status) {
   if (S_ISDIR(status.st_mode)) {
     throw Error(ErrorCode::io, "is a folder, not a file", "give the path of a file");
   }
   if (!S_ISREG(status.st_mode)) {
     throw Error(ErrorCode::io, "is not a regular file", "copy what it delivers into a file");
   }
-  if (status.st_size == 0) {
-    return {};  // an empty range cannot be mapped
-  }
   if (!std::in_range<std::size_t>(status.st_size)) {
     throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
   }
-  const auto size = static_cast<std::size_t>(status.st_size);
-  void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor.number, 0);
-  if (address == MAP_FAILED) {
-    fail_with_errno("cannot be mapped into memory", "copy the file to a local disk");
+}
+
+}  // namespace
+
+// Without O_NONBLOCK, opening a pipe would wait for its writer before it could be refused.
+InputFile::InputFile(const std::filesystem::path& file)
+    : handle_(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+  const int descriptor = static_cast<int>(handle_);
+  struct stat status{};
+  if (descriptor < 0) {
+    fail_with_errno("cannot be opened", "check the path and its permissions");
   }
-  const auto unmap = [size](const void* mapped) { ::munmap(const_cast<void*>(mapped), size); };
-  return {.bytes = {static_cast<const std::byte*>(address), size},
-          .owner = std::shared_ptr<const void>(address, unmap)};
+  try {
+    if (::fstat(descriptor, &status) != 0) {
+      fail_with_errno("cannot be opened", "check the path and its permissions");
+    }
+    require_regular(status);
+  } catch (...) {
+    ::close(descriptor);
+    throw;
+  }
+  size_ = static_cast<std::size_t>(status.st_size);
+  changed_ = change_time(status);
+}
+
+InputFile::~InputFile() { ::close(static_cast<int>(handle_)); }
+
+void InputFile::read(std::span<std::byte> to) {
+  constexpr std::size_t most = std::size_t{1} << 30U;  // Linux reads no more than 2 GiB at once
+  const int descriptor = static_cast<int>(handle_);
+  while (!to.empty()) {
+    const ssize_t count = ::read(descriptor, to.data(), std::min(to.size(), most));
+    if (count < 0 && errno != EINTR) {
+      fail_with_errno("cannot be read", "copy the file to a local disk");
+    }
+    if (count == 0) {
+      break;
+    }
+    if (count > 0) {
+      to = to.subspan(static_cast<std::size_t>(count));
+      position_ += static_cast<std::size_t>(count);
+    }
+  }
+  struct stat status{};
+  if (!to.empty() || (position_ == size_ && ::fstat(descriptor, &status) == 0 &&
+                      (change_time(status) != changed_ || std::cmp_not_equal(status.st_size, size_)))) {
+    throw Error(ErrorCode::io, "was changed while it was read", "try again when it is complete");
+  }
 }
 
 std::string utf8(const std::filesystem::path& path) { return path.string(); }
@@ -83,19 +111,16 @@ std::filesystem::path path_from_utf8(std::string_view text) { return text; }
 
 void FreePages::operator()(void* pages) const noexcept { std::free(pages); }
 
-std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes) {
+Pages allocate_pages(std::size_t bytes) {
   constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
   const std::size_t page = bytes >= huge_page ? huge_page : small_page;
   const std::size_t rounded = (bytes + page - 1) / page * page;
-  std::unique_ptr<void, FreePages> pages(std::aligned_alloc(page, rounded));
-  if (pages != nullptr) {
+  Pages pages(std::aligned_alloc(page, rounded));
 #ifdef __linux__
-    if (page == huge_page) {
-      madvise(pages.get(), rounded, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
-    }
-#endif
-    std::memset(pages.get(), 0, rounded);
+  if (pages != nullptr && page == huge_page) {
+    madvise(pages.get(), rounded, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
   }
+#endif
   return pages;
 }
 
@@ -108,6 +133,44 @@ void sleep_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) noe
 void wake_one(std::atomic<std::uint32_t>& value) noexcept { value.notify_one(); }
 
 void wake_all(std::atomic<std::uint32_t>& value) noexcept { value.notify_all(); }
+
+// --- the calling thread ----------------------------------------------------------------------------------
+
+#ifdef PTHREAD_CANCEL_DISABLE  // Android has no cancellation
+
+CancellationDisabled::CancellationDisabled() noexcept {
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before_);
+}
+CancellationDisabled::~CancellationDisabled() {
+  int ignored = 0;  // some systems want a place for it
+  pthread_setcancelstate(before_, &ignored);
+}
+
+#else
+
+CancellationDisabled::CancellationDisabled() noexcept = default;
+CancellationDisabled::~CancellationDisabled() = default;
+
+#endif
+
+SignalsBlocked::SignalsBlocked() noexcept {
+  static_assert(sizeof(sigset_t) <= mask_bytes);
+  sigset_t blocked;
+  sigset_t before;
+  sigfillset(&blocked);
+  // A blocked one of these ends the process without the host's handler.
+  for (const int raised : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP}) {
+    sigdelset(&blocked, raised);
+  }
+  pthread_sigmask(SIG_SETMASK, &blocked, &before);
+  std::memcpy(before_, &before, sizeof before);
+}
+
+SignalsBlocked::~SignalsBlocked() {
+  sigset_t before;
+  std::memcpy(&before, before_, sizeof before);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
 
 // --- the process -----------------------------------------------------------------------------------------
 
@@ -150,8 +213,8 @@ std::optional<double> cpu_quota() {
 bool ask_for_amx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr int request_permission = 0x1023, tile_data = 18;
-  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-  return granted;
+  // Asked each time: a child that is forked while another thread is inside would wait for a static variable.
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   return false;
 #endif

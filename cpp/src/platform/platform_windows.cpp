@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <utility>
 
 #include "histo/error.h"
@@ -45,17 +44,31 @@ std::string last_error() {
   throw Error(ErrorCode::io, std::string(what) + ": " + cause, remedy);
 }
 
-struct Closing {
-  void operator()(HANDLE handle) const noexcept { CloseHandle(handle); }
-};
-using Handle = std::unique_ptr<void, Closing>;
+HANDLE handle_of(std::intptr_t number) { return reinterpret_cast<HANDLE>(number); }
+
+constexpr const char* check_path = "check the path and its permissions";
+
+// The size of a file that was opened.
+std::size_t size_of(HANDLE opened) {
+  if (GetFileType(opened) != FILE_TYPE_DISK) {
+    throw Error(ErrorCode::io, "is not a regular file", "copy what it delivers into a file");
+  }
+  LARGE_INTEGER length{};
+  if (GetFileSizeEx(opened, &length) == 0) {
+    fail_with_last_error("cannot be opened", check_path);
+  }
+  if (!std::in_range<std::size_t>(length.QuadPart)) {
+    throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
+  }
+  return static_cast<std::size_t>(length.QuadPart);
+}
 
 }  // namespace
 
 // --- files -----------------------------------------------------------------------------------------------
 
-FileBytes map_file(const std::filesystem::path& file) {
-  constexpr const char* check_path = "check the path and its permissions";
+// Nobody else may write to the file as long as it is open here.
+InputFile::InputFile(const std::filesystem::path& file) : handle_(0) {
   const DWORD attributes = GetFileAttributesW(file.c_str());
   if (attributes == INVALID_FILE_ATTRIBUTES) {
     fail_with_last_error("cannot be opened", check_path);
@@ -68,32 +81,31 @@ FileBytes map_file(const std::filesystem::path& file) {
   if (opened == INVALID_HANDLE_VALUE) {
     fail_with_last_error("cannot be opened", check_path);
   }
-  const Handle handle(opened);
-  if (GetFileType(opened) != FILE_TYPE_DISK) {
-    throw Error(ErrorCode::io, "is not a regular file", "copy what it delivers into a file");
+  try {
+    size_ = size_of(opened);
+  } catch (...) {
+    CloseHandle(opened);
+    throw;
   }
-  LARGE_INTEGER length{};
-  if (GetFileSizeEx(opened, &length) == 0) {
-    fail_with_last_error("cannot be opened", check_path);
+  handle_ = reinterpret_cast<std::intptr_t>(opened);
+}
+
+InputFile::~InputFile() { CloseHandle(handle_of(handle_)); }
+
+void InputFile::read(std::span<std::byte> to) {
+  constexpr std::size_t most = std::size_t{1} << 30U;  // a DWORD counts them
+  while (!to.empty()) {
+    DWORD count = 0;
+    if (ReadFile(handle_of(handle_), to.data(), static_cast<DWORD>(std::min(to.size(), most)), &count,
+                 nullptr) == 0) {
+      fail_with_last_error("cannot be read", "copy the file to a local disk");
+    }
+    if (count == 0) {
+      throw Error(ErrorCode::io, "was changed while it was read", "try again when it is complete");
+    }
+    to = to.subspan(count);
+    position_ += count;
   }
-  if (length.QuadPart == 0) {
-    return {};  // an empty range cannot be mapped
-  }
-  if (!std::in_range<std::size_t>(length.QuadPart)) {
-    throw Error(ErrorCode::io, "is larger than the address space", "use a 64-bit system");
-  }
-  constexpr const char* copy_file = "copy the file to a local disk";
-  const Handle mapping(CreateFileMappingW(opened, nullptr, PAGE_READONLY, 0, 0, nullptr));
-  if (mapping == nullptr) {
-    fail_with_last_error("cannot be mapped into memory", copy_file);
-  }
-  const void* const address = MapViewOfFile(mapping.get(), FILE_MAP_READ, 0, 0, 0);
-  if (address == nullptr) {
-    fail_with_last_error("cannot be mapped into memory", copy_file);
-  }
-  // The view keeps file and mapping open.
-  return {.bytes = {static_cast<const std::byte*>(address), static_cast<std::size_t>(length.QuadPart)},
-          .owner = std::shared_ptr<const void>(address, [](const void* view) { UnmapViewOfFile(view); })};
 }
 
 std::string utf8(const std::filesystem::path& path) { return utf8(std::wstring_view(path.native())); }
@@ -118,14 +130,9 @@ std::filesystem::path path_from_utf8(std::string_view text) {
 void FreePages::operator()(void* pages) const noexcept { _aligned_free(pages); }
 
 // Huge pages would need a right that users do not have.
-std::unique_ptr<void, FreePages> zeroed_pages(std::size_t bytes) {
+Pages allocate_pages(std::size_t bytes) {
   constexpr std::size_t page = 4096;
-  const std::size_t rounded = (bytes + page - 1) / page * page;
-  std::unique_ptr<void, FreePages> pages(_aligned_malloc(rounded, page));
-  if (pages != nullptr) {
-    std::memset(pages.get(), 0, rounded);
-  }
-  return pages;
+  return Pages(_aligned_malloc((bytes + page - 1) / page * page, page));
 }
 
 // --- threads ---------------------------------------------------------------------------------------------
@@ -139,6 +146,14 @@ void sleep_while(const std::atomic<std::uint32_t>& value, std::uint32_t old) noe
 void wake_one(std::atomic<std::uint32_t>& value) noexcept { WakeByAddressSingle(&value); }
 
 void wake_all(std::atomic<std::uint32_t>& value) noexcept { WakeByAddressAll(&value); }
+
+// --- the calling thread ----------------------------------------------------------------------------------
+
+CancellationDisabled::CancellationDisabled() noexcept = default;
+CancellationDisabled::~CancellationDisabled() = default;
+
+SignalsBlocked::SignalsBlocked() noexcept : before_{} {}
+SignalsBlocked::~SignalsBlocked() = default;
 
 // --- the process -----------------------------------------------------------------------------------------
 

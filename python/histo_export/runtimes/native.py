@@ -51,7 +51,7 @@ def _sentence(remedy: str) -> str:
 
 
 class NativeRuntime(Runtime):
-    """`histo::Engine` on a memory-mapped `model.safetensors`, without the GIL, planned for large batches.
+    """`histo::Engine` on a `model.safetensors`, without the GIL, planned for large batches.
 
     int8 needs the scales that `histo export --precision int8` writes into the file.
     """

@@ -1,0 +1,476 @@
+// What a host does with its threads and its process, and must not break a result by: rounding modes, forks,
+// signals, cancellation, stacks, objects that were moved from.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <cfenv>
+#include <cstddef>
+#include <cstdint>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "error_code.h"
+#include "histo/batch_runner.h"
+#include "histo/c_api.h"
+#include "histo/engine.h"
+#include "histo/error.h"
+#include "histo/fused_head.h"
+#include "histo/preprocess.h"
+#include "in_child.h"
+#include "joined_threads.h"
+#include "model_file.h"
+#include "under_emulation.h"
+
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
+#ifndef _WIN32
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+#endif
+
+namespace {
+
+using histo::AlgorithmPolicy;
+using histo::Engine;
+using histo::ErrorCode;
+using histo::Model;
+using histo::TileShape;
+
+constexpr TileShape shape{.batch = 3, .height = 40, .width = 43};
+constexpr std::size_t classes = 6;
+
+const std::vector<std::byte>& model_bytes() {
+  static const std::vector<std::byte> bytes = make_model_file(2, classes, 32, 1);
+  return bytes;
+}
+
+const Model& model() {
+  static const Model opened = Model::from_memory(model_bytes());
+  return opened;
+}
+
+std::vector<std::uint8_t> random_tiles() {
+  std::mt19937 generator(7);
+  std::vector<std::uint8_t> tiles(shape.batch * shape.height * shape.width * 3);
+  std::ranges::generate(tiles, [&] { return static_cast<std::uint8_t>(generator()); });
+  return tiles;
+}
+
+std::vector<float> run(const Engine& engine) {
+  static const std::vector<std::uint8_t> tiles = random_tiles();
+  std::vector<float> logits(shape.batch * classes);
+  engine.run(tiles, shape, logits);
+  return logits;
+}
+
+// --- the floating-point environment -----------------------------------------------------------------------
+
+// A way to set the environment of this thread, and to see whether it is still set.
+struct Environment {
+  std::string name;
+  std::function<void()> set;
+  std::function<bool()> is_set;
+};
+
+std::vector<Environment> environments() {
+  std::vector<Environment> all;
+#ifdef __x86_64__
+  struct Control {
+    const char* name;
+    unsigned value;
+  };
+  for (const Control& control :
+       {Control{"to nearest", 0x1F80}, Control{"downward", 0x3F80}, Control{"upward", 0x5F80},
+        Control{"toward zero", 0x7F80}, Control{"flush to zero", 0x9FC0}, Control{"traps", 0x0000},
+        Control{"flags", 0x1FBF}}) {
+    const unsigned value = control.value;
+    all.push_back({control.name, [value] { _mm_setcsr(value); }, [value] { return _mm_getcsr() == value; }});
+  }
+#else
+  for (const int mode : {FE_TONEAREST, FE_DOWNWARD, FE_UPWARD, FE_TOWARDZERO}) {
+    all.push_back({"mode " + std::to_string(mode), [mode] { std::fesetround(mode); },
+                   [mode] { return std::fegetround() == mode; }});
+  }
+#endif
+  return all;
+}
+
+// Whether `environment` is still set after `function` ran in it.
+template <typename Function>
+bool survives(const Environment& environment, const Function& function) {
+  std::fenv_t before;
+  std::fegetenv(&before);
+  environment.set();
+  function();
+  const bool unchanged = environment.is_set();
+  std::fesetenv(&before);
+  return unchanged;
+}
+
+TEST_CASE("host: the caller's floating-point environment changes no bit, and is as before") {
+  const std::vector<float> expected = run(Engine(model(), {.threads = 2}));
+  const std::vector<float> weight(512 * 4 * 3, 1.0F / 3.0F), bias(3, 0.1F), features(2 * 512 * 9, 0.7F);
+  const histo::FeatureShape map{.batch = 2, .height = 3, .width = 3};
+  std::vector<float> head_expected(2 * 3), out(2 * 3);
+  const histo::FusedHead head(2, 512, 3, weight, bias, {.threads = 2});
+  head.run(features, map, head_expected, histo::Softmax::yes);
+  const std::vector<std::uint8_t> tiles = random_tiles();
+  std::vector<float> pixels_expected(3 * 3 * 32 * 32), pixels(pixels_expected.size());
+  histo::preprocess(tiles, shape, model().spec(), 0, pixels_expected);
+
+  for (const Environment& environment : environments()) {
+    CAPTURE(environment.name);
+    std::vector<float> logits, later;
+    CHECK(survives(environment, [&] {
+      const Model opened = Model::from_memory(model_bytes());  // which compares numbers that it reads
+      const Engine engine(opened, {.threads = 2});
+      logits = run(engine);
+      later = run(Engine(engine));
+    }));
+    CHECK(logits == expected);
+    CHECK(later == expected);
+    // A failure restores it, too.
+    CHECK(survives(environment, [&] {
+      try {
+        (void)Model::from_memory(std::span(model_bytes()).first(100));
+      } catch (const histo::Error&) {
+      }
+    }));
+    CHECK(survives(environment, [&] { head.run(features, map, out, histo::Softmax::yes); }));
+    CHECK(out == head_expected);
+    CHECK(survives(environment, [&] { histo::preprocess(tiles, shape, model().spec(), 0, pixels); }));
+    CHECK(pixels == pixels_expected);
+  }
+}
+
+TEST_CASE("host: a pool computes in the library's environment whoever started it") {
+  for (const Environment& environment : environments()) {
+    CAPTURE(environment.name);
+    std::atomic<int> wrong{0};
+    CHECK(survives(environment, [&] {
+      histo::ThreadPool pool(3);
+      const std::thread::id caller = std::this_thread::get_id();
+      std::barrier all(3);  // opens only when both workers take part
+      pool.for_each(3, [&](std::size_t) {
+        all.arrive_and_wait();
+        if (std::this_thread::get_id() != caller && std::fegetround() != FE_TONEAREST) {
+          ++wrong;
+        }
+      });
+    }));
+    CHECK(wrong == 0);
+  }
+}
+
+// --- objects ----------------------------------------------------------------------------------------------
+
+TEST_CASE("host: an engine that was moved from says so") {
+  Engine engine(model(), {.threads = 1, .algorithm = AlgorithmPolicy::direct});
+  const std::vector<float> expected = run(engine);
+  Engine moved(std::move(engine));
+  CHECK(run(moved) == expected);
+  // NOLINTBEGIN(bugprone-use-after-move)
+  CHECK(code_of([&] { (void)run(engine); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { engine.warmup(); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { (void)engine.info(); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { (void)engine.model(); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { (void)engine.classes(); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { (void)engine.stages(random_tiles(), shape); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { (void)engine.layer_times(random_tiles(), shape); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { const Engine copy(engine); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { moved = engine; }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { const histo::BatchRunner runner(engine); }) == ErrorCode::invalid_argument);
+  CHECK(run(moved) == expected);
+  engine = std::move(moved);
+  CHECK(run(engine) == expected);
+  // NOLINTEND(bugprone-use-after-move)
+}
+
+TEST_CASE("host: models, heads and loops are copied where they are moved, and stay usable") {
+  Model first = model();
+  const Model second(std::move(first));
+  histo::FusedHead head(1, 1, 2, std::vector{1.0F, -1.0F}, std::vector{0.0F, 0.5F});
+  const histo::FusedHead other(std::move(head));
+  histo::BatchRunner runner([](auto, TileShape, auto) {}, 1);
+  const histo::BatchRunner another(std::move(runner));
+  // NOLINTBEGIN(bugprone-use-after-move)
+  CHECK(first.spec().classes.size() == classes);
+  CHECK(head.classes() == 2);
+  CHECK(runner.run(1, 1, [](auto) { return false; }, [](const auto&) {}).tiles == 0);
+  // NOLINTEND(bugprone-use-after-move)
+}
+
+TEST_CASE("host: a crop that no machine can run is refused") {
+  for (const std::size_t crop : {histo::largest_crop + 1, SIZE_MAX, SIZE_MAX / 2 + 1}) {
+    CHECK(code_of([&] { const Engine engine(model(), {.threads = 1, .crop = crop}); }) ==
+          ErrorCode::unsupported);
+  }
+  const Model hostile = Model::from_memory(make_model_file(1, 2, 65520, 1));
+  CHECK(code_of([&] { const Engine engine(hostile); }) == ErrorCode::unsupported);
+}
+
+#ifndef _WIN32
+
+TEST_CASE("host: a model is independent of its file") {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("histo-host-" + std::to_string(getpid()));
+  std::ofstream(file, std::ios::binary)
+      .write(reinterpret_cast<const char*>(model_bytes().data()),
+             static_cast<std::streamsize>(model_bytes().size()));
+  const std::vector<float> expected = run(Engine(model(), {.threads = 1}));
+  const bool truncated = passes_in_child([&] {  // which SIGBUS would end
+    const Model opened = Model::open(file);
+    std::filesystem::resize_file(file, 1000);
+    return run(Engine(opened, {.threads = 1})) == expected;
+  });
+  CHECK(truncated);
+  std::filesystem::remove(file);
+}
+
+// --- forks ------------------------------------------------------------------------------------------------
+
+// `work(stop)` runs in a thread that is inside the library nearly always; `test` in children that are forked
+// meanwhile.
+template <typename Work, typename Test>
+bool passes_in_children_of_a_busy_process(const Work& work, const Test& test) {
+  std::atomic<bool> stop{false};
+  std::atomic<int> rounds{0};
+  bool passed = true;
+  JoinedThreads threads;
+  threads.emplace_back([&] {
+    while (!stop) {
+      work();
+      ++rounds;
+    }
+  });
+  for (int child = 0; child < 4; ++child) {
+    for (const int before = rounds; rounds < before + 2;) {
+      std::this_thread::yield();
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(300 * child));
+    passed = passes_in_child(test) && passed;
+  }
+  stop = true;
+  return passed;
+}
+
+TEST_CASE("host: fork while another thread runs an engine") {
+  if (under_emulation) {
+    MESSAGE("not tested: qemu-user does not emulate a fork of a process with threads");
+    return;
+  }
+  const Engine engine(model(), {.threads = 2, .algorithm = AlgorithmPolicy::direct});
+  const std::vector<float> expected = run(engine);
+  const auto twice = [&] { return run(engine) == expected && run(engine) == expected; };
+  CHECK(passes_in_children_of_a_busy_process([&] { (void)run(engine); }, twice));
+  CHECK(run(engine) == expected);
+
+  // A child may free what it never used, and a grandchild is a child, too.
+  CHECK(passes_in_children_of_a_busy_process([&] { (void)run(engine); },
+                                             [&] {
+                                               if (child_may_start_threads) {
+                                                 const Engine copy(engine);
+                                                 if (run(copy) != expected) {
+                                                   return false;
+                                                 }
+                                               }
+                                               return twice() && passes_in_child(twice);
+                                             }));
+}
+
+TEST_CASE("host: fork while another thread prepares a head") {
+  if (under_emulation) {
+    return;
+  }
+  const std::vector<float> weight(512 * 9 * 8, 0.1F), bias(8);
+  const histo::FusedHead head(3, 512, 8, weight, bias);
+  const std::vector<float> features(512 * 40 * 40, 1.0F);
+  const auto run_sizes = [&] {  // more than the head keeps, so that each is prepared again
+    std::vector<float> out(8);
+    for (std::size_t side = 10; side < 22; ++side) {
+      head.run(std::span(features).first(512 * side * side), {.batch = 1, .height = side, .width = side},
+               out);
+    }
+    return out;
+  };
+  const std::vector<float> expected = run_sizes();
+  CHECK(passes_in_children_of_a_busy_process([&] { (void)run_sizes(); },
+                                             [&] { return run_sizes() == expected; }));
+}
+
+TEST_CASE("host: an engine that another thread was using may be freed in the child") {
+  if (under_emulation) {
+    return;
+  }
+  auto engine = std::make_unique<Engine>(model(), histo::EngineOptions{.threads = 2});
+  CHECK(passes_in_children_of_a_busy_process([&] { (void)run(*engine); },
+                                             [&] {
+                                               engine.reset();
+                                               return true;
+                                             }));
+}
+
+// --- signals ----------------------------------------------------------------------------------------------
+
+bool blocks(int signal) {
+  sigset_t mask;
+  pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+  return sigismember(&mask, signal) == 1;
+}
+
+TEST_CASE("host: its signals are handled in its threads") {
+  constexpr int handled[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD, SIGPROF};
+  constexpr int raised[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};  // by the thread itself
+  std::atomic<int> wrong{0};
+  const std::thread::id caller = std::this_thread::get_id();
+  const auto check_here = [&] {
+    wrong += !std::ranges::all_of(handled, blocks) || std::ranges::any_of(raised, blocks) ? 1 : 0;
+  };
+  histo::ThreadPool pool(3);
+  std::atomic<int> seen{0};
+  for (int round = 0; round < 1000 && seen < 10; ++round) {
+    pool.for_each(3, [&](std::size_t) {
+      if (std::this_thread::get_id() != caller) {
+        ++seen;
+        check_here();
+      } else {
+        std::this_thread::yield();
+      }
+    });
+  }
+  CHECK(seen > 0);
+  CHECK(std::ranges::none_of(handled, blocks));  // the caller's mask is as before
+
+  int tiles = 0;
+  const histo::BatchRunner runner(
+      [&](auto, TileShape, std::span<float> logits) {
+        check_here();
+        logits[0] = 0;
+      },
+      1, {.batch = 1});
+  runner.run(
+      1, 1,
+      [&](auto) {  // the host's own code, which may start a process
+        wrong += std::ranges::any_of(handled, blocks) ? 1 : 0;
+        return ++tiles <= 3;
+      },
+      [](const auto&) {});
+  CHECK(wrong == 0);
+  CHECK(std::ranges::none_of(handled, blocks));
+}
+
+// --- threads of the host ----------------------------------------------------------------------------------
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_THREAD__)
+
+struct Cancelled {
+  const histo_engine* engine;
+  int delivered = 0;
+};
+
+TEST_CASE("host: pthread_cancel takes effect when the call has returned") {
+  if (under_emulation) {
+    return;
+  }
+  histo_model* opened = nullptr;
+  histo_engine* engine = nullptr;
+  const std::vector<std::byte>& bytes = model_bytes();
+  REQUIRE(histo_model_from_memory(bytes.data(), bytes.size(), &opened) == HISTO_OK);
+  const bool passed = passes_in_child([&] {
+    histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;
+    options.threads = 1;
+    options.algorithm = "direct";
+    if (histo_engine_create(opened, &options, &engine) != HISTO_OK) {
+      return false;
+    }
+    Cancelled state{.engine = engine};
+    pthread_t thread;
+    const auto work = [](void* user) -> void* {
+      static int pulled = 0;
+      const auto source = [](void*, uint8_t* tile, std::size_t size) {
+        std::fill_n(tile, size, std::uint8_t{1});
+        return pulled++ < 20 ? 1 : 0;
+      };
+      const auto sink = [](void* sink_user, const histo_tile_result*) {
+        const timespec while_cancelled{0, 5'000'000};
+        nanosleep(&while_cancelled, nullptr);
+        ++static_cast<Cancelled*>(sink_user)->delivered;
+        return 0;
+      };
+      histo_batch_options batch = HISTO_BATCH_OPTIONS_INIT;
+      batch.batch = 2;
+      histo_run_batches(static_cast<Cancelled*>(user)->engine, 32, 32, source, sink, nullptr, user, &batch,
+                        nullptr);
+      pthread_testcancel();
+      return nullptr;
+    };
+    pthread_create(&thread, nullptr, work, &state);
+    const timespec meanwhile{0, 30'000'000};
+    nanosleep(&meanwhile, nullptr);
+    pthread_cancel(thread);
+    void* result = nullptr;
+    pthread_join(thread, &result);
+    return result == PTHREAD_CANCELED && state.delivered == 20;
+  });
+  CHECK(passed);
+  histo_model_free(opened);
+}
+
+#endif
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need more
+
+// docs/cpp.md promises it. A stack that is too small ends the process, hence the child.
+TEST_CASE("host: threads with a stack of 128 KiB may call everything") {
+  if (under_emulation) {
+    return;
+  }
+  const bool passed = passes_in_child([] {
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, std::size_t{128} << 10U);
+    const auto work = [](void* result) -> void* {
+      const Model opened = Model::from_memory(model_bytes());
+      for (const histo::Precision precision : histo::usable_precisions()) {
+        if (precision != histo::Precision::int8) {
+          *static_cast<std::size_t*>(result) +=
+              run(Engine(opened, {.threads = 2, .precision = precision})).size();
+        }
+      }
+      const std::vector<float> weight(512 * 9 * 8, 0.1F), bias(8), features(512 * 40 * 40, 1.0F);
+      std::vector<float> out(8);
+      for (const histo::Layout layout : {histo::Layout::nchw, histo::Layout::nhwc}) {
+        const histo::FusedHead head(3, 512, 8, weight, bias, {.threads = 2});
+        head.run(features, {.batch = 1, .height = 40, .width = 40, .layout = layout}, out);
+      }
+      return nullptr;
+    };
+    (void)model_bytes();
+    std::size_t numbers = 0;
+    pthread_t thread;
+    if (pthread_create(&thread, &small, work, &numbers) != 0) {
+      return false;
+    }
+    pthread_join(thread, nullptr);
+    return numbers >= shape.batch * classes;
+  });
+  CHECK(passed);
+}
+
+#endif
+
+#endif  // _WIN32
+
+}  // namespace
