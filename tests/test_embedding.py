@@ -150,7 +150,7 @@ def test_a_plugin_does_not_offer_the_static_library_to_others(prefix: Path, tmp_
         "add_library(plugin SHARED plugin.cpp)\ntarget_link_libraries(plugin PRIVATE histo::static)\n"
     )
     (tmp_path / "plugin.cpp").write_text(
-        "#include <histo/c_api.h>\n#include <histo/engine.h>\n"
+        "#include <histo/c_api.h>\n#include <histo/engine.h>\n#include <histo/error.h>\n"
         'extern "C" int plugin_run(const char* path) {\n'
         "  try { return int(histo::Engine(histo::Model::open(path)).classes()) + int(histo_usable_cpus()); }\n"
         "  catch (const histo::Error& error) { return int(error.code()); }\n}\n"
