@@ -21,6 +21,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnx": "onnx",
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
+        "imagehash": "ImageHash",
+        "sklearn": "scikit-learn",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},

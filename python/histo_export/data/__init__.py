@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from histo_export.data.split import Split
@@ -88,6 +88,7 @@ def open_data(
     from histo_export.data.rows import SUFFIXES
     from histo_export.data.table import open_table
 
+    opener: Callable[..., TileData]
     if (path.suffix.lower() == ".npy" and path.is_file()) or (path.is_dir() and holds_arrays(path)):
         opener = open_arrays
     elif path.suffix.lower() in SUFFIXES and path.is_file():

@@ -192,7 +192,5 @@ def duplicates_csv(twins: Sequence[Twin]) -> str:
     writer.writerow(["split", "tile", "class", "twin_split", "twin_tile", "twin_class", "kind", "bits_that_differ"])
     for twin in twins:
         kind = ["identical", 0] if twin.identical else ["near", twin.distance]
-        writer.writerow(
-            [twin.split, twin.name, twin.label, twin.twin_split, twin.twin_name, twin.twin_label, *kind]
-        )
+        writer.writerow([twin.split, twin.name, twin.label, twin.twin_split, twin.twin_name, twin.twin_label, *kind])
     return text.getvalue()

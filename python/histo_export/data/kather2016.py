@@ -106,9 +106,7 @@ def open_kather2016(
     if missing:
         raise HistoError(root, f"lacks the folder {missing[0]}", f"Delete {root} and run again to unpack it anew")
     split = split or (DEFAULT_SPLIT if grouping is None else SHARES)
-    data = open_folder(
-        root, name="kather2016", classes=folders, crop=crop, split=split, seed=seed, grouping=grouping
-    )
+    data = open_folder(root, name="kather2016", classes=folders, crop=crop, split=split, seed=seed, grouping=grouping)
     sets = {s: getattr(data, s) for s in ("train", "val", "test")}
     for tiles in sets.values():
         tiles.classes = chosen

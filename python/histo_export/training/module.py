@@ -55,7 +55,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
         tiles: int,
         batch_size: int,
         seed: int,
-        *,
         rank: int = 0,
         world: int = 1,
         epoch: int = 0,

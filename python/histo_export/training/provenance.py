@@ -59,7 +59,9 @@ def split_facts(data: TileData) -> str:
             return "synthetic tiles, each made for itself: there are no slides"
         return "tiles without groups: tiles of one slide may be on both sides; the interval is too narrow"
     train, val, test = data.groups
-    text = f"by {train + val + test:,} groups ({data.groups_from}): {train:,} in train, {val:,} in val, {test:,} in test"
+    text = (
+        f"by {train + val + test:,} groups ({data.groups_from}): {train:,} in train, {val:,} in val, {test:,} in test"
+    )
     if test < FEW_GROUPS:
         text += f"; an interval over {test:,} group{'' if test == 1 else 's'} says little"
     return text
