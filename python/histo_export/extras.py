@@ -22,7 +22,6 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
         "imagehash": "ImageHash",
-        "sklearn": "scikit-learn",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},

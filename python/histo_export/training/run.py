@@ -383,7 +383,7 @@ class _Run:
 
 def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was made with, flat, for TensorBoard."""
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "processes", "device")
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "balance", "processes", "device")
     return {
         **{name: provenance[name] for name in names},
         **{name: getattr(spec, name) for name in ("pool", "crop", "tile_size", "mpp", "dropout")},
