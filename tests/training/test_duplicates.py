@@ -40,9 +40,7 @@ def test_a_run_with_a_leak_is_refused_and_lists_it(leaky: TileData, spec: ModelS
     assert len((out / "duplicates.csv").read_text(encoding="utf-8").splitlines()) == 7
 
 
-def test_duplicates_may_be_allowed_and_the_list_goes_with_them(
-    leaky: TileData, few: TileData, tmp_path: Path
-) -> None:
+def test_duplicates_may_be_allowed_and_the_list_goes_with_them(leaky: TileData, few: TileData, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     silent = Console(quiet=True)
     judge_duplicates(leaky, True, folder, silent)

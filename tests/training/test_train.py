@@ -703,3 +703,34 @@ def test_small_classes_are_told_before_training(data: TileData, spec: ModelSpec)
     (note,) = provenance.run_notes(spec, np.array([0] * 40 + [1] * 3 + [2] * 8))
     assert note.startswith("imbalance: pink has 40 training tiles, but blue 3, striped 8. A network can ignore small")
     assert note.endswith("judge by balanced accuracy and F1")
+
+
+def test_how_tiles_were_split_is_told(few: TileData) -> None:
+    assert provenance.split_facts(few) == "synthetic tiles, each made for itself: there are no slides"
+    real = replace(few, synthetic=False)
+    assert provenance.split_facts(real) == (
+        "tiles without groups: tiles of one slide may be on both sides; the interval is too narrow"
+    )
+    sets = {}
+    for name, slides in (("train", 4), ("val", 2), ("test", 1)):
+        tiles = getattr(few, name)
+        own = np.array([f"{name} {i % slides}" for i in range(len(tiles))])
+        sets[name] = TileSet(tiles.classes, tiles.labels, tiles.names, tiles.tile, groups=own)
+    facts = provenance.data_facts(replace(real, **sets, groups_from="slides.csv"))
+    assert facts["groups"] == {"train": 4, "val": 2, "test": 1}
+    assert facts["split"] == (
+        "by 7 groups (slides.csv): 4 in train, 2 in val, 1 in test; an interval over 1 group says little"
+    )
+
+
+def test_a_balanced_run_is_another_run(short: TrainResult, few: TileData, spec: ModelSpec) -> None:
+    """Also where the record is of a version without --balance."""
+    with pytest.raises(UsageError, match="balance is True now, but was False"):
+        train(few, spec, replace(SHORT, balance=True), short.out, existing="resume", progress=False)
+
+
+def test_what_balance_does_is_told_with_the_imbalance(spec: ModelSpec) -> None:
+    labels = np.repeat([0, 1, 2], [60, 20, 2])
+    (_, without), (_, with_balance) = (provenance.run_notes(spec, labels, balance) for balance in (False, True))
+    assert "draw each class equally often with --balance" in without
+    assert "Each class is drawn equally often (--balance)" in with_balance
