@@ -130,16 +130,19 @@ def test_the_test_leaves_out_what_was_trained_on(few: TileData, spec: ModelSpec,
     text = io.StringIO()
     leaked = with_leaked_test(few, 2)  # both tiles of the first class
     console = Console(file=text, width=300)
-    result = train(leaked, spec, replace(CONFIG, epochs=1), tmp_path / "run", progress=console)
+    config = replace(CONFIG, epochs=1, allow_duplicates=True)
+    result = train(leaked, spec, config, tmp_path / "run", progress=console)
+    assert "duplicates.csv" in RunFolder(tmp_path / "run").contents()
     assert result.test.tiles == len(few.test) - 2
     assert result.test.support == (0, 2, 2)
     assert "the network sees the centre 32 pixels, 79 % of the area; --crop 36 uses all" in text.getvalue()
 
 
 def test_a_test_of_training_tiles_alone_is_refused(few: TileData, spec: ModelSpec, tmp_path: Path) -> None:
+    config = replace(CONFIG, allow_duplicates=True)
     with pytest.raises(HistoError, match="every test tile is identical to a training or validation tile"):
-        train(with_leaked_test(few, len(few.test)), spec, CONFIG, tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
+        train(with_leaked_test(few, len(few.test)), spec, config, tmp_path / "run", progress=False)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["duplicates.csv"]
 
 
 def test_the_events_are_tensorboards(whole: TrainResult) -> None:

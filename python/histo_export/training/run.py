@@ -301,7 +301,8 @@ class _Run:
         ]
         if self.config.weights != "none":
             lines.append(facts["weights_report"])
-        lines.append(f"split: {facts['data']['split']}")
+        if not self.data.synthetic:
+            lines.append(f"split: {facts['data']['split']}")
         lines += facts["notes"]
         if self.recorded:
             lines.append(self._continues(self.recorded))
