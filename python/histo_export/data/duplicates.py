@@ -4,10 +4,11 @@ Two tiles are identical if their decoded pixels are (`trained_on.tile_hash`): a 
 a lossless format, is the same tile, which a hash of the file would miss.
 
 Near duplicates are found by the perceptual hash of ImageHash (pHash: the signs of the low frequencies of the grey tile
-against their median) with 256 bits. Between 4.88 million pairs of 3,125 real H&E tiles of 224 pixels
-the smallest distance was 20 bits, of one pair that shows the same tissue shifted by a few pixels; the next was 86.
-Tiles that were compressed as JPEG of quality 50 to 95, halved, or 5 % brighter differed by at most 8 bits
-(`benchmarks/near_duplicates.py`). `NEAR` lies between. Tiles that were turned, flipped or cut elsewhere from the same slide are not found: groups are for those.
+against their median) with 256 bits. Between 4.88 million pairs of 3,125 real H&E tiles of 224 pixels the smallest
+distance was 20 bits, of one pair that shows the same tissue shifted by a few pixels; the next was 86. Tiles that were
+compressed as JPEG of quality 50 to 95, halved, or made 5 % brighter differed by at most 8 bits
+(`benchmarks/near_duplicates.py`). `NEAR` lies between. Tiles that were turned, flipped or cut elsewhere from the same
+slide are not found: groups are for those.
 """
 
 from __future__ import annotations
