@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnx": "onnx",
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
+        "imagehash": "ImageHash",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},

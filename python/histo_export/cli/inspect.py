@@ -138,12 +138,15 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
     made = {True: "; synthetic tiles, for demonstration only", False: ""}.get(data.get("synthetic"), "")
     name = data.get("name")
+    resized = f" (in training resized from {spec.resized_from} px)" if spec.resized_from else ""
+    seen = f"of which the network sees the centre {spec.crop} px ({spec.seen_share})"
     about = {
         "classes": ", ".join(spec.classes),
-        "tiles": f"{spec.tile_size} px, of which the network sees the centre {spec.crop} px ({spec.seen_share})",
+        "tiles": f"{spec.tile_size} px{resized}, {seen}",
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
         "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
+        "split": data.get("split", ""),
         "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
         "epoch": epoch_note(training),
         "test accuracy": describe_test(training),

@@ -124,6 +124,8 @@ def print_accuracy(result: TrainResult) -> None:
         f"{percent(test.majority_accuracy)})\n"
         f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
+    if split := result.training.get("data", {}).get("split"):
+        out_console.print(f"Split: {split}\n", markup=False, soft_wrap=True)
     for remark in result.remarks:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 

@@ -111,6 +111,8 @@ class RunOptions:
             devices=cluster.devices,
             nodes=cluster.nodes,
             strategy=cluster.strategy,
+            balance=options.balance,
+            allow_duplicates=self.tiles.allow_duplicates,
         )
 
     def record(self) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class RunOptions:
             differences += [
                 _difference(name, value, getattr(mine, name))
                 for name, value in values.items()
-                if name not in ("epochs", "device") and value != getattr(mine, name)
+                if name not in ("epochs", "device", "allow_duplicates") and value != getattr(mine, name)
             ]
         if "pool" in typed and now.pool != self.pool:
             differences.append(_difference("pool", now.pool, self.pool))

@@ -49,6 +49,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
         f"- Data fingerprint: `{data.get('fingerprint', 'not recorded')}`",
+        *([f"- Split: {data['split']}"] if data.get("split") else []),
         *(
             f"- {key}: {value}"
             for key, value in described_settings(training).items()
@@ -76,11 +77,19 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
 
 
 def _crop_lines(spec: ModelSpec) -> list[str]:
-    """How much of a tile counts, where that is not all of it."""
-    if spec.crop == spec.tile_size:
-        return []
-    seen = f"the centre {spec.crop} of {spec.tile_size} pixels, {spec.seen_share} of a tile's area"
-    return ["", f"The network sees {seen}. Training with `--crop {spec.tile_size}` uses all."]
+    """How tiles were resized for training, and how much of a tile counts, where that is not all of it."""
+    lines = []
+    if spec.resized_from is not None:
+        lines += [
+            "",
+            f"It was trained on tiles of {spec.resized_from} px that were resized to {spec.tile_size} px (bilinear, "
+            "antialiased). `histo predict` does this with tiles of that size; whatever else runs the files must give "
+            f"tiles of {spec.tile_size} px.",
+        ]
+    if spec.crop != spec.tile_size:
+        seen = f"the centre {spec.crop} of {spec.tile_size} pixels, {spec.seen_share} of a tile's area"
+        lines += ["", f"The network sees {seen}. Training with `--crop {spec.tile_size}` uses all."]
+    return lines
 
 
 def _file_lines(block: HistoBlock) -> list[str]:
@@ -134,6 +143,8 @@ def described_settings(training: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a training as far as they are recorded, in words; `epochs` with how the run was extended."""
     names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
     settings = {name: str(training[name]) for name in names if training.get(name) is not None}
+    if training.get("balance"):
+        settings["balance"] = "each class drawn equally often"
     if "epochs" in settings and (extended := training.get("extended")):
         first = extended[0].get("from", "?")
         steps = ", ".join(f"after epoch {step.get('after_epoch', '?')} to {step.get('to', '?')}" for step in extended)

@@ -24,6 +24,8 @@ class _Data(_Entries):
     tiles: dict[str, _Count] = {}
     tile_size: _Count = 0
     mpp: float | None = None
+    split: str = ""
+    groups: dict[str, _Count] | None = None
     notes: list[str] = []
 
 
@@ -52,6 +54,7 @@ class _Training(_Entries):
     batch_size: _Count = 0
     lr: float = 0.0
     seed: _Count = 0
+    balance: bool = False
     weights: str = ""
     weights_sha256: str = ""
     weights_notes: list[str] = []

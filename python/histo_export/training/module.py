@@ -50,8 +50,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
     single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
     """
 
-    def __init__(self, tiles: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        tiles: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        balance: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """An epoch of `tiles` tiles; `balance`: their labels `(tiles,)`, where each class is to be drawn equally often:
+        tiles of small classes come several times then, and of large ones others in each epoch."""
         self.tiles, self.seed, self.rank, self.world, self.epoch = tiles, seed, rank, world, epoch
+        self.balance = balance
         share = -(-tiles // world)
         self.share = share - 1 if share % batch_size == 1 and share > 1 else share
 
@@ -64,9 +76,25 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.tiles)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.tiles) if self.balance is None else balanced_order(self.balance, rng)
         mine = np.resize(order, -(-self.tiles // self.world) * self.world)[self.rank :: self.world][: self.share]
         return ((epoch, int(index)) for index in mine)
+
+
+def balanced_order(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """As many indices as there are labels, shuffled, with each class equally often up to one.
+
+    The tiles of a class come equally often up to one, too: a class is drawn without replacement until it is used up,
+    and then again.
+    """
+    present = rng.permutation(np.unique(labels))
+    counts = len(labels) // len(present) + (np.arange(len(present)) < len(labels) % len(present))
+    drawn = []
+    for label, count in zip(present, counts, strict=True):
+        own = np.flatnonzero(labels == label)
+        drawn.append(np.concatenate([rng.permutation(own) for _ in range(-(-int(count) // len(own)))])[:count])
+    return rng.permutation(np.concatenate(drawn))
 
 
 class EpochTiles(Dataset[tuple[Tensor, int]]):
@@ -137,9 +165,10 @@ class TileTraining(pl.LightningModule):
             len(self.train_tiles),
             self.config.batch_size,
             self.config.seed,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            len(self.history),  # Lightning draws the first batch of a resumed run before it calls set_epoch
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            epoch=len(self.history),  # Lightning draws the first batch of a resumed run before it calls set_epoch
+            balance=self.train_tiles.tiles.labels if self.config.balance else None,
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:

@@ -133,6 +133,8 @@ class TrainConfig:
         devices: processes (GPUs) on each node.
         nodes: machines.
         strategy: Lightning's "auto" or "ddp".
+        balance: each class is drawn equally often in an epoch, however many tiles it has.
+        allow_duplicates: train although tiles of different splits are identical or near duplicates.
     """
 
     recipe: str = "strong"
@@ -148,6 +150,8 @@ class TrainConfig:
     devices: int = 1
     nodes: int = 1
     strategy: str = "auto"
+    balance: bool = False
+    allow_duplicates: bool = False
 
     def __post_init__(self) -> None:
         recipe_named(self.recipe)
@@ -183,4 +187,5 @@ class TrainConfig:
             "weights": self.weights,
             "channels_last": self.channels_last,
             "processes": self.processes,
+            "balance": self.balance,
         }

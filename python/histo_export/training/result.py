@@ -55,8 +55,8 @@ class TrainResult:
         `best_epoch`, `val_accuracy`, `epochs`, `seconds_per_epoch`, `device`, `precision`, `history`; `test`: the
         fields of `AccuracyReport`, `macro_f1`, `balanced_accuracy`, `majority_accuracy`; `remarks`; `training`:
         provenance (`recipe`, `settings`, `augmentation`, `epochs`, `batch_size`, `lr`, `seed`, `weights`,
-        `weights_report`, `channels_last`, `processes`, `data`, `notes`, `versions`, `extended` where epochs were added,
-        and of the best epoch `epoch`, `val_accuracy`, `val_loss`).
+        `weights_report`, `channels_last`, `processes`, `balance`, `data`, `notes`, `versions`, `extended` where epochs
+        were added, and of the best epoch `epoch`, `val_accuracy`, `val_loss`).
         """
         training = {k: v for k, v in self.training.items() if k not in ("history", "test", "precision", "device")}
         return {

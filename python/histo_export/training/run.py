@@ -7,6 +7,7 @@ What it leaves in its folder:
 - `last.ckpt`   the last complete epoch with everything that `resume` needs.
 - `options.json` the options of the command, so that the folder is all that `histo train --resume` needs.
 - `starts.json` when, where and by which command the run was started and resumed; kept from epoch to epoch.
+- `duplicates.csv` tiles that occur twice, if there are any.
 - `metrics.csv` one row an epoch; `events.out.tfevents.*` the same for TensorBoard.
 - `report.json` see `TrainResult.to_dict`.
 - `curves.png`, `confusion.png`.
@@ -39,6 +40,7 @@ from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
 from histo_export.system import allowed_cpus
+from histo_export.training.duplicates import judge_duplicates
 from histo_export.training.evaluation import predict
 from histo_export.training.folder import RunFolder, check_place
 from histo_export.training.module import TileTraining, derived_seed
@@ -106,8 +108,8 @@ def train(
     Raises:
         UsageError: options that contradict each other, the device or the run to resume; or another process works in
             `out`.
-        HistoError: a loss that is not finite, unreadable weights, files that cannot be written, or a test split of
-            training tiles only.
+        HistoError: a loss that is not finite, unreadable weights, files that cannot be written, tiles that lie in two
+            splits (unless `config` allows them), or a test split of training tiles only.
         KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last complete epoch are kept.
     """
     console = progress if isinstance(progress, Console) else Console(stderr=True, quiet=not progress)
@@ -123,6 +125,8 @@ def train(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         recorded, epochs = _earlier_run(data, spec, config, folder, existing)
+        if not recorded:  # a run that goes on was judged when it began
+            data = judge_duplicates(data, config.allow_duplicates, folder if is_main_process() else None, console)
         run = _Run(data, spec, config, epochs, device, folder, console, recorded, options, command, began, still_own)
         trainer = run.fit()
         result = run.test() if is_main_process() else None
@@ -250,12 +254,17 @@ class _Run:
             trained_on=trained_on,
             provenance={
                 **config.identity(self.epochs),
-                "data": data_facts(data),
-                "notes": run_notes(spec, data.train.labels),
+                "data": self._data_facts(),
+                "notes": run_notes(spec, data.train.labels, config.balance),
                 "versions": training_versions(),
                 **self._extended(),
             },
         )
+
+    def _data_facts(self) -> dict[str, Any]:
+        """See `data_facts`; a resumed run keeps its notes, of which some are found once, when a run begins."""
+        facts = data_facts(self.data)
+        return facts | {"notes": self.recorded["data"].get("notes", facts["notes"])} if self.recorded else facts
 
     def _extended(self) -> dict[str, Any]:
         """The provenance entry of a run whose number of epochs was raised when it was resumed; none for others."""
@@ -292,6 +301,8 @@ class _Run:
         ]
         if self.config.weights != "none":
             lines.append(facts["weights_report"])
+        if not self.data.synthetic:
+            lines.append(f"split: {facts['data']['split']}")
         lines += facts["notes"]
         if self.recorded:
             lines.append(self._continues(self.recorded))
@@ -373,7 +384,7 @@ class _Run:
 
 def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was made with, flat, for TensorBoard."""
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "processes", "device")
+    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "balance", "processes", "device")
     return {
         **{name: provenance[name] for name in names},
         **{name: getattr(spec, name) for name in ("pool", "crop", "tile_size", "mpp", "dropout")},
