@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnx": "onnx",
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
+        "sklearn": "scikit-learn",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},
@@ -33,7 +34,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "matplotlib": "matplotlib",
     },
     "ray": {"ray": "ray"},
-    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
+    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""
 

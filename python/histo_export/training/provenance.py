@@ -25,8 +25,15 @@ from histo_export.training.recipes import TrainConfig
 if TYPE_CHECKING:
     from histo_export.data import TileData
 
-ADDED_SINCE_0_1_0 = ("augmentation",)
-"""Entries of `TrainConfig.identity` that checkpoints of version 0.1.0 lack."""
+ADDED_SINCE_0_1_0: Mapping[str, Any] = {
+    "keep": "best",
+    "settings": {"schedule": "cosine", "ema_decay": 0.999},
+    "augmentation": {"random_crop": True, "flips": True, "turns": True, "grey": 0.0},
+}
+"""What older checkpoints lack of `TrainConfig.identity`, and the values that their runs had.
+
+Those of version 0.1.0 lack all strengths of the augmentation, which are then not compared.
+"""
 IMBALANCE = 5
 """How many times more tiles the largest class has than a class that is named as small."""
 
@@ -108,9 +115,10 @@ def run_to_resume(
     recorded = checkpoint.training
     try:
         before, now = checkpoint.spec.to_dict(), spec.to_dict()
+        earlier = _with_new_entries(recorded)
         for key, value in config.identity(config.epochs or recorded["epochs"]).items():
-            if key in recorded or key not in ADDED_SINCE_0_1_0:
-                before[key], now[key] = recorded[key], value
+            if key != "augmentation" or key in recorded:
+                before[key], now[key] = earlier[key], value
         before["settings"] = {key: value for key, value in before["settings"].items() if key != "epochs"}
         executed = recorded["precision"]["executed"]
         if config.autocast not in ("auto", executed):
@@ -137,6 +145,15 @@ def run_to_resume(
         export = shlex.join(["histo", "export", str(last)])
         raise HistoError(best, cause, f"Copy it back, export the last epoch ({export}), or train again with --force")
     return recorded
+
+
+def _with_new_entries(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run with the entries of its identity that a run of an older version lacks."""
+    complete = {"keep": ADDED_SINCE_0_1_0["keep"], **recorded}
+    complete["settings"] = {**ADDED_SINCE_0_1_0["settings"], **recorded["settings"]}
+    if augmentation := recorded.get("augmentation"):
+        complete["augmentation"] = {**ADDED_SINCE_0_1_0["augmentation"], **augmentation}
+    return complete
 
 
 def _read_last(last: Path) -> Checkpoint:

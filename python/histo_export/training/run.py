@@ -51,7 +51,7 @@ from histo_export.training.provenance import (
     run_to_resume,
     training_versions,
 )
-from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
+from histo_export.training.recipes import TrainConfig
 from histo_export.training.result import TrainResult
 from histo_export.training.starts import Start
 from histo_export.training.trainer import EpochFiles, SignalsEndConnecting, check_machine, make_trainer
@@ -239,7 +239,8 @@ class _Run:
         if (trained_on.splits(data.test.hashes) != "").all():
             cause = "every test tile is identical to a training or validation tile, so nothing can be tested"
             raise HistoError(data.name, cause, "Put other tiles into test")
-        augmentation = Augmentation(spec.crop, **AUGMENTATION) if recipe_named(config.recipe).augmentation else None
+        strengths = config.resolved_recipe.augmentation
+        augmentation = Augmentation(spec.crop, **strengths) if strengths else None
         return TileTraining(
             net,
             spec,
