@@ -3,7 +3,7 @@
 Values come from scikit-learn, which the extras `train` and `report` install. A thousand resamples times a dozen figures
 would take scikit-learn minutes, so that the resamples are computed here, all at once: a resample is a row of weights,
 how often each tile (or each tile of each group) was drawn. The figures of all rows are then products of matrices, or
-cumulative sums along the tiles in the order of their scores. A test compares each with scikit-learn on the same resample.
+cumulative sums along the tiles in the order of their scores. A test compares them with scikit-learn on each resample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ AT_ONCE = 100_000
 class Measure:
     """A figure and its 95 % percentile bootstrap interval; None where it is undefined.
 
-    A class without tiles has no ROC AUC and no average precision. Resamples in which a figure is undefined are left out.
+    A class without tiles has no ROC AUC and no average precision. Resamples where a figure is undefined are left out.
     """
 
     value: float | None
@@ -148,7 +148,8 @@ def measures_of(
     tiles = _Tiles(probabilities_of(logits), labels, log_losses(logits, labels))
     n, k = tiles.probabilities.shape
     resamples = int(np.clip(MOST_WEIGHTS // (n * k), FEWEST_RESAMPLES, RESAMPLES))
-    drawn = _Resampled(tiles, positive and (list(classes).index(positive.name), positive.specificity))
+    column = None if positive is None else list(classes).index(positive.name)
+    drawn = _Resampled(tiles, None if positive is None or column is None else (column, positive.specificity))
     for weights in resample_weights(n, resamples, seed, groups, at_once=AT_ONCE):
         drawn.add(weights)
     truth = tiles.truth
@@ -164,7 +165,9 @@ def measures_of(
         roc_auc=tuple(drawn.measure(f"roc_auc {c}", auc.get(c)) for c in range(k)),
         average_precision=tuple(drawn.measure(f"average_precision {c}", precision.get(c)) for c in range(k)),
         resamples=resamples,
-        operating_point=positive and _operating_point(positive, list(classes).index(positive.name), tiles, drawn),
+        operating_point=None
+        if positive is None or column is None
+        else _operating_point(positive, column, tiles, drawn),
     )
 
 

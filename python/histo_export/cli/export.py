@@ -232,6 +232,9 @@ def _check_checkpoint_options(
             "Add --data, and --split if there was one, as the checkpoint was trained",
         )
     clash = given(training)
+    if training.calibrate:
+        run = "--calibrate", "is fitted on validation tiles when a run is tested"
+        raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
     if not low:
         clash += [option for option, value in (("--data", data), ("--split", tiles.split)) if value is not None]
     if clash:

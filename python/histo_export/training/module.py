@@ -73,6 +73,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, int(index)) for index in mine)
 
 
+def steps_per_epoch(tiles: int, config: TrainConfig) -> int:
+    """Optimiser steps of an epoch of so many training tiles."""
+    return math.ceil(len(EpochSampler(tiles, config.batch_size, config.seed, 0, config.processes)) / config.batch_size)
+
+
 class EpochTiles(Dataset[tuple[Tensor, int]]):
     """Tiles under the keys of `EpochSampler`: the epoch is set for each tile, in the process that loads it."""
 
@@ -187,8 +192,10 @@ class TileTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.net, self.config)
-        steps = math.ceil(len(self._order()) / self.config.batch_size) * self.epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps, self.recipe.warmup, self.recipe.schedule))
+        steps = steps_per_epoch(len(self.train_tiles), self.config) * self.epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, rate_factor(steps, self.recipe.warmup, self.recipe.schedule)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -280,14 +287,17 @@ class TileTraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # channels-last is how this run computes and not part of what it has learnt
         weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
+        averaged = {}
         if self.average is not None:
             if "optimizer_states" in checkpoint:  # to resume from, so it has both
                 checkpoint[AVERAGE] = self.average.state_dict()
             else:
                 weights = {key: value.contiguous() for key, value in self.average.module.state_dict().items()}
+                averaged = {"averaged": True}
         row = self.history[-1]
         training = {
             **self.provenance,
+            **averaged,
             "epoch": row["epoch"],
             "val_accuracy": row["val_accuracy"],
             "val_loss": row["val_loss"],

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from histo_export.errors import UsageError
+from histo_export.measures import Positive
 from histo_export.spec import is_number
 
 Autocast = Literal["auto", "fp32", "bf16", "fp16"]
@@ -140,7 +141,9 @@ def recipe_named(name: str, parts: Mapping[str, Any] | None = None) -> Recipe:
     recipe = RECIPES[name]
     for part, value in (parts or {}).items():
         if part == "epochs" or part not in asdict(recipe):
-            raise UsageError(f"part {part!r}", "is not a part of a recipe", f"Use one of {', '.join(recipe.settings())}")
+            raise UsageError(
+                f"part {part!r}", "is not a part of a recipe", f"Use one of {', '.join(recipe.settings())}"
+            )
         _check_part(part, value)
     return replace(recipe, **(parts or {}))
 
@@ -217,6 +220,7 @@ class TrainConfig:
             therefore optimistic. "last": of the last epoch. "ema": the exponential moving average of the weights after
             the last step; validation is then by the average, too.
         calibrate: one temperature is fitted on the validation tiles, see `training.calibration`.
+        positive: of two classes the one that is looked for: the test tells the sensitivity at a specificity.
         batch_size: tiles a step and device; several devices together see `batch_size · devices · nodes`.
         lr: peak learning rate of Adam.
         seed: of the initial weights, the order of the tiles, augmentation and dropout.
@@ -238,6 +242,7 @@ class TrainConfig:
     steps: int | None = None
     keep: Keep = "best"
     calibrate: bool = False
+    positive: Positive | None = None
     batch_size: int = 32
     lr: float = 1e-3
     seed: int = 0
@@ -263,6 +268,9 @@ class TrainConfig:
                 raise UsageError(f"{_option(name)} {value}", cause, f"Use {least} or more")
         if not (math.isfinite(self.lr) and 0 < self.lr <= MAX_LR):
             raise UsageError(f"--lr {self.lr}", f"is not above 0 and at most {MAX_LR:g}", "Use e.g. --lr 0.001")
+        if self.positive is not None and not is_number(self.positive.specificity, (0, 1)):
+            thing = f"--specificity {self.positive.specificity}"
+            raise UsageError(thing, "is not a number from 0 to 1", "Use e.g. --specificity 0.95")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{_option(name)} {getattr(self, name)}", "is unknown", f"Use {' or '.join(known)}")
