@@ -153,7 +153,7 @@ class TileTraining(pl.LightningModule):
         return self.net.load_state_dict(state_dict, strict, assign)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """uint8 `(n, 3, crop, crop)` → float32 logits `(n, classes)`; of the average in validation, where there is one."""
+        """uint8 `(n, 3, crop, crop)` → float32 logits `(n, classes)`; in validation of the average, if there is one."""
         tiles = tiles.contiguous(memory_format=self.memory_format)  # while they are bytes, a quarter of the traffic
         net = self.net if self.average is None or self.training else self.average
         logits: Tensor = net(normalise(tiles, self.spec))
@@ -193,9 +193,8 @@ class TileTraining(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.net, self.config)
         steps = steps_per_epoch(len(self.train_tiles), self.config) * self.epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, rate_factor(steps, self.recipe.warmup, self.recipe.schedule)
-        )
+        factor = rate_factor(steps, self.recipe.warmup, self.recipe.schedule)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:

@@ -141,9 +141,8 @@ def recipe_named(name: str, parts: Mapping[str, Any] | None = None) -> Recipe:
     recipe = RECIPES[name]
     for part, value in (parts or {}).items():
         if part == "epochs" or part not in asdict(recipe):
-            raise UsageError(
-                f"part {part!r}", "is not a part of a recipe", f"Use one of {', '.join(recipe.settings())}"
-            )
+            known = ", ".join(name for name in asdict(recipe) if name != "epochs")
+            raise UsageError(f"part {part!r}", "is not a part of a recipe", f"Use one of {known}")
         _check_part(part, value)
     return replace(recipe, **(parts or {}))
 

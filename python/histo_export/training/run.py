@@ -301,9 +301,10 @@ class _Run:
     def _before_training(self, facts: Mapping[str, Any]) -> list[str]:
         """What is trained and how, and what the user should know before, as lines."""
         synthetic = ", synthetic" if self.data.synthetic else ""
+        length = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         lines = [
-            f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), "
-            f"recipe {self.config.described_recipe}, {self.epochs} epoch{'' if self.epochs == 1 else 's'}, {facts['device']}, "
+            f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), recipe "
+            f"{self.config.described_recipe}, {length}, {facts['device']}, "
             f"{facts['precision']['executed']} ({facts['precision']['reason']})"
         ]
         if self.config.weights != "none":
