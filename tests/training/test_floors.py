@@ -84,7 +84,9 @@ def test_a_large_set_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_floor_in_words() -> None:
     found = floor(True, np.zeros(60, bool))
     text = describe_floors({"chance": 1 / 3, "majority": 0.4, "colour": found.to_dict()})
-    assert text.startswith("chance 33.3 %, always the largest class 40.0 %, colour alone 100.0 % (the network is -100.0")
+    assert text.startswith(
+        "chance 33.3 %, always the largest class 40.0 %, colour alone 100.0 % (the network is -100.0"
+    )
     assert "does not beat it" in text
     ahead = replace(found, ahead=0.1, ahead_interval=(0.05, 0.15)).to_dict()
     assert "does not beat it" not in describe_floors({"chance": 1 / 3, "majority": 0.4, "colour": ahead})
