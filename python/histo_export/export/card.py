@@ -240,7 +240,7 @@ def _measure_lines(training: Mapping[str, Any]) -> list[str]:
 
 
 def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value and interval of each of `measures.Measures`, given `AccuracyReport.to_dict()`; old files have none."""
+    """Name, value and interval of each of `measures.Measures`, given `AccuracyReport.to_dict()`; none of old files."""
     measures = test.get("measures")
     if not measures:
         return []
