@@ -137,7 +137,11 @@ class TrainingOptions:
     ] = "best"
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", metavar="", help="Fit a temperature on validation; exported files then have it."),
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            metavar="",
+            help="Fit a temperature on validation; exported files then have it.",
+        ),
     ] = False
     positive: Annotated[
         str | None,
