@@ -29,6 +29,29 @@ class _Data(_Entries):
     notes: list[str] = []
 
 
+class _Measure(_Entries):
+    value: float | None
+    interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+
+
+class _OperatingPoint(_Entries):
+    positive: str
+    threshold: _Fraction
+    sensitivity: _Measure
+    specificity: _Fraction
+
+
+class _Measures(_Entries):
+    balanced_accuracy: _Measure
+    macro_f1: _Measure
+    log_loss: _Measure
+    brier: _Measure
+    calibration_error: _Measure
+    roc_auc: list[_Measure]
+    average_precision: list[_Measure]
+    operating_point: _OperatingPoint | None = None
+
+
 class _Test(_Entries):
     accuracy: _Fraction
     interval: _Interval
@@ -38,6 +61,7 @@ class _Test(_Entries):
     recall: list[_Fraction] = []
     f1: list[_Fraction] = []
     support: list[_Count] = []
+    measures: _Measures | None = None
 
     @model_validator(mode="after")
     def _one_figure_per_class(self) -> _Test:
@@ -45,6 +69,8 @@ class _Test(_Entries):
         given = [name for name in names if name in self.model_fields_set]
         if len({len(getattr(self, name)) for name in given}) > 1:
             raise ValueError(f"{', '.join(given)} differ in length")
+        if self.measures and {len(self.measures.roc_auc), len(self.measures.average_precision)} != {len(self.classes)}:
+            raise ValueError("classes, measures.roc_auc, measures.average_precision differ in length")
         return self
 
 
