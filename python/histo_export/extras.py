@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
         "imagehash": "ImageHash",
+        "sklearn": "scikit-learn",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},
@@ -34,7 +35,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "matplotlib": "matplotlib",
     },
     "ray": {"ray": "ray"},
-    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
+    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""
 

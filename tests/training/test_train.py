@@ -89,7 +89,9 @@ def test_checkpoints_hold_all_that_an_export_needs(whole: TrainResult, spec: Mod
 
 def test_what_a_run_leaves(whole: TrainResult) -> None:
     names = {path.name.split(".tfevents")[0] for path in whole.out.iterdir()}
-    expected = "best.ckpt last.ckpt metrics.csv report.json starts.json curves.png confusion.png events.out"
+    expected = (
+        "best.ckpt last.ckpt metrics.csv report.json starts.json curves.png confusion.png probabilities.png events.out"
+    )
     assert names == set(expected.split())
     with (whole.out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -225,8 +227,10 @@ def test_another_run_is_not_resumed(
 def test_a_run_with_other_augmentation_strengths_is_not_resumed(
     whole: TrainResult, data: TileData, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "AUGMENTATION", dict(recipes.AUGMENTATION) | {"stain": 0.2})
-    with pytest.raises(UsageError, match=r"augmentation is \{.*'stain': 0.2\} now, but was \{.*'stain': 0.05\}"):
+    monkeypatch.setitem(recipes.RECIPES, "strong", replace(recipes.RECIPES["strong"], stain=0.2))
+    with pytest.raises(
+        UsageError, match=r"augmentation is \{.*'stain': 0.2, .*\} now, but was \{.*'stain': 0.05, .*\}"
+    ):
         train(data, spec, CONFIG, whole.out, existing="resume", progress=False)
 
 

@@ -233,6 +233,9 @@ def _check_checkpoint_options(
             "Add --data, and --split and --groups if there were any, as the checkpoint was trained",
         )
     clash = given(training) + [option for option in given(tiles) if option in ("--allow-duplicates", "--resize")]
+    if training.calibrate:
+        run = "--calibrate", "is fitted on validation tiles when a run is tested"
+        raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
     if not low:
         pairs = (("--data", data), ("--split", tiles.split), ("--groups", tiles.groups))
         clash += [option for option, value in pairs if value is not None]

@@ -14,7 +14,7 @@ from histo_export.cli import show
 from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
 from histo_export.errors import HistoError, UsageError
 from histo_export.extras import needs
-from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool
+from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool, percent
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import HistoBlock
@@ -131,7 +131,14 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
 
 def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     """What a user wants to know of a model before using it."""
-    from histo_export.export.card import describe_test, described_settings, epoch_note
+    from histo_export.export.card import (
+        describe_calibration,
+        describe_floors,
+        describe_test,
+        described_settings,
+        epoch_note,
+    )
+    from histo_export.model.provenance import kept_weights
 
     training = facts["training"]
     data = training.get("data", {})
@@ -149,7 +156,11 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "split": data.get("split", ""),
         "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
         "epoch": epoch_note(training),
+        "kept": kept_weights(training),
+        "validation accuracy": percent(accuracy) if (accuracy := training.get("val_accuracy")) is not None else "",
         "test accuracy": describe_test(training),
+        "floors": describe_floors(floors).replace("**", "") if (floors := training.get("floors")) else "",
+        "calibrated": describe_calibration(calibration) if (calibration := training.get("calibration")) else "",
         "trained": str(training.get("date", "")),
         "made for": f"{facts['precision']}, {facts['input']} input" if "precision" in facts else "",
         "versions": ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items()),

@@ -148,6 +148,30 @@ class TrainingOptions:
     balance: Annotated[
         bool, typer.Option("--balance", metavar="", help="Draw each class equally often, however many tiles it has.")
     ] = False
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Length in optimiser steps in place of epochs, rounded up to whole epochs."),
+    ] = None
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="W",
+            help="Weights to keep: [b]best[/b] epoch by validation, [b]last[/b], or [b]ema[/b]: their moving average.",
+        ),
+    ] = "best"
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            metavar="",
+            help="Fit a temperature on validation; exported files then have it.",
+        ),
+    ] = False
+    positive: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Of two classes the one to find: tells the sensitivity at --specificity."),
+    ] = None
+    specificity: Annotated[float, typer.Option(metavar="S", help="With --positive: the specificity to keep.")] = 0.95
     dropout: Annotated[
         float, typer.Option(metavar="P", help="Probability of dropout before the linear layer, while training.")
     ] = 0.0
@@ -181,9 +205,11 @@ class OutputOptions:
 
 
 TRAINING_ORDER = (
-    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "groups"),
-    *("allow_duplicates", "resize", "crop", "mpp", "mean", "std", "tile_size"),
-    *("balance", "dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
+    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "steps"),
+    *("classes", "split", "groups", "allow_duplicates", "resize", "crop"),
+    *("mpp", "mean", "std", "tile_size"),
+    *("balance", "keep", "calibrate", "positive", "specificity"),
+    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`, of the panels and within them: what people set most often first."""

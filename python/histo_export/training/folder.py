@@ -29,13 +29,14 @@ class RunFolder:
         self.best, self.last = path / "best.ckpt", path / "last.ckpt"
         self.metrics, self.report = path / "metrics.csv", path / "report.json"
         self.curves, self.confusion = path / "curves.png", path / "confusion.png"
+        self.probabilities, self.calibration = path / "probabilities.png", path / "calibration.png"
         self.options, self.starts = path / "options.json", path / "starts.json"
         self.duplicates = path / "duplicates.csv"
 
     def existing(self) -> list[Path]:
         """The files of a run that exist, without duplicates.csv, which a run that is refused leaves, too."""
         files = [self.best, self.last, self.metrics, self.report, self.curves, self.confusion]
-        files += [self.options, self.starts]
+        files += [self.probabilities, self.calibration, self.options, self.starts]
         return [file for file in files if file.exists()] + sorted(self.path.glob(EVENTS))
 
     def contents(self) -> list[str]:

@@ -26,10 +26,16 @@ from histo_export.training.recipes import TrainConfig
 if TYPE_CHECKING:
     from histo_export.data import TileData
 
-ADDED_SINCE_0_1_0 = ("augmentation",)
-"""Entries of `TrainConfig.identity` that checkpoints of version 0.1.0 lack."""
-BEFORE: Mapping[str, object] = {"balance": False}
-"""What runs were like whose record lacks an entry of `TrainConfig.identity`."""
+ADDED_SINCE_0_1_0: Mapping[str, Any] = {
+    "keep": "best",
+    "balance": False,
+    "settings": {"schedule": "cosine", "ema_decay": 0.999},
+    "augmentation": {"random_crop": True, "flips": True, "turns": True, "grey": 0.0},
+}
+"""What older checkpoints lack of `TrainConfig.identity`, and the values that their runs had.
+
+Those of version 0.1.0 lack all strengths of the augmentation, which are then not compared.
+"""
 FEW_GROUPS = 10
 """Groups in a test below which its interval says little."""
 IMBALANCE = 5
@@ -138,11 +144,10 @@ def run_to_resume(
     recorded = checkpoint.training
     try:
         before, now = checkpoint.spec.to_dict(), spec.to_dict()
+        earlier = _with_new_entries(recorded)
         for key, value in config.identity(config.epochs or recorded["epochs"]).items():
-            if key in BEFORE:
-                before[key], now[key] = recorded.get(key, BEFORE[key]), value
-            elif key in recorded or key not in ADDED_SINCE_0_1_0:
-                before[key], now[key] = recorded[key], value
+            if key != "augmentation" or key in recorded:
+                before[key], now[key] = earlier[key], value
         before["settings"] = {key: value for key, value in before["settings"].items() if key != "epochs"}
         executed = recorded["precision"]["executed"]
         if config.autocast not in ("auto", executed):
@@ -169,6 +174,15 @@ def run_to_resume(
         export = shlex.join(["histo", "export", str(last)])
         raise HistoError(best, cause, f"Copy it back, export the last epoch ({export}), or train again with --force")
     return recorded
+
+
+def _with_new_entries(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run with the entries of its identity that a run of an older version lacks."""
+    complete = {"keep": ADDED_SINCE_0_1_0["keep"], "balance": ADDED_SINCE_0_1_0["balance"], **recorded}
+    complete["settings"] = {**ADDED_SINCE_0_1_0["settings"], **recorded["settings"]}
+    if augmentation := recorded.get("augmentation"):
+        complete["augmentation"] = {**ADDED_SINCE_0_1_0["augmentation"], **augmentation}
+    return complete
 
 
 def _read_last(last: Path) -> Checkpoint:
