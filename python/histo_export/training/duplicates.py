@@ -45,7 +45,7 @@ def judge_duplicates(data: TileData, allow: bool, folder: RunFolder | None, cons
         place = f", all listed in {folder.duplicates}" if folder is not None else ""
         raise HistoError(
             data.name,
-            f"tiles that lie in two splits:{listed(across)}{len(across):,} tiles{place}",
+            f"tiles that lie in two splits:{listed(across)}{len(across):,} tile{'' if len(across) == 1 else 's'}{place}",
             "Remove them, keep the tiles of a slide together with --groups, or add --allow-duplicates",
         )
     notes = duplicate_notes(near, [len(part) for part in splits])
