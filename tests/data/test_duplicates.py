@@ -64,7 +64,7 @@ def test_repeats_in_one_split_and_labels_that_disagree_are_noted(tiles: Path) ->
     found = all_twins(data)
     assert [(twin.across, twin.label == twin.twin_label) for twin in found] == [(False, False), (False, True)]
     repeated, clash = data.notes
-    assert repeated.startswith("1 tiles repeat another tile of their split (for example train/TUMOR/again.png = ")
+    assert repeated.startswith("repeated within a split: 1 (for example train/TUMOR/again.png = ")
     assert clash.endswith("(for example train/MUCOSA/0.png = train/TUMOR/1.png): no model can get both right")
     assert "classes TUMOR and MUCOSA" in str(found[0])
 

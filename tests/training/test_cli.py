@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from histo_export import cli
 from histo_export.data import TileData
@@ -322,3 +324,38 @@ def test_a_positive_class_is_one_of_two(
     config = TrainConfig(epochs=1, positive=Positive(positive))
     with pytest.raises(UsageError, match=message):
         run.train(replace(few, classes=classes), spec, config, tmp_path / "run", progress=False)
+
+
+def test_groups_size_and_balance_reach_the_run_and_its_resumption(
+    histo: Histo, trained: Trained, tmp_path: Path
+) -> None:
+    for k, c in enumerate("AB"):
+        for slide in range(4):
+            for i in range(2):
+                path = tmp_path / "tiles" / c / f"s{slide}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([k, slide, i]).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+    options = ["--groups", "folder:1", "--resize", 64, "--crop", 32, "--mpp", 0.25, "--balance", "--allow-duplicates"]
+    code, _, err = histo("train", "tiles", *options, "--out", "run")
+    assert (code, STOP in err) == (1, True)
+    data, spec, config, *_ = trained.calls[-1]
+    assert data.groups is not None
+    assert sum(data.groups) == 4
+    assert (spec.tile_size, spec.resized_from, spec.mpp) == (64, 80, 0.3125)
+    assert (config.balance, config.allow_duplicates) == (True, True)
+    histo("train", "--resume", "run")
+    again, *rest = trained.calls[-1]
+    assert (again.fingerprint, rest[:3]) == (data.fingerprint, [spec, config, Path("run")])
+    code, _, err = histo("train", "--resume", "run", "--groups", "folder:2", "--resize", 40)
+    assert code == 2
+    assert "--groups folder:2 was folder:1; --resize 40 was 64" in err
+    for wrong, words in (
+        (["--groups", "("], "--groups (: is not a regular expression"),
+        (["--resize", 100], "--resize 100: is smaller than the crop of 128 pixels"),
+        (["--groups", "folder:2", "--crop", 32], "train, val and test need a group each of every class"),
+    ):
+        code, _, err = histo("train", "tiles", *wrong, "--out", "other")
+        assert code in (1, 2)
+        assert words in err
+    assert not Path("other").exists()

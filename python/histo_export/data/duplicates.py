@@ -175,8 +175,8 @@ def duplicate_notes(twins: Sequence[Twin], sizes: Sequence[int]) -> list[str]:
     within = [twin for twin in twins if not twin.across and twin.label == twin.twin_label]
     if within:
         notes.append(
-            f"{len(within):,} tiles repeat another tile of their split (for example {within[0].name} = "
-            f"{within[0].twin_name}): each counts as often as it occurs"
+            f"repeated within a split: {len(within):,} (for example {within[0].name} = {within[0].twin_name}); each "
+            "counts as often as it occurs"
         )
     if clashes := [twin for twin in twins if twin.identical and twin.label != twin.twin_label]:
         notes.append(

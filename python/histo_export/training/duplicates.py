@@ -42,10 +42,11 @@ def judge_duplicates(data: TileData, allow: bool, folder: RunFolder | None, cons
         folder.write_duplicates(duplicates_csv(twins) if twins else None)
     across = [str(twin) for twin in twins if twin.across]
     if across and not allow:
+        count = f"{len(across):,} tile{'' if len(across) == 1 else 's'}"
         place = f", all listed in {folder.duplicates}" if folder is not None else ""
         raise HistoError(
             data.name,
-            f"tiles that lie in two splits:{listed(across)}{len(across):,} tiles{place}",
+            f"tiles that lie in two splits:{listed(across)}{count}{place}",
             "Remove them, keep the tiles of a slide together with --groups, or add --allow-duplicates",
         )
     notes = duplicate_notes(near, [len(part) for part in splits])
