@@ -23,6 +23,7 @@ from histo_export.runtimes import open_runtime
 from histo_export.spec import ModelSpec
 from histo_export.training import run as training_run
 from histo_export.training.calibration import LIMITS, calibrate, fit_temperature
+from histo_export.training.folder import RunFolder
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import TrainConfig
 from histo_export.training.result import TrainResult
@@ -160,6 +161,8 @@ def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
         return calibrate(val, val_labels, *test)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "calibrate", spy)
-    again = train(few, calibrated_run.spec, CONFIG, out, existing="resume", progress=False)
+    options = {"training": {"calibrate": True}}
+    again = train(few, calibrated_run.spec, CONFIG, out, existing="resume", options=options, progress=False)
+    assert RunFolder(out).read_options() == options, "the next resumption tests as this one"
     assert again.calibration == calibrated_run.calibration
     assert len(seen[0]) == len(few.val)
