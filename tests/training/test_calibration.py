@@ -64,10 +64,10 @@ def test_what_a_temperature_changes_is_told_for_both_splits() -> None:
 def test_tiles_that_are_too_easy_give_a_remark_in_place_of_a_temperature_of_zero() -> None:
     labels = np.arange(30) % 3
     found = calibrate(3 * np.eye(3)[labels], labels, 3 * np.eye(3)[labels], labels)
-    assert found.temperature == pytest.approx(LIMITS[0], rel=0.01)
+    assert LIMITS[0] <= found.temperature < 0.2
     remark = found.remark()
     assert remark is not None
-    assert "is at the limit of what is fitted" in remark
+    assert "is not to be trusted: the 30 validation tiles are too few or too easy" in remark
 
 
 def with_temperature(checkpoint: Checkpoint, temperature: float) -> Checkpoint:
