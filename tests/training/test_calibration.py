@@ -88,23 +88,24 @@ RUNTIMES = {"onnxruntime": "onnx", "torchscript": "torchscript", "native": "nati
 
 
 @pytest.fixture(scope="module")
-def calibrated_files(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("calibrated")
-    source = Source(with_temperature(checkpoint, 1.7).calibrated(), "float", None, name="made", opset=13)
-    write_formats(folder, ["onnx", "torchscript", "native"], source, lambda step: None)
-    yield folder
-    shutil.rmtree(folder)
+def files(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """The files of the network, and of the calibrated one."""
+    folders = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("calibrated")
+    for folder, made in zip(folders, (checkpoint, with_temperature(checkpoint, 1.7).calibrated()), strict=True):
+        write_formats(folder, ["onnx", "torchscript", "native"], Source(made, name="made"), lambda step: None)
+    yield folders
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_every_runtime_gives_the_logits_over_the_temperature(
-    name: str, checkpoint: Checkpoint, bundle: Path, calibrated_files: Path
+    name: str, checkpoint: Checkpoint, files: tuple[Path, Path]
 ) -> None:
     file = FORMATS[RUNTIMES[name]].file
     assert file is not None
     plain, calibrated = (
-        open_runtime(name, folder / file, threads=1).run(checkpoint.golden).astype(np.float64)
-        for folder in (bundle, calibrated_files)
+        open_runtime(name, folder / file, threads=1).run(checkpoint.golden).astype(np.float64) for folder in files
     )
     assert np.abs(calibrated - plain / 1.7).max() < 5e-6 * np.abs(plain).max()
     assert (calibrated.argmax(1) == plain.argmax(1)).all()
