@@ -285,7 +285,10 @@ def test_how_a_run_is_tested_may_change_and_its_length_may_be_in_steps(histo: Hi
     histo("train", "--resume", "run", "--calibrate", "--positive", "TUMOR", "--specificity", 0.9)
     assert trained.last[1] == replace(config, calibrate=True, positive=Positive("TUMOR", 0.9))
     histo("train", "--resume", "run", "--epochs", 7)
-    assert trained.last[1] == replace(config, steps=None, epochs=7)
+    later = replace(config, calibrate=True, positive=Positive("TUMOR", 0.9))
+    assert trained.last[1] == replace(later, steps=None, epochs=7)
+    histo("train", "--resume", "run", "--no-calibrate")
+    assert trained.last[1] == replace(later, steps=None, epochs=7, calibrate=False)
     code, _, err = histo("train", "--resume", "run", "--keep", "best")
     assert code == 2
     assert "--keep best was ema" in err

@@ -16,6 +16,8 @@ from histo_export.measures import Labels, calibration_error, log_losses, probabi
 
 LIMITS = (0.05, 20.0)
 """Of the temperature. Where every validation tile is right, the best one is 0, which no network can have."""
+LEAST_LOSS = 1e-6
+"""Nats. Below, all low temperatures are as good."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Calibrated:
         return asdict(self)
 
     def remark(self) -> str | None:
-        """A sentence where the fit is at a limit, which is no temperature to trust; None elsewhere."""
-        if all(abs(self.temperature / limit - 1) > 0.01 for limit in LIMITS):
+        """A sentence where the tiles do not determine the temperature; None elsewhere."""
+        at_limit = any(abs(self.temperature / limit - 1) < 0.01 for limit in LIMITS)
+        if not at_limit and self.val_after.log_loss > LEAST_LOSS:
             return None
         return (
-            f"the temperature {self.temperature:.3g} is at the limit of what is fitted: the {self.tiles:,} validation "
-            f"tiles are too few or too easy to tell how sure the network may be"
+            f"the temperature {self.temperature:.3g} is not to be trusted: the {self.tiles:,} validation tiles are too "
+            "few or too easy to tell how sure the network may be"
         )
 
 

@@ -178,10 +178,12 @@ def run_to_resume(
 
 def _with_new_entries(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """The provenance of a run with the entries of its identity that a run of an older version lacks."""
-    complete = {"keep": ADDED_SINCE_0_1_0["keep"], "balance": ADDED_SINCE_0_1_0["balance"], **recorded}
-    complete["settings"] = {**ADDED_SINCE_0_1_0["settings"], **recorded["settings"]}
-    if augmentation := recorded.get("augmentation"):
-        complete["augmentation"] = {**ADDED_SINCE_0_1_0["augmentation"], **augmentation}
+    complete = dict(recorded)
+    for name, entry in ADDED_SINCE_0_1_0.items():
+        if not isinstance(entry, Mapping):
+            complete.setdefault(name, entry)
+        elif recorded.get(name):  # None: no augmentation
+            complete[name] = recorded[name] | {key: v for key, v in entry.items() if key not in recorded[name]}
     return complete
 
 

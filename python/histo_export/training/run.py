@@ -362,6 +362,8 @@ class _Run:
         remarks = [at_chance, floor.remark(), calibrated and calibrated.remark(), *test.remarks()]
         starts = self._starts(len(history))
         folder.write_starts(starts)
+        if self.options is not None:  # a complete run may be tested in another way than before
+            folder.write_options(self.options)
         result = TrainResult(
             out=folder.path,
             checkpoint=folder.best,
