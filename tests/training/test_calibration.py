@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from histo_export.data import TileData
+from histo_export.data import TileData, TileSet
 from histo_export.export import run as export_run
 from histo_export.export.card import describe_calibration
 from histo_export.export.formats import FORMATS, Source, write_formats
@@ -23,6 +23,7 @@ from histo_export.runtimes import open_runtime
 from histo_export.spec import ModelSpec
 from histo_export.training import run as training_run
 from histo_export.training.calibration import LIMITS, calibrate, fit_temperature
+from histo_export.training.floors import colour_floor
 from histo_export.training.folder import RunFolder
 from histo_export.training.module import TileTraining
 from histo_export.training.recipes import TrainConfig
@@ -142,6 +143,25 @@ def test_a_run_records_its_temperature_and_keeps_its_weights(calibrated_run: Tra
     assert report["calibration"] == result.calibration
     assert report["floors"]["colour"]["accuracy"] == result.floors["colour"]["accuracy"]
     assert (result.out / "calibration.png").is_file()
+
+
+def test_intervals_are_by_group_where_the_test_tiles_have_groups(
+    calibrated_run: TrainResult, few: TileData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = few.test
+    groups = np.array([f"slide {i % 2}" for i in range(len(tiles))])
+    grouped = replace(few, test=TileSet(tiles.classes, tiles.labels, tiles.names, tiles.tile, groups=groups))
+    of_floor: list[Any] = []
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        of_floor.append(settings["groups"])
+        return colour_floor(*args, **settings)
+
+    monkeypatch.setattr(training_run, "colour_floor", spy)
+    out = shutil.copytree(calibrated_run.out, tmp_path / "run")
+    assert calibrated_run.test.groups is None
+    assert train(grouped, calibrated_run.spec, CONFIG, out, existing="resume", progress=False).test.groups == 2
+    assert of_floor[0].tolist() == groups.tolist()
 
 
 def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
