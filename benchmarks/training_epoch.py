@@ -37,7 +37,7 @@ from histo_export.trained_on import TrainedOn
 from histo_export.training.module import EVAL_BATCH, EpochSampler, EpochTiles, TileTraining
 from histo_export.training.precision import low_precision
 from histo_export.training.progress import quiet_lightning
-from histo_export.training.recipes import AUGMENTATION, TrainConfig, rate_factor, recipe_named
+from histo_export.training.recipes import TrainConfig, rate_factor
 from histo_export.training.trainer import choose_device, make_trainer
 
 
@@ -59,7 +59,8 @@ class Bench:
         self.spec = ModelSpec(pool=args.pool, classes=classes, crop=args.crop, tile_size=args.crop + 22)
         self.config = TrainConfig(recipe=args.recipe, batch_size=args.batch, device=args.device, autocast="fp32")
         self.device = choose_device(args.device)
-        augmentation = Augmentation(args.crop, **AUGMENTATION) if recipe_named(args.recipe).augmentation else None
+        strengths = self.config.resolved_recipe.augmentation
+        augmentation = Augmentation(args.crop, **strengths) if strengths else None
         self.train = TorchTiles(self._tiles(args.tiles), args.crop, augmentation, self.config.seed)
         self.val = TorchTiles(self._tiles(max(8, args.tiles // 4)), args.crop)
         torch.manual_seed(0)
@@ -90,7 +91,7 @@ class Bench:
     def plain(self) -> tuple[float, TileNet, float]:
         """The same epoch, written as one would without a framework."""
         net = copy.deepcopy(self.start).to(self.device, memory_format=torch.channels_last)
-        recipe = recipe_named(self.config.recipe)
+        recipe = self.config.resolved_recipe
         order = EpochSampler(len(self.train), self.config.batch_size, self.config.seed)
         batches = DataLoader(EpochTiles(self.train), self.config.batch_size, sampler=order)
         if recipe.weight_decay:
@@ -103,7 +104,9 @@ class Bench:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=self.config.lr, fused=True)
         else:
             optimizer = torch.optim.Adam(net.parameters(), lr=self.config.lr, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(len(batches), recipe.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, rate_factor(len(batches), recipe.warmup, recipe.schedule)
+        )
         start = time.perf_counter()
         net.train()
         total, correct, seen = 0.0, 0, 0

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from histo_export.export.bundle import BundleConfig, HistoBlock
 from histo_export.export.card import model_card
+from histo_export.measures import Positive
+from histo_export.metrics import report_of
 from histo_export.spec import ModelSpec
 
 TEST = {
@@ -19,6 +22,13 @@ TEST = {
     "recall": [0.5, 1.0],
     "f1": [0.7, 0.8],
     "support": [100, 1234],
+}
+
+
+NONE = {"value": None, "interval": None}
+MEASURES = {
+    **dict.fromkeys(("balanced_accuracy", "macro_f1", "log_loss", "brier", "calibration_error"), NONE),
+    **{key: [NONE, NONE] for key in ("roc_auc", "average_precision")},
 }
 
 
@@ -51,6 +61,57 @@ def test_figures_of_each_class() -> None:
     text = card({"data": {"name": "tiles", "synthetic": False}, "test": TEST})
     assert "- Test accuracy: 90.0 % (95 % bootstrap interval 85.0 % to 94.0 %, 200 tiles of the test split)" in text
     assert "| TUMOR | 91.0 % | 50.0 % | 70.0 % | 100 |\n| a\\|b | 89.0 % | 100.0 % | 80.0 % | 1,234 |" in text
+
+
+def test_measures_floors_and_calibration() -> None:
+    logits = np.array([[3, 1], [0, 2], [2, 1], [1, 4], [1, 2], [2, 0]], np.float32)
+    labels = np.array([0, 1, 1, 1, 0, 0])
+    test = report_of(("TUMOR", "a|b"), logits, labels, positive=Positive("a|b", 0.5)).to_dict()
+    colour = {"accuracy": 0.7, "interval": [0.6, 0.8], "ahead": -0.03, "ahead_interval": [-0.09, 0.02]}
+    figures = {"calibration_error": 0.2, "log_loss": 1.0, "brier": 0.3}
+    after = figures | {"calibration_error": 0.05}
+    calibration: dict[str, Any] = {"temperature": 1.5, "tiles": 1200, "val_before": figures, "val_after": after}
+    calibration |= {"test_before": figures, "test_after": after | {"calibration_error": 0.1}}
+    history = [{"epoch": e, "val_accuracy": a, "val_loss": 1.0} for e, a in ((1, 0.5), (2, 0.9))]
+    text = card(
+        {
+            **{"test": test, "calibration": calibration, "history": history, "epoch": 2, "epochs": 2},
+            "val_accuracy": 0.9,
+            "floors": {"chance": 0.5, "majority": 0.55, "colour": colour},
+        }
+    )
+    assert "| macro F1 | 66.7 % | " in text
+    assert f"| ROC AUC, a\\|b | {test['measures']['roc_auc'][1]['value']:.3f} | " in text
+    point = test["measures"]["operating_point"]
+    threshold = f"{100 * point['specificity']:.1f} % (probability ≥ {point['threshold']:.3f})"
+    assert f"| sensitivity for a\\|b at specificity {threshold} | " in text
+    assert "(epoch 2, chosen because its validation accuracy is the highest, which is optimistic)" in text
+    assert (
+        "- Floors on the same tiles: chance 50.0 %, always the largest class 55.0 %, colour alone 70.0 % (the network "
+        "is -3.0 points from it, 95 % interval -9.0 to +2.0; **it does not beat it, and may have learnt nothing but "
+        "the stain**)"
+    ) in text
+    assert (
+        "- Calibrated: logits divided by 1.5, fitted on 1,200 validation tiles; calibration error 20.0 % → 5.0 % on "
+        "these, 20.0 % → 10.0 % on test"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        ({"calibration": {"temperature": 0}}, "calibration.temperature"),
+        ({"floors": {"chance": 0.5, "majority": 0.5}}, "floors.colour"),
+        ({"test": TEST | {"measures": {"roc_auc": 3}}}, "test.measures"),
+        (
+            {"test": TEST | {"measures": MEASURES | {"roc_auc": []}}},
+            "roc_auc, measures.average_precision differ in len",
+        ),
+    ],
+)
+def test_a_record_that_no_training_writes_is_refused(record: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        card(record)
 
 
 def test_an_extended_run_and_the_last_epoch_are_told() -> None:

@@ -22,6 +22,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "onnx": "onnx",
         "onnxscript": "onnxscript",
         "matplotlib": "matplotlib",
+        "imagehash": "ImageHash",
+        "sklearn": "scikit-learn",
     },
     "onnx": {"onnxruntime": "onnxruntime-gpu", "onnx": "onnx"},
     "onnx-cpu": {"onnxruntime": "onnxruntime", "onnx": "onnx"},
@@ -34,7 +36,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "matplotlib": "matplotlib",
     },
     "ray": {"ray": "ray"},
-    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow"},
+    "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""
 ONNXRUNTIMES = ("onnx", "onnx-cpu")

@@ -1,4 +1,4 @@
-"""Pictures as PNG: the learning curves and the confusion matrix of a run, and an empty figure for others.
+"""Pictures as PNG: learning curves, confusion matrix and probabilities of a run, and an empty figure for others.
 
 Names that come from a user are drawn as `shown` gives them. They may have any characters, and any length.
 """
@@ -25,15 +25,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from histo_export.errors import not_written
 from histo_export.files import atomic_file
+from histo_export.measures import BINS, calibration_bins, calibration_error
 from histo_export.metrics import SPLIT_TILES
 from histo_export.spec import percent
 
 if TYPE_CHECKING:
+    from histo_export.measures import Floats, Labels
     from histo_export.metrics import AccuracyReport
 
 TRAIN, VAL, INK, CHANCE = "#2f6db3", "#d1672c", "#333333", "#7a7a7a"
 """Colour-blind readers can tell blue and orange apart; line styles repeat the difference for grey print."""
 DPI = 200
+LINES = ("#2f6db3", "#d1672c", "#4d9a5b", "#a03b6b", "#7a6fb0", "#b8962e", "#3aa0a8", "#8c564b", "#555555", "#000000")
+"""Of the classes, as many as a reader can tell apart; with more classes there is the line of each, without its name."""
 SHARED, NUMBERED, NAMED = 20, 60, 150
 """Most classes of a confusion matrix with counts and shares in its fields, with counts, and with each class named."""
 LEAST_SPAN = 0.1
@@ -191,6 +195,98 @@ def _name_classes(axes: Axes, names: Sequence[str], size: float) -> None:
         axes.set_yticks(np.arange(n - 1) + 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5 if n <= 20 else 0.5)
         axes.tick_params(which="minor", length=0)
+
+
+def save_probabilities(
+    path: Path, report: AccuracyReport, probabilities: Floats, labels: Labels, *, title: str, split: str
+) -> None:
+    """ROC and precision-recall curves of each class against the rest, and the reliability diagram; by scikit-learn.
+
+    Args:
+        path: the PNG.
+        report: of the same tiles, with `measures`.
+        probabilities: `(n, classes)`.
+        labels: `(n,)`.
+        title: one line above.
+        split: a key of `metrics.SPLIT_TILES`.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    assert report.measures is not None
+    figure = new_figure(10.2, 3.9)
+    roc, recall, reliability = figure.subplots(1, 3)
+    few = len(report.classes) <= len(LINES)
+    for column, name in enumerate(report.classes):
+        truth = labels == column
+        auc, precision = report.measures.roc_auc[column].value, report.measures.average_precision[column].value
+        if auc is None or precision is None:
+            continue
+        false, true, _ = roc_curve(truth, probabilities[:, column])
+        precisions, recalls, _ = precision_recall_curve(truth, probabilities[:, column])
+        look: dict[str, Any] = {"color": LINES[column] if few else CHANCE, "linewidth": 1.3 if few else 0.4}
+        label = f"{shown(name, 18)}: AUC {auc:.3f}, AP {precision:.3f}" if few else None
+        roc.plot(false, true, label=label, **look)
+        recall.plot(recalls, precisions, drawstyle="steps-post", **look)
+    roc.plot([0, 1], [0, 1], "-.", color=CHANCE, linewidth=0.9, label="chance (ROC)")
+    roc.set(xlabel="false positives, share of the rest", ylabel="true positives, share of the class")
+    recall.set(xlabel="recall", ylabel="precision")
+    draw_reliability(reliability, probabilities, labels)
+    for axes, name in ((roc, "ROC"), (recall, "precision and recall"), (reliability, "reliability")):
+        axes.set_title(name, fontsize=8.5)
+        _share_axes(axes)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
+    figure.suptitle(f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}, each class against the rest", fontsize=9)
+    save_figure(figure, path)
+
+
+def save_calibration(
+    path: Path, before: Floats, after: Floats, labels: Labels, *, title: str, temperature: float, split: str
+) -> None:
+    """The reliability diagrams before and after calibration, side by side.
+
+    Args:
+        path: the PNG.
+        before, after: probabilities `(n, classes)`.
+        labels: `(n,)`.
+        title: one line above.
+        temperature: by which the logits were divided.
+        split: a key of `metrics.SPLIT_TILES`.
+    """
+    figure = new_figure(7.2, 3.9)
+    sides = figure.subplots(1, 2)
+    names = ("before", f"after: logits / {temperature:.3g}")
+    for axes, probabilities, name in zip(sides, (before, after), names, strict=True):
+        draw_reliability(axes, probabilities, labels)
+        axes.set_title(f"{name}\ncalibration error {percent(calibration_error(probabilities, labels))}", fontsize=8.5)
+        _share_axes(axes)
+    figure.suptitle(f"{title}\n{len(labels):,} {SPLIT_TILES[split]}", fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_reliability(axes: Axes, probabilities: Floats, labels: Labels) -> None:
+    """Accuracy over the probability of the top class, in bins; grey columns are the share of the tiles in each bin."""
+    bins, confidence, right = calibration_bins(probabilities, labels)
+    tiles = np.bincount(bins, minlength=BINS)
+    used = tiles > 0
+    mean, accuracy = (np.bincount(bins, values, BINS)[used] / tiles[used] for values in (confidence, right))
+    axes.bar((np.arange(BINS) + 0.5) / BINS, tiles / tiles.sum(), width=0.9 / BINS, color="#e3e3e3")
+    axes.plot([0, 1], [0, 1], "-.", color=CHANCE, linewidth=0.9)
+    axes.plot(mean, accuracy, "-", color=TRAIN, linewidth=1.0)
+    axes.scatter(mean, accuracy, s=8 + 60 * tiles[used] / tiles.max(), color=TRAIN, zorder=3)
+    axes.set(xlabel="probability of the top class", ylabel="accuracy; columns: share of the tiles")
+
+
+def _share_axes(axes: Axes) -> None:
+    """Both axes from 0 % to 100 %."""
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_box_aspect(1)
+    axes.tick_params(labelsize=7.5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(percent_ticks())
+        axis.label.set_fontsize(8)
+    axes.grid(linewidth=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def percent_ticks() -> PercentFormatter:

@@ -1,16 +1,21 @@
-"""How good a classifier is: accuracy with its interval, and the figures of each class."""
+"""How good a classifier is: accuracy with its interval, the figures of each class, and those of the probabilities.
+
+The latter (`measures`) need scikit-learn; without it, they are left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.extras import installed
+from histo_export.measures import Measures, Positive, log_losses, measures_of
 from histo_export.spec import percent
-from histo_export.statistics import bootstrap_interval
+from histo_export.statistics import bootstrap_interval, mean_interval
 
 SPLIT_TILES = {
     "train": "training tiles",
@@ -28,12 +33,14 @@ class AccuracyReport:
     Attributes:
         tiles: how many were judged.
         accuracy: fraction of tiles whose largest logit is at the true class.
-        interval: its 95 % percentile bootstrap interval over tiles. Tiles of one slide or patient are not
-            independent, so between patients the spread is wider.
+        interval: its 95 % percentile bootstrap interval over groups, or over tiles where there are no groups. Tiles of
+            one slide or patient are not independent, so between patients the spread is wider.
+        groups: number of groups (slides or patients); None: unknown.
         loss: mean cross entropy in nats.
         precision, recall, f1: per class; 0 where undefined.
         support: tiles per class.
         confusion: counts, rows true class, columns predicted class.
+        measures: of the probabilities; None without scikit-learn, and where a logit is not finite.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +53,8 @@ class AccuracyReport:
     f1: tuple[float, ...]
     support: tuple[int, ...]
     confusion: tuple[tuple[int, ...], ...]
+    groups: int | None = None
+    measures: Measures | None = None
 
     @property
     def macro_f1(self) -> float:
@@ -56,6 +65,11 @@ class AccuracyReport:
     def balanced_accuracy(self) -> float:
         """Mean of the recall of the classes that have tiles: each class counts the same, however many tiles it has."""
         return self._mean(self.recall)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess, each class as likely."""
+        return 1 / len(self.classes)
 
     @property
     def majority_accuracy(self) -> float:
@@ -83,9 +97,11 @@ class AccuracyReport:
         """Plain lists and numbers."""
 
         def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(v) for key, v in value.items()}
             return [plain(v) for v in value] if isinstance(value, tuple) else value
 
-        derived = ("macro_f1", "balanced_accuracy", "majority_accuracy")
+        derived = ("macro_f1", "balanced_accuracy", "majority_accuracy", "chance")
         return {key: plain(value) for key, value in asdict(self).items()} | {key: getattr(self, key) for key in derived}
 
 
@@ -116,26 +132,47 @@ def chance_remark(split: str, accuracy: float, classes: Sequence[str], tiles: Se
 
 
 def report_of(
-    classes: tuple[str, ...], logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int = 0
+    classes: tuple[str, ...],
+    logits: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    seed: int = 0,
+    groups: npt.NDArray[np.generic] | None = None,
+    *,
+    positive: Positive | None = None,
 ) -> AccuracyReport:
-    """The figures of logits `(n, classes)` against labels `(n,)`."""
+    """The figures of logits `(n, classes)` against labels `(n,)`.
+
+    Args:
+        classes: names.
+        logits, labels: of the tiles.
+        seed: of the bootstrap.
+        groups: `(n,)`, the slide or patient of each tile, by which intervals are then made; None: unknown.
+        positive: of two classes the one that is looked for, and the specificity at which the sensitivity is told.
+    """
     n, k = len(labels), len(classes)
     predicted = logits.argmax(1)
     confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
     right, support, answers = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     correct = int(right.sum())
-    return AccuracyReport(
+    hits = (predicted == labels).astype(np.float64)
+    report = AccuracyReport(
         classes=tuple(classes),
         tiles=n,
         accuracy=correct / n,
-        interval=bootstrap_interval(correct, n, seed),
+        interval=bootstrap_interval(correct, n, seed) if groups is None else mean_interval(hits, seed, groups),
         loss=_cross_entropy(logits, labels),
         precision=_shares(right, answers),
         recall=_shares(right, support),
         f1=_shares(2 * right, support + answers),
         support=tuple(support.tolist()),
         confusion=tuple(map(tuple, confusion.tolist())),
+        groups=None if groups is None else len(np.unique(groups)),
     )
+    if not installed("sklearn"):
+        return report
+    counted = report.balanced_accuracy, report.macro_f1
+    rest = measures_of(classes, logits, labels, counted=counted, seed=seed, groups=groups, positive=positive)
+    return replace(report, measures=rest)
 
 
 def _shares(parts: npt.NDArray[np.int64], wholes: npt.NDArray[np.int64]) -> tuple[float, ...]:
@@ -146,6 +183,4 @@ def _shares(parts: npt.NDArray[np.int64], wholes: npt.NDArray[np.int64]) -> tupl
 def _cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
     """The mean over tiles of -log softmax(logits)[label], in nats."""
     with np.errstate(invalid="ignore"):  # infinite logits give NaN
-        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-        chosen = shifted[np.arange(len(labels)), labels]
-        return float((np.log(np.exp(shifted).sum(1)) - chosen).mean())
+        return float(log_losses(logits, labels).mean())

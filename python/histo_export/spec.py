@@ -82,6 +82,8 @@ class ModelSpec:
         mean, std: per RGB channel, of values in [0, 1].
         mpp: µm per pixel of the tiles, where known.
         dropout: probability before the linear layer while training.
+        resized_from: side in pixels that the training tiles had before they were resampled to `tile_size`; `mpp` is
+            that of the resampled tiles. None: they were not resampled.
     """
 
     pool: int
@@ -92,6 +94,7 @@ class ModelSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     mpp: float | None = None
     dropout: float = 0.0
+    resized_from: int | None = None
 
     def __post_init__(self) -> None:
         self._check_sides()
@@ -122,6 +125,12 @@ class ModelSpec:
             )
         if self.tile_size > MAX_SIDE:
             raise UsageError(f"tile size {self.tile_size}", f"is larger than {MAX_SIDE}", "Use smaller tiles")
+        before = self.resized_from
+        if before is not None and (
+            not isinstance(before, int) or isinstance(before, bool) or not self.tile_size < before <= MAX_SIDE
+        ):
+            cause = f"is not an integer above the tile size of {self.tile_size}, and at most {MAX_SIDE}"
+            raise UsageError(f"resized from {before!r}", cause, "Use --resize with a size below that of the tiles")
 
     def _check_classes(self) -> None:
         """UsageError for impossible class names, and where the head would have too many weights for them."""
@@ -153,6 +162,10 @@ class ModelSpec:
         """How much of a tile's area the network sees, e.g. "33 %"."""
         percent = 100 * (self.crop / self.tile_size) ** 2
         return f"{percent:.0f} %" if 1 <= percent < 99.5 else f"{percent:.3g} %"
+
+    def scale_of(self, mpp: float | None) -> float | None:
+        """µm per pixel of the model's tiles, where that of the tiles before they were resized is `mpp`."""
+        return mpp if mpp is None or self.resized_from is None else mpp * self.resized_from / self.tile_size
 
     @property
     def crop_offset(self) -> int:

@@ -9,7 +9,7 @@ every interval too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -181,4 +181,57 @@ def bootstrap_interval(correct: int, tiles: int, seed: int = 0, resamples: int =
     """
     resampled = np.random.default_rng(seed).binomial(tiles, correct / tiles, resamples) / tiles
     low, high = np.percentile(resampled, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resample_weights(
+    tiles: int,
+    resamples: int,
+    seed: int = 0,
+    groups: npt.NDArray[np.generic] | None = None,
+    *,
+    at_once: int = 4_000_000,
+) -> Iterator[npt.NDArray[np.float64]]:
+    """Bootstrap resamples, as how often each tile is drawn: float64 `(some, tiles)`, in parts of one sequence.
+
+    Args:
+        tiles: how many there are.
+        resamples: how many rows all parts have together.
+        seed: of the draws.
+        groups: `(tiles,)`; tiles of one group are drawn together, as many groups as there are (Davison and Hinkley
+            1997, section 3.8). None: each tile for itself.
+        at_once: weights of one part, at most.
+    """
+    random = np.random.default_rng(seed)
+    of_tile = np.arange(tiles) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    units = int(of_tile.max()) + 1
+    part = max(1, at_once // tiles)
+    for start in range(0, resamples, part):
+        rows = min(part, resamples - start)
+        picks = random.integers(0, units, (rows, units)) + units * np.arange(rows)[:, None]
+        yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units)[:, of_tile].astype(np.float64)
+
+
+def interval_of(resampled: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """95 % percentile interval of the resamples in which a figure is defined (not NaN); None where there are none."""
+    defined = resampled[~np.isnan(resampled)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: npt.NDArray[np.float64], seed: int = 0, groups: npt.NDArray[np.generic] | None = None
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of a value of each tile, such as 1 where it is right.
+
+    Args:
+        values: `(tiles,)`.
+        seed: of the draws.
+        groups: see `resample_weights`.
+    """
+    parts = resample_weights(len(values), RESAMPLES, seed, groups)
+    means = np.concatenate([weights @ values / weights.sum(1) for weights in parts])
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -400,10 +400,17 @@ def test_one_option_names_the_filter_of_slides_and_of_tiles(pixels: Pixels, tmp_
     image = Image.fromarray(pixels[200:350, 300:450])
     image.save(tmp_path / "tile.png")
     tiles = TileSetInput(tmp_path, [tmp_path / "tile.png"])
+    spec = ModelSpec(pool=1, classes=("a", "b"), crop=64, tile_size=75)
     for name in ("bilinear", "bicubic"):
         expected = np.asarray(image.resize((75, 75), Image.Resampling[name.upper()]))
-        np.testing.assert_array_equal(open_tiles(tiles, 75, name)(0), expected)
+        np.testing.assert_array_equal(open_tiles(tiles, spec, name)(0), expected)
     with pytest.raises(HistoError, match="Add --resize"):
-        open_tiles(tiles, 75, None)(0)
+        open_tiles(tiles, spec, None)(0)
+    # Tiles of the size that was resized in training are resized in the same way, unasked.
+    resized = replace(spec, resized_from=150)
+    bilinear = np.asarray(image.resize((75, 75), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(open_tiles(tiles, resized, None)(0), bilinear)
+    with pytest.raises(HistoError, match="Add --resize"):
+        open_tiles(tiles, replace(spec, resized_from=151), None)(0)
     with pytest.raises(UsageError, match="--resample box: is unknown"):
         PredictSettings(resize="box")

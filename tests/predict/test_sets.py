@@ -140,7 +140,8 @@ def test_each_split_is_reported_alone(tmp_path: Path) -> None:
     assert "accuracy" not in summary
     assert summary["warnings"] == []
     made = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert made == {f"confusion-{split}.png" for split in ("train", "val", "test")} | {
+    pictures = ("confusion", "probabilities")
+    assert made == {f"{name}-{split}.png" for name in pictures for split in ("train", "val", "test")} | {
         "mistakes-val.png",
         "mistakes-test.png",
     }

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from histo_export import cli
 from histo_export.data import TileData
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, UsageError
+from histo_export.measures import Positive
 from histo_export.spec import ModelSpec
 from histo_export.training import run
 from histo_export.training.folder import RunFolder
@@ -267,3 +270,95 @@ def flat_tiles(tmp_path: Path) -> Path:
             tile = np.random.default_rng([k, i]).integers(0, 256, (36, 36, 3), dtype=np.uint8)
             Image.fromarray(tile).save(tmp_path / "tiles" / name / f"{i}.png")
     return tmp_path / "tiles"
+
+
+def test_how_a_run_is_tested_may_change_and_its_length_may_be_in_steps(histo: Histo, trained: Trained) -> None:
+    histo("train", "demo", "--classes", "TUMOR,MUCOSA", "--crop", 64, "--steps", 300, "--keep", "ema", "--out", "run")
+    _, config, *_ = trained.last
+    assert (config.steps, config.epochs, config.keep, config.calibrate, config.positive) == (
+        300,
+        None,
+        "ema",
+        False,
+        None,
+    )
+    histo("train", "--resume", "run", "--calibrate", "--positive", "TUMOR", "--specificity", 0.9)
+    assert trained.last[1] == replace(config, calibrate=True, positive=Positive("TUMOR", 0.9))
+    histo("train", "--resume", "run", "--epochs", 7)
+    later = replace(config, calibrate=True, positive=Positive("TUMOR", 0.9))
+    assert trained.last[1] == replace(later, steps=None, epochs=7)
+    histo("train", "--resume", "run", "--no-calibrate")
+    assert trained.last[1] == replace(later, steps=None, epochs=7, calibrate=False)
+    code, _, err = histo("train", "--resume", "run", "--keep", "best")
+    assert code == 2
+    assert "--keep best was ema" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "demo", "--steps", 5, "--epochs", 1], "--steps 5: contradicts --epochs. Leave one of them out"),
+        (["train", "demo", "--specificity", 0.9], "--specificity: says at which point --positive is judged. Add --pos"),
+        (
+            ["train", "demo", "--positive", "TUMOR", "--specificity", 2],
+            "--specificity 2.0: is not a number from 0 to 1",
+        ),
+        (["train", "demo", "--keep", "first"], "--keep first: is unknown. Use best or last or ema"),
+        (["export", "run/last.ckpt", "--calibrate"], "Use histo train --resume RUN --calibrate, then export"),
+    ],
+)
+def test_options_of_the_test_that_cannot_be(histo: Histo, trained: Trained, arguments: list[Any], message: str) -> None:
+    code, _, err = histo(*arguments)
+    assert (code, trained.calls) == (2, [])
+    assert message in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("classes", "positive", "message"),
+    [
+        (("pink", "blue", "striped"), "pink", "--positive pink: is for two classes, not 3. Leave it out, or choose"),
+        (("pink", "blue"), "red", "--positive red: is not a class of drawn. Use pink or blue"),
+    ],
+)
+def test_a_positive_class_is_one_of_two(
+    few: TileData, tmp_path: Path, classes: tuple[str, ...], positive: str, message: str
+) -> None:
+    spec = ModelSpec(pool=1, classes=classes, crop=32, tile_size=36)
+    config = TrainConfig(epochs=1, positive=Positive(positive))
+    with pytest.raises(UsageError, match=message):
+        run.train(replace(few, classes=classes), spec, config, tmp_path / "run", progress=False)
+
+
+def test_groups_size_and_balance_reach_the_run_and_its_resumption(
+    histo: Histo, trained: Trained, tmp_path: Path
+) -> None:
+    for k, c in enumerate("AB"):
+        for slide in range(4):
+            for i in range(2):
+                path = tmp_path / "tiles" / c / f"s{slide}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng([k, slide, i]).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+    options = ["--groups", "folder:1", "--resize", 64, "--crop", 32, "--mpp", 0.25, "--balance", "--allow-duplicates"]
+    code, _, err = histo("train", "tiles", *options, "--out", "run")
+    assert (code, STOP in err) == (1, True)
+    data, spec, config, *_ = trained.calls[-1]
+    assert data.groups is not None
+    assert sum(data.groups) == 4
+    assert (spec.tile_size, spec.resized_from, spec.mpp) == (64, 80, 0.3125)
+    assert (config.balance, config.allow_duplicates) == (True, True)
+    histo("train", "--resume", "run")
+    again, *rest = trained.calls[-1]
+    assert (again.fingerprint, rest[:3]) == (data.fingerprint, [spec, config, Path("run")])
+    code, _, err = histo("train", "--resume", "run", "--groups", "folder:2", "--resize", 40)
+    assert code == 2
+    assert "--groups folder:2 was folder:1; --resize 40 was 64" in err
+    for wrong, words in (
+        (["--groups", "("], "--groups (: is not a regular expression"),
+        (["--resize", 100], "--resize 100: is smaller than the crop of 128 pixels"),
+        (["--groups", "folder:2", "--crop", 32], "train, val and test need a group each of every class"),
+    ):
+        code, _, err = histo("train", "tiles", *wrong, "--out", "other")
+        assert code in (1, 2)
+        assert words in err
+    assert not Path("other").exists()

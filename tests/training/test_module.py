@@ -30,6 +30,24 @@ def test_processes_share_the_tiles_in_equal_steps(tiles: int) -> None:
     assert {i for share in shares for i in share} == set(range(tiles))
 
 
+def test_balanced_epochs_draw_each_class_equally_often() -> None:
+    labels = np.repeat([0, 1, 2], [40, 8, 2])
+    sampler = EpochSampler(50, 8, seed=3, balance=labels)
+    first = [i for _, i in sampler]
+    assert first == [i for _, i in sampler], "an epoch that is repeated after an interruption has the same order"
+    assert sorted(np.bincount(labels[first])) == [16, 17, 17]
+    times = np.bincount(first, minlength=50)
+    assert times[:40].max() == 1, "no tile of a large class twice"
+    assert np.ptp(times[40:48]) <= 1
+    assert np.ptp(times[48:]) <= 1
+    sampler.set_epoch(1)
+    second = [i for _, i in sampler]
+    assert {*first} != {*second}, "an epoch draws other tiles of the large class"
+    assert [i for _, i in EpochSampler(50, 8, seed=3, epoch=1, balance=labels)] == second
+    shares = [[i for _, i in EpochSampler(50, 8, 3, rank, 2, 1, labels)] for rank in range(2)]
+    assert [i for pair in zip(*shares, strict=True) for i in pair] == second[:48], "less a last batch of one tile"
+
+
 def test_a_single_tile_is_never_a_batch() -> None:
     sampler = EpochSampler(33, 8, seed=0)
     assert len(list(sampler)) == len(sampler) == 32

@@ -89,7 +89,9 @@ def test_checkpoints_hold_all_that_an_export_needs(whole: TrainResult, spec: Mod
 
 def test_what_a_run_leaves(whole: TrainResult) -> None:
     names = {path.name.split(".tfevents")[0] for path in whole.out.iterdir()}
-    expected = "best.ckpt last.ckpt metrics.csv report.json starts.json curves.png confusion.png events.out"
+    expected = (
+        "best.ckpt last.ckpt metrics.csv report.json starts.json curves.png confusion.png probabilities.png events.out"
+    )
     assert names == set(expected.split())
     with (whole.out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -130,16 +132,19 @@ def test_the_test_leaves_out_what_was_trained_on(few: TileData, spec: ModelSpec,
     text = io.StringIO()
     leaked = with_leaked_test(few, 2)  # both tiles of the first class
     console = Console(file=text, width=300)
-    result = train(leaked, spec, replace(CONFIG, epochs=1), tmp_path / "run", progress=console)
+    config = replace(CONFIG, epochs=1, allow_duplicates=True)
+    result = train(leaked, spec, config, tmp_path / "run", progress=console)
+    assert "duplicates.csv" in RunFolder(tmp_path / "run").contents()
     assert result.test.tiles == len(few.test) - 2
     assert result.test.support == (0, 2, 2)
     assert "the network sees the centre 32 pixels, 79 % of the area; --crop 36 uses all" in text.getvalue()
 
 
 def test_a_test_of_training_tiles_alone_is_refused(few: TileData, spec: ModelSpec, tmp_path: Path) -> None:
+    config = replace(CONFIG, allow_duplicates=True)
     with pytest.raises(HistoError, match="every test tile is identical to a training or validation tile"):
-        train(with_leaked_test(few, len(few.test)), spec, CONFIG, tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
+        train(with_leaked_test(few, len(few.test)), spec, config, tmp_path / "run", progress=False)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["duplicates.csv"]
 
 
 def test_the_events_are_tensorboards(whole: TrainResult) -> None:
@@ -222,8 +227,10 @@ def test_another_run_is_not_resumed(
 def test_a_run_with_other_augmentation_strengths_is_not_resumed(
     whole: TrainResult, data: TileData, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "AUGMENTATION", dict(recipes.AUGMENTATION) | {"stain": 0.2})
-    with pytest.raises(UsageError, match=r"augmentation is \{.*'stain': 0.2\} now, but was \{.*'stain': 0.05\}"):
+    monkeypatch.setitem(recipes.RECIPES, "strong", replace(recipes.RECIPES["strong"], stain=0.2))
+    with pytest.raises(
+        UsageError, match=r"augmentation is \{.*'stain': 0.2, .*\} now, but was \{.*'stain': 0.05, .*\}"
+    ):
         train(data, spec, CONFIG, whole.out, existing="resume", progress=False)
 
 
@@ -703,3 +710,34 @@ def test_small_classes_are_told_before_training(data: TileData, spec: ModelSpec)
     (note,) = provenance.run_notes(spec, np.array([0] * 40 + [1] * 3 + [2] * 8))
     assert note.startswith("imbalance: pink has 40 training tiles, but blue 3, striped 8. A network can ignore small")
     assert note.endswith("judge by balanced accuracy and F1")
+
+
+def test_how_tiles_were_split_is_told(few: TileData) -> None:
+    assert provenance.split_facts(few) == "synthetic tiles, each made for itself: there are no slides"
+    real = replace(few, synthetic=False)
+    assert provenance.split_facts(real) == (
+        "tiles without groups: tiles of one slide may be on both sides; the interval is too narrow"
+    )
+    sets = {}
+    for name, slides in (("train", 4), ("val", 2), ("test", 1)):
+        tiles = getattr(few, name)
+        own = np.array([f"{name} {i % slides}" for i in range(len(tiles))])
+        sets[name] = TileSet(tiles.classes, tiles.labels, tiles.names, tiles.tile, groups=own)
+    facts = provenance.data_facts(replace(real, **sets, groups_from="slides.csv"))
+    assert facts["groups"] == {"train": 4, "val": 2, "test": 1}
+    assert facts["split"] == (
+        "by 7 groups (slides.csv): 4 in train, 2 in val, 1 in test; an interval over 1 group says little"
+    )
+
+
+def test_a_balanced_run_is_another_run(short: TrainResult, few: TileData, spec: ModelSpec) -> None:
+    """Also where the record is of a version without --balance."""
+    with pytest.raises(UsageError, match="balance is True now, but was False"):
+        train(few, spec, replace(SHORT, balance=True), short.out, existing="resume", progress=False)
+
+
+def test_what_balance_does_is_told_with_the_imbalance(spec: ModelSpec) -> None:
+    labels = np.repeat([0, 1, 2], [60, 20, 2])
+    (_, without), (_, with_balance) = (provenance.run_notes(spec, labels, balance) for balance in (False, True))
+    assert "draw each class equally often with --balance" in without
+    assert "Each class is drawn equally often (--balance)" in with_balance

@@ -75,7 +75,8 @@ def model_of_options(
         cause = "says neither what to train on nor what its outputs mean"
         step = "To train from it add --data TILES; to export it as it is add --classes A,B,… --mean R,G,B --std R,G,B"
         raise UsageError(f"--weights {file}", cause, step)
-    extra = [option for option in given(training) if option != "--weights"] + (["--split"] if tiles.split else [])
+    extra = [option for option in given(training) if option != "--weights"]
+    extra += [option for option in given(tiles) if option not in ("--classes", "--crop", "--mpp")]
     if extra:
         step = "Add --data to train from the weights, or leave it out to export them as they are"
         raise UsageError(extra[0], "says how to train, and there is no --data to train on", step)

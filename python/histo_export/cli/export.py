@@ -128,7 +128,7 @@ def export(
         _check_agreement(loaded, pool, tiles)
     loaded = _with_scale(loaded, tiles.mpp)
     if opened is None and data is not None:
-        opened = tiles_of_checkpoint(loaded, data, tiles.split)
+        opened = tiles_of_checkpoint(loaded, data, tiles)
     out = out or _default_place(loaded)
     checks = _export(loaded, out, _settings(bundle, formats, output.force), opened, output.quiet)
     following = _next_steps(out, formats, slides=loaded.spec.mpp is not None)
@@ -139,8 +139,9 @@ def export(
 
 
 def _with_scale(checkpoint: Checkpoint, mpp: float | None) -> Checkpoint:
-    """The checkpoint with another µm per pixel, or as it is where that is None."""
-    return checkpoint if mpp is None else replace(checkpoint, spec=replace(checkpoint.spec, mpp=mpp))
+    """The checkpoint with another µm per pixel, of the tiles before they were resized; as it is where that is None."""
+    spec = checkpoint.spec
+    return checkpoint if mpp is None else replace(checkpoint, spec=replace(spec, mpp=spec.scale_of(mpp)))
 
 
 def _default_place(checkpoint: Checkpoint) -> Path:
@@ -229,11 +230,15 @@ def _check_checkpoint_options(
         raise UsageError(
             f"--precision {bundle.precision}",
             "is measured on tiles, and a checkpoint has none",
-            "Add --data, and --split if there was one, as the checkpoint was trained",
+            "Add --data, and --split and --groups if there were any, as the checkpoint was trained",
         )
-    clash = given(training)
+    clash = given(training) + [option for option in given(tiles) if option in ("--allow-duplicates", "--resize")]
+    if training.calibrate:
+        run = "--calibrate", "is fitted on validation tiles when a run is tested"
+        raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
     if not low:
-        clash += [option for option, value in (("--data", data), ("--split", tiles.split)) if value is not None]
+        pairs = (("--data", data), ("--split", tiles.split), ("--groups", tiles.groups))
+        clash += [option for option, value in pairs if value is not None]
     if clash:
         raise UsageError(clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out")
 

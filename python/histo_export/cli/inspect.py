@@ -14,7 +14,7 @@ from histo_export.cli import show
 from histo_export.cli.options import AsJson, Crop, Pool, one_of, usable_cpus
 from histo_export.errors import HistoError, UsageError
 from histo_export.extras import needs
-from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool
+from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool, percent
 
 if TYPE_CHECKING:
     from histo_export.export.bundle import HistoBlock
@@ -131,22 +131,36 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
 
 def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
     """What a user wants to know of a model before using it."""
-    from histo_export.export.card import describe_test, described_settings, epoch_note
+    from histo_export.export.card import (
+        describe_calibration,
+        describe_floors,
+        describe_test,
+        described_settings,
+        epoch_note,
+    )
+    from histo_export.model.provenance import kept_weights
 
     training = facts["training"]
     data = training.get("data", {})
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (spec.mean, spec.std))
     made = {True: "; synthetic tiles, for demonstration only", False: ""}.get(data.get("synthetic"), "")
     name = data.get("name")
+    resized = f" (in training resized from {spec.resized_from} px)" if spec.resized_from else ""
+    seen = f"of which the network sees the centre {spec.crop} px ({spec.seen_share})"
     about = {
         "classes": ", ".join(spec.classes),
-        "tiles": f"{spec.tile_size} px, of which the network sees the centre {spec.crop} px ({spec.seen_share})",
+        "tiles": f"{spec.tile_size} px{resized}, {seen}",
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
         "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
+        "split": data.get("split", ""),
         "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
         "epoch": epoch_note(training),
+        "kept": kept_weights(training),
+        "validation accuracy": percent(accuracy) if (accuracy := training.get("val_accuracy")) is not None else "",
         "test accuracy": describe_test(training),
+        "floors": describe_floors(floors).replace("**", "") if (floors := training.get("floors")) else "",
+        "calibrated": describe_calibration(calibration) if (calibration := training.get("calibration")) else "",
         "trained": str(training.get("date", "")),
         "made for": f"{facts['precision']}, {facts['input']} input" if "precision" in facts else "",
         "versions": ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items()),

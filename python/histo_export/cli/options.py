@@ -95,9 +95,30 @@ class TileOptions:
         str | None,
         typer.Option(metavar="T,V,T", help="Train, val and test of one folder: fractions, or tiles per class."),
     ] = None
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="G",
+            help="Tiles of one slide or patient stay in one split: a CSV (path,group), [b]folder:1[/b] (the tile's own "
+            "folder; 2: the one above), a regular expression on names with one (group), or [b]kather2016[/b].",
+        ),
+    ] = None
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates", metavar="", help="Train although tiles of two splits are the same or nearly so."
+        ),
+    ] = False
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX", help="Resample each tile to this side before the crop, so that the crop shows more of it."
+        ),
+    ] = None
     crop: Crop = None
     mpp: Annotated[
-        float | None, typer.Option(metavar="UM", help="µm per pixel of the tiles, where the data don't state it.")
+        float | None,
+        typer.Option(metavar="UM", help="µm per pixel of the tiles (before --resize), where the data don't state it."),
     ] = None
 
     @property
@@ -124,6 +145,33 @@ class TrainingOptions:
         int | None,
         typer.Option(metavar="N", help="Passes over the training tiles.  [dim]\\[default: the recipe's][/dim]"),
     ] = None
+    balance: Annotated[
+        bool, typer.Option("--balance", metavar="", help="Draw each class equally often, however many tiles it has.")
+    ] = False
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Length in optimiser steps in place of epochs, rounded up to whole epochs."),
+    ] = None
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="W",
+            help="Weights to keep: [b]best[/b] epoch by validation, [b]last[/b], or [b]ema[/b]: their moving average.",
+        ),
+    ] = "best"
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            metavar="",
+            help="Fit a temperature on validation; exported files then have it.",
+        ),
+    ] = False
+    positive: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Of two classes the one to find: tells the sensitivity at --specificity."),
+    ] = None
+    specificity: Annotated[float, typer.Option(metavar="S", help="With --positive: the specificity to keep.")] = 0.95
     dropout: Annotated[
         float, typer.Option(metavar="P", help="Probability of dropout before the linear layer, while training.")
     ] = 0.0
@@ -157,8 +205,10 @@ class OutputOptions:
 
 
 TRAINING_ORDER = (
-    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "classes", "split", "crop"),
+    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "steps"),
+    *("classes", "split", "groups", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
+    *("balance", "keep", "calibrate", "positive", "specificity"),
     *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )

@@ -301,11 +301,16 @@ def _print_result(done: Done) -> None:
             if tiles:
                 table.add_row(escape(name), f"{tiles:,}", _share(tiles, done.tiles))
     show.print_table(table)
+    from histo_export.metrics import majority_share
+
     for split, report in _judged(summary).items():
         low, high = report["interval"]
+        largest = majority_share(report["support"])
         show.out_console.print(
             f"{escape(split)}: accuracy [b]{percent(report['accuracy'])}[/b] "
-            f"(95 % interval {percent(low)} to {percent(high)}, {report['tiles']:,} tiles)"
+            f"(95 % interval {percent(low)} to {percent(high)}, {report['tiles']:,} tiles; chance "
+            f"{percent(1 / len(report['classes']))}, always the largest class {percent(largest)})",
+            soft_wrap=True,
         )
     show.out_console.print()
 

@@ -115,17 +115,40 @@ def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
 
 def print_accuracy(result: TrainResult) -> None:
     """The best epoch of a training run, and its accuracy on the test split."""
-    test = result.test
+    test, floors = result.test, result.floors
     low, high = test.interval
+    keep = result.training.get("keep", "best")
+    which = f"Moving average after epoch {result.best_epoch}" if keep == "ema" else f"Epoch {result.best_epoch}"
+    chosen = " (optimistic: the epoch was chosen by it)" if keep == "best" and result.epochs > 1 else ""
     out_console.print(
-        f"Epoch {result.best_epoch} of {result.epochs}: validation accuracy {percent(result.val_accuracy)}, "
+        f"{which} of {result.epochs}: validation accuracy {percent(result.val_accuracy)}{chosen}, "
         f"test accuracy [b]{percent(test.accuracy)}[/b]\n"
-        f"(95 % bootstrap interval {percent(low)} to {percent(high)}, {test.tiles:,} tiles; always the largest class: "
-        f"{percent(test.majority_accuracy)})\n"
+        f"(95 % bootstrap interval {percent(low)} to {percent(high)}, {test.tiles:,} tiles)\n"
+        f"Floors on the same tiles: chance {percent(floors['chance'])}, always the largest class "
+        f"{percent(floors['majority'])}, colour alone {percent(floors['colour']['accuracy'])}\n"
         f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
+    if split := result.training.get("data", {}).get("split"):
+        out_console.print(f"Split: {split}\n", markup=False, soft_wrap=True)
     for remark in result.remarks:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
+
+
+def print_measures(result: TrainResult) -> None:
+    """The figures of the probabilities on the test split with their intervals, and the calibration."""
+    from histo_export.export.card import describe_calibration, measure_rows
+
+    if rows := measure_rows(result.test.to_dict()):
+        figures = table()
+        figures.add_column("measure")
+        for heading in ("value", "95 % interval"):
+            figures.add_column(heading, justify="right")
+        for name, *cells in rows:
+            figures.add_row(escape(name), *cells)
+        out_console.print()
+        print_table(figures)
+    if result.calibration is not None:
+        out_console.print(f"\nCalibrated: {describe_calibration(result.calibration)}", soft_wrap=True)
 
 
 def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str, Any]) -> None:

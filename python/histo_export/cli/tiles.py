@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -21,26 +23,34 @@ def open_tiles(data: str, options: TileOptions, *, pool: int, dropout: float, se
 
     Args:
         data: as the user typed it, see `data.open_data`.
-        options: classes, split, crop and µm per pixel.
+        options: classes, split, groups, size, crop and µm per pixel.
         pool, dropout: of the model.
         seed: of the split.
     """
-    from histo_export.data import open_data
     from histo_export.spec import ModelSpec
 
     crop = 128 if options.crop is None else options.crop
-    split = three_numbers("--split", options.split)
-    tiles = open_data(data, classes=options.class_names, crop=crop, split=split, seed=seed)
+    tiles = _open(data, options, options.class_names, crop, seed)
+    if options.resize is not None:
+        tiles = tiles.resized(options.resize)
     _print_notes(tiles)
     spec = ModelSpec(
         pool=pool,
         classes=tiles.classes,
         crop=crop,
         tile_size=tiles.tile_size,
-        mpp=options.mpp if options.mpp is not None else tiles.mpp,
+        mpp=tiles.mpp,
         dropout=dropout,
+        resized_from=tiles.resized_from,
     )
-    return spec, tiles
+    return spec if options.mpp is None else replace(spec, mpp=spec.scale_of(options.mpp)), tiles
+
+
+def _open(data: str, options: TileOptions, classes: Sequence[str] | None, crop: int, seed: int) -> TileData:
+    from histo_export.data import open_data
+
+    split = three_numbers("--split", options.split)
+    return open_data(data, classes=classes, crop=crop, split=split, seed=seed, groups=options.groups)
 
 
 def check_model(options: TileOptions, pool: int, dropout: float) -> None:
@@ -49,19 +59,24 @@ def check_model(options: TileOptions, pool: int, dropout: float) -> None:
     from histo_export.spec import ModelSpec
 
     crop = 128 if options.crop is None else options.crop
+    if options.resize is not None and options.resize < crop:
+        cause = f"is smaller than the crop of {crop} pixels"
+        raise UsageError(f"--resize {options.resize}", cause, f"Use {crop} or more, or a smaller --crop")
     ModelSpec(pool=pool, classes=("a", "b"), crop=crop, tile_size=crop, mpp=options.mpp, dropout=dropout)
     split = three_numbers("--split", options.split)
     if split is not None:
         check_split(split)
 
 
-def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, split: str | None) -> TileData:
-    """The tiles that a checkpoint was trained on, split as they were then; UsageError where they are others."""
-    from histo_export.data import open_data
+def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, options: TileOptions) -> TileData:
+    """The tiles that a checkpoint was trained on, split as they were then; UsageError where they are others.
 
+    Of `options`, split and groups count; the rest is that of the checkpoint.
+    """
     spec, training = checkpoint.spec, checkpoint.training
-    parts = three_numbers("--split", split)
-    tiles = open_data(data, classes=spec.classes, crop=spec.crop, split=parts, seed=training.get("seed", 0))
+    tiles = _open(data, options, spec.classes, spec.crop, training.get("seed", 0))
+    if spec.resized_from is not None:
+        tiles = tiles.resized(spec.tile_size)
     _print_notes(tiles)
     trained_on = training.get("data", {})
     if trained_on.get("fingerprint") not in (None, tiles.fingerprint):
@@ -69,7 +84,7 @@ def tiles_of_checkpoint(checkpoint: Checkpoint, data: str, split: str | None) ->
             f"--data {data}",
             f"is not what the checkpoint was trained on ({trained_on.get('name')}, fingerprint "
             f"{trained_on['fingerprint'][:12]}…; here {tiles.fingerprint[:12]}…)",
-            "Give the same tiles, and the same --split if there was one",
+            "Give the same tiles, and the same --split and --groups if there were any",
         )
     return tiles
 

@@ -33,6 +33,10 @@ In so few steps small batches and a lower rate learn more, and augmentation only
 """
 
 
+CHANGEABLE = ("epochs", "steps", "device", "allow_duplicates", "calibrate", "positive", "specificity")
+"""Options that may differ between a run and its resumption."""
+
+
 @dataclass(frozen=True)
 class ClusterOptions:
     """On how many devices and machines a network is trained."""
@@ -78,7 +82,8 @@ class RunOptions:
         from histo_export.training.recipes import RECIPES
 
         training = self.training
-        unset = (training.recipe, training.epochs, training.batch, training.lr) == (None, None, None, None)
+        named = (training.recipe, training.epochs, training.steps, training.batch, training.lr)
+        unset = all(value is None for value in named)
         if self.data == "demo" and unset:
             training = replace(training, recipe=DEMO.recipe, epochs=DEMO.epochs, batch=DEMO.batch, lr=DEMO.lr)
         recipe = training.recipe or "strong"
@@ -93,15 +98,23 @@ class RunOptions:
 
     def config(self) -> TrainConfig:
         """The settings of the run; UsageError where one is impossible."""
+        from histo_export.measures import Positive
         from histo_export.training.recipes import CHOICES, TrainConfig
 
         options, cluster = self.resolved().training, self.cluster
+        if options.positive is None and options.specificity != TrainingOptions.specificity:
+            raise UsageError("--specificity", "says at which point --positive is judged", "Add --positive CLASS")
         one_of("--device", options.device, CHOICES["device"])
+        one_of("--keep", options.keep, CHOICES["keep"])
         one_of("--autocast", options.autocast, CHOICES["autocast"])
         one_of("--strategy", cluster.strategy, CHOICES["strategy"])
         return TrainConfig(
             recipe=options.recipe or "strong",
             epochs=options.epochs,
+            steps=options.steps,
+            keep=options.keep,  # type: ignore[arg-type]  # checked above
+            calibrate=options.calibrate,
+            positive=None if options.positive is None else Positive(options.positive, options.specificity),
             batch_size=options.batch,  # type: ignore[arg-type]  # resolved
             lr=options.lr,  # type: ignore[arg-type]  # resolved
             weights=options.weights,
@@ -111,6 +124,8 @@ class RunOptions:
             devices=cluster.devices,
             nodes=cluster.nodes,
             strategy=cluster.strategy,
+            balance=options.balance,
+            allow_duplicates=self.tiles.allow_duplicates,
         )
 
     def record(self) -> dict[str, Any]:
@@ -142,7 +157,8 @@ class RunOptions:
             ) from error
 
     def changed_by(self, now: RunOptions, typed: set[str]) -> RunOptions:
-        """These options with those that were typed now, which may only name other tiles, a device or more epochs.
+        """These options with those that were typed now, as far as they change nothing of what was trained: other places
+        of the tiles, a device, more epochs, and how the run is tested.
 
         Raises:
             UsageError: others have changed; all of them are named.
@@ -152,11 +168,13 @@ class RunOptions:
         for group in ("tiles", "training", "cluster"):
             mine, theirs = getattr(self, group), getattr(now, group)
             values = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(theirs) if f.name in typed}
+            if length := {"epochs", "steps"} & values.keys():  # one replaces the other
+                mine = replace(mine, **dict.fromkeys({"epochs", "steps"} - length))
             groups[group] = replace(mine, **values)
             differences += [
                 _difference(name, value, getattr(mine, name))
                 for name, value in values.items()
-                if name not in ("epochs", "device") and value != getattr(mine, name)
+                if name not in CHANGEABLE and value != getattr(mine, name)
             ]
         if "pool" in typed and now.pool != self.pool:
             differences.append(_difference("pool", now.pool, self.pool))
@@ -353,6 +371,7 @@ def _print(result: TrainResult, run: Path, output: OutputOptions) -> None:
         return
     show.print_accuracy(result)
     _print_classes(result)
+    show.print_measures(result)
     if not output.quiet:
         files = ", ".join(RunFolder(run).contents())
         show.out_console.print(f"\n{escape(str(run))}: {files}", soft_wrap=True)

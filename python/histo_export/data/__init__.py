@@ -2,6 +2,7 @@
 
     data = open_data("tiles/")            # train|val|test/<class>/*.png, or <class>/*.png
     data = open_data("tiles.npy")         # uint8 (n, h, w, 3)
+    data = open_data("tiles.csv")         # columns path, label and perhaps split and group
     data = open_data("kather2016")        # downloaded once
     data = open_data("demo")              # generated, synthetic
     data.train.tile(0), data.train.labels[0], data.classes
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from histo_export.data.split import Split
@@ -35,11 +36,13 @@ def open_data(
     seed: int = 0,
     cache: Path | None = None,
     demo_size: tuple[int, int, int] = DEMO_SIZE,
+    groups: str | None = None,
 ) -> TileData:
     """Open and check a set of tiles.
 
     Args:
-        spec: `"demo"`, `"kather2016"`, a folder of images, a `.npy` file, or a folder of `.npy` files.
+        spec: `"demo"`, `"kather2016"`, a folder of images, a CSV or Parquet table of images, a `.npy` file, or a
+            folder of `.npy` files.
             Write `./demo` for a folder with the name demo.
         classes: class names in label order; default all of them (kather2016: six of eight). For arrays
             without a list of names they are the names of all labels.
@@ -49,9 +52,11 @@ def open_data(
         seed: integer ≥ 0 of that split, or of the demo's tiles.
         cache: where kather2016 is kept; default `$HISTO_CACHE` or `~/.cache/histo-export`.
         demo_size: demo tiles per class in train, val and test.
+        groups: which tiles lie on one side of a split, because they are of one slide or patient; see
+            `groups.grouping_named`.
 
     Raises:
-        UsageError: an impossible path, class or split.
+        UsageError: an impossible path, class, split or grouping.
         HistoError: data that cannot be used, with every unreadable file named.
     """
     if crop < 1:
@@ -61,13 +66,18 @@ def open_data(
     if spec == "demo":
         from histo_export.data.demo import open_demo
 
-        if split is not None:
-            raise UsageError("split", "the demo set is made with its splits", "Leave --split out")
+        for option, value in (("split", split), ("groups", groups)):
+            if value is not None:
+                cause = "the demo set is made with its splits, each tile for itself"
+                raise UsageError(option, cause, f"Leave --{option} out")
         return open_demo(classes=classes, crop=crop, seed=seed, size=demo_size)
+    from histo_export.data.groups import grouping_named
+
+    grouping = None if groups is None else grouping_named(groups)
     if spec == "kather2016":
         from histo_export.data.kather2016 import open_kather2016
 
-        return open_kather2016(classes=classes, crop=crop, split=split, seed=seed, cache=cache)
+        return open_kather2016(classes=classes, crop=crop, split=split, seed=seed, cache=cache, grouping=grouping)
 
     path = Path(spec).expanduser()
     if not _exists(path):
@@ -75,16 +85,23 @@ def open_data(
     name = name_of(spec)
     from histo_export.data.arrays import holds_arrays, open_arrays
     from histo_export.data.folder import open_folder
+    from histo_export.data.rows import SUFFIXES
+    from histo_export.data.table import open_table
 
+    opener: Callable[..., TileData]
     if (path.suffix.lower() == ".npy" and path.is_file()) or (path.is_dir() and holds_arrays(path)):
-        return open_arrays(path, name=name, classes=classes, crop=crop, split=split, seed=seed)
-    if not path.is_dir():
+        opener = open_arrays
+    elif path.suffix.lower() in SUFFIXES and path.is_file():
+        opener = open_table
+    elif path.is_dir():
+        opener = open_folder
+    else:
         raise UsageError(
             f"data {str(spec)!r}",
-            "is neither a folder nor a .npy file",
-            "Give a folder of tiles, or an array",
+            "is neither a folder nor a .npy, .csv or .parquet file",
+            "Give a folder of tiles, an array, or a table",
         )
-    return open_folder(path, name=name, classes=classes, crop=crop, split=split, seed=seed)
+    return opener(path, name=name, classes=classes, crop=crop, split=split, seed=seed, grouping=grouping)
 
 
 def name_of(spec: str | Path) -> str:

@@ -6,20 +6,21 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, stratified_split
+from histo_export.data.duplicates import duplicate_notes, identical_tiles
+from histo_export.data.groups import Grouping, Groups, refuse_shared
+from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
 from histo_export.data.tiles import (
     SPLITS,
     TileData,
     TileSet,
     choose_classes,
     fingerprint,
-    leakage_notes,
     name_notes,
     need_crop,
     need_two_classes,
@@ -40,6 +41,7 @@ def open_arrays(
     crop: int,
     split: Split | None = None,
     seed: int = 0,
+    grouping: Grouping | None = None,
 ) -> TileData:
     """Open one `.npy` array, or a folder of one, or of `train.npy`, `val.npy` and `test.npy`.
 
@@ -57,6 +59,7 @@ def open_arrays(
         crop: side in pixels that tiles must have at least.
         split: of a single array; default 0.68/0.16/0.16 per class.
         seed: of that split.
+        grouping: which tiles must stay together in the split; a tile's name is like "tiles[17]".
 
     Raises:
         UsageError: unknown or miscounted classes, or `split` for arrays that are split already.
@@ -74,16 +77,27 @@ def open_arrays(
     need_two_classes(chosen, folder)
 
     sources, new_labels = _sources(files, arrays, labels, all_names, chosen)
+    groups = None if grouping is None else grouping.groups_of([name for source in sources for name in source.names])
     if single:
         check_split(split or DEFAULT_SPLIT)
-        cut = stratified_split(new_labels[0], chosen, split or DEFAULT_SPLIT, seed, files[0])
-        sources, new_labels = [sources[0].part(ids) for ids in cut], [new_labels[0][ids] for ids in cut]
+        parts = list(split_tiles(new_labels[0], groups, chosen, split or DEFAULT_SPLIT, seed, files[0]))
+        sources, new_labels = [sources[0].part(ids) for ids in parts], [new_labels[0][ids] for ids in parts]
+    else:
+        parts = np.split(np.arange(sum(map(len, new_labels))), np.cumsum([len(part) for part in new_labels[:-1]]))
+        refuse_shared(groups, parts, folder)
     _need_every_class(sources, new_labels, chosen)
     sides = [(int(array.shape[1]), int(array.shape[2])) for array in arrays]
     smallest, _ = need_crop(sides, [f"every tile of {file.name}" for file in files], crop, folder)
     each_tile = [side for side, array in zip(sides, arrays, strict=True) for _ in range(len(array))]
     notes = [*_block_notes(files, labels, all_names), *size_notes(each_tile, crop)]
-    return _tile_data(name, chosen, sources, new_labels, smallest, notes)
+    by_split = [None] * 3 if groups is None else [groups[part] for part in parts]
+    data = _tile_data(name, chosen, sources, new_labels, by_split, smallest)
+    return replace(
+        data,
+        notes=(*data.notes, *notes),
+        one_size=len({side for pair in sides for side in pair}) == 1,
+        groups_from="" if grouping is None else grouping.source,
+    )
 
 
 def _block_notes(files: Sequence[Path], labels: Sequence[NDArray[np.int64] | None], names: Sequence[str]) -> list[str]:
@@ -102,14 +116,15 @@ def _tile_data(
     classes: tuple[str, ...],
     sources: Sequence[_ArraySource],
     labels: Sequence[NDArray[np.int64]],
+    groups: Sequence[Groups | None],
     side: int,
-    notes: Sequence[str],
 ) -> TileData:
     """The data set of train, val and test; `side`: smallest side of a tile in pixels."""
-    names = [[f"{source.path.stem}[{i}]" for i in source.ids] for source in sources]
     digests, hashes = zip(*(source.digests() for source in sources), strict=True)
     tiles = [list(zip(part.tolist(), own, strict=True)) for part, own in zip(labels, digests, strict=True)]
-    train, val, test = map(TileSet, [classes] * 3, labels, names, sources, hashes)
+    names = [source.names for source in sources]
+    counts = [len(part) for part in names]
+    train, val, test = map(TileSet, [classes] * 3, labels, names, sources, hashes, groups)
     return TileData(
         name=name,
         classes=classes,
@@ -119,10 +134,10 @@ def _tile_data(
         tile_size=side,
         mpp=None,
         synthetic=False,
-        fingerprint=fingerprint(classes, tiles),
-        description=f"{name}: {sum(map(len, names)):,} tiles of {side}x{side} pixels in .npy arrays, "
-        f"{len(classes)} classes, train/val/test {'/'.join(str(len(part)) for part in names)}",
-        notes=(*name_notes(classes), *leakage_notes([train, val, test]), *notes),
+        fingerprint=fingerprint(classes, tiles, [own.tolist() for own in groups if own is not None]),
+        description=f"{name}: {sum(counts):,} tiles of {side}x{side} pixels in .npy arrays, "
+        f"{len(classes)} classes, train/val/test {'/'.join(map(str, counts))}",
+        notes=(*name_notes(classes), *duplicate_notes(identical_tiles([train, val, test]), counts)),
     )
 
 
@@ -341,6 +356,11 @@ class _ArraySource:
     def part(self, indices: NDArray[np.int64]) -> _ArraySource:
         """Only these of its tiles."""
         return _ArraySource(self.path, self.array, self.ids[indices])
+
+    @property
+    def names(self) -> list[str]:
+        """Of its tiles, such as "tiles[17]"."""
+        return [f"{self.path.stem}[{i}]" for i in self.ids]
 
     def __call__(self, i: int) -> NDArray[np.uint8]:
         return np.array(self.array[self.ids[i]], dtype=np.uint8, order="C")

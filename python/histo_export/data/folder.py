@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from histo_export.data.duplicates import duplicate_notes, identical_tiles
+from histo_export.data.groups import Grouping, Groups, refuse_shared
 from histo_export.data.images import SUFFIXES, BadImageError, decode_image, read_image_bytes
-from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, stratified_split
+from histo_export.data.rows import LISTED
+from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
 from histo_export.data.tiles import (
     SPLITS,
     TileData,
     TileSet,
     choose_classes,
     fingerprint,
-    leakage_notes,
     name_notes,
     need_crop,
     need_two_classes,
@@ -36,8 +38,6 @@ from histo_export.trained_on import tile_hash
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 KEPT_BYTES = 512 << 20
 """Tiles whose pixels fit in this many bytes together are decoded once and kept; others are decoded whenever read."""
-LISTED = 20
-"""Unreadable files named in one message."""
 
 
 def open_folder(
@@ -48,6 +48,7 @@ def open_folder(
     crop: int,
     split: Split | None = None,
     seed: int = 0,
+    grouping: Grouping | None = None,
 ) -> TileData:
     """Open a folder of images, decode every file once, and report all unusable files together.
 
@@ -59,46 +60,100 @@ def open_folder(
         crop: side in pixels that every tile must have at least.
         split: how to split a folder of classes; default 0.68/0.16/0.16.
         seed: of that split.
+        grouping: which tiles must stay together in the split.
 
     Raises:
         UsageError: an unknown class, or `split` for a folder that is split already.
-        HistoError: no images, one class, a class missing from a split, unreadable or too small files.
+        HistoError: no images, one class, a class missing from a split, unreadable or too small files, tiles without a
+            group, or groups in two splits.
     """
     listing = _list_images(root)
     chosen = _chosen_classes(root, listing, classes, split)
     paths, labels, bounds = listing.images_of(chosen)
     names = [path.relative_to(root).as_posix() for path in paths]
+    groups = None if grouping is None else grouping.groups_of(names)
     if listing.is_split:
-        indices = [np.arange(first, end) for first, end in pairwise(bounds)]
+        parts = [np.arange(first, end) for first, end in pairwise(bounds)]
+        refuse_shared(groups, parts, root)
     else:  # before decoding: too few tiles of a class are reported at once
-        indices = list(stratified_split(labels, chosen, split or DEFAULT_SPLIT, seed, root))
+        parts = list(split_tiles(labels, groups, chosen, split or DEFAULT_SPLIT, seed, root))
+    files = TileFiles(root, paths, names, labels, chosen, parts, groups, listing.left_out.notes(root))
+    return files.decoded(name, crop, "" if grouping is None else grouping.source)
 
-    checked = _decode_all(root, paths, names)
-    smallest, largest = need_crop([c.size for c in checked], names, crop, root)
-    digests = [[(int(labels[i]), checked[i].digest) for i in part] for part in indices]
-    sources = [_FileSource([paths[i] for i in part], [checked[i] for i in part]) for part in indices]
-    hashes = np.array([c.hash for c in checked], dtype=np.int64)
-    train, val, test = (
-        TileSet(chosen, labels[part], [names[i] for i in part], source, hashes[part])
-        for part, source in zip(indices, sources, strict=True)
-    )
-    notes = name_notes(chosen) + leakage_notes([train, val, test]) + listing.left_out.notes(root)
-    notes += size_notes([c.size for c in checked], crop)
-    sizes = f"{smallest}x{smallest}" if smallest == largest else f"{smallest} to {largest}"
-    return TileData(
-        name=name,
-        classes=chosen,
-        train=train,
-        val=val,
-        test=test,
-        tile_size=smallest,
-        mpp=None,
-        synthetic=False,
-        fingerprint=fingerprint(chosen, digests),
-        description=f"{name}: {len(paths):,} image tiles of {sizes} pixels, {len(chosen)} classes, "
-        f"train/val/test {'/'.join(str(len(part)) for part in indices)}",
-        notes=tuple(notes),
-    )
+
+@dataclass(frozen=True)
+class TileFiles:
+    """Labelled image files, split, before any is read.
+
+    Attributes:
+        where: the folder or table, for messages.
+        paths: of the files.
+        names: of the tiles.
+        labels: int64 `(n,)`, indices into `classes`.
+        classes: names.
+        parts: indices of the train, val and test tiles.
+        groups: of the tiles, `(n,)`; None where they are unknown.
+        notes: for the user.
+    """
+
+    where: Path
+    paths: Sequence[Path]
+    names: Sequence[str]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    parts: Sequence[NDArray[np.int64]]
+    groups: Groups | None
+    notes: Sequence[str]
+
+    def decoded(self, name: str, crop: int, groups_from: str) -> TileData:
+        """The data set, every file read once.
+
+        Args:
+            name: of the set.
+            crop: side in pixels that every tile must have at least.
+            groups_from: where the groups come from.
+
+        Raises:
+            HistoError: files that cannot be used; all of them are named.
+        """
+        checked = _decode_all(self.where, self.paths, self.names)
+        sizes = [c.size for c in checked]
+        smallest, largest = need_crop(sizes, self.names, crop, self.where)
+        hashes = np.array([c.hash for c in checked], dtype=np.int64)
+        sets = [
+            TileSet(
+                self.classes,
+                self.labels[part],
+                [self.names[i] for i in part],
+                _FileSource([self.paths[i] for i in part], [checked[i] for i in part]),
+                hashes[part],
+                None if self.groups is None else self.groups[part],
+            )
+            for part in self.parts
+        ]
+        counts = [len(part) for part in self.parts]
+        notes = name_notes(self.classes) + duplicate_notes(identical_tiles(sets), counts)
+        shown = f"{smallest}x{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        return TileData(
+            name=name,
+            classes=self.classes,
+            train=sets[0],
+            val=sets[1],
+            test=sets[2],
+            tile_size=smallest,
+            mpp=None,
+            synthetic=False,
+            fingerprint=fingerprint(
+                self.classes,
+                [[(int(self.labels[i]), checked[i].digest) for i in part] for part in self.parts],
+                [] if self.groups is None else [self.groups[part].tolist() for part in self.parts],
+            ),
+            description=f"{name}: {sum(counts):,} image tiles of {shown} pixels, {len(self.classes)} classes, "
+            f"train/val/test {'/'.join(map(str, counts))}",
+            notes=(*notes, *self.notes, *size_notes(sizes, crop)),
+            one_size=smallest == largest,
+            groups_from=groups_from,
+        )
 
 
 def _chosen_classes(

@@ -65,6 +65,12 @@ def center_crop(tile: NDArray[np.uint8], crop: int) -> NDArray[np.uint8]:
     return tile[top : top + crop, left : left + crop]
 
 
+def resampled(tile: NDArray[np.uint8], side: int, filter_name: str = "bilinear") -> NDArray[np.uint8]:
+    """A uint8 `(h, w, 3)` tile as uint8 `(side, side, 3)`: Pillow's filter of that name, which covers all pixels of the
+    tile where it becomes smaller, so that nothing aliases."""
+    return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling[filter_name.upper()]))
+
+
 def read_image_bytes(path: Path) -> bytes:
     """The file's bytes.
 

@@ -38,6 +38,8 @@ from rich.progress import (
 )
 
 from histo_export.data.folder import open_folder
+from histo_export.data.groups import Grouping
+from histo_export.data.split import DEFAULT_SPLIT as SHARES
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, choose_classes
 from histo_export.errors import HistoError, UsageError
@@ -54,6 +56,10 @@ MPP = 0.495
 ALL_CLASSES = ("TUMOR", "STROMA", "COMPLEX", "LYMPHO", "DEBRIS", "MUCOSA", "ADIPOSE", "EMPTY")
 DEFAULT_CLASSES = ALL_CLASSES[:6]
 DEFAULT_SPLIT: Split = (425, 100, 100)
+SPLIT_BY_TILE = (
+    "the tiles come from ten slides and are split by tile, so one slide's tiles lie in train and in test: accuracy on "
+    "new slides will be lower; --groups kather2016 splits by slide"
+)
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is closed."""
 ATTEMPTS = 4
@@ -71,16 +77,18 @@ def open_kather2016(
     seed: int = 0,
     cache: Path | None = None,
     url: str | None = None,
+    grouping: Grouping | None = None,
 ) -> TileData:
     """Open the set, downloading it if the cache does not hold it yet.
 
     Args:
         classes: any of `ALL_CLASSES` (`"01_TUMOR"` is understood too); default `DEFAULT_CLASSES`.
         crop: side in pixels that tiles must have at least.
-        split: default 425/100/100 per class.
+        split: default 425/100/100 per class; by group, the same shares.
         seed: of the split.
         cache: folder; default `files.cache_folder()`.
         url: folder on a server that holds the archive, or the archive's own address.
+        grouping: which tiles must stay together in the split.
 
     Raises:
         UsageError: an unknown class.
@@ -97,7 +105,8 @@ def open_kather2016(
     missing = [f for f in folders if not (root / f).is_dir()]
     if missing:
         raise HistoError(root, f"lacks the folder {missing[0]}", f"Delete {root} and run again to unpack it anew")
-    data = open_folder(root, name="kather2016", classes=folders, crop=crop, split=split or DEFAULT_SPLIT, seed=seed)
+    split = split or (DEFAULT_SPLIT if grouping is None else SHARES)
+    data = open_folder(root, name="kather2016", classes=folders, crop=crop, split=split, seed=seed, grouping=grouping)
     sets = {s: getattr(data, s) for s in ("train", "val", "test")}
     for tiles in sets.values():
         tiles.classes = chosen
@@ -107,11 +116,7 @@ def open_kather2016(
         mpp=MPP,
         description=f"Kather et al. 2016 colorectal H&E tiles (Zenodo 53169, CC BY 4.0), "
         f"{len(chosen)} of 8 classes, train/val/test {'/'.join(str(len(t)) for t in sets.values())}",
-        notes=(
-            *data.notes,
-            "the tiles come from ten slides and are split by tile, so one slide's tiles lie in train "
-            "and in test: accuracy on new slides will be lower",
-        ),
+        notes=data.notes if grouping else (*data.notes, SPLIT_BY_TILE),
     )
 
 

@@ -1,13 +1,15 @@
-"""Split tiles into train, val and test: seeded, and stratified by class."""
+"""Split tiles into train, val and test: seeded, stratified by class, and by whole groups where there are groups."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histo_export.data.rows import listed
 from histo_export.errors import HistoError, UsageError
 
 Split = tuple[float, float, float] | tuple[int, int, int]
@@ -91,3 +93,129 @@ def stratified_split(
             start += size
     train, val, test = (np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
     return train, val, test
+
+
+def split_tiles(
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_] | None,
+    classes: tuple[str, ...],
+    split: Split,
+    seed: int,
+    where: object,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """`grouped_split` where groups are known, `stratified_split` elsewhere."""
+    if groups is None:
+        return stratified_split(labels, classes, split, seed, where)
+    return grouped_split(labels, groups, classes, split, seed, where)
+
+
+TRIES = 12
+"""Orders of the groups that are tried, of which the one is kept whose shares are nearest to what was asked for."""
+NEAR_ENOUGH = 0.02
+"""A deviation of a class's share in a split that ends the search."""
+
+
+def grouped_split(
+    labels: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    classes: tuple[str, ...],
+    split: Split,
+    seed: int,
+    where: object,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the train, val and test tiles, each sorted, where no group is on two sides.
+
+    The shares of each class come as near to `split` as whole groups allow. Not by `sklearn`'s StratifiedGroupKFold:
+    its folds are of equal size, and its versions 1.5 and 1.9 give different ones for the same seed, so that test tiles
+    of a run could be training tiles of the same run after an update.
+
+    Args:
+        labels: int64 `(n,)`.
+        groups: the group of each tile, `(n,)`.
+        classes: names, indexed by label.
+        split: fractions.
+        seed: any integer ≥ 0.
+        where: the thing that messages name.
+
+    Raises:
+        UsageError: `split` is counts, which whole groups cannot meet.
+        HistoError: a class would be missing from a split; all such classes are named.
+    """
+    if all(isinstance(part, int) for part in split):
+        shown = "/".join(map(str, split))
+        raise UsageError(f"split {shown}", "counts tiles, and whole groups seldom add up to them", "Give fractions")
+    names, group = np.unique(groups, return_inverse=True)
+    tiles = np.zeros((len(names), len(classes)), dtype=np.int64)
+    np.add.at(tiles, (group, labels), 1)
+    own = (tiles > 0).sum(0)
+    if few := [f"class {name}: {n} of 3" for name, n in zip(classes, own, strict=True) if n < 3]:
+        cause = f"train, val and test need a group each of every class:{listed(few)}"
+        raise HistoError(where, cause, "Add slides or patients, or leave these classes out with --classes")
+    part_of = _best_parts(tiles, split, seed)
+    lacking = [
+        f"class {name}: no tile in {part}"
+        for i, part in enumerate(("train", "val", "test"))
+        for name, count in zip(classes, tiles[part_of == i].sum(0), strict=True)
+        if not count
+    ]
+    if lacking:
+        cause = f"its {len(names):,} groups leave classes out of a split:{listed(lacking)}"
+        raise HistoError(where, cause, "Try another --seed or --split, add groups, or leave classes out with --classes")
+    train, val, test = (np.flatnonzero(part_of[group] == part) for part in range(3))
+    return train, val, test
+
+
+def _best_parts(tiles: NDArray[np.int64], split: Split, seed: int) -> NDArray[np.int64]:
+    """The part of each group, `(groups,)`: 0, 1, 2 for train, val, test, and 3 for what `split` leaves out.
+
+    Args:
+        tiles: int64 `(groups, classes)`, how many of each class a group has.
+        split: fractions.
+        seed: any integer ≥ 0.
+    """
+    wanted = np.array([*split, rest] if (rest := 1 - sum(split)) > 1e-9 else split)
+    shares = tiles / tiles.sum(0)
+    best, least = np.zeros(len(tiles), dtype=np.int64), (len(wanted) * len(shares[0]) + 1, 0.0)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, len(tiles)])))
+    for _ in range(TRIES):
+        part_of, reached = _dealt(shares, wanted, rng.permutation(len(tiles)))
+        fault = int((reached[:3] == 0).sum()), float(np.abs(reached - wanted[:, None]).max())
+        if fault < least:
+            best, least = part_of, fault
+        if fault <= (0, NEAR_ENOUGH):
+            break
+    return best
+
+
+def _dealt(
+    shares: NDArray[np.float64], wanted: NDArray[np.float64], order: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Groups dealt out in an order, each to the part that needs it most; and the share of each class in each part.
+
+    The need of a part is measured by the sum over classes of the squared deviation from the wanted share, relative to
+    that share. It is summed exactly (`math.fsum`), so that every machine deals in the same way.
+
+    Args:
+        shares: `(groups, classes)`, the share of a class's tiles that a group has.
+        wanted: of each part.
+        order: of the groups.
+
+    Returns:
+        The part of each group, int64 `(groups,)`, and float64 `(parts, classes)`.
+    """
+    reached = np.zeros((len(wanted), shares.shape[1]))
+    part_of = np.zeros(len(shares), dtype=np.int64)
+    undealt = (shares > 0).sum(0)  # groups of each class
+    for group in order:
+        added = shares[group]
+        # Where as many of train, val and test lack a class as groups of it are left, this one must go to one of those.
+        lacking = reached[:3] == 0
+        urgent = lacking & (added > 0) & (lacking.sum(0) >= undealt)
+        parts = np.flatnonzero(urgent.any(1)) if urgent.any() else range(len(wanted))
+        undealt -= added > 0
+        # The deviation with the group less that without it: (a + x - w)² - (a - w)² = x (2a + x - 2w)
+        change = added * (2 * reached + added - 2 * wanted[:, None]) / wanted[:, None]
+        part = min(parts, key=[math.fsum(row) for row in change.tolist()].__getitem__)
+        part_of[group] = part
+        reached[part] += added
+    return part_of, reached

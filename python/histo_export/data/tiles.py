@@ -6,11 +6,12 @@ import difflib
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histo_export.data.images import resampled
 from histo_export.errors import HistoError, UsageError
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
@@ -27,6 +28,7 @@ class TileSet:
         source: gives tile `i` as uint8 RGB `(h, w, 3)`. It must be picklable, because data-loading
             workers get a copy.
         hashes: int64 `(n,)`, `tile_hash` of each tile; None: computed when first asked for.
+        groups: the slide or patient of each tile, `(n,)`; None where that is unknown.
 
     Iteration order is by class and then by name, so shuffling is left to whoever trains.
     """
@@ -38,6 +40,7 @@ class TileSet:
         names: Sequence[str],
         source: Callable[[int], NDArray[np.uint8]],
         hashes: Hashes | None = None,
+        groups: NDArray[np.str_] | None = None,
     ) -> None:
         if len(labels) != len(names):
             raise ValueError(f"{len(labels)} labels for {len(names)} tiles")
@@ -46,6 +49,7 @@ class TileSet:
         self.names = names
         self._source = source
         self._hashes = hashes
+        self.groups = groups
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,8 +77,26 @@ class TileSet:
         if hasattr(self._source, "preload"):
             self._source.preload()
 
+    def resized(self, side: int) -> TileSet:
+        """The same tiles, resampled to `side` by `side` pixels. `hashes` stay those of the tiles as they were."""
+        return TileSet(self.classes, self.labels, self.names, _Resized(self, side), self.hashes, self.groups)
+
     def __repr__(self) -> str:
         return f"TileSet({len(self)} tiles, classes={', '.join(self.classes)})"
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """A source of tiles: those of a set, resampled."""
+
+    tiles: TileSet
+    side: int
+
+    def __call__(self, i: int) -> NDArray[np.uint8]:
+        return resampled(self.tiles.tile(i), self.side)
+
+    def preload(self) -> None:
+        self.tiles.preload()
 
 
 @dataclass(frozen=True)
@@ -104,11 +126,51 @@ class TileData:
     """One line for model cards."""
     notes: tuple[str, ...] = ()
     """What the user should know before trusting a result: tiles in two splits, ignored files."""
+    one_size: bool = True
+    """Whether every tile is a square of `tile_size`."""
+    resized_from: int | None = None
+    """Side in pixels that the tiles had before they were resampled to `tile_size`; None where they were not."""
+    groups_from: str = ""
+    """Where the groups of the tiles come from, as the user named it; "" where no groups are known."""
 
     @property
     def trained_on(self) -> TrainedOn:
         """What a network has learnt from that is trained on these tiles."""
         return TrainedOn.of(self.train.hashes, self.val.hashes)
+
+    @property
+    def groups(self) -> tuple[int, int, int] | None:
+        """Groups in train, val and test; None where no groups are known."""
+        counts = [len(np.unique(own)) for part in (self.train, self.val, self.test) if (own := part.groups) is not None]
+        return (counts[0], counts[1], counts[2]) if len(counts) == 3 else None
+
+    def resized(self, side: int) -> TileData:
+        """The same data with each tile resampled to `side` by `side` pixels: the network sees more of each tile.
+
+        `tile_size` and µm per pixel are those of the new tiles.
+
+        Raises:
+            UsageError: the tiles are smaller, or of several sizes, which would have several µm per pixel then.
+        """
+        if not self.one_size:
+            cause = f"needs square tiles of one size, and those of {self.name} differ"
+            raise UsageError(f"--resize {side}", cause, "Cut all tiles to one size, or leave --resize out")
+        if side > self.tile_size:
+            cause = f"is larger than the tiles ({self.tile_size} pixels), and enlarging adds nothing to see"
+            raise UsageError(f"--resize {side}", cause, f"Use --resize {self.tile_size} or less")
+        if side == self.tile_size:
+            return self
+        train, val, test = (part.resized(side) for part in (self.train, self.val, self.test))
+        return replace(
+            self,
+            train=train,
+            val=val,
+            test=test,
+            tile_size=side,
+            mpp=None if self.mpp is None else self.mpp * self.tile_size / side,
+            resized_from=self.tile_size,
+            description=f"{self.description}; resized from {self.tile_size} to {side} pixels",
+        )
 
 
 def choose_classes(
@@ -244,47 +306,22 @@ def size_notes(sizes: Sequence[tuple[int, int]], crop: int) -> list[str]:
     ]
 
 
-def fingerprint(classes: Sequence[str], splits: Sequence[Iterable[tuple[int, bytes]]]) -> str:
-    """sha256 hex of class names, and per split of the sorted (label, content digest) pairs."""
+def fingerprint(
+    classes: Sequence[str], splits: Sequence[Iterable[tuple[int, bytes]]], groups: Sequence[Iterable[str]] = ()
+) -> str:
+    """sha256 hex of class names, and per split of the sorted (label, content digest) pairs.
+
+    Where groups are known, the group of each tile is a part of it: intervals are by group.
+    """
     total = hashlib.sha256(b"histo-export tiles 1\n")
     for name in classes:
         total.update(f"class {name}\n".encode())
-    for split, tiles in zip(SPLITS, splits, strict=True):
+    for index, (split, tiles) in enumerate(zip(SPLITS, splits, strict=True)):
         total.update(f"split {split}\n".encode())
-        for label, digest in sorted(tiles):
-            total.update(f"{label} {digest.hex()}\n".encode())
+        lines = [f"{label} {digest.hex()}" for label, digest in tiles]
+        if groups:
+            lines = [f"{line} group {group}" for line, group in zip(lines, groups[index], strict=True)]
+        # Labels sort as numbers, as they did before there were groups.
+        for line in sorted(lines, key=lambda line: (int(line.partition(" ")[0]), line)):
+            total.update(f"{line}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
-
-
-def leakage_notes(splits: Sequence[TileSet]) -> list[str]:
-    """One line per pair of splits that share identical tiles, and one for tiles under two labels.
-
-    Args:
-        splits: train, val and test.
-    """
-    notes = []
-    tiles = [split.hashes.tolist() for split in splits]
-    first = [{key: i for i, key in reversed(list(enumerate(keys)))} for keys in tiles]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        shared = [i for i, key in enumerate(tiles[b]) if key in first[a]]
-        if shared:
-            i = shared[0]
-            twin = splits[a].names[first[a][tiles[b][i]]]
-            follows = "the test leaves them out" if b == 2 else "validation accuracy will look better than it is"
-            notes.append(
-                f"{len(shared):,} of {len(tiles[b]):,} {SPLITS[b]} tiles are identical to {SPLITS[a]} tiles "
-                f"(for example {splits[b].names[i]} = {twin}): {follows}"
-            )
-    label_of: dict[int, tuple[int, str]] = {}
-    clashes = []
-    for split, keys in zip(splits, tiles, strict=True):
-        for label, key, name in zip(split.labels.tolist(), keys, split.names, strict=True):
-            seen, twin = label_of.setdefault(key, (label, name))
-            if seen != label:
-                clashes.append((twin, name))
-    if clashes:
-        notes.append(
-            f"{len(clashes):,} tiles lie in two classes (for example {clashes[0][0]} = {clashes[0][1]}): "
-            "no model can get both right"
-        )
-    return notes

@@ -83,38 +83,48 @@ class HEDJitter(v2.Transform):
 
 
 class Augmentation(v2.Compose):
-    """Random crop, flips, quarter turns, colour and stain jitter: uint8 `(3, h, w)` to `(3, crop, crop)`.
+    """Random crop, flips, quarter turns, colour and stain jitter, grey: uint8 `(3, h, w)` to `(3, crop, crop)`.
 
     Args:
-        crop: side in pixels. The position is random within the tile.
+        crop: side in pixels.
+        random_crop: the crop is at a random place within the tile; else in its centre.
+        flips: mirrored each way with a probability of a half.
+        turns: turned by 0, 90, 180 or 270 degrees.
         brightness: factor from `[1 - b, 1 + b]`; 0 switches it off, as for the next two.
         contrast: factor of the distance from the mean grey.
         saturation: factor of the distance from grey.
         hue: shift in turns of the colour circle, from `[-hue, hue]`. Off by default: converting to HSV
             and back costs more than all the rest, and stain jitter shifts hue already.
         stain: `HEDJitter` strength.
+        grey: probability that the tile loses its colour, last of all. A network that sees only colour then learns
+            nothing from these tiles, so it must look at shapes.
     """
 
     def __init__(
         self,
         crop: int,
         *,
+        random_crop: bool = True,
+        flips: bool = True,
+        turns: bool = True,
         brightness: float = 0.1,
         contrast: float = 0.1,
         saturation: float = 0.1,
         hue: float = 0.0,
         stain: float = 0.05,
+        grey: float = 0.0,
     ) -> None:
-        steps: list[torch.nn.Module] = [
-            v2.RandomCrop(crop),
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            QuarterTurn(),
-        ]
+        steps: list[torch.nn.Module] = [v2.RandomCrop(crop) if random_crop else v2.CenterCrop(crop)]
+        if flips:
+            steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+        if turns:
+            steps.append(QuarterTurn())
         if stain:
             steps.append(HEDJitter(stain))
         if brightness or contrast or saturation or hue:
             steps.append(v2.ColorJitter(brightness, contrast, saturation, hue))
+        if grey:
+            steps.append(v2.RandomGrayscale(grey))
         super().__init__(steps)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 DONE = "done.json"
 """Marks the folder of one result of histo predict."""
 OWN_PICTURES = frozenset(
-    {"curves.png", "confusion.png", "latency.png", "throughput.png", "threads.png", "accuracy.png"}
+    {"curves.png", "confusion.png", "probabilities.png", "calibration.png"}
+    | {"latency.png", "throughput.png", "threads.png", "accuracy.png"}
 )
 """What histo train and histo bench write beside their report.json."""
 HIDDEN_NAMES = frozenset({"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
-from histo_export.model.provenance import best_row
+from histo_export.model.provenance import best_row, kept_weights
 from histo_export.spec import ModelSpec, describe_input, percent
 
 HUB_METADATA = (
@@ -49,6 +49,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
         f"- Data fingerprint: `{data.get('fingerprint', 'not recorded')}`",
+        *([f"- Split: {data['split']}"] if data.get("split") else []),
         *(
             f"- {key}: {value}"
             for key, value in described_settings(training).items()
@@ -57,6 +58,7 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         *_accuracy_lines(training),
         "",
         *_class_lines(training),
+        *_measure_lines(training),
         *(_precision_lines(block.precision, block.low_precision) if block.low_precision else ()),
         *_file_lines(block),
         "",
@@ -76,11 +78,19 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
 
 
 def _crop_lines(spec: ModelSpec) -> list[str]:
-    """How much of a tile counts, where that is not all of it."""
-    if spec.crop == spec.tile_size:
-        return []
-    seen = f"the centre {spec.crop} of {spec.tile_size} pixels, {spec.seen_share} of a tile's area"
-    return ["", f"The network sees {seen}. Training with `--crop {spec.tile_size}` uses all."]
+    """How tiles were resized for training, and how much of a tile counts, where that is not all of it."""
+    lines = []
+    if spec.resized_from is not None:
+        lines += [
+            "",
+            f"It was trained on tiles of {spec.resized_from} px that were resized to {spec.tile_size} px (bilinear, "
+            "antialiased). `histo predict` does this with tiles of that size; whatever else runs the files must give "
+            f"tiles of {spec.tile_size} px.",
+        ]
+    if spec.crop != spec.tile_size:
+        seen = f"the centre {spec.crop} of {spec.tile_size} pixels, {spec.seen_share} of a tile's area"
+        lines += ["", f"The network sees {seen}. Training with `--crop {spec.tile_size}` uses all."]
+    return lines
 
 
 def _file_lines(block: HistoBlock) -> list[str]:
@@ -134,6 +144,8 @@ def described_settings(training: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a training as far as they are recorded, in words; `epochs` with how the run was extended."""
     names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
     settings = {name: str(training[name]) for name in names if training.get(name) is not None}
+    if training.get("balance"):
+        settings["balance"] = "each class drawn equally often"
     if "epochs" in settings and (extended := training.get("extended")):
         first = extended[0].get("from", "?")
         steps = ", ".join(f"after epoch {step.get('after_epoch', '?')} to {step.get('to', '?')}" for step in extended)
@@ -145,8 +157,10 @@ def epoch_note(training: Mapping[str, Any]) -> str:
     """What to say of weights that are not those of the best epoch that their record knows; "" for those that are."""
     history = [row for row in training.get("history", []) if {"epoch", "val_accuracy", "val_loss"} <= row.keys()]
     epoch = training.get("epoch")
-    if not history or epoch is None:
+    if not history or epoch is None or training.get("keep") == "last" or training.get("averaged"):
         return ""
+    if training.get("keep") == "ema":
+        return f"these are the weights of epoch {epoch}; their moving average, which the run keeps, is in best.ckpt"
     best = best_row(history)
     if best["epoch"] == epoch:
         return ""
@@ -191,10 +205,77 @@ def _accuracy_lines(training: Mapping[str, Any]) -> list[str]:
     """Validation and test accuracy, as far as they are recorded."""
     lines = []
     if isinstance(value := training.get("val_accuracy"), float):
-        lines.append(f"- Validation accuracy: {percent(value)}")
+        kept = kept_weights(training)
+        lines.append(f"- Validation accuracy: {percent(value)}" + (f" ({kept})" if kept else ""))
     if note := epoch_note(training):
         lines.append(f"- Epoch: {note}")
-    return [*lines, f"- Test accuracy: {describe_test(training)}"]
+    lines.append(f"- Test accuracy: {describe_test(training)}")
+    if floors := training.get("floors"):
+        lines.append(f"- Floors on the same tiles: {describe_floors(floors)}")
+    if calibration := training.get("calibration"):
+        lines.append(f"- Calibrated: {describe_calibration(calibration)}")
+    return lines
+
+
+def describe_floors(floors: Mapping[str, Any]) -> str:
+    """What other ways reach on the test tiles, and how far the network is from the best of them."""
+    colour = floors["colour"]
+    low, high = colour["ahead_interval"]
+    interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    ahead = f"the network is {100 * colour['ahead']:+.1f} points from it, {interval}"
+    beaten = "" if low > 0 else "; **it does not beat it, and may have learnt nothing but the stain**"
+    return (
+        f"chance {percent(floors['chance'])}, always the largest class {percent(floors['majority'])}, colour alone "
+        f"{percent(colour['accuracy'])} ({ahead}{beaten})"
+    )
+
+
+def describe_calibration(calibration: Mapping[str, Any]) -> str:
+    """The temperature in the head, and the calibration error before and after."""
+    before, after = (percent(calibration[f"test_{when}"]["calibration_error"]) for when in ("before", "after"))
+    fitted = [percent(calibration[f"val_{when}"]["calibration_error"]) for when in ("before", "after")]
+    return (
+        f"logits divided by {calibration['temperature']:.4g}, fitted on {calibration['tiles']:,} validation tiles; "
+        f"calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
+    )
+
+
+def _measure_lines(training: Mapping[str, Any]) -> list[str]:
+    """The figures of the probabilities on the test split, with their intervals."""
+    test = training.get("test")
+    rows = measure_rows(test) if isinstance(test, Mapping) else []
+    if not rows:
+        return []
+    lines = ["| measure on the test tiles | value | 95 % interval |", "|---|---|---|"]
+    return [*lines, *(f"| {' | '.join((_plain(name), *cells))} |" for name, *cells in rows), ""]
+
+
+def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and interval of each of `measures.Measures`, given `AccuracyReport.to_dict()`; none of old files."""
+    measures = test.get("measures")
+    if not measures:
+        return []
+
+    def row(name: str, measure: Mapping[str, Any], show: Callable[[float], str]) -> tuple[str, str, str]:
+        if measure["value"] is None or measure["interval"] is None:
+            return name, "undefined", ""
+        low, high = map(show, measure["interval"])
+        return name, show(measure["value"]), f"{low} to {high}"
+
+    plain: Callable[[float], str] = "{:.3f}".format
+    rows = [
+        row("balanced accuracy", measures["balanced_accuracy"], percent),
+        row("macro F1", measures["macro_f1"], percent),
+        row("log loss (nats)", measures["log_loss"], plain),
+        row("Brier score (0 to 2)", measures["brier"], plain),
+        row("expected calibration error", measures["calibration_error"], percent),
+    ]
+    for key, name in (("roc_auc", "ROC AUC"), ("average_precision", "average precision")):
+        rows += [row(f"{name}, {c}", m, plain) for c, m in zip(test["classes"], measures[key], strict=True)]
+    if point := measures.get("operating_point"):
+        name = f"sensitivity for {point['positive']} at specificity {percent(point['specificity'])}"
+        rows.append(row(f"{name} (probability ≥ {point['threshold']:.3f})", point["sensitivity"], percent))
+    return rows
 
 
 def _class_lines(training: Mapping[str, Any]) -> list[str]:

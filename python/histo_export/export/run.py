@@ -106,6 +106,7 @@ def export_bundle(
             raise UsageError(f"--precision {precision}", "needs the tiles that the model was trained on", "Add --data")
         if "native" not in formats:
             raise UsageError(f"--precision {precision}", "is for the native engine's file", "Add native to --formats")
+    checkpoint = checkpoint.calibrated()
     with bundle.staging(out, settings.force) as folder:
         report("computing the reference in float64")
         (folder / GOLDEN).write_bytes(make_golden(checkpoint).to_bytes())

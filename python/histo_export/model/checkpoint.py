@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,18 @@ class Checkpoint:
         net.load_state_dict(self.state_dict)
         net.to(dtype).eval()
         return net
+
+    def calibrated(self) -> Checkpoint:
+        """The same network with its logits divided by the temperature in its record; itself where there is none.
+
+        The division is in float64 and rounded once. Dividing the weights and the bias of a linear layer divides its
+        outputs, so every file that is made from the result has calibrated probabilities and the same top class.
+        """
+        record = self.training.get("calibration")
+        if not record:
+            return self
+        head = {key: self.state_dict[key].double() / record["temperature"] for key in ("fc.weight", "fc.bias")}
+        return replace(self, state_dict=self.state_dict | {key: value.float() for key, value in head.items()})
 
     def block(self) -> dict[str, Any]:
         """The `histo` entry of the file."""

@@ -87,7 +87,8 @@ class Classifier:
             tiles: one tile or several, each as a path, a PIL image or uint8 RGB `(side, side, 3)`; several may also be
                 one array `(n, side, side, 3)`. At the model's µm per pixel; side is `spec.tile_size`. The network sees
                 the centre `spec.crop` × `spec.crop` pixels and nothing else of a tile.
-            resize: "bilinear" or "bicubic", the filter for tiles of another size; None refuses them.
+            resize: "bilinear" or "bicubic", the filter for tiles of another size; None refuses them, except those of
+                the size that the training tiles had before `histo train --resize`: they are resized as those were.
             batch: tiles per call of the runtime.
 
         Raises:
@@ -97,9 +98,9 @@ class Classifier:
         from histo_export.predict.tile_set import fitted
 
         check_options(resize, batch)
-        side = self.spec.tile_size
         pixels = (
-            fitted(pixels_of(tile, name), side, resize, name, 'Give resize="bilinear"') for name, tile in named(tiles)
+            fitted(pixels_of(tile, name), self.spec, resize, name, 'Give resize="bilinear"')
+            for name, tile in named(tiles)
         )
         parts = []
         while chunk := list(islice(pixels, batch)):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from histo_export.data.images import center_crop
 from histo_export.extras import installed
+from histo_export.measures import probabilities_of
 from histo_export.metrics import SPLIT_TILES, AccuracyReport, report_of
 from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.labels import Label
@@ -65,9 +66,9 @@ class Judge:
         return list(zip(names, splits.tolist(), strict=True))
 
     def write(self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels]) -> dict[str, Any]:
-        """Draws confusion.png and mistakes.png, or one of each for each split (confusion-test.png).
+        """Draws confusion.png, probabilities.png and mistakes.png, or one of each for each split (confusion-test.png).
 
-        Without matplotlib nothing is drawn.
+        Without matplotlib nothing is drawn, and without scikit-learn no probabilities.png.
 
         Args:
             folder: exists.
@@ -100,11 +101,16 @@ class Judge:
         self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels], reports: Mapping[str, AccuracyReport]
     ) -> None:
         """Draws the pictures of each split; the arguments are those of `write`."""
-        from histo_export.figures import save_confusion, shown
+        from histo_export.figures import save_confusion, save_probabilities, shown
 
         for split, report in reports.items():
             end = "" if len(reports) == 1 else f"-{split}"
-            save_confusion(folder / f"confusion{end}.png", report, title=shown(tiles.name), split=split)
+            title = shown(tiles.name)
+            save_confusion(folder / f"confusion{end}.png", report, title=title, split=split)
+            if report.measures is not None:
+                indices, logits = self._of(split)
+                figures = probabilities_of(logits), self.truth[indices]
+                save_probabilities(folder / f"probabilities{end}.png", report, *figures, title=title, split=split)
             self._draw_mistakes(folder / f"mistakes{end}.png", tiles, read, split)
 
     def _draw_mistakes(self, path: Path, tiles: TileSetInput, read: Callable[[int], Pixels], split: str) -> None:

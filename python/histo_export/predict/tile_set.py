@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from histo_export.data.images import BadImageError, decode_image, read_image_bytes
+from histo_export.data.images import BadImageError, decode_image, read_image_bytes, resampled
 from histo_export.errors import HistoError
 from histo_export.extras import install, installed
 from histo_export.predict.inputs import Failure, TileSetInput
@@ -58,12 +57,12 @@ class TileResults:
 
 
 def open_tiles(
-    tiles: TileSetInput, side: int, resize: Resample | None, results: TileResults | None = None
+    tiles: TileSetInput, spec: ModelSpec, resize: Resample | None, results: TileResults | None = None
 ) -> Callable[[int], Pixels]:
-    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`.
+    """A function that reads tile `i` of a set as uint8 `(side, side, 3)`, where side is `spec.tile_size`.
 
     It puts what it learns of the tile into `results`. `resize` is the filter for a tile of another size. It raises
-    HistoError where the tile is not an image, or has another size and `resize` is None, or is far too small.
+    HistoError where the tile is not an image, or `fitted` refuses it.
 
     Raises:
         HistoError: the array that holds the tiles can't be opened any more.
@@ -85,18 +84,19 @@ def open_tiles(
     def read(index: int) -> Pixels:
         pixels = raw(index)
         if results is not None:
-            results.hashes[index], results.enlarged[index] = tile_hash(pixels), side / min(pixels.shape[:2])
-        return fitted(pixels, side, resize, tiles.label(index), "Add --resize")
+            results.hashes[index], results.enlarged[index] = tile_hash(pixels), spec.tile_size / min(pixels.shape[:2])
+        return fitted(pixels, spec, resize, tiles.label(index), "Add --resize")
 
     return read
 
 
-def fitted(pixels: Pixels, side: int, resize: Resample | None, name: object, how_to_resize: str) -> Pixels:
+def fitted(pixels: Pixels, spec: ModelSpec, resize: Resample | None, name: object, how_to_resize: str) -> Pixels:
     """A tile in the size that the model takes.
 
     Args:
         pixels: uint8 `(height, width, 3)`.
-        side: of the model's tiles in pixels.
+        spec: of the model. A tile of the size that its training tiles had before they were resized is resized as those
+            were, unless `resize` says how.
         resize: the filter for a tile of another size; None refuses it.
         name: of the tile, for messages.
         how_to_resize: how the user chooses a filter, for messages.
@@ -105,8 +105,11 @@ def fitted(pixels: Pixels, side: int, resize: Resample | None, name: object, how
         HistoError: the tile has another size and `resize` is None, or it is far too small.
     """
     height, width = pixels.shape[:2]
+    side = spec.tile_size
     if (height, width) == (side, side):
         return pixels
+    if resize is None and height == width == spec.resized_from:
+        return resampled(pixels, side)
     if resize is None:
         raise HistoError(
             name,
@@ -119,7 +122,7 @@ def fitted(pixels: Pixels, side: int, resize: Resample | None, name: object, how
             f"is {width}×{height} pixels, which would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
             f"Give tiles of {side}×{side} pixels",
         )
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling[resize.upper()]))
+    return resampled(pixels, side, resize)
 
 
 def predict_tiles(
@@ -148,7 +151,7 @@ def predict_tiles(
         else:
             results.logits[index] = result
 
-    read = open_tiles(tiles, loop.spec.tile_size, resize, results)
+    read = open_tiles(tiles, loop.spec, resize, results)
     seconds = loop.run(range(len(tiles)), read, deliver, lambda done: progress(done, len(tiles)))
     return results, seconds
 
@@ -208,7 +211,7 @@ def write_tile_set(
         raise HistoError(tiles.source, f"holds no tile that could be used ({reason})", "Repair them")
     seen = {split: used[split] for split in ("train", "val")}
     if judge is not None:
-        verdict = judge.write(folder, tiles, open_tiles(tiles, spec.tile_size, resize))
+        verdict = judge.write(folder, tiles, open_tiles(tiles, spec, resize))
     else:
         verdict = {"warnings": _seen_warnings(sum(seen.values()), int(counts.sum()))}
     verdict["warnings"] += _enlarged_warnings(enlarged, int(counts.sum()))

@@ -29,18 +29,21 @@ class RunFolder:
         self.best, self.last = path / "best.ckpt", path / "last.ckpt"
         self.metrics, self.report = path / "metrics.csv", path / "report.json"
         self.curves, self.confusion = path / "curves.png", path / "confusion.png"
+        self.probabilities, self.calibration = path / "probabilities.png", path / "calibration.png"
         self.options, self.starts = path / "options.json", path / "starts.json"
+        self.duplicates = path / "duplicates.csv"
 
     def existing(self) -> list[Path]:
-        """The files of a run that exist."""
+        """The files of a run that exist, without duplicates.csv, which a run that is refused leaves, too."""
         files = [self.best, self.last, self.metrics, self.report, self.curves, self.confusion]
-        files += [self.options, self.starts]
+        files += [self.probabilities, self.calibration, self.options, self.starts]
         return [file for file in files if file.exists()] + sorted(self.path.glob(EVENTS))
 
     def contents(self) -> list[str]:
         """The names of the files of a run that exist; those of TensorBoard, which are long, as one pattern."""
         events = any(self.path.glob(EVENTS))
-        return [file.name for file in self.existing() if not file.match(EVENTS)] + [EVENTS] * events
+        names = [file.name for file in self.existing() if not file.match(EVENTS)]
+        return names + [self.duplicates.name] * self.duplicates.exists() + [EVENTS] * events
 
     def refuse_another_run(self) -> None:
         """Raises UsageError where the folder holds a run already."""
@@ -69,6 +72,13 @@ class RunFolder:
             numbers = {key: f"{row[key]:.6g}" for key in COLUMNS[1:]}
             writer.writerow({"epoch": row["epoch"], **numbers})
         self._write(self.metrics, text.getvalue())
+
+    def write_duplicates(self, table: str | None) -> None:
+        """Writes duplicates.csv, or removes that of an earlier run; HistoError where it can't be written."""
+        if table is not None:
+            self._write(self.duplicates, table)
+        elif self.duplicates.exists():
+            self.duplicates.unlink()
 
     def write_report(self, content: Mapping[str, Any]) -> None:
         """Writes report.json; HistoError where it can't be written."""

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from histo_export.errors import HistoError
@@ -25,13 +26,16 @@ from histo_export.model.checkpoint import KEY, Checkpoint
 from histo_export.model.net import TileNet, normalise
 from histo_export.spec import ModelSpec
 from histo_export.trained_on import TrainedOn
-from histo_export.training.recipes import TrainConfig, rate_factor, recipe_named
+from histo_export.training.recipes import TrainConfig, rate_factor
 
 if TYPE_CHECKING:
     from histo_export.data.transforms import TorchTiles
 
 EVAL_BATCH = 64
 """Tiles of a validation step. Without gradients they need a quarter of the memory of a training step of 32 tiles."""
+
+AVERAGE = "ema"
+"""The entry of last.ckpt with the moving average."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,8 +54,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
     single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
     """
 
-    def __init__(self, tiles: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        tiles: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        balance: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """An epoch of `tiles` tiles; `balance`: their labels `(tiles,)`, where each class is to be drawn equally often:
+        tiles of small classes come several times then, and of large ones others in each epoch."""
         self.tiles, self.seed, self.rank, self.world, self.epoch = tiles, seed, rank, world, epoch
+        self.balance = balance
         share = -(-tiles // world)
         self.share = share - 1 if share % batch_size == 1 and share > 1 else share
 
@@ -64,9 +80,30 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.tiles)
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.tiles) if self.balance is None else balanced_order(self.balance, rng)
         mine = np.resize(order, -(-self.tiles // self.world) * self.world)[self.rank :: self.world][: self.share]
         return ((epoch, int(index)) for index in mine)
+
+
+def balanced_order(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """As many indices as there are labels, shuffled, with each class equally often up to one.
+
+    The tiles of a class come equally often up to one, too: a class is drawn without replacement until it is used up,
+    and then again.
+    """
+    present = rng.permutation(np.unique(labels))
+    counts = len(labels) // len(present) + (np.arange(len(present)) < len(labels) % len(present))
+    drawn = []
+    for label, count in zip(present, counts, strict=True):
+        own = np.flatnonzero(labels == label)
+        drawn.append(np.concatenate([rng.permutation(own) for _ in range(-(-int(count) // len(own)))])[:count])
+    return rng.permutation(np.concatenate(drawn))
+
+
+def steps_per_epoch(tiles: int, config: TrainConfig) -> int:
+    """Optimiser steps of an epoch of so many training tiles."""
+    return math.ceil(len(EpochSampler(tiles, config.batch_size, config.seed, 0, config.processes)) / config.batch_size)
 
 
 class EpochTiles(Dataset[tuple[Tensor, int]]):
@@ -79,6 +116,22 @@ class EpochTiles(Dataset[tuple[Tensor, int]]):
         epoch, index = key
         self.tiles.set_epoch(epoch)
         return self.tiles[index]
+
+
+def moving_average(net: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of a network's weights and of its batch norms' running statistics.
+
+    The statistics are averaged as the weights are, so that they are those of the averaged weights, and no pass over the
+    tiles is needed at the end. The decay rises to its value, as (1 + n) / (10 + n) after n updates: the first random
+    weights would otherwise be a large part of the average of a short run.
+    """
+
+    def update(average: Any, now: Any, updates: Any) -> None:
+        n = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(average, now, updates)
+
+    average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    return average.requires_grad_(False)
 
 
 class TileTraining(pl.LightningModule):
@@ -110,9 +163,10 @@ class TileTraining(pl.LightningModule):
         assert config.epochs is not None
         assert config.workers is not None
         self.spec, self.config, self.epochs, self.workers = spec, config, config.epochs, config.workers
-        self.recipe = recipe_named(config.recipe)
+        self.recipe = config.resolved_recipe
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
+        self.average = moving_average(net, self.recipe.ema_decay) if config.keep == "ema" else None
         self.train_tiles, self.val_tiles = train_tiles, val_tiles
         self.golden, self.trained_on, self.provenance = golden, trained_on, provenance
         self.history: list[dict[str, Any]] = []
@@ -127,9 +181,10 @@ class TileTraining(pl.LightningModule):
         return self.net.load_state_dict(state_dict, strict, assign)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """uint8 `(n, 3, crop, crop)` → float32 logits `(n, classes)`."""
+        """uint8 `(n, 3, crop, crop)` → float32 logits `(n, classes)`; in validation of the average, if there is one."""
         tiles = tiles.contiguous(memory_format=self.memory_format)  # while they are bytes, a quarter of the traffic
-        logits: Tensor = self.net(normalise(tiles, self.spec))
+        net = self.net if self.average is None or self.training else self.average
+        logits: Tensor = net(normalise(tiles, self.spec))
         return logits.float()
 
     def _order(self) -> EpochSampler:
@@ -137,9 +192,10 @@ class TileTraining(pl.LightningModule):
             len(self.train_tiles),
             self.config.batch_size,
             self.config.seed,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            len(self.history),  # Lightning draws the first batch of a resumed run before it calls set_epoch
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            epoch=len(self.history),  # Lightning draws the first batch of a resumed run before it calls set_epoch
+            balance=self.train_tiles.tiles.labels if self.config.balance else None,
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -165,8 +221,9 @@ class TileTraining(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.net, self.config)
-        steps = math.ceil(len(self._order()) / self.config.batch_size) * self.epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(steps, self.recipe.warmup))
+        steps = steps_per_epoch(len(self.train_tiles), self.config) * self.epochs
+        factor = rate_factor(steps, self.recipe.warmup, self.recipe.schedule)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -200,6 +257,10 @@ class TileTraining(pl.LightningModule):
         if (self.device.type == "cpu" or batch_idx % 50 == 0) and self.trainer.world_size == 1:
             self._refuse_nan(self.running[0], f"step {batch_idx + 1}")
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.net)
 
     def on_validation_epoch_start(self) -> None:
         self._train_running = self.running
@@ -254,9 +315,17 @@ class TileTraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # channels-last is how this run computes and not part of what it has learnt
         weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
+        averaged = {}
+        if self.average is not None:
+            if "optimizer_states" in checkpoint:  # to resume from, so it has both
+                checkpoint[AVERAGE] = self.average.state_dict()
+            else:
+                weights = {key: value.contiguous() for key, value in self.average.module.state_dict().items()}
+                averaged = {"averaged": True}
         row = self.history[-1]
         training = {
             **self.provenance,
+            **averaged,
             "epoch": row["epoch"],
             "val_accuracy": row["val_accuracy"],
             "val_loss": row["val_loss"],
@@ -267,6 +336,8 @@ class TileTraining(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint[KEY]["training"]["history"]]
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint[AVERAGE])
 
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -274,7 +345,7 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
     The fused kernel updates all of a parameter's state in one pass over memory.
     """
-    decay = recipe_named(config.recipe).weight_decay
+    decay = config.resolved_recipe.weight_decay
     if not decay:
         return torch.optim.Adam(net.parameters(), lr=config.lr, fused=True)
     matrices = [p for p in net.parameters() if p.ndim > 1]

@@ -14,6 +14,7 @@ import torchvision
 from numpy.typing import NDArray
 
 import histo_export
+from histo_export.data.tiles import SPLITS
 from histo_export.errors import HistoError, UsageError
 from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint
@@ -25,8 +26,18 @@ from histo_export.training.recipes import TrainConfig
 if TYPE_CHECKING:
     from histo_export.data import TileData
 
-ADDED_SINCE_0_1_0 = ("augmentation",)
-"""Entries of `TrainConfig.identity` that checkpoints of version 0.1.0 lack."""
+ADDED_SINCE_0_1_0: Mapping[str, Any] = {
+    "keep": "best",
+    "balance": False,
+    "settings": {"schedule": "cosine", "ema_decay": 0.999},
+    "augmentation": {"random_crop": True, "flips": True, "turns": True, "grey": 0.0},
+}
+"""What older checkpoints lack of `TrainConfig.identity`, and the values that their runs had.
+
+Those of version 0.1.0 lack all strengths of the augmentation, which are then not compared.
+"""
+FEW_GROUPS = 10
+"""Groups in a test below which its interval says little."""
 IMBALANCE = 5
 """How many times more tiles the largest class has than a class that is named as small."""
 
@@ -41,18 +52,38 @@ def data_facts(data: TileData) -> dict[str, Any]:
         "tiles": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "tile_size": data.tile_size,
         "mpp": data.mpp,
+        "split": split_facts(data),
+        "groups": None if data.groups is None else dict(zip(SPLITS, data.groups, strict=True)),
         "notes": list(data.notes),
     }
 
 
-def run_notes(spec: ModelSpec, train_labels: NDArray[np.int64]) -> list[str]:
+def split_facts(data: TileData) -> str:
+    """How tiles of one slide or patient were kept together, and what it means where they were not, as a sentence."""
+    if data.groups is None:
+        if data.synthetic:
+            return "synthetic tiles, each made for itself: there are no slides"
+        return "tiles without groups: tiles of one slide may be on both sides; the interval is too narrow"
+    train, val, test = data.groups
+    text = (
+        f"by {train + val + test:,} groups ({data.groups_from}): {train:,} in train, {val:,} in val, {test:,} in test"
+    )
+    if test < FEW_GROUPS:
+        text += f"; an interval over {test:,} group{'' if test == 1 else 's'} says little"
+    return text
+
+
+def run_notes(spec: ModelSpec, train_labels: NDArray[np.int64], balance: bool = False) -> list[str]:
     """What the user should know before the first epoch, as sentences.
 
     Args:
         spec: the network.
         train_labels: int64 `(n,)`, of the training tiles.
+        balance: each class is drawn equally often.
     """
     notes = []
+    if spec.resized_from is not None:
+        notes.append(f"tiles are resized from {spec.resized_from} to {spec.tile_size} pixels")
     if spec.crop != spec.tile_size:
         notes.append(
             f"tiles of {spec.tile_size} pixels: the network sees the centre {spec.crop} pixels, {spec.seen_share} of "
@@ -62,10 +93,15 @@ def run_notes(spec: ModelSpec, train_labels: NDArray[np.int64]) -> list[str]:
     largest = int(tiles.argmax())
     if few := [i for i, count in enumerate(tiles) if count * IMBALANCE <= tiles[largest]]:
         small = ", ".join(f"{spec.classes[i]} {tiles[i]:,}" for i in few)
+        follows = (
+            "Each class is drawn equally often (--balance), so tiles of small classes are repeated"
+            if balance
+            else "A network can ignore small classes and still have a high accuracy: add tiles of them, or draw each "
+            "class equally often with --balance"
+        )
         notes.append(
-            f"imbalance: {spec.classes[largest]} has {tiles[largest]:,} training tiles, but {small}. A network can "
-            "ignore small classes and still have a high accuracy: add tiles of them or use fewer of the large ones, "
-            "and judge by balanced accuracy and F1"
+            f"imbalance: {spec.classes[largest]} has {tiles[largest]:,} training tiles, but {small}. {follows}, and "
+            "judge by balanced accuracy and F1"
         )
     return notes
 
@@ -108,9 +144,10 @@ def run_to_resume(
     recorded = checkpoint.training
     try:
         before, now = checkpoint.spec.to_dict(), spec.to_dict()
+        earlier = _with_new_entries(recorded)
         for key, value in config.identity(config.epochs or recorded["epochs"]).items():
-            if key in recorded or key not in ADDED_SINCE_0_1_0:
-                before[key], now[key] = recorded[key], value
+            if key != "augmentation" or key in recorded:
+                before[key], now[key] = earlier[key], value
         before["settings"] = {key: value for key, value in before["settings"].items() if key != "epochs"}
         executed = recorded["precision"]["executed"]
         if config.autocast not in ("auto", executed):
@@ -137,6 +174,17 @@ def run_to_resume(
         export = shlex.join(["histo", "export", str(last)])
         raise HistoError(best, cause, f"Copy it back, export the last epoch ({export}), or train again with --force")
     return recorded
+
+
+def _with_new_entries(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a run with the entries of its identity that a run of an older version lacks."""
+    complete = dict(recorded)
+    for name, entry in ADDED_SINCE_0_1_0.items():
+        if not isinstance(entry, Mapping):
+            complete.setdefault(name, entry)
+        elif recorded.get(name):  # None: no augmentation
+            complete[name] = recorded[name] | {key: v for key, v in entry.items() if key not in recorded[name]}
+    return complete
 
 
 def _read_last(last: Path) -> Checkpoint:

@@ -19,8 +19,11 @@ class TrainResult:
         out: the folder.
         checkpoint: `best.ckpt` in it.
         best_epoch: the epoch (from 1) that it holds.
-        val_accuracy: of that epoch.
-        test: on the tiles of the test split that are in no other split, in fp32.
+        val_accuracy: of that epoch. Optimistic where the epoch was chosen by it (`TrainConfig.keep`).
+        test: on the tiles of the test split that are in no other split, in fp32; of a calibrated run after calibration.
+        floors: accuracies on the same tiles that a network must beat: `chance` (each class as likely), `majority`
+            (always the largest class), `colour` (the fields of `ColourFloor`).
+        calibration: the fields of `Calibrated`; None where the run is not calibrated.
         epochs: length of the run.
         seconds_per_epoch: wall time, training and validation, writing files not included.
         device: what it ran on, in words.
@@ -37,6 +40,8 @@ class TrainResult:
     best_epoch: int
     val_accuracy: float
     test: AccuracyReport
+    floors: dict[str, Any]
+    calibration: dict[str, Any] | None
     epochs: int
     seconds_per_epoch: list[float]
     device: str
@@ -53,12 +58,15 @@ class TrainResult:
         `format` (2; files of format 1 lack this entry, `spec`, `run` and `remarks`); `spec`: the fields of `ModelSpec`
         (`pool`, `classes`, `crop`, `tile_size`, `mpp`, …); `run`: see `run_facts`; `checkpoint` (file name),
         `best_epoch`, `val_accuracy`, `epochs`, `seconds_per_epoch`, `device`, `precision`, `history`; `test`: the
-        fields of `AccuracyReport`, `macro_f1`, `balanced_accuracy`, `majority_accuracy`; `remarks`; `training`:
-        provenance (`recipe`, `settings`, `augmentation`, `epochs`, `batch_size`, `lr`, `seed`, `weights`,
-        `weights_report`, `channels_last`, `processes`, `data`, `notes`, `versions`, `extended` where epochs were added,
-        and of the best epoch `epoch`, `val_accuracy`, `val_loss`).
+        fields of `AccuracyReport`, `macro_f1`, `balanced_accuracy`, `majority_accuracy`, `chance`; `floors`;
+        `calibration`; `remarks`; `training`: provenance (`recipe`, `settings`, `augmentation`, `keep`, `epochs`,
+        `batch_size`, `lr`, `seed`, `weights`, `weights_report`, `channels_last`, `processes`, `balance`, `data`,
+        `notes`, `versions`, `extended` where epochs were added, `averaged` where the weights are the moving average,
+        and of the kept epoch `epoch`, `val_accuracy`, `val_loss`). Older files of format 2 lack `floors`,
+        `calibration`, `keep`, `balance` and the test's `measures`, `groups` and `chance`.
         """
-        training = {k: v for k, v in self.training.items() if k not in ("history", "test", "precision", "device")}
+        elsewhere = ("history", "test", "floors", "calibration", "precision", "device")
+        training = {k: v for k, v in self.training.items() if k not in elsewhere}
         return {
             "format": 2,
             "spec": self.spec.to_dict(),
@@ -67,6 +75,8 @@ class TrainResult:
             "best_epoch": self.best_epoch,
             "val_accuracy": self.val_accuracy,
             "test": self.test.to_dict(),
+            "floors": self.floors,
+            "calibration": self.calibration,
             "remarks": list(self.remarks),
             "epochs": self.epochs,
             "seconds_per_epoch": self.seconds_per_epoch,

@@ -2,18 +2,21 @@
 
 What it leaves in its folder:
 
-- `best.ckpt`   the epoch of highest validation accuracy (of equals that of the lower loss, then the earlier one),
-                with the test figures; what `histo export --checkpoint` takes. No optimiser state.
+- `best.ckpt`   the weights that the run keeps (`TrainConfig.keep`): by default the epoch of highest validation
+                accuracy (of equals that of the lower loss, then the earlier one), with the test figures; what
+                `histo export --checkpoint` takes. No optimiser state.
 - `last.ckpt`   the last complete epoch with everything that `resume` needs.
 - `options.json` the options of the command, so that the folder is all that `histo train --resume` needs.
 - `starts.json` when, where and by which command the run was started and resumed; kept from epoch to epoch.
+- `duplicates.csv` tiles that occur twice, if there are any.
 - `metrics.csv` one row an epoch; `events.out.tfevents.*` the same for TensorBoard.
 - `report.json` see `TrainResult.to_dict`.
-- `curves.png`, `confusion.png`.
+- `curves.png`, `confusion.png`, `probabilities.png`, and with `calibrate` `calibration.png`.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -33,15 +36,19 @@ from torch.utils.data import default_collate
 
 from histo_export.errors import HistoError, UsageError
 from histo_export.files import own_folder
+from histo_export.measures import probabilities_of
 from histo_export.metrics import chance_remark, majority_share, report_of
 from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
 from histo_export.system import allowed_cpus
+from histo_export.training.calibration import Calibrated, calibrate
+from histo_export.training.duplicates import judge_duplicates
 from histo_export.training.evaluation import predict
+from histo_export.training.floors import ColourFloor, colour_floor
 from histo_export.training.folder import RunFolder, check_place
-from histo_export.training.module import TileTraining, derived_seed
+from histo_export.training.module import TileTraining, derived_seed, steps_per_epoch
 from histo_export.training.precision import choose_precision, without_tf32
 from histo_export.training.progress import TrainingProgress, quiet_lightning
 from histo_export.training.provenance import (
@@ -51,7 +58,7 @@ from histo_export.training.provenance import (
     run_to_resume,
     training_versions,
 )
-from histo_export.training.recipes import AUGMENTATION, TrainConfig, recipe_named
+from histo_export.training.recipes import TrainConfig
 from histo_export.training.result import TrainResult
 from histo_export.training.starts import Start
 from histo_export.training.trainer import EpochFiles, SignalsEndConnecting, check_machine, make_trainer
@@ -81,7 +88,7 @@ def train(
     command: str = "",
     progress: bool | Console = True,
 ) -> TrainResult:
-    """Trains a network, keeps the best epoch and tests it.
+    """Trains a network, keeps the best epoch (or what `config.keep` says) and tests it.
 
     Args:
         data: the tiles; `spec.classes` must be its classes.
@@ -106,13 +113,16 @@ def train(
     Raises:
         UsageError: options that contradict each other, the device or the run to resume; or another process works in
             `out`.
-        HistoError: a loss that is not finite, unreadable weights, files that cannot be written, or a test split of
-            training tiles only.
+        HistoError: a loss that is not finite, unreadable weights, files that cannot be written, tiles that lie in two
+            splits (unless `config` allows them), or a test split of training tiles only.
         KeyboardInterrupt: Ctrl-C or SIGTERM; checkpoints up to the last complete epoch are kept.
     """
     console = progress if isinstance(progress, Console) else Console(stderr=True, quiet=not progress)
     began = datetime.now(UTC)
     _check_agreement(data, spec, config)
+    if config.steps is not None:
+        epochs = math.ceil(config.steps / steps_per_epoch(len(data.train), config))
+        config = replace(config, epochs=epochs, steps=None)
     device = check_machine(config)
     check_place(out)
     folder = RunFolder(out)
@@ -123,6 +133,8 @@ def train(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         recorded, epochs = _earlier_run(data, spec, config, folder, existing)
+        if not recorded:  # a run that goes on was judged when it began
+            data = judge_duplicates(data, config.allow_duplicates, folder if is_main_process() else None, console)
         run = _Run(data, spec, config, epochs, device, folder, console, recorded, options, command, began, still_own)
         trainer = run.fit()
         result = run.test() if is_main_process() else None
@@ -136,7 +148,7 @@ def _earlier_run(
     data: TileData, spec: ModelSpec, config: TrainConfig, folder: RunFolder, existing: Existing
 ) -> tuple[dict[str, Any] | None, int]:
     """The provenance of the run to go on with, None for a new run; and the epochs of the run."""
-    default = recipe_named(config.recipe).epochs
+    default = config.resolved_recipe.epochs
     if existing == "resume":
         recorded = run_to_resume(data, spec, config, folder.last)
         return recorded, config.epochs or recorded["epochs"]
@@ -163,6 +175,13 @@ def _check_agreement(data: TileData, spec: ModelSpec, config: TrainConfig) -> No
             f"is larger than the smallest tile of {data.name} ({data.tile_size} pixels)",
             f"Use {data.tile_size} or less",
         )
+    if (positive := config.positive) is not None:
+        if len(spec.classes) != 2:
+            step = "Leave it out, or choose two classes with --classes"
+            raise UsageError(f"--positive {positive.name}", f"is for two classes, not {len(spec.classes)}", step)
+        if positive.name not in spec.classes:
+            cause = f"is not a class of {data.name}"
+            raise UsageError(f"--positive {positive.name}", cause, f"Use {' or '.join(spec.classes)}")
     if config.batch_size == 1 and spec.map_size == 1:
         raise UsageError("--batch 1", f"leaves batch norm one value per channel at crop {spec.crop}", "Use 2 or more")
 
@@ -239,7 +258,8 @@ class _Run:
         if (trained_on.splits(data.test.hashes) != "").all():
             cause = "every test tile is identical to a training or validation tile, so nothing can be tested"
             raise HistoError(data.name, cause, "Put other tiles into test")
-        augmentation = Augmentation(spec.crop, **AUGMENTATION) if recipe_named(config.recipe).augmentation else None
+        strengths = config.resolved_recipe.augmentation
+        augmentation = Augmentation(spec.crop, **strengths) if strengths else None
         return TileTraining(
             net,
             spec,
@@ -250,12 +270,17 @@ class _Run:
             trained_on=trained_on,
             provenance={
                 **config.identity(self.epochs),
-                "data": data_facts(data),
-                "notes": run_notes(spec, data.train.labels),
+                "data": self._data_facts(),
+                "notes": run_notes(spec, data.train.labels, config.balance),
                 "versions": training_versions(),
                 **self._extended(),
             },
         )
+
+    def _data_facts(self) -> dict[str, Any]:
+        """See `data_facts`; a resumed run keeps its notes, of which some are found once, when a run begins."""
+        facts = data_facts(self.data)
+        return facts | {"notes": self.recorded["data"].get("notes", facts["notes"])} if self.recorded else facts
 
     def _extended(self) -> dict[str, Any]:
         """The provenance entry of a run whose number of epochs was raised when it was resumed; none for others."""
@@ -285,13 +310,16 @@ class _Run:
     def _before_training(self, facts: Mapping[str, Any]) -> list[str]:
         """What is trained and how, and what the user should know before, as lines."""
         synthetic = ", synthetic" if self.data.synthetic else ""
+        length = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         lines = [
-            f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), recipe {self.config.recipe}, "
-            f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}, {facts['device']}, "
+            f"training on {self.data.name} ({len(self.data.train):,} tiles{synthetic}), recipe "
+            f"{self.config.described_recipe}, {length}, {facts['device']}, "
             f"{facts['precision']['executed']} ({facts['precision']['reason']})"
         ]
         if self.config.weights != "none":
             lines.append(facts["weights_report"])
+        if not self.data.synthetic:
+            lines.append(f"split: {facts['data']['split']}")
         lines += facts["notes"]
         if self.recorded:
             lines.append(self._continues(self.recorded))
@@ -309,30 +337,41 @@ class _Run:
 
     def test(self) -> TrainResult:
         """Tests best.ckpt and writes the report; reads all from the files, so it may follow any strategy."""
-        from histo_export.data.transforms import TorchTiles
-        from histo_export.figures import save_confusion, save_curves, shown
-
-        data, spec, folder = self.data, self.spec, self.folder
+        data, spec, folder, seed = self.data, self.spec, self.folder, self.config.seed
         best, last = read_checkpoint(folder.best), read_checkpoint(folder.last)
-        with self.console.status(f"testing on {len(data.test):,} tiles"):
-            logits = predict(best.net(), spec, TorchTiles(data.test, spec.crop), self.device, workers=self.workers)
-        self.still_own()
+        net = best.net()
         unseen = data.trained_on.splits(data.test.hashes) == ""
-        test = report_of(spec.classes, logits[unseen], data.test.labels[unseen], self.config.seed)
-        # The best epoch may be from before the run was extended.
+        logits, labels = self._logits(net, data.test, "testing")[unseen], data.test.labels[unseen]
+        calibrated = self._calibrate(net, logits, labels)
+        if calibrated is not None:  # the figures are those of the files that an export makes
+            logits = logits / calibrated.temperature
+        groups = None if data.test.groups is None else data.test.groups[unseen]
+        test = report_of(spec.classes, logits, labels, seed, groups, positive=self.config.positive)
+        floor = self._colour_floor(logits.argmax(1) == labels, unseen, groups)
+        self.still_own()
+        floors = {"chance": test.chance, "majority": test.majority_accuracy, "colour": floor.to_dict()}
+        facts: dict[str, Any] = {"test": test.to_dict(), "floors": floors}
+        if calibrated is not None or "calibration" in best.training:
+            facts["calibration"] = calibrated and calibrated.to_dict()
+        # The kept epoch may be from before the run was extended.
         length: dict[str, Any] = {key: last.training[key] for key in ("epochs", "extended") if key in last.training}
-        add_training_facts(folder.best, {"test": test.to_dict(), **length})
+        add_training_facts(folder.best, facts | length)
         history = last.training["history"]
         val_tiles = np.bincount(data.val.labels, minlength=len(spec.classes)).tolist()
         at_chance = chance_remark("validation", best.training["val_accuracy"], spec.classes, val_tiles)
+        remarks = [at_chance, floor.remark(), calibrated and calibrated.remark(), *test.remarks()]
         starts = self._starts(len(history))
         folder.write_starts(starts)
+        if self.options is not None:  # a complete run may be tested in another way than before
+            folder.write_options(self.options)
         result = TrainResult(
             out=folder.path,
             checkpoint=folder.best,
             best_epoch=best.training["epoch"],
             val_accuracy=best.training["val_accuracy"],
             test=test,
+            floors=floors,
+            calibration=facts.get("calibration"),
             epochs=self.epochs,
             seconds_per_epoch=[row["seconds"] for row in history],
             device=best.training["device"],
@@ -341,14 +380,72 @@ class _Run:
             training=best.training | length,
             spec=spec,
             starts=tuple(starts),
-            remarks=tuple([*([at_chance] if at_chance else []), *test.remarks()]),
+            remarks=tuple(remark for remark in remarks if remark),
         )
         folder.write_report(result.to_dict())
-        synthetic = " (synthetic tiles)" if data.synthetic else ""
-        subtitle = f"{shown(data.name)}{synthetic}, ResNet34 pool {spec.pool}, recipe {self.config.recipe}"
-        save_curves(folder.curves, history, title=subtitle, chance=majority_share(val_tiles))
-        save_confusion(folder.confusion, test, title=subtitle, split="test")
+        self._draw(result, logits, labels, chance=majority_share(val_tiles))
         return result
+
+    def _logits(self, net: TileNet, tiles: TileSet, doing: str) -> npt.NDArray[np.float32]:
+        from histo_export.data.transforms import TorchTiles
+
+        with self.console.status(f"{doing} on {len(tiles):,} tiles"):
+            return predict(net, self.spec, TorchTiles(tiles, self.spec.crop), self.device, workers=self.workers)
+
+    def _calibrate(
+        self, net: TileNet, test_logits: npt.NDArray[np.float32], test_labels: npt.NDArray[np.int64]
+    ) -> Calibrated | None:
+        """The temperature and what it changes; None where none is asked for. It is fitted on validation alone."""
+        if not self.config.calibrate:
+            return None
+        from histo_export.figures import save_calibration
+
+        val, labels = self._logits(net, self.data.val, "calibrating"), self.data.val.labels
+        calibrated = calibrate(val, labels, test_logits, test_labels)
+        before, after = (probabilities_of(test_logits / t) for t in (1.0, calibrated.temperature))
+        temperature = calibrated.temperature
+        picture = self.folder.calibration
+        save_calibration(picture, before, after, test_labels, title=self._title, temperature=temperature, split="test")
+        return calibrated
+
+    def _colour_floor(
+        self, right: npt.NDArray[np.bool_], judged: npt.NDArray[np.bool_], groups: npt.NDArray[np.generic] | None
+    ) -> ColourFloor:
+        data = self.data
+        with self.console.status("colour floor") as status:
+            return colour_floor(
+                data.train,
+                data.val,
+                data.test,
+                self.spec.crop,
+                right=right,
+                judged=judged,
+                seed=self.config.seed,
+                groups=groups,
+                report=status.update,
+            )
+
+    @property
+    def _title(self) -> str:
+        """Of pictures."""
+        from histo_export.figures import shown
+
+        synthetic = " (synthetic tiles)" if self.data.synthetic else ""
+        recipe = self.config.described_recipe
+        return f"{shown(self.data.name)}{synthetic}, ResNet34 pool {self.spec.pool}, recipe {recipe}"
+
+    def _draw(
+        self, result: TrainResult, logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, chance: float
+    ) -> None:
+        """Draws the pictures of a run; logits and labels are those of the test."""
+        from histo_export.figures import save_confusion, save_curves, save_probabilities
+
+        folder, test = self.folder, result.test
+        save_curves(folder.curves, result.history, title=self._title, chance=chance)
+        save_confusion(folder.confusion, test, title=self._title, split="test")
+        if test.measures is not None:
+            probabilities = probabilities_of(logits)
+            save_probabilities(folder.probabilities, test, probabilities, labels, title=self._title, split="test")
 
     @cached_property
     def earlier(self) -> list[Start]:
@@ -373,7 +470,7 @@ class _Run:
 
 def _hyperparameters(spec: ModelSpec, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was made with, flat, for TensorBoard."""
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights", "processes", "device")
+    names = ("recipe", "keep", "epochs", "batch_size", "lr", "seed", "weights", "balance", "processes", "device")
     return {
         **{name: provenance[name] for name in names},
         **{name: getattr(spec, name) for name in ("pool", "crop", "tile_size", "mpp", "dropout")},

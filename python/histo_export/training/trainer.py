@@ -129,7 +129,7 @@ class AtomicCheckpoints(CheckpointIO):
 
 
 class EpochFiles(pl.callbacks.Checkpoint):
-    """Writes after each epoch: best.ckpt (if it is the best so far), then last.ckpt, then the tables.
+    """Writes after each epoch: best.ckpt (if its weights are to be kept so far), then last.ckpt, then the tables.
 
     The order matters: a kill in between repeats the epoch, which writes the same best.ckpt again.
     """
@@ -162,8 +162,9 @@ class EpochFiles(pl.callbacks.Checkpoint):
         assert isinstance(pl_module, TileTraining)
         self.check()
         history = pl_module.history
-        best = best_row(history) is history[-1]
-        if best:
+        selects = pl_module.config.keep == "best"
+        best = selects and best_row(history) is history[-1]
+        if best or not selects:
             trainer.save_checkpoint(self.folder.best, weights_only=True)
         if self.options is not None and trainer.is_global_zero:
             self.folder.write_options(self.options)
