@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -375,14 +375,10 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(cpus, 16), thread_name_prefix="decode")
     try:
-        for name, result in track(
-            zip(names, pool.map(check, paths), strict=True),
-            description="Checking tiles",
-            total=len(paths),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal or len(paths) < 500,
-        ):
+        results: Iterable[tuple[str, _Checked | BadImageError]] = zip(names, pool.map(check, paths), strict=True)
+        if console.is_terminal and len(paths) >= 500:  # a disabled bar of rich 13 or 14 leaves an empty line
+            results = track(results, "Checking tiles", len(paths), console=console, transient=True)
+        for name, result in results:
             if isinstance(result, BadImageError):
                 bad.append((name, result))
                 continue
