@@ -331,6 +331,8 @@ TEST_CASE("host: an engine that was moved from says so") {
   CHECK(code_of([&] { const Engine copy(engine); }) == ErrorCode::invalid_argument);
   CHECK(code_of([&] { moved = engine; }) == ErrorCode::invalid_argument);
   CHECK(code_of([&] { const histo::BatchRunner runner(engine); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([] { const histo::BatchRunner runner(std::shared_ptr<const Engine>{}); }) ==
+        ErrorCode::invalid_argument);
   CHECK(run(moved) == expected);
   engine = std::move(moved);
   CHECK(run(engine) == expected);
@@ -547,10 +549,10 @@ TEST_CASE("host: its signals do not reach the thread that runs an engine in a ba
   };
   const auto engine = std::make_shared<const Engine>(model(), histo::EngineOptions{.threads = 1});
   const std::ptrdiff_t before = threads_that_block(SIGINT);
-  CHECK(blocking(histo::BatchRunner(*engine, {.batch = 1})) == before + 1);
-  CHECK(blocking(histo::BatchRunner(engine, {.batch = 1})) == before + 1);
   CHECK(blocking(histo::BatchRunner([](auto, TileShape, auto logits) { std::ranges::fill(logits, 0.0F); },
                                     classes, {.batch = 1})) == before);
+  CHECK(blocking(histo::BatchRunner(*engine, {.batch = 1})) == before + 1);
+  CHECK(blocking(histo::BatchRunner(engine, {.batch = 1})) == before + 1);
 }
 
 #endif
