@@ -235,12 +235,26 @@ def test_the_python_engine_prints_the_same(bundle: Path, tile: npt.NDArray[np.ui
     assert tuple(f"{value:.9g}" for value in engine.run(tile[None])[0]) == logits
 
 
-@pytest.mark.parametrize("target", ["histo::histo", "histo::shared"])
+@pytest.mark.parametrize(
+    ("target", "options", "shared"),
+    [
+        ("histo::histo", (), False),
+        ("histo::histo", ("-DBUILD_SHARED_LIBS=ON",), True),
+        ("histo::shared", (), True),
+    ],
+)
 def test_find_package(
-    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path, target: str
+    prefix: Path,
+    bundle: Path,
+    tile_file: Path,
+    logits: tuple[str, ...],
+    tmp_path: Path,
+    target: str,
+    options: tuple[str, ...],
+    shared: bool,
 ) -> None:
-    program = build_example(prefix, tmp_path / "build", f"-DHISTO_LIBRARY={target}")
-    assert ("libhisto" in call("readelf", "-d", program)) == (target == "histo::shared")
+    program = build_example(prefix, tmp_path / "build", f"-DHISTO_LIBRARY={target}", *options)
+    assert ("libhisto" in call("readelf", "-d", program)) == shared
     assert example_prints(program, bundle, tile_file) == logits
 
 
@@ -348,6 +362,16 @@ def test_a_parent_build_chooses_the_kind_and_gets_optimised_kernels(tmp_path: Pa
     assert ours
     assert ours.keys() <= sources  # none is joined with others, whose instruction sets differ
     assert [file for file, command in ours.items() if " -O3" not in command] == []
+    # Sanitizers of the parent, which leave names undefined, may be set for its targets alone.
+    assert "--no-undefined" not in (tmp_path / "build/build.ninja").read_text()
+    other = call("cmake", f"-DBUILD_SHARED_LIBS={'ON' if shared == 'OFF' else 'OFF'}", tmp_path / "build")
+    assert re.findall("has (.+)", other) == ["histo_static" if shared == "ON" else "histo_shared"]
+
+
+def test_histo_run_of_an_installation_without_the_static_library_finds_the_shared_one(tmp_path: Path) -> None:
+    call("cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DHISTO_BUILD_STATIC=OFF", "-DCMAKE_INSTALL_LIBDIR=lib")
+    script = (tmp_path / "cmake_install.cmake").read_text()
+    assert re.search(r'bin/histo-run"\s+OLD_RPATH "[^"]*"\s+NEW_RPATH ["\\[]+\$ORIGIN/\.\./lib["\]]', script), script
 
 
 @pytest.mark.parametrize("option", ["-ffast-math", "-Ofast", "-ffinite-math-only"])
@@ -355,6 +379,17 @@ def test_options_that_break_arithmetic_are_refused(tmp_path: Path, option: str) 
     command = ("c++", "-std=c++20", option, f"-I{ROOT}/cpp/include", f"-I{ROOT}/cpp/src", "-fsyntax-only")
     for source in ("cpu/packing.cpp", "model/model.cpp", "api/fused_head.cpp", "api/preprocess.cpp"):
         assert "histo cannot be compiled with -ffast-math" in call(*command, ROOT / "cpp/src" / source, code=1)
+
+
+@pytest.mark.parametrize("where", ["set(CMAKE_CXX_FLAGS -{})", "add_compile_options(-{})"])
+@pytest.mark.parametrize("option", ["fassociative-math", "funsafe-math-optimizations"])
+def test_options_that_break_arithmetic_without_a_macro_of_clang_are_refused(
+    tmp_path: Path, where: str, option: str
+) -> None:
+    parent = PARENT.format(root=ROOT).replace("add_sub", where.format(option) + "\nadd_sub")
+    (tmp_path / "CMakeLists.txt").write_text(parent)
+    error = call("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", code=1)
+    assert f"histo cannot be compiled with -{option}" in re.sub(r"\s+", " ", error)
 
 
 @pytest.mark.parametrize("language", ["c", "c++"])

@@ -30,6 +30,7 @@
 
 namespace {
 
+using histo::LoadedSafetensors;
 using histo::Safetensors;
 
 void claim(bool holds, const char* what) {
@@ -61,34 +62,38 @@ void check_spec(const histo::ModelSpec& spec) {
   }
 }
 
-// Claims of tensors that were accepted: they lie inside `bytes` and do not overlap.
-void check_tensors(const Safetensors& file, std::span<const std::byte> bytes) {
+// Claims of tensors that were accepted: they lie inside the memory of the file and do not overlap.
+void check_tensors(const LoadedSafetensors& file) {
+  const auto* const memory = static_cast<const std::byte*>(file.memory.get());
   std::size_t total = 0;
-  for (const histo::StoredTensor& tensor : file.tensors) {
-    claim(tensor.bytes.data() >= bytes.data() &&
-              tensor.bytes.data() + tensor.bytes.size() <= bytes.data() + bytes.size(),
-          "a tensor lies inside the file");
-    claim(file.find(tensor.name) == &tensor, "a tensor is found by its name");
+  for (const histo::StoredTensor& tensor : file.container.tensors) {
+    claim(tensor.bytes.data() >= memory && tensor.bytes.data() + tensor.bytes.size() <= memory + file.size,
+          "a tensor lies inside the memory of the file");
+    claim(file.container.find(tensor.name) == &tensor, "a tensor is found by its name");
     total += tensor.bytes.size();
   }
-  claim(total <= bytes.size(), "tensors do not overlap");
+  claim(total <= file.size, "tensors do not overlap");
+}
+
+LoadedSafetensors load(std::span<const std::byte> bytes) {
+  return histo::load_safetensors(bytes.size(), histo::read_from(bytes), [](const Safetensors&) {});
 }
 
 void read_model_parts(std::span<const std::byte> bytes) {
-  const Safetensors file = histo::read_safetensors(bytes);
-  check_tensors(file, bytes);
-  const histo::ModelSpec spec = histo::read_model_spec(file);
+  const LoadedSafetensors file = load(bytes);
+  check_tensors(file);
+  const histo::ModelSpec spec = histo::read_model_spec(file.container);
   check_spec(spec);
-  histo::check_model_tensors(file, spec);
+  histo::check_model_tensors(file.container, spec);
 }
 
 // The input as a complete file, in a copy of exactly its size.
 void fuzz_file(std::span<const std::byte> input) {
   refuse_or([&] {
     const std::vector<std::byte> file(input.begin(), input.end());
-    const Safetensors container = histo::read_safetensors(file);
-    check_tensors(container, file);
-    for (const histo::StoredTensor& tensor : container.tensors) {
+    const LoadedSafetensors loaded = load(file);
+    check_tensors(loaded);
+    for (const histo::StoredTensor& tensor : loaded.container.tensors) {
       if (tensor.dtype == "F32") {
         histo::check_finite(tensor, tensor.values<float>());
       }

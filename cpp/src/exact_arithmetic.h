@@ -1,5 +1,5 @@
 // Refuses compiler options that change what arithmetic means: bits would depend on the batch, and NaN in a
-// tile or in a file would not be seen. A parent build may set them for all its files.
+// tile or in a file would not be seen. CMakeLists.txt looks for those for which Clang has no macro.
 #pragma once
 
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \

@@ -178,7 +178,14 @@ TEST_CASE("memory runs out in a head: the output is untouched, and the next run 
         head.emplace(3, 512, 3, weight, bias);
         out = untouched;
       },
-      [&] { head->run(features, map, out); });
+      [&] {
+        try {
+          head->run(features, map, out);
+        } catch (...) {
+          CHECK(out == untouched);
+          throw;
+        }
+      });
 }
 
 TEST_CASE("memory runs out in the batch loop, which ends") {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "histo/batch_runner.h"
+#include "sanitizers.h"
 #include "under_emulation.h"
 
 #ifndef _WIN32
@@ -93,7 +94,7 @@ TEST_CASE("batch loop: no allocation and no more memory from tile 1,000 to tile 
   CHECK(wrong == 0);
   CHECK(early_allocations > 0);  // they are counted
   CHECK(late_allocations == early_allocations);
-#ifndef __SANITIZE_THREAD__  // which keeps a history of the accesses
+#if !HISTO_THREAD_SANITIZER  // which keeps a history of the accesses
   if (under_emulation) {
     MESSAGE("the emulator's memory is counted, too: only allocations are tested");
     return;

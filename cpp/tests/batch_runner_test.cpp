@@ -27,6 +27,7 @@
 #include "error_code.h"
 #include "histo/error.h"
 #include "joined_threads.h"
+#include "sanitizers.h"
 #include "under_emulation.h"
 
 #ifdef __GLIBC__
@@ -748,7 +749,7 @@ TEST_CASE("batch runner: misuse") {
   CHECK(start(huge / 96, 1, numbered(1), sink) == ErrorCode::size_overflow);
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which end the process instead
+#if !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER  // which end the process instead
 TEST_CASE("batch runner: no room for the tiles in flight") {
   constexpr std::size_t too_large = std::size_t{1} << 56U;
   const auto sink = [](const TileResult&) {};

@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "sanitizers.h"
+
 // ThreadSanitizer allows the child of a process with threads none of its own.
-#ifdef __SANITIZE_THREAD__
+#if HISTO_THREAD_SANITIZER
 inline constexpr bool child_may_start_threads = false;
 #else
 inline constexpr bool child_may_start_threads = true;

@@ -17,6 +17,7 @@
 
 #include "aligned_buffer.h"
 #include "histo/error.h"
+#include "sanitizers.h"
 
 namespace {
 
@@ -42,7 +43,7 @@ class TemporaryFolder {
 std::string text_of(const fs::path& file) {
   histo::InputFile input(file);
   std::string text(input.size(), '\0');
-  input.read(std::as_writable_bytes(std::span(text)));
+  input.read(0, std::as_writable_bytes(std::span(text)));
   return text;
 }
 
@@ -61,7 +62,7 @@ TEST_CASE("platform: files whose names no code page has") {
   CHECK(text_of(histo::path_from_utf8(histo::utf8(file))).size() == 6);
 }
 
-TEST_CASE("platform: a file is read part by part, and an empty one has no bytes") {
+TEST_CASE("platform: parts of a file are read, and an empty one has no bytes") {
   const TemporaryFolder temporary("");
   std::ofstream(temporary.path() / "a", std::ios::binary)
       << std::string(60000, 'x') + std::string(40000, 'y');
@@ -70,8 +71,8 @@ TEST_CASE("platform: a file is read part by part, and an empty one has no bytes"
   REQUIRE(input.size() == 100000);
   std::string first(60000, '\0');
   std::string second(40000, '\0');
-  input.read(std::as_writable_bytes(std::span(first)));
-  input.read(std::as_writable_bytes(std::span(second)));
+  input.read(60000, std::as_writable_bytes(std::span(second)));
+  input.read(0, std::as_writable_bytes(std::span(first)));
   CHECK(first == std::string(60000, 'x'));
   CHECK(second == std::string(40000, 'y'));
   CHECK(text_of(temporary.path() / "empty").empty());
@@ -86,10 +87,10 @@ TEST_CASE("platform: a file that changes while it is read") {
     histo::InputFile input(file);
     std::string text(input.size(), '\0');
     const auto bytes = std::as_writable_bytes(std::span(text));
-    input.read(bytes.first(1000));
+    input.read(0, bytes.first(1000));
     change();
     try {
-      input.read(bytes.subspan(1000));
+      input.read(1000, bytes.subspan(1000));
     } catch (const histo::Error& error) {
       CHECK(error.code() == histo::ErrorCode::io);
       return std::string(error.message());
@@ -125,8 +126,10 @@ TEST_CASE("platform: buffers are zero and begin on a page") {
       std::ranges::fill(content, 0xFFFFFFFFU);
     }
   }
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which end the process instead
+#if !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER  // which end the process instead
   CHECK(histo::allocate_pages(std::size_t{1} << 60U) == nullptr);
+  CHECK(histo::allocate_pages(SIZE_MAX) == nullptr);  // which would wrap to a few bytes
+  CHECK(histo::allocate_pages(SIZE_MAX - 4096) == nullptr);
 #endif
 }
 

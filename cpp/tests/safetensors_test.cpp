@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -20,11 +21,15 @@ using histo::Error;
 using histo::ErrorCode;
 using histo::Safetensors;
 
+histo::LoadedSafetensors load(std::span<const std::byte> file) {
+  return histo::load_safetensors(file.size(), histo::read_from(file), [](const Safetensors&) {});
+}
+
 // The message of the error that `bytes` must give.
 std::string complaint(std::span<const std::byte> bytes) {
   const std::vector<std::byte> file(bytes.begin(), bytes.end());
   try {
-    (void)histo::read_safetensors(file);
+    (void)load(file);
   } catch (const Error& error) {
     CHECK(error.code() == ErrorCode::invalid_file);
     CHECK(std::string_view(error.what()).find('\n') == std::string_view::npos);
@@ -73,7 +78,8 @@ std::vector<std::byte> small_file() {
 
 TEST_CASE("safetensors: a valid file") {
   const std::vector<std::byte> bytes = small_file();
-  const Safetensors file = histo::read_safetensors(bytes);
+  const histo::LoadedSafetensors loaded = load(bytes);
+  const Safetensors& file = loaded.container;
   REQUIRE(file.tensors.size() == 5);
   CHECK(file.tensors[0].name == "a");
 
@@ -102,8 +108,29 @@ TEST_CASE("safetensors: a valid file") {
   CHECK_NOTHROW(file.find("a")->check_shape(std::array<std::size_t, 3>{2, 1, 2}));
 }
 
+TEST_CASE("safetensors: only tensors that are selected are read, and no byte twice") {
+  const std::vector<std::byte> bytes = small_file();
+  std::vector<int> reads(bytes.size());
+  const histo::ReadAt from = histo::read_from(bytes);
+  const histo::LoadedSafetensors loaded = histo::load_safetensors(
+      bytes.size(),
+      [&](std::size_t offset, std::span<std::byte> to) {
+        for (std::size_t i = 0; i < to.size(); ++i) {
+          ++reads.at(offset + i);
+        }
+        from(offset, to);
+      },
+      [](Safetensors& header) {
+        std::erase_if(header.tensors, [](const histo::StoredTensor& tensor) { return tensor.name == "a"; });
+      });
+  CHECK(loaded.container.find("a") == nullptr);
+  CHECK(loaded.container.find("b")->values<double>()[1] == -2.5);
+  CHECK(std::ranges::count(reads, 0) == 16);  // the bytes of "a"
+  CHECK(std::ranges::max(reads) == 1);
+}
+
 TEST_CASE("safetensors: a header alone, without metadata, with white space behind it") {
-  CHECK(histo::read_safetensors(safetensors_file("{}     \n", {})).tensors.empty());
+  CHECK(load(safetensors_file("{}     \n", {})).container.tensors.empty());
 }
 
 TEST_CASE("safetensors: truncated at every byte, or with bytes too many") {

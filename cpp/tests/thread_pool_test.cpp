@@ -15,6 +15,7 @@
 #include "histo/error.h"
 #include "in_child.h"
 #include "joined_threads.h"
+#include "sanitizers.h"
 #include "under_emulation.h"
 
 #ifndef _WIN32
@@ -169,7 +170,7 @@ TEST_CASE("thread pool: in a forked child the caller works alone") {
 }
 #endif
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__GLIBC__) && !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER
 // The sanitizers replace what sets a thread's stack, and reserve terabytes besides.
 TEST_CASE("thread pool: the system does not give that many threads") {
   if (under_emulation) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -76,9 +77,10 @@ using Progress = std::function<bool(const BatchRunnerStats& stats)>;
 /// delivered, and run() returns as soon as the running calls of the source and the runtime have returned. It
 /// cannot interrupt these: a source that may block for long should watch for the same signal as `progress`.
 ///
-/// The thread of the runtime has signals blocked, so that the host's handlers do not run there; that of the
-/// source has the signal mask of the caller. pthread_cancel() of the thread that called run() takes effect
-/// when run() has returned.
+/// The thread of an engine has signals blocked, so that the host's handlers do not run there. The threads of
+/// the source and of any other runtime have the signal mask of the caller, which processes that they start
+/// inherit. Callbacks run in the floating-point environment of the caller, as far as the system's new threads
+/// inherit it. pthread_cancel() of the thread that called run() takes effect when run() has returned.
 ///
 /// Several threads may call run() at the same time; `infer` is then called by several threads, too.
 ///
@@ -96,6 +98,9 @@ class HISTO_API BatchRunner {
 
   /// The same over a copy of `engine`, which shares its weights; copies of the runner share that copy.
   explicit BatchRunner(const Engine& engine, const BatchRunnerOptions& options = {});
+
+  /// The same over `engine` itself: runs of it elsewhere and those of the runner wait for each other.
+  explicit BatchRunner(std::shared_ptr<const Engine> engine, const BatchRunnerOptions& options = {});
 
   // Without moves: a copy costs little, and no object is ever left without its runtime.
   BatchRunner(const BatchRunner& other) = default;
@@ -119,6 +124,7 @@ class HISTO_API BatchRunner {
   InferBatch infer_;
   std::size_t classes_;
   BatchRunnerOptions options_;
+  bool over_engine_ = false;
 };
 
 }  // namespace histo

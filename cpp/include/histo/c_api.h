@@ -4,17 +4,16 @@
 /// Plain C99. No function throws, and none ends the process.
 ///
 /// - Functions that can fail return a histo_status. Where it is not HISTO_OK, histo_last_error() tells what
-/// was
-///   wrong and what to do about it. Output arguments are then unchanged, except that a handle is set to null.
+///   was wrong and what to do about it. Output arguments are then unchanged, except that a handle is set to
+///   null.
 /// - Handles are created by the functions that take a pointer to one, and released with the matching `_free`,
 ///   which accepts null. A handle may outlive the one it was created from: a model may be freed while engines
 ///   run it.
 /// - Sizes are in elements (bytes for uint8_t) and are compared with the size that the shape needs.
 /// - Structures begin with their own size, at most 4096, so that later versions can add fields without
-/// breaking
-///   compiled programs. Initialise them with the macro HISTO_..._INIT that stands behind each. A field of
-///   options that is zero means its default, and a null pointer to the structure means that all fields are
-///   zero.
+///   breaking compiled programs. Initialise them with the macro HISTO_..._INIT that stands behind each. A
+///   field of options that is zero means its default, and a null pointer to the structure means that all
+///   fields are zero.
 /// - One handle may be used by several threads at the same time, except while it is being freed.
 /// - pthread_cancel() takes effect when the function has returned. A calling thread needs 128 KiB of stack.
 ///
@@ -45,8 +44,7 @@ extern "C" {
 #define HISTO_NOEXCEPT
 #endif
 
-/* --- errors ----------------------------------------------------------------------------------------------
- */
+/* --- errors ------------------------------------------------------------------------------------------- */
 
 /// The numbers of histo::ErrorCode, which are stable.
 typedef enum histo_status {
@@ -82,13 +80,11 @@ HISTO_API unsigned histo_usable_cpus(void) HISTO_NOEXCEPT;
 /// \param precision  "fp32", "bf16x3", "bf16" or "int8"
 /// \param isa        the highest instruction set to use, as in histo_engine_options; may be null
 /// \param executed   receives the name of the instruction set whose kernels run, which may be lower than
-/// `isa`: AMX
-///                   has no float32. May be null
+///                   `isa`: AMX has no float32. May be null
 HISTO_API histo_status histo_precision_support(const char* precision, const char* isa,
                                                const char** executed) HISTO_NOEXCEPT;
 
-/* --- model -----------------------------------------------------------------------------------------------
- */
+/* --- model -------------------------------------------------------------------------------------------- */
 
 /// The contents of a `model.safetensors`: see histo::Model.
 typedef struct histo_model histo_model;
@@ -114,8 +110,7 @@ HISTO_API double histo_model_mpp(const histo_model* model) HISTO_NOEXCEPT;  ///<
 /// `model`.
 HISTO_API const char* histo_model_class_name(const histo_model* model, size_t index) HISTO_NOEXCEPT;
 
-/* --- engine ----------------------------------------------------------------------------------------------
- */
+/* --- engine ------------------------------------------------------------------------------------------- */
 
 /// A model made ready to run: see histo::Engine.
 typedef struct histo_engine histo_engine;
@@ -193,8 +188,7 @@ typedef struct histo_self_test_result {
 HISTO_API histo_status histo_engine_self_test(const histo_engine* engine, const char* golden_path,
                                               histo_self_test_result* result) HISTO_NOEXCEPT;
 
-/* --- many tiles ------------------------------------------------------------------------------------------
- */
+/* --- many tiles --------------------------------------------------------------------------------------- */
 
 /// Fills `tile`, RGB `(height, width, 3)`, and returns 1. Returns 0 at the end, and any negative number where
 /// this tile is lost. Called from one thread of the loop, in order.
@@ -214,8 +208,7 @@ typedef int (*histo_tile_sink)(void* user, const histo_tile_result* result);
 
 /// The progress of the loop, or its totals: see histo::BatchRunnerStats.
 typedef struct histo_batch_stats {
-  size_t
-      struct_size;  ///< sizeof(histo_batch_stats), filled in by the caller; by the library for histo_progress
+  size_t struct_size;  ///< sizeof(histo_batch_stats), from the caller; from the library for histo_progress
   size_t tiles;
   size_t failed;
   size_t batches;
@@ -252,8 +245,7 @@ HISTO_API histo_status histo_run_batches(const histo_engine* engine, size_t heig
                                          const histo_batch_options* options,
                                          histo_batch_stats* stats) HISTO_NOEXCEPT;
 
-/* --- the head alone --------------------------------------------------------------------------------------
- */
+/* --- the head alone ----------------------------------------------------------------------------------- */
 
 /// Adaptive average pooling and the linear classifier behind it: see histo::FusedHead.
 typedef struct histo_head histo_head;

@@ -27,8 +27,8 @@ struct SelfTestResult {
 /// a correct engine: 5e-4 in bf16x3, 0.05 in bf16 and 0.25 in int8, because some golden tiles are noise, for
 /// which the scales of int8 were not chosen. The test finds wrong weights and wrong kernels. It does not
 /// measure how accurate a model is in a precision: `histo export --precision` does, on real tiles.
-/// \throws Error  io, invalid_file as Model::open(); size_mismatch where the golden file belongs to another
-/// model
+/// \throws Error  io, invalid_file and out_of_memory as Model::open(), and for more than 1024 tiles;
+///                size_mismatch where the golden file belongs to another model. `stage.*` are not read
 [[nodiscard]] HISTO_API SelfTestResult self_test(const Engine& engine, const std::filesystem::path& golden);
 
 }  // namespace histo

@@ -144,32 +144,41 @@ class Queue {
   State state_ = State::open;
 };
 
+// What one call of BatchRunner::run() computes, and the host's code that it calls for it.
+struct Setup {
+  std::size_t height, width, classes;
+  BatchRunnerOptions options;
+  bool over_engine;
+};
+struct Callbacks {
+  const TileSource& source;
+  const InferBatch& infer;
+  const TileSink& sink;
+  const Progress& progress;
+};
+
 // One call of BatchRunner::run(). Batches circulate: prepare() takes a free one, fills it and pushes it to
 // infer(), which pushes it to deliver(), which frees it.
 //
 // A failure travels with its batch: it is reported after all earlier batches.
+//
+// The host's callbacks run in the host's floating-point environment, the rest in the library's.
 class Loop {
  public:
-  Loop(std::size_t height, std::size_t width, const TileSource& source, const InferBatch& infer,
-       std::size_t classes, const TileSink& sink, const Progress& progress, const BatchRunnerOptions& options)
-      : height_(height),
-        width_(width),
-        classes_(classes),
-        tile_size_(height * width * 3),
-        options_(options),
-        source_(source),
-        infer_(infer),
-        sink_(sink),
-        progress_(progress),
-        prepared_(options.queued),
-        inferred_(options.queued),
+  Loop(const Setup& setup, const Callbacks& callbacks, FloatEnvironment& environment)
+      : setup_(setup),
+        tile_size_(setup.height * setup.width * 3),
+        callbacks_(callbacks),
+        environment_(environment),
+        prepared_(setup.options.queued),
+        inferred_(setup.options.queued),
         // Two full queues and one batch in each of the three stages: prepare() always finds a free one.
-        batches_(2 * options.queued + 3) {
+        batches_(2 * setup.options.queued + 3) {
     for (Batch& batch : batches_) {
       // Not initialised, so that the system provides memory only for the batches that come into use.
-      batch.pixels = std::make_unique_for_overwrite<std::uint8_t[]>(options.batch * tile_size_);
-      batch.logits = std::make_unique_for_overwrite<float[]>(options.batch * classes);
-      batch.lost.resize(options.batch);
+      batch.pixels = std::make_unique_for_overwrite<std::uint8_t[]>(setup.options.batch * tile_size_);
+      batch.logits = std::make_unique_for_overwrite<float[]>(setup.options.batch * setup.classes);
+      batch.lost.resize(setup.options.batch);
       free_.push_back(&batch);
     }
   }
@@ -190,10 +199,7 @@ class Loop {
 
   BatchRunnerStats run() {
     try {
-      // The source is the host's code, which may start processes: its thread keeps the host's signals.
-      preparing_ = std::thread([this] { prepare(); });
-      const SignalsBlocked in_thread;
-      inferring_ = std::thread([this] { infer(); });
+      start();
     } catch (const std::system_error& error) {
       throw Error(
           ErrorCode::unsupported,
@@ -217,12 +223,25 @@ class Loop {
   }
 
  private:
+  // Threads inherit the floating-point environment and the signal mask of the thread that starts them. The
+  // source and a runtime of the host are its code, which may start processes: their threads keep its signals.
+  void start() {
+    const FloatEnvironment::Host inherited(environment_);
+    preparing_ = std::thread([this] { prepare(); });
+    std::optional<SignalsBlocked> in_thread;
+    if (setup_.over_engine) {
+      in_thread.emplace();
+    }
+    inferring_ = std::thread([this] { infer(); });
+  }
+
   void prepare() {
+    FloatEnvironment environment;
     std::size_t index = 0;
     bool more = true;
     while (more) {
       Batch& batch = free_batch();
-      more = fill(batch, index);
+      more = fill(batch, index, environment);
       index += batch.tiles;
       more = prepared_.push(&batch) && more;
     }
@@ -239,24 +258,25 @@ class Loop {
   }
 
   // False where this is the last batch.
-  bool fill(Batch& batch, std::size_t first) {
+  bool fill(Batch& batch, std::size_t first, FloatEnvironment& environment) {
     const Clock::time_point begin = Clock::now();
     batch.first = first;
     batch.tiles = 0;
     batch.valid = 0;
     bool more = true;
-    while (more && batch.tiles < options_.batch && !stopped_) {
+    while (more && batch.tiles < setup_.options.batch && !stopped_) {
       std::optional<Failure>& lost = batch.lost[batch.tiles];
       lost.reset();
       try {
-        if (!source_({batch.pixels.get() + batch.valid * tile_size_, tile_size_})) {
+        const FloatEnvironment::Host in_source(environment);
+        if (!callbacks_.source({batch.pixels.get() + batch.valid * tile_size_, tile_size_})) {
           more = false;
           break;
         }
         ++batch.valid;
       } catch (...) {
         lost = current_failure();
-        more = options_.on_error == OnError::report;
+        more = setup_.options.on_error == OnError::report;
       }
       ++batch.tiles;
     }
@@ -265,6 +285,7 @@ class Loop {
   }
 
   void infer() {
+    FloatEnvironment environment;
     bool more = true;
     while (more) {
       Batch* const batch = prepared_.pop();
@@ -275,12 +296,13 @@ class Loop {
       batch->not_run.reset();
       if (batch->valid > 0) {
         try {
-          infer_({batch->pixels.get(), batch->valid * tile_size_},
-                 {.batch = batch->valid, .height = height_, .width = width_},
-                 {batch->logits.get(), batch->valid * classes_});
+          const FloatEnvironment::Host in_runtime(environment);
+          callbacks_.infer({batch->pixels.get(), batch->valid * tile_size_},
+                           {.batch = batch->valid, .height = setup_.height, .width = setup_.width},
+                           {batch->logits.get(), batch->valid * setup_.classes});
         } catch (...) {
           batch->not_run = current_failure();
-          more = options_.on_error == OnError::report;
+          more = setup_.options.on_error == OnError::report;
         }
       }
       batch->infer_seconds = seconds_since(begin);
@@ -297,7 +319,7 @@ class Loop {
     const float* logits = batch.logits.get();
     for (std::size_t i = 0; i < batch.tiles; ++i) {
       const std::optional<Failure>& lost = batch.lost[i] ? batch.lost[i] : batch.not_run;
-      if (lost && options_.on_error == OnError::stop) {
+      if (lost && setup_.options.on_error == OnError::stop) {
         throw Error(lost->code, name(batch, i) + ": " + lost->message, lost->remedy);
       }
       TileResult result{.index = batch.first + i, .logits = {}, .error = nullptr};
@@ -306,11 +328,11 @@ class Loop {
         error = Error(lost->code, lost->message, lost->remedy).what();
         result.error = &error;
       } else {
-        result.logits = {logits, classes_};
-        logits += classes_;
+        result.logits = {logits, setup_.classes};
+        logits += setup_.classes;
       }
       const Clock::time_point begin = Clock::now();
-      sink_(result);
+      deliver(result);
       const Clock::time_point end = Clock::now();
       stats_.deliver_seconds += std::chrono::duration<double>(end - begin).count();
       ++stats_.tiles;
@@ -319,6 +341,11 @@ class Loop {
         report();
       }
     }
+  }
+
+  void deliver(const TileResult& result) {
+    const FloatEnvironment::Host in_sink(environment_);
+    callbacks_.sink(result);
   }
 
   // The name of tile `i` in a message. Where the runtime failed, any tile of the batch may be the cause; all
@@ -333,21 +360,24 @@ class Loop {
   void report() {
     next_report_ = Clock::now() + progress_interval;
     stats_.seconds = seconds_since(begin_);
-    if (progress_ && !progress_(stats_)) {
+    if (!callbacks_.progress) {
+      return;
+    }
+    bool goes_on = true;
+    {
+      const FloatEnvironment::Host in_progress(environment_);
+      goes_on = callbacks_.progress(stats_);
+    }
+    if (!goes_on) {
       throw Error(ErrorCode::cancelled, "cancelled after " + std::to_string(stats_.tiles) + " tiles",
                   "start again for the rest");
     }
   }
 
-  const std::size_t height_;
-  const std::size_t width_;
-  const std::size_t classes_;
+  const Setup& setup_;
   const std::size_t tile_size_;
-  const BatchRunnerOptions& options_;
-  const TileSource& source_;
-  const InferBatch& infer_;
-  const TileSink& sink_;
-  const Progress& progress_;
+  const Callbacks& callbacks_;
+  FloatEnvironment& environment_;  // of the thread that called run()
 
   const Clock::time_point begin_ = Clock::now();
   Clock::time_point next_report_ = begin_ + progress_interval;
@@ -365,6 +395,13 @@ class Loop {
   std::thread inferring_;
 };
 
+InferBatch runtime_of(const std::shared_ptr<const Engine>& engine) {
+  if (engine == nullptr) {
+    throw Error(ErrorCode::invalid_argument, "engine is a null pointer", "give an engine");
+  }
+  return [engine](auto tiles, auto shape, auto logits) { engine->run(tiles, shape, logits); };
+}
+
 }  // namespace
 
 BatchRunner::BatchRunner(InferBatch infer, std::size_t classes, const BatchRunnerOptions& options)
@@ -377,13 +414,17 @@ BatchRunner::BatchRunner(InferBatch infer, std::size_t classes, const BatchRunne
 }
 
 BatchRunner::BatchRunner(const Engine& engine, const BatchRunnerOptions& options)
-    : BatchRunner([own = std::make_shared<const Engine>(engine)](
-                      auto tiles, auto shape, auto logits) { own->run(tiles, shape, logits); },
-                  engine.classes(), options) {}
+    : BatchRunner(std::make_shared<const Engine>(engine), options) {}
+
+BatchRunner::BatchRunner(std::shared_ptr<const Engine> engine, const BatchRunnerOptions& options)
+    : BatchRunner(runtime_of(engine), engine == nullptr ? 0 : engine->classes(), options) {
+  over_engine_ = true;
+}
 
 BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const TileSource& source,
                                   const TileSink& sink, const Progress& progress) const {
   const CancellationDisabled until_the_end;
+  FloatEnvironment environment;
   if (!source) {
     throw Error(ErrorCode::invalid_argument, "source is empty", "give a function that returns the tiles");
   }
@@ -402,9 +443,15 @@ BatchRunnerStats BatchRunner::run(std::size_t height, std::size_t width, const T
                                                 {"batch", options_.batch},
                                                 {"queued", options_.queued},
                                                 {"batches", 5}});
+  const Setup setup{.height = height,
+                    .width = width,
+                    .classes = classes_,
+                    .options = options_,
+                    .over_engine = over_engine_};
+  const Callbacks callbacks{.source = source, .infer = infer_, .sink = sink, .progress = progress};
   std::unique_ptr<Loop> loop;
   try {
-    loop = std::make_unique<Loop>(height, width, source, infer_, classes_, sink, progress, options_);
+    loop = std::make_unique<Loop>(setup, callbacks, environment);
   } catch (const std::exception&) {  // bad_alloc, or length_error where even the address space is too small
     throw Error(ErrorCode::out_of_memory,
                 "there is not enough memory for the " + std::to_string(bytes >> 20U) +

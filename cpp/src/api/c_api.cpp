@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <optional>
 #include <span>
@@ -432,11 +433,9 @@ histo_status histo_run_batches(const histo_engine* engine, size_t height, size_t
     if (stats != nullptr) {
       check_struct_size("stats", stats->struct_size, HISTO_SIZE_UP_TO(histo_batch_stats, deliver_seconds));
     }
-    const histo::BatchRunner runner(
-        [engine](std::span<const std::uint8_t> tiles, histo::TileShape shape, std::span<float> logits) {
-          engine->engine.run(tiles, shape, logits);
-        },
-        engine->engine.classes(), runner_options(given));
+    // The caller owns the engine.
+    const std::shared_ptr<const histo::Engine> borrowed(std::shared_ptr<const void>(), &engine->engine);
+    const histo::BatchRunner runner(borrowed, runner_options(given));
     const histo::BatchRunnerStats done = runner.run(height, width, tile_source(source, user),
                                                     tile_sink(sink, user), progress_of(progress, user));
     if (stats != nullptr) {

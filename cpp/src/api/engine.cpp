@@ -147,6 +147,7 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
 }
 
 std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, TileShape shape) const {
+  const FloatEnvironment environment;
   check_tiles(tiles, shape, state().options.crop);
   std::vector<LayerTime> times = describe_layers(state().program->network, state().program->plan, classes());
   std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));

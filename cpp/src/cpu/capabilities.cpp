@@ -120,6 +120,7 @@ CpuInfo cpu_info() noexcept { return {}; }
 #endif
 
 unsigned usable_cpus() {
+  const FloatEnvironment environment;
   const unsigned cpus = cpus_in_affinity_mask();
   const auto quota = cpu_quota();
   if (!quota || *quota >= static_cast<double>(cpus)) {

@@ -73,6 +73,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::end_workers() noexcept {
+  const CancellationDisabled until_the_end;  // join() is a cancellation point
   stop_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_seq_cst);
   wake_all(round_);

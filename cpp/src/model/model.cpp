@@ -1,6 +1,5 @@
 #include "histo/model.h"
 
-#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -15,8 +14,8 @@ struct Model::Contents {
   ModelSpec spec;
   LoadedSafetensors file;
 
-  Contents(std::size_t size, const ReadNext& read_next)
-      : file(load_safetensors(size, read_next, [this](const Safetensors& header) {
+  Contents(std::size_t size, const ReadAt& read_at)
+      : file(load_safetensors(size, read_at, [this](const Safetensors& header) {
           spec = read_model_spec(header);
           check_model_tensors(header, spec);
         })) {
@@ -30,8 +29,8 @@ Model Model::open(const std::filesystem::path& file) {
   const FloatEnvironment environment;
   try {
     InputFile input(file);
-    return Model(std::make_shared<const Contents>(input.size(),
-                                                  [&input](std::span<std::byte> to) { input.read(to); }));
+    return Model(std::make_shared<const Contents>(
+        input.size(), [&input](std::size_t offset, std::span<std::byte> to) { input.read(offset, to); }));
   } catch (const Error& error) {
     throw Error(error.code(), utf8(file) + ": " + std::string(error.message()), error.remedy());
   }
@@ -44,11 +43,7 @@ Model Model::from_memory(std::span<const std::byte> bytes) {
   }
   const FloatEnvironment environment;
   try {
-    return Model(
-        std::make_shared<const Contents>(bytes.size(), [rest = bytes](std::span<std::byte> to) mutable {
-          std::ranges::copy(rest.first(to.size()), to.begin());
-          rest = rest.subspan(to.size());
-        }));
+    return Model(std::make_shared<const Contents>(bytes.size(), read_from(bytes)));
   } catch (const Error& error) {
     throw Error(error.code(), "model in memory: " + std::string(error.message()), error.remedy());
   }

@@ -14,6 +14,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "tensors are used in place, without conversion");
 
 constexpr std::size_t length_bytes = 8;
+constexpr std::size_t largest_element = 8;
 constexpr std::size_t max_header_bytes = std::size_t{1} << 20U;
 
 struct Dtype {
@@ -249,40 +250,42 @@ const std::string* Safetensors::find_metadata(std::string_view key) const noexce
   return found != metadata.end() ? &found->second : nullptr;
 }
 
-void Safetensors::set_data(std::span<const std::byte> data) noexcept {
-  for (StoredTensor& tensor : tensors) {
-    tensor.bytes = data.subspan(tensor.begin, tensor.size);
-  }
-}
-
-Safetensors read_safetensors(std::span<const std::byte> file) {
-  const std::size_t header = header_size(file, file.size()), first = length_bytes + header;
-  Safetensors result = read_header(as_text(file.subspan(length_bytes, header)), {first, file.size() - first});
-  result.set_data(file.subspan(first));
-  return result;
-}
-
-LoadedSafetensors load_safetensors(std::size_t size, const ReadNext& read_next,
-                                   const std::function<void(const Safetensors&)>& check) {
+LoadedSafetensors load_safetensors(std::size_t size, const ReadAt& read_at,
+                                   const std::function<void(Safetensors&)>& select) {
   std::array<std::byte, length_bytes> length_field{};
-  read_next(std::span(length_field).first(std::min(size, length_bytes)));
+  read_at(0, std::span(length_field).first(std::min(size, length_bytes)));
   std::vector<std::byte> header(header_size(length_field, size));
-  read_next(header);
+  read_at(length_bytes, header);
   const Data data{length_bytes + header.size(), size - length_bytes - header.size()};
   Safetensors container = read_header(as_text(header), data);
-  check(container);
-  // Where they are in the file, because alignment counts from there.
-  Pages memory = allocate_pages(std::max<std::size_t>(size, 1));
+  select(container);
+  const auto padded = [](std::size_t bytes) {
+    return (bytes + largest_element - 1) & ~(largest_element - 1);
+  };
+  std::size_t total = 0;  // less than `size`: a tensor takes more of the header than its padding
+  for (const StoredTensor& tensor : container.tensors) {
+    total += padded(tensor.size);
+  }
+  Pages memory = allocate_pages(std::max<std::size_t>(total, 1));
   if (memory == nullptr) {
     throw Error(ErrorCode::out_of_memory,
-                "there is not enough memory for its " + std::to_string(size >> 20U) + " MiB",
+                "there is not enough memory for its " + std::to_string(total >> 20U) + " MiB",
                 "end other programs, or use a machine with more memory");
   }
-  const std::span<std::byte> bytes =
-      std::span(static_cast<std::byte*>(memory.get()), size).subspan(data.first);
-  read_next(bytes);
-  container.set_data(bytes);
+  std::span<std::byte> rest(static_cast<std::byte*>(memory.get()), total);
+  for (StoredTensor& tensor : container.tensors) {
+    const std::span<std::byte> bytes = rest.first(tensor.size);
+    read_at(data.first + tensor.begin, bytes);
+    tensor.bytes = bytes;
+    rest = rest.subspan(padded(tensor.size));
+  }
   return {.memory = std::move(memory), .size = size, .container = std::move(container)};
+}
+
+ReadAt read_from(std::span<const std::byte> file) {
+  return [file](std::size_t offset, std::span<std::byte> to) {
+    std::ranges::copy(file.subspan(offset, to.size()), to.begin());
+  };
 }
 
 void check_finite(const StoredTensor& tensor, std::span<const float> values) {

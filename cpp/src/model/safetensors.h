@@ -29,7 +29,7 @@ struct StoredTensor {
   std::string_view dtype;  // "F32", "F64", "U8", .. as in the file
   std::vector<std::size_t> shape;
   std::size_t begin, size;  // in bytes, of the data
-  // As many as dtype and shape need, aligned to the size of an element. Empty where only the header was read.
+  // `size` of them, aligned to the size of an element. Empty where only the header was read.
   std::span<const std::byte> bytes;
 
   // The elements as float (F32), double (F64) or std::uint8_t (U8). Throws Error (invalid_file) where the
@@ -52,38 +52,37 @@ struct Safetensors {
   std::vector<StoredTensor> tensors;                          // sorted by name; names are unique
   std::vector<std::pair<std::string, std::string>> metadata;  // sorted by key; keys are unique
 
-  // Points the tensors into `data`, which the header was checked for.
-  void set_data(std::span<const std::byte> data) noexcept;
-
   // Null where the file has no tensor of that name, or no such key.
   [[nodiscard]] const StoredTensor* find(std::string_view name) const noexcept;
   [[nodiscard]] const std::string* find_metadata(std::string_view key) const noexcept;
 };
 
-// Reads the header of `file`, whose first byte must be aligned to 8 bytes. The tensors point into `file`.
-//
-// Checks what the format requires: unique names, sizes that match, no overlap, no gap, and no bytes after the
-// last tensor. Two limits go beyond the format: a header takes at most 1 MiB, and data are aligned to the
-// size of their elements, so that they can be used in place. Sub-byte and complex dtypes are not supported.
-//
-// Throws Error (invalid_file) whose message does not name the file: the caller adds the name.
-[[nodiscard]] Safetensors read_safetensors(std::span<const std::byte> file);
-
-// A file in memory of its own, which `container` points into.
+// Tensors of a file, in memory of their own, which `container` points into.
 struct LoadedSafetensors {
   Pages memory;
-  std::size_t size;
+  std::size_t size;  // of the file, in bytes
   Safetensors container;
 };
 
-// Fills the next bytes of a file.
-using ReadNext = std::function<void(std::span<std::byte>)>;
+// Fills a buffer with the bytes of a file from `offset` on.
+using ReadAt = std::function<void(std::size_t offset, std::span<std::byte>)>;
 
-// The same for a file of `size` bytes that comes part by part, each once. `check` gets the header, whose
-// tensors have no bytes yet. Memory for these is allocated when the header is right and `check` has not
-// thrown. Throws also out_of_memory, and what `read_next` and `check` throw.
-[[nodiscard]] LoadedSafetensors load_safetensors(std::size_t size, const ReadNext& read_next,
-                                                 const std::function<void(const Safetensors&)>& check);
+// Reads a file of `size` bytes, none of them twice.
+//
+// Checks what the format requires: unique names, sizes that match, no overlap, no gap, and no bytes after the
+// last tensor. Two limits go beyond the format: a header takes at most 1 MiB, and data are aligned to the
+// size of their elements. Sub-byte and complex dtypes are not supported.
+//
+// `select` gets the header, whose tensors have no bytes yet, and may remove tensors, which are then not read.
+// Memory for the others is allocated when the header is right and `select` has not thrown.
+//
+// Throws Error whose message does not name the file, because the caller adds the name: invalid_file,
+// out_of_memory, and what `read_at` and `select` throw.
+[[nodiscard]] LoadedSafetensors load_safetensors(std::size_t size, const ReadAt& read_at,
+                                                 const std::function<void(Safetensors&)>& select);
+
+// Of the contents of a file in memory.
+[[nodiscard]] ReadAt read_from(std::span<const std::byte> file);
 
 // Throws Error (invalid_file) where a value is NaN or infinite. Limited by the bandwidth of memory.
 void check_finite(const StoredTensor& tensor, std::span<const float> values);

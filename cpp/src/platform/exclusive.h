@@ -47,7 +47,9 @@ class Exclusive {
     Release(const Release&) = delete;
     Release& operator=(const Release&) = delete;
     ~Release() {
-      holder.store(0, std::memory_order_release);
+      // wake_one() returns early if no thread sleeps. It finds that out by a load, which must come after this
+      // store: hence the strongest order.
+      holder.store(0, std::memory_order_seq_cst);
       wake_one(holder);
     }
   };

@@ -17,9 +17,9 @@ namespace histo {
 
 // --- files -----------------------------------------------------------------------------------------------
 
-// A regular file, read from its beginning to its end. What has been read is the reader's own: whatever
-// happens to the file later, on a disk or on a network share, changes nothing. Errors are Error (io) whose
-// message does not name the file: the caller adds the name.
+// A regular file. What has been read is the reader's own: whatever happens to the file later, on a disk or on
+// a network share, changes nothing. Errors are Error (io) whose message does not name the file: the caller
+// adds the name.
 class InputFile {
  public:
   explicit InputFile(const std::filesystem::path& file);
@@ -29,15 +29,16 @@ class InputFile {
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
-  // The next bytes, of those that are left. Throws where the file has changed since it was opened, as far as
-  // the system tells.
-  void read(std::span<std::byte> to);
+  // The bytes from `offset` on. Throws where the file has changed since it was opened, as far as the system
+  // tells.
+  void read(std::size_t offset, std::span<std::byte> to);
 
  private:
   std::intptr_t handle_;
   std::size_t size_ = 0;
-  std::size_t position_ = 0;
-  std::int64_t changed_ = 0;  // when it was, as the system counts; 0 where nobody else may write
+  // Which file it is, and when it was changed, as the system counts. Unused where nobody else may write.
+  [[maybe_unused]] std::uint64_t file_ = 0;
+  [[maybe_unused]] std::int64_t changed_ = 0;
 };
 
 // Paths in messages and in the C interface are UTF-8 on Windows, and the system's own bytes elsewhere.
@@ -55,13 +56,13 @@ struct FreePages {
 using Pages = std::unique_ptr<void, FreePages>;
 
 // Memory that begins on a page, with undefined contents. From 2 MiB on it asks for huge pages where the
-// system has them. Null where memory is exhausted; `bytes` must be at least 1 and at most SIZE_MAX - 2 MiB.
+// system has them. Null where memory is exhausted, or would be for so many; `bytes` must be at least 1.
 [[nodiscard]] Pages allocate_pages(std::size_t bytes);
 
 // --- the calling thread ----------------------------------------------------------------------------------
 
 // The floating-point environment that the library computes in: to nearest, without flush-to-zero and traps.
-// The thread's own, with its flags, is put aside as long as this lives.
+// The host's, which the thread had before, is put aside with its flags as long as this lives.
 class FloatEnvironment {
  public:
   FloatEnvironment() noexcept;
@@ -69,10 +70,25 @@ class FloatEnvironment {
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
   ~FloatEnvironment();
 
+  // The host's again, for its own code, as long as this lives. What that code sets, stays the host's.
+  class Host {
+   public:
+    explicit Host(FloatEnvironment& library) noexcept : library_(library) { library_.exchange(); }
+    Host(const Host&) = delete;
+    Host& operator=(const Host&) = delete;
+    ~Host() { library_.exchange(); }
+
+   private:
+    FloatEnvironment& library_;
+  };
+
   static constexpr std::size_t saved_bytes = 64;
 
  private:
-  alignas(16) std::uint64_t saved_[saved_bytes / sizeof(std::uint64_t)];
+  // Puts the environment of the thread aside, and sets that which was put aside before.
+  void exchange() noexcept;
+
+  alignas(16) unsigned char saved_[saved_bytes];
 };
 
 // As long as this lives, pthread_cancel() does not end the thread: it would unwind through noexcept
@@ -86,7 +102,7 @@ class CancellationDisabled {
   ~CancellationDisabled();
 
  private:
-  int before_ = 0;
+  [[maybe_unused]] int before_ = 0;
 };
 
 // As long as this lives, the thread has all signals blocked but those that its own instructions raise, and so
@@ -101,7 +117,7 @@ class SignalsBlocked {
 
  private:
   static constexpr std::size_t mask_bytes = 128;
-  alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
+  [[maybe_unused]] alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
 };
 
 // --- threads ---------------------------------------------------------------------------------------------

@@ -33,6 +33,17 @@ namespace {
   throw Error(ErrorCode::io, std::string(what) + ": " + cause, remedy);
 }
 
+// -1 where it cannot be opened. On some file systems a signal interrupts the call.
+int open_for_reading(const std::filesystem::path& file) {
+  int descriptor = -1;
+  do {
+    // Without O_NONBLOCK, opening a pipe would wait for its writer before it could be refused. A terminal
+    // must not become that of the process before it is refused.
+    descriptor = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  } while (descriptor < 0 && errno == EINTR);
+  return descriptor;
+}
+
 // When the contents were changed, as far as the system tells.
 std::int64_t change_time(const struct stat& status) {
 #ifdef __APPLE__
@@ -57,9 +68,7 @@ void require_regular(const struct stat& status) {
 
 }  // namespace
 
-// Without O_NONBLOCK, opening a pipe would wait for its writer before it could be refused.
-InputFile::InputFile(const std::filesystem::path& file)
-    : handle_(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+InputFile::InputFile(const std::filesystem::path& file) : handle_(open_for_reading(file)) {
   const int descriptor = static_cast<int>(handle_);
   struct stat status{};
   if (descriptor < 0) {
@@ -75,16 +84,18 @@ InputFile::InputFile(const std::filesystem::path& file)
     throw;
   }
   size_ = static_cast<std::size_t>(status.st_size);
+  file_ = static_cast<std::uint64_t>(status.st_ino);
   changed_ = change_time(status);
 }
 
 InputFile::~InputFile() { ::close(static_cast<int>(handle_)); }
 
-void InputFile::read(std::span<std::byte> to) {
+void InputFile::read(std::size_t offset, std::span<std::byte> to) {
   constexpr std::size_t most = std::size_t{1} << 30U;  // Linux reads no more than 2 GiB at once
   const int descriptor = static_cast<int>(handle_);
   while (!to.empty()) {
-    const ssize_t count = ::read(descriptor, to.data(), std::min(to.size(), most));
+    const ssize_t count =
+        ::pread(descriptor, to.data(), std::min(to.size(), most), static_cast<off_t>(offset));
     if (count < 0 && errno != EINTR) {
       fail_with_errno("cannot be read", "copy the file to a local disk");
     }
@@ -93,12 +104,13 @@ void InputFile::read(std::span<std::byte> to) {
     }
     if (count > 0) {
       to = to.subspan(static_cast<std::size_t>(count));
-      position_ += static_cast<std::size_t>(count);
+      offset += static_cast<std::size_t>(count);
     }
   }
   struct stat status{};
-  if (!to.empty() || (position_ == size_ && ::fstat(descriptor, &status) == 0 &&
-                      (change_time(status) != changed_ || std::cmp_not_equal(status.st_size, size_)))) {
+  if (!to.empty() || (::fstat(descriptor, &status) == 0 &&
+                      (change_time(status) != changed_ || std::cmp_not_equal(status.st_size, size_) ||
+                       static_cast<std::uint64_t>(status.st_ino) != file_))) {
     throw Error(ErrorCode::io, "was changed while it was read", "try again when it is complete");
   }
 }
@@ -113,6 +125,9 @@ void FreePages::operator()(void* pages) const noexcept { std::free(pages); }
 
 Pages allocate_pages(std::size_t bytes) {
   constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
+  if (bytes > SIZE_MAX - huge_page) {  // which would wrap below
+    return nullptr;
+  }
   const std::size_t page = bytes >= huge_page ? huge_page : small_page;
   const std::size_t rounded = (bytes + page - 1) / page * page;
   Pages pages(std::aligned_alloc(page, rounded));

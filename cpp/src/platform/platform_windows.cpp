@@ -92,19 +92,23 @@ InputFile::InputFile(const std::filesystem::path& file) : handle_(0) {
 
 InputFile::~InputFile() { CloseHandle(handle_of(handle_)); }
 
-void InputFile::read(std::span<std::byte> to) {
+void InputFile::read(std::size_t offset, std::span<std::byte> to) {
   constexpr std::size_t most = std::size_t{1} << 30U;  // a DWORD counts them
   while (!to.empty()) {
     DWORD count = 0;
+    OVERLAPPED from{};
+    from.Offset = static_cast<DWORD>(std::uint64_t{offset} & 0xFFFFFFFFU);
+    from.OffsetHigh = static_cast<DWORD>(std::uint64_t{offset} >> 32U);
     if (ReadFile(handle_of(handle_), to.data(), static_cast<DWORD>(std::min(to.size(), most)), &count,
-                 nullptr) == 0) {
+                 &from) == 0 &&
+        GetLastError() != ERROR_HANDLE_EOF) {
       fail_with_last_error("cannot be read", "copy the file to a local disk");
     }
     if (count == 0) {
       throw Error(ErrorCode::io, "was changed while it was read", "try again when it is complete");
     }
     to = to.subspan(count);
-    position_ += count;
+    offset += count;
   }
 }
 
@@ -132,6 +136,9 @@ void FreePages::operator()(void* pages) const noexcept { _aligned_free(pages); }
 // Huge pages would need a right that users do not have.
 Pages allocate_pages(std::size_t bytes) {
   constexpr std::size_t page = 4096;
+  if (bytes > SIZE_MAX - page) {  // which would wrap
+    return nullptr;
+  }
   return Pages(_aligned_malloc((bytes + page - 1) / page * page, page));
 }
 
