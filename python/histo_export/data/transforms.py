@@ -1,7 +1,7 @@
 """From uint8 tiles to the uint8 squares a model is trained on. The only module of `data` with torch.
 
-Augmented pixels depend on the seed, the epoch, the tile and how often it came before in this epoch alone, so neither the
-number of loading workers nor a resumed run changes them.
+Augmented pixels depend on the seed, the epoch, the tile and how often it came before in this epoch alone, so neither
+the number of loading workers nor a resumed run changes them.
 """
 
 from __future__ import annotations

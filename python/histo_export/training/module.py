@@ -56,8 +56,8 @@ class EpochSampler(Sampler[Key]):
 
     The epoch is part of the key, because loader processes live as long as the run and have copies of the data set that
     no call of `set_epoch` in this process reaches. With several processes each takes every `world`-th tile; short
-    shares are filled from the front of the order, so that all take equally many steps (the same keys again). A last batch that would hold a
-    single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
+    shares are filled with the first keys of the order, so that all take equally many steps. A last batch that would
+    hold a single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
     """
 
     def __init__(
