@@ -167,7 +167,7 @@ def test_groups_are_part_of_what_tiles_are(slides: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
     root = slides.parent / "split"
-    by_side = [open_data(root, crop=32, groups=pattern) for pattern in (r"(train|val|test)s", r"/([tv]\w+\d)_")]
+    by_side = [open_data(root, crop=32, groups=pattern) for pattern in (r"((?:train|val|test)s)", r"/([tv]\w+\d)_")]
     assert by_side[0].fingerprint != by_side[1].fingerprint
     assert by_side[0].groups == (1, 1, 1)
 
@@ -187,8 +187,16 @@ def test_groups_in_two_splits_of_split_data_are_named(make_split: MakeSplit) -> 
         open_data(root, crop=32, groups=r"/(\d)\.png")
     text = str(refused.value)
     assert "2 of 3 groups have tiles in more than one split:\n  0: train, val, test\n  1: train, val, test" in text
-    data = open_data(root, crop=32, groups=r"^(\w+)/")
-    assert data.groups == (1, 1, 1)
+    with pytest.raises(HistoError, match=r"the groups are the splits themselves \(train, val, test\)"):
+        open_data(root, crop=32, groups="folder:2")
+    data = open_data(root, crop=32, groups=r"^(\w+/\w+)/")
+    assert data.groups == (2, 2, 2)
+
+
+@pytest.mark.parametrize("text", [r"/(caf.+)_", "folder:1"])
+def test_a_slide_that_is_written_in_two_ways_is_one_group(text: str) -> None:
+    names = [f"A/caf\u00e9_/{i}" for i in range(2)] + [f"A/cafe\u0301_/{i}" for i in range(2)]
+    assert len(set(grouping_named(text).groups_of(names).tolist())) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,6 +206,8 @@ def test_groups_in_two_splits_of_split_data_are_named(make_split: MakeSplit) -> 
         ("slide", "has 0 groups in brackets, not one"),
         ("(a)(b)", "has 2 groups in brackets"),
         ("none.csv", "does not exist"),
+        ("x" * 300 + ".csv", "does not exist"),
+        ("~nobody-of-this-name/none.csv", "does not exist"),
         ("folder:0", "is no folder above a tile"),
     ],
 )
