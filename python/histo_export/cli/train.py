@@ -33,8 +33,9 @@ In so few steps small batches and a lower rate learn more, and augmentation only
 """
 
 
-CHANGEABLE = ("epochs", "steps", "device", "allow_duplicates", "calibrate", "positive", "specificity")
-"""Options that may differ between a run and its resumption."""
+CHANGEABLE = ("epochs", "steps", "device", "groups", "allow_duplicates", "calibrate", "positive", "specificity")
+"""Options that may differ between a run and its resumption. Other groups of the tiles are other data, and are refused;
+the same ones may be named in another way, such as by a table in another place."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RunOptions:
     """All that a training run is made with: what options.json in its folder holds.
 
     Attributes:
-        data: the tiles as the user typed them; a path is absolute in options.json.
+        data: the tiles as the user typed them; a path, here and in `tiles.groups`, is absolute in options.json.
         pool: of the model.
         tiles, training, cluster: the options of these groups.
     """
@@ -130,8 +131,13 @@ class RunOptions:
 
     def record(self) -> dict[str, Any]:
         """Plain values from which `recorded` makes the same options."""
+        from histo_export.data.groups import names_table
+
         data = self.data if self.folder is None else str(self.folder.absolute())
-        return dataclasses.asdict(replace(self.resolved(), data=data))
+        tiles = self.tiles
+        if tiles.groups is not None and names_table(tiles.groups):
+            tiles = replace(tiles, groups=str(Path(tiles.groups).expanduser().absolute()))
+        return dataclasses.asdict(replace(self.resolved(), data=data, tiles=tiles))
 
     @classmethod
     def recorded(cls, run: Path) -> RunOptions | None:

@@ -125,4 +125,4 @@ def _suggestion(path: Path, name: str) -> str:
         known |= {p.name: str(p) for p in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
     hint = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"{hint}Give a folder of images, a .npy file, demo or kather2016"
+    return f"{hint}Give a folder of images, a .npy, .csv or .parquet file, demo or kather2016"
