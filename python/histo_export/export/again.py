@@ -16,7 +16,7 @@ def command_again(bundle: Bundle, *more: str) -> str:
     """The command as a shell reads it.
 
     Args:
-        bundle: to be replaced. How its tiles were split, if not by default, is not recorded: other tiles are refused.
+        bundle: to be replaced. It does not record --split, which the user must add where the run had one.
         more: options to add.
     """
     block = bundle.config.histo
