@@ -342,6 +342,8 @@ def test_misspelt_class_and_path(flat: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="Did you mean kather2016"):
         open_data("kather2106")
+    with pytest.raises(UsageError, match="data '~nobody-of-this-name/tiles': does not exist"):
+        open_data("~nobody-of-this-name/tiles")
     with pytest.raises(UsageError, match="does not exist"):
         open_data("x" * 5000)
     with pytest.raises(UsageError, match="does not exist"):

@@ -16,6 +16,7 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import check_model, open_tiles
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.extras import needs
+from histo_export.files import home_path
 from histo_export.model.weight_source import weight_file
 from histo_export.spec import percent
 
@@ -66,7 +67,7 @@ class RunOptions:
     @property
     def folder(self) -> Path | None:
         """The folder or file of the tiles; None where they are known by a name."""
-        return None if self.data in ("demo", "kather2016") else Path(self.data).expanduser()
+        return None if self.data in ("demo", "kather2016") else home_path(self.data)
 
     @property
     def name(self) -> str:
@@ -136,7 +137,7 @@ class RunOptions:
         data = self.data if self.folder is None else str(self.folder.absolute())
         tiles = self.tiles
         if tiles.groups is not None and names_table(tiles.groups):
-            tiles = replace(tiles, groups=str(Path(tiles.groups).expanduser().absolute()))
+            tiles = replace(tiles, groups=str(home_path(tiles.groups).absolute()))
         return dataclasses.asdict(replace(self.resolved(), data=data, tiles=tiles))
 
     @classmethod

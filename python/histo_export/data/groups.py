@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from histo_export.data.rows import SUFFIXES, listed, read_rows
 from histo_export.data.tiles import SPLIT_FOLDERS, SPLITS
 from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.files import home_path
 
 Groups = NDArray[np.str_]
 """The group of each tile, `(n,)`."""
@@ -61,9 +62,9 @@ def grouping_named(text: str) -> Grouping:
         return ByName(PRESETS[text], text)
     if names_table(text):
         try:
-            path = Path(text).expanduser()
+            path = home_path(text)
             there = path.is_file()
-        except (OSError, ValueError, RuntimeError):  # a name too long, with a NUL, or of an unknown user's folder
+        except (OSError, ValueError):  # a name too long, or with a NUL
             there = False
         if not there:
             raise UsageError(f"--groups {text}", "does not exist or is not a file", _USE)
