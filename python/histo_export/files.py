@@ -52,6 +52,11 @@ def cache_folder() -> Path:
         raise HistoError("The cache folder", "is unknown: this user has no home folder", "Set HISTO_CACHE") from error
 
 
+def home_path(text: str | Path) -> Path:
+    """A path with `~` replaced; as it is where there is no such user, so that it counts as any path that is missing."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  Path fails where there is no such user
+
+
 def hidden_path(path: Path, ending: str) -> Path:
     """A hidden path beside `path`: its name is `path`'s, or the start and the hash of a long one, and `ending`."""
     name = path.name

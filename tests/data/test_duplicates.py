@@ -6,18 +6,26 @@ import csv
 import io
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 
 from histo_export.data import TileData, duplicates, open_data
-from histo_export.data.duplicates import NEAR, duplicate_notes, duplicates_csv, identical_tiles, near_duplicates
+from histo_export.data.duplicates import (
+    HASH_SIDE,
+    NEAR,
+    duplicate_notes,
+    duplicates_csv,
+    identical_tiles,
+    near_duplicates,
+)
 
 from .conftest import save
 
 
 def all_twins(data: TileData) -> list[duplicates.Twin]:
-    return [*identical_tiles((data.train, data.val, data.test)), *near_duplicates(data)]
+    return [*identical_tiles((data.train, data.val, data.test)), *near_duplicates(data)[0]]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,24 @@ def test_a_planted_leak_is_found(tiles: Path, quality: int) -> None:
     assert any("1 of 5 test tiles are near duplicates of train tiles" in n for n in duplicate_notes(found, [6, 3, 5]))
 
 
+def test_flat_tiles_are_no_near_duplicates(tiles: Path) -> None:
+    """All of them have one perceptual hash; those that are identical are still found."""
+    for side, grey in (("train", 240), ("val", 243), ("test", 236)):
+        noise = np.random.default_rng(grey).integers(0, 2, (64, 64, 3), np.uint8)
+        save(tiles / side / "MUCOSA" / "glass.png", noise + np.uint8(grey))
+        save(tiles / side / "MUCOSA" / "white.png", np.full((64, 64, 3), grey, np.uint8))
+    save(tiles / "test/MUCOSA/again.png", np.full((64, 64, 3), 240, np.uint8))
+    data = open_data(tiles, crop=64)
+    assert near_duplicates(data) == ([], 7)
+    assert [(twin.name, twin.identical) for twin in all_twins(data)] == [("test/MUCOSA/again.png", True)]
+
+
+def test_the_small_picture_is_that_of_imagehash(drawn: TileData) -> None:
+    ours = next(duplicates._perceptual_hashes(drawn.train))
+    theirs = imagehash.phash(Image.fromarray(drawn.train.tile(0)), hash_size=HASH_SIDE).hash
+    np.testing.assert_array_equal(ours > 0, theirs.ravel())
+
+
 def test_repeats_in_one_split_and_labels_that_disagree_are_noted(tiles: Path) -> None:
     save(tiles / "train/TUMOR/again.png", np.asarray(Image.open(tiles / "train/TUMOR/0.png")))
     save(tiles / "train/MUCOSA/0.png", np.asarray(Image.open(tiles / "train/TUMOR/1.png")))
@@ -82,4 +108,4 @@ def test_the_nearest_is_that_of_comparing_all(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_real_tiles_of_three_splits_are_no_duplicates(real_tiles: Path) -> None:
-    assert near_duplicates(open_data(real_tiles, crop=64)) == []
+    assert near_duplicates(open_data(real_tiles, crop=64)) == ([], 0)

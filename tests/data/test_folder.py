@@ -335,11 +335,15 @@ def test_misspelt_class_and_path(flat: Path) -> None:
         open_data(flat, classes=["TUMOUR", "A"])
     with pytest.raises(UsageError, match="twice"):
         open_data(flat, classes=["A", "a"])
-    with pytest.raises(UsageError, match=r"Did you mean .*tiles\?") as caught:
+    with pytest.raises(
+        UsageError, match=r"Did you mean .*tiles\? Give a folder of images, a \.npy, \.csv or \.parquet"
+    ) as caught:
         open_data(str(flat.parent / "tile"))
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="Did you mean kather2016"):
         open_data("kather2106")
+    with pytest.raises(UsageError, match="data '~nobody-of-this-name/tiles': does not exist"):
+        open_data("~nobody-of-this-name/tiles")
     with pytest.raises(UsageError, match="does not exist"):
         open_data("x" * 5000)
     with pytest.raises(UsageError, match="does not exist"):

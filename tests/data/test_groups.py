@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from histo_export.data import TileData, open_data
@@ -32,6 +33,63 @@ def slides(tmp_path: Path) -> Path:
 
 def sides(data: TileData) -> list[set[str]]:
     return [set(part.groups) for part in (data.train, data.val, data.test) if part.groups is not None]
+
+
+def by_hand(counts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The label and the group of each tile, of how many tiles of each class the groups have."""
+    own, labels = np.nonzero(counts)
+    times = np.array(counts)[own, labels]
+    return labels.repeat(times), own.repeat(times).astype(str)
+
+
+def complete(counts: list[list[int]], parts: tuple[int, ...]) -> bool:
+    """Whether each class is in each part, where group `g` is in part `parts[g]`."""
+    classes = range(len(counts[0]))
+    return all(any(parts[g] == p and counts[g][c] for g in range(len(counts))) for p in range(3) for c in classes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.integers(3, 7).flatmap(
+        lambda groups: st.lists(
+            st.lists(st.one_of(st.just(0), st.integers(1, 20)), min_size=3, max_size=3),
+            min_size=groups,
+            max_size=groups,
+        )
+    ),
+    seed=st.integers(0, 3),
+)
+@example(counts=[[12, 16, 0], [13, 0, 3], [0, 4, 16], [0, 10, 0], [16, 0, 11], [0, 15, 0]], seed=0)
+def test_few_groups_are_refused_only_where_no_split_has_every_class(counts: list[list[int]], seed: int) -> None:
+    counts = [row for row in counts if any(row)]
+    assume(counts)
+    labels, own = by_hand(counts)
+    possible = any(complete(counts, parts) for parts in product(range(3), repeat=len(counts)))
+    try:
+        found = grouped_split(labels, own, ("a", "b", "c"), DEFAULT_SPLIT, seed, "tiles")
+    except HistoError:
+        assert not possible
+    else:
+        part_of = tuple(next(p for p in range(3) if str(g) in own[found[p]]) for g in range(len(counts)))
+        assert complete(counts, part_of)
+
+
+def test_groups_that_no_split_can_deal_out_are_refused() -> None:
+    """Slides 2 and 3 would have to be in one part because of a and b, and in two because of c."""
+    labels, own = by_hand([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    with pytest.raises(HistoError) as refused:
+        grouped_split(labels, own, ("a", "b", "c"), DEFAULT_SPLIT, 0, "tiles")
+    text = str(refused.value)
+    assert "no split by its 4 groups has every class in train, val and test; the nearest lacks:\n  class " in text
+    assert "--seed" not in text, "another one cannot help"
+
+
+def test_many_groups_that_leave_a_class_out_are_refused() -> None:
+    """As above, beside ten slides of a fourth class, so that not all ways are tried."""
+    counts = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], *[[0, 0, 0, 5]] * 10]
+    labels, own = by_hand(counts)
+    with pytest.raises(HistoError, match=r"(?s)its 14 groups leave classes out of a split:\n  class \w: .*--seed"):
+        grouped_split(labels, own, tuple("abcd"), DEFAULT_SPLIT, 0, "tiles")
 
 
 @settings(max_examples=25, deadline=None)
@@ -109,7 +167,7 @@ def test_groups_are_part_of_what_tiles_are(slides: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
     root = slides.parent / "split"
-    by_side = [open_data(root, crop=32, groups=pattern) for pattern in (r"(train|val|test)s", r"/([tv]\w+\d)_")]
+    by_side = [open_data(root, crop=32, groups=pattern) for pattern in (r"((?:train|val|test)s)", r"/([tv]\w+\d)_")]
     assert by_side[0].fingerprint != by_side[1].fingerprint
     assert by_side[0].groups == (1, 1, 1)
 
@@ -129,8 +187,16 @@ def test_groups_in_two_splits_of_split_data_are_named(make_split: MakeSplit) -> 
         open_data(root, crop=32, groups=r"/(\d)\.png")
     text = str(refused.value)
     assert "2 of 3 groups have tiles in more than one split:\n  0: train, val, test\n  1: train, val, test" in text
-    data = open_data(root, crop=32, groups=r"^(\w+)/")
-    assert data.groups == (1, 1, 1)
+    with pytest.raises(HistoError, match=r"the groups are the splits themselves \(train, val, test\)"):
+        open_data(root, crop=32, groups="folder:2")
+    data = open_data(root, crop=32, groups=r"^(\w+/\w+)/")
+    assert data.groups == (2, 2, 2)
+
+
+@pytest.mark.parametrize("text", [r"/(caf.+)_", "folder:1"])
+def test_a_slide_that_is_written_in_two_ways_is_one_group(text: str) -> None:
+    names = [f"A/caf\u00e9_/{i}" for i in range(2)] + [f"A/cafe\u0301_/{i}" for i in range(2)]
+    assert len(set(grouping_named(text).groups_of(names).tolist())) == 1
 
 
 @pytest.mark.parametrize(
@@ -140,6 +206,8 @@ def test_groups_in_two_splits_of_split_data_are_named(make_split: MakeSplit) -> 
         ("slide", "has 0 groups in brackets, not one"),
         ("(a)(b)", "has 2 groups in brackets"),
         ("none.csv", "does not exist"),
+        ("x" * 300 + ".csv", "does not exist"),
+        ("~nobody-of-this-name/none.csv", "does not exist"),
         ("folder:0", "is no folder above a tile"),
     ],
 )
@@ -190,8 +258,8 @@ def test_counts_and_the_demo_have_no_groups(flat: Path) -> None:
         open_data("demo", groups="folder")
 
 
-def test_too_few_groups_leave_a_class_out(tmp_path: Path) -> None:
-    """B is on three slides only, one of which has nearly all of A, so that no split has both in each part."""
+def test_few_groups_are_split_wherever_they_can_be(tmp_path: Path) -> None:
+    """B is on three slides only, one of which has nearly all of A, so that no split has both in their shares."""
     for i in range(30):
         save(tmp_path / "t" / "A" / f"s{0 if i < 28 else 1 + i % 2}_{i}.png", noise_tile(1, i))
     for i in range(3):

@@ -104,6 +104,100 @@ def test_all_faults_of_a_table_are_listed_at_once(files: Path) -> None:
     ]
 
 
+def test_a_path_that_no_system_takes_is_a_fault_of_its_row(files: Path) -> None:
+    rows = rows_with_split()
+    rows[0], rows[1] = f"{'x' * 300}.png,A,train", "a\0.png,B,train"
+    with pytest.raises(HistoError) as refused:
+        open_data(write(files, "path,label,split", rows), crop=32)
+    first, second, last = str(refused.value).splitlines()[1:]
+    assert first.startswith("  row 2: the file 'xxx")
+    assert (second, last) == ("  row 3: the file 'a\\x00.png' does not exist", "2 faults. Correct the table.")
+
+
+def test_a_file_that_is_spelled_in_two_ways_is_listed_twice(files: Path) -> None:
+    rows = rows_with_split()
+    rows[1] = "./img/0.png,B,train"
+    rows[2] = f"{files / 'img' / '0.png'},A,test"
+    with pytest.raises(HistoError) as refused:
+        open_data(write(files, "path,label,split", rows), crop=32)
+    assert str(refused.value).splitlines()[1:] == [
+        "  row 3: ./img/0.png is in row 2, too",
+        f"  row 4: {files / 'img' / '0.png'} is in row 2, too",
+        "2 faults. Correct the table.",
+    ]
+
+
+def test_columns_that_nobody_asked_for_may_have_no_name(files: Path) -> None:
+    rows = [f"{row},," for row in rows_with_split()]
+    assert len(open_data(write(files, "path,label,split,,", rows), crop=32).train) == 12
+
+
+def test_empty_numbers_of_parquet_are_empty_cells(files: Path) -> None:
+    nan = float("nan")
+    table = {"path": [f"img/{i}.png" for i in range(24)], "label": [1.0, 2.0] * 11 + [nan, None], "group": [nan] * 24}
+    pq.write_table(pa.table(table), files / "tiles.parquet")
+    with pytest.raises(HistoError) as refused:
+        open_data(files / "tiles.parquet", crop=32)
+    assert str(refused.value).splitlines()[1:3] == [
+        "  row 23: no label (img/22.png)",
+        "  row 24: no label (img/23.png)",
+    ]
+    pq.write_table(pa.table({**table, "label": [1.0, 2.0] * 12}), files / "tiles.parquet")
+    assert open_data(files / "tiles.parquet", crop=32).groups is None
+
+
+def test_other_columns_of_parquet_are_not_read(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    read = pq.ParquetFile.read
+
+    def spy(self: pq.ParquetFile, columns: list[str]) -> pa.Table:
+        asked.append(columns)
+        return read(self, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", spy)
+    columns = dict(zip(("Path", "label", "split"), zip(*(r.split(",") for r in rows_with_split()), strict=True)))  # noqa: B905
+    pq.write_table(pa.table({"pixels": [b"much"] * 24, **columns}), files / "tiles.parquet")
+    open_data(files / "tiles.parquet", crop=32)
+    assert asked == [["Path", "label", "split"]]
+
+
+def test_absolute_paths_stay_on_this_machine(files: Path) -> None:
+    """Names of tiles are in notes, and so in checkpoints, which travel."""
+    elsewhere = files / "of somebody" / "slides"
+    for i in range(12, 24):
+        file = elsewhere / f"s{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (files / "img" / f"{i}.png").rename(file)
+    table = files / "tables"
+    table.mkdir()
+    (files / "img").rename(table / "img")
+    save(table / "img" / "1.png", noise_tile(5, 0))
+    paths = [table / "img" / f"{i}.png" if i < 12 else elsewhere / f"s{i % 2}" / f"{i}.png" for i in range(24)]
+    rows = [f"{path},{row.split(',', 1)[1]}" for path, row in zip(paths, rows_with_split(), strict=True)]
+    data = open_data(write(table, "path,label,split", rows), crop=32, groups=r"(slides/s\d/\d+|img/\d+)\.png")
+    assert set(data.train.names) == {f"img/{i}.png" for i in range(12)}
+    assert set(data.test.names) == {f"s{i % 2}/{i}.png" for i in range(18, 24)}
+    assert data.notes
+    assert str(files) not in "".join(data.notes)
+    assert "of somebody" not in "".join(data.notes)
+    (elsewhere / "s0" / "12.png").write_bytes(b"no image")
+    with pytest.raises(HistoError, match=r"slides/s0/12\.png: is not a JPEG") as refused:
+        open_data(table / "tiles.csv", crop=32)
+    assert str(elsewhere / "s0" / "12.png") in str(refused.value), "a message names the file in full"
+
+
+def test_groups_of_a_csv_match_tiles_of_a_table_however_paths_are_spelled(files: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (files / "img" / "0.png").rename(files / "img" / f"{apart}.png")
+    stems = [apart, *map(str, range(1, 24))]
+    rows = [f"./img/{stem}.png,{'AB'[i % 2]}" for i, stem in enumerate(stems)]
+    groups = [f"img/{composed if i == 0 else i}.png,{apart if i % 2 else composed}{i // 4}" for i in range(24)]
+    (files / "groups.csv").write_text("\n".join(["path,group", *groups, ""]), encoding="utf-8")
+    data = open_data(write(files, "path,label", rows), crop=32, groups=str(files / "groups.csv"))
+    assert data.groups is not None
+    assert sum(data.groups) == 6, "é in one or two characters is one slide"
+
+
 def test_a_long_list_of_faults_is_cut(files: Path) -> None:
     with pytest.raises(HistoError) as refused:
         open_data(write(files, "path,label", [f"x{i}.png,A" for i in range(50)]), crop=32)

@@ -175,6 +175,12 @@ def test_a_bundle_is_made_again_with_the_options_that_it_records(tmp_path: Path)
     block.opset = LOWEST_OPSET
     assert "--accept-drop" not in command_again(bundle)
     assert "--opset" not in command_again(bundle)
+    assert "--groups" not in command_again(bundle)
+    facts = {"name": "tiles.csv", "groups": {"train": 6, "val": 2, "test": 2}}
+    block.training = {"data": {**facts, "split": "by 10 groups (slides.csv): 6 in train"}}
+    assert " --data TILES --groups GROUPS " in command_again(bundle)
+    block.training = {"data": {**facts, "split": "by 10 groups (tiles.csv): 6 in train"}}
+    assert "--groups" not in command_again(bundle), "the table of the tiles has them"
 
 
 def test_slides_without_scale_get_the_command(histo: Histo, tmp_path: Path, write_tiff: Callable[..., Path]) -> None:

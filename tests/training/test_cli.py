@@ -258,6 +258,26 @@ def test_the_record_is_plain(histo: Histo, trained: Trained) -> None:
     assert content["options"]["training"]["batch"] == 16, "as it was resolved for the demo"
 
 
+def test_a_table_of_groups_is_recorded_in_full(
+    histo: Histo, trained: Trained, flat_tiles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [f"{c}/{i}.png,slide {i}" for c in "AB" for i in range(6)]
+    table = tmp_path / "slides.csv"
+    table.write_text("\n".join(["path,group", *rows, ""]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    histo("train", flat_tiles.name, "--groups", "slides.csv", "--crop", 32, "--out", "run")
+    monkeypatch.chdir("/")
+    _, _, err = histo("train", "--resume", tmp_path / "run")
+    assert STOP in err
+    moved = table.rename(tmp_path / "moved.csv")
+    _, _, err = histo("train", "--resume", tmp_path / "run", "--groups", moved)
+    assert STOP in err
+    first, *others = [call[0].fingerprint for call in trained.calls]
+    assert others == [first, first]
+    _, _, err = histo("train", "--resume", tmp_path / "run", "--groups", r"/(\d)\.")
+    assert trained.calls[-1][0].fingerprint != first, "which run_to_resume refuses"
+
+
 @pytest.fixture
 def flat_tiles(tmp_path: Path) -> Path:
     """A folder per class, to be split."""
@@ -352,7 +372,7 @@ def test_groups_size_and_balance_reach_the_run_and_its_resumption(
     assert (again.fingerprint, rest[:3]) == (data.fingerprint, [spec, config, Path("run")])
     code, _, err = histo("train", "--resume", "run", "--groups", "folder:2", "--resize", 40)
     assert code == 2
-    assert "--groups folder:2 was folder:1; --resize 40 was 64" in err
+    assert "other options: --resize 40 was 64. " in err
     for wrong, words in (
         (["--groups", "("], "--groups (: is not a regular expression"),
         (["--resize", 100], "--resize 100: is smaller than the crop of 128 pixels"),

@@ -49,6 +49,14 @@ def test_duplicates_may_be_allowed_and_the_list_goes_with_them(leaky: TileData, 
     assert folder.contents() == [], "the list of an earlier run"
 
 
+def test_flat_tiles_are_counted(few: TileData) -> None:
+    white = tile_set(few.classes, few.test.labels, lambda i: np.full((36, 36, 3), 230 + i, np.uint8))
+    grey = tile_set(few.classes, few.val.labels, lambda i: np.full((36, 36, 3), 200 + i, np.uint8))
+    data = judge_duplicates(replace(few, val=grey, test=white), False, None, Console(quiet=True))
+    flat, total = len(white) + len(grey), len(few.train) + len(white) + len(grey)
+    assert data.notes[-1].startswith(f"{flat} of {total} tiles are flat, such as background")
+
+
 def test_near_duplicates_are_noted_where_they_are_allowed(few: TileData, tmp_path: Path) -> None:
     source = Coloured(few.train.labels, 1)
     noisy = tile_set(few.classes, few.test.labels, lambda i: source(i) ^ np.uint8(1))

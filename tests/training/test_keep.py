@@ -12,6 +12,7 @@ from torch import nn
 
 from histo_export.cli import show
 from histo_export.data import TileData
+from histo_export.errors import HistoError
 from histo_export.export.card import epoch_note
 from histo_export.model.checkpoint import read_checkpoint
 from histo_export.model.provenance import kept_weights
@@ -87,6 +88,9 @@ def test_an_average_is_kept_tested_and_resumed_to_the_same_bits(
     expected = "these are the weights of epoch 2; their moving average, which the run keeps, is in best.ckpt"
     assert notes == ["", expected]
     assert kept_weights(read_checkpoint(result.checkpoint).training) == "moving average of the weights after epoch 2"
+    (tmp_path / "b" / "best.ckpt").unlink()
+    with pytest.raises(HistoError, match="which held the moving average of the weights after epoch 2"):
+        train(few, small, config, tmp_path / "b", existing="resume", progress=False)
 
 
 def test_the_last_epoch_is_kept_however_good_an_earlier_one_is(

@@ -16,6 +16,7 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import check_model, open_tiles
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.extras import needs
+from histo_export.files import home_path
 from histo_export.model.weight_source import weight_file
 from histo_export.spec import percent
 
@@ -33,8 +34,9 @@ In so few steps small batches and a lower rate learn more, and augmentation only
 """
 
 
-CHANGEABLE = ("epochs", "steps", "device", "allow_duplicates", "calibrate", "positive", "specificity")
-"""Options that may differ between a run and its resumption."""
+CHANGEABLE = ("epochs", "steps", "device", "groups", "allow_duplicates", "calibrate", "positive", "specificity")
+"""Options that may differ between a run and its resumption. Other groups of the tiles are other data, and are refused;
+the same ones may be named in another way, such as by a table in another place."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RunOptions:
     """All that a training run is made with: what options.json in its folder holds.
 
     Attributes:
-        data: the tiles as the user typed them; a path is absolute in options.json.
+        data: the tiles as the user typed them; a path, here and in `tiles.groups`, is absolute in options.json.
         pool: of the model.
         tiles, training, cluster: the options of these groups.
     """
@@ -65,7 +67,7 @@ class RunOptions:
     @property
     def folder(self) -> Path | None:
         """The folder or file of the tiles; None where they are known by a name."""
-        return None if self.data in ("demo", "kather2016") else Path(self.data).expanduser()
+        return None if self.data in ("demo", "kather2016") else home_path(self.data)
 
     @property
     def name(self) -> str:
@@ -130,8 +132,13 @@ class RunOptions:
 
     def record(self) -> dict[str, Any]:
         """Plain values from which `recorded` makes the same options."""
+        from histo_export.data.groups import names_table
+
         data = self.data if self.folder is None else str(self.folder.absolute())
-        return dataclasses.asdict(replace(self.resolved(), data=data))
+        tiles = self.tiles
+        if tiles.groups is not None and names_table(tiles.groups):
+            tiles = replace(tiles, groups=str(home_path(tiles.groups).absolute()))
+        return dataclasses.asdict(replace(self.resolved(), data=data, tiles=tiles))
 
     @classmethod
     def recorded(cls, run: Path) -> RunOptions | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
+from histo_export.files import home_path
 
 __all__ = ["TileData", "TileSet", "open_data"]
 
@@ -79,7 +80,7 @@ def open_data(
 
         return open_kather2016(classes=classes, crop=crop, split=split, seed=seed, cache=cache, grouping=grouping)
 
-    path = Path(spec).expanduser()
+    path = home_path(spec)
     if not _exists(path):
         raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
     name = name_of(spec)
@@ -107,7 +108,7 @@ def open_data(
 def name_of(spec: str | Path) -> str:
     """The name of a set of tiles: of a path the last part only, because model cards travel, and a home folder's path
     should not."""
-    return str(spec) if spec in ("demo", "kather2016") else Path(spec).expanduser().resolve().name or str(spec)
+    return str(spec) if spec in ("demo", "kather2016") else home_path(spec).resolve().name or str(spec)
 
 
 def _exists(path: Path) -> bool:
@@ -125,4 +126,4 @@ def _suggestion(path: Path, name: str) -> str:
         known |= {p.name: str(p) for p in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
     hint = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"{hint}Give a folder of images, a .npy file, demo or kather2016"
+    return f"{hint}Give a folder of images, a .npy, .csv or .parquet file, demo or kather2016"

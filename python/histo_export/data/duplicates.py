@@ -8,7 +8,8 @@ against their median) with 256 bits. Between 4.88 million pairs of 3,125 real H&
 distance was 20 bits, of one pair that shows the same tissue shifted by a few pixels; the next was 86. Tiles that were
 compressed as JPEG of quality 50 to 95, halved, or made 5 % brighter differed by at most 8 bits
 (`benchmarks/near_duplicates.py`). `NEAR` lies between. Tiles that were turned, flipped or cut elsewhere from the same
-slide are not found: groups are for those.
+slide are not found: groups are for those. Nor are flat tiles such as background (`FLAT`): all of them have the same
+perceptual hash, whatever their colour.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ HASH_SIDE = 16
 """Frequencies per axis of the perceptual hash."""
 NEAR = 32
 """Most bits, of 256, in which the hashes of near duplicates differ."""
+FLAT = 1.0
+"""Standard deviation, in grey levels of 255, below which the small grey picture behind a hash shows no structure."""
 _ROWS, _COLUMNS = 1024, 16384
 """Hashes that are compared at a time."""
 
@@ -83,7 +86,7 @@ def identical_tiles(splits: Sequence[TileSet]) -> list[Twin]:
     return found
 
 
-def near_duplicates(data: TileData, on_tile: Callable[[int], None] = lambda done: None) -> list[Twin]:
+def near_duplicates(data: TileData, on_tile: Callable[[int], None] = lambda done: None) -> tuple[list[Twin], int]:
     """A row for each tile of val and test that is much like a tile of an earlier split, and identical to none.
 
     The earlier tile is the most similar one. Every tile is read once.
@@ -91,6 +94,9 @@ def near_duplicates(data: TileData, on_tile: Callable[[int], None] = lambda done
     Args:
         data: the tiles.
         on_tile: told how many tiles have been read.
+
+    Returns:
+        The rows, and how many tiles took no part because they are flat.
     """
     splits = (data.train, data.val, data.test)
     hashes = [np.empty((len(tiles), HASH_SIDE**2), np.int8) for tiles in splits]
@@ -108,7 +114,7 @@ def near_duplicates(data: TileData, on_tile: Callable[[int], None] = lambda done
             if distance <= NEAR and int(splits[s].hashes[i]) not in first:
                 found.append(_twin(splits, (s, i), places[j], int(distance)))
         first |= {int(key): s for key in splits[s].hashes}
-    return found
+    return found, sum(int((~own.any(1)).sum()) for own in hashes)
 
 
 def _twin(splits: Sequence[TileSet], place: tuple[int, int], before: tuple[int, int], distance: int) -> Twin:
@@ -120,11 +126,15 @@ def _twin(splits: Sequence[TileSet], place: tuple[int, int], before: tuple[int, 
 
 
 def _perceptual_hashes(tiles: TileSet) -> Iterator[NDArray[np.int8]]:
-    """The hash of each tile as 256 signs, 1 or -1, in order."""
+    """The hash of each tile as 256 signs, 1 or -1, in order; zeros, which are near to nothing, where it is flat."""
     import imagehash
 
     def signs(i: int) -> NDArray[np.int8]:
-        bits = imagehash.phash(Image.fromarray(tiles.tile(i)), hash_size=HASH_SIDE).hash
+        # The picture that imagehash would make itself: it takes one of this size as it is.
+        small = Image.fromarray(tiles.tile(i)).convert("L").resize((4 * HASH_SIDE,) * 2, Image.Resampling.LANCZOS)
+        if np.asarray(small).std() < FLAT:
+            return np.zeros(HASH_SIDE**2, np.int8)
+        bits = imagehash.phash(small, hash_size=HASH_SIDE, highfreq_factor=4).hash
         return np.where(bits.ravel(), np.int8(1), np.int8(-1))
 
     tiles.preload()
@@ -140,7 +150,8 @@ def _nearest(hashes: NDArray[np.int8], earlier: NDArray[np.int8]) -> tuple[NDArr
     for row in range(0, len(hashes), _ROWS):
         own = hashes[row : row + _ROWS].astype(np.float32)
         for column in range(0, len(earlier), _COLUMNS):
-            # Of signs, the product is the equal bits less the others; float32 holds these integers exactly.
+            # Of signs, the product is the equal bits less the others; float32 holds these integers exactly. Of zeros it
+            # is 0, as if half of the bits differed.
             equal = own @ earlier[column : column + _COLUMNS].astype(np.float32).T
             best = equal.argmax(1)
             distance = ((bits - equal[np.arange(len(own)), best]) / 2).astype(np.int64)

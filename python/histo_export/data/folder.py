@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from histo_export.data.images import SUFFIXES, BadImageError, decode_image, read
 from histo_export.data.rows import LISTED
 from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
 from histo_export.data.tiles import (
+    SPLIT_FOLDERS,
     SPLITS,
     TileData,
     TileSet,
@@ -35,7 +37,6 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.system import allowed_cpus
 from histo_export.trained_on import tile_hash
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 KEPT_BYTES = 512 << 20
 """Tiles whose pixels fit in this many bytes together are decoded once and kept; others are decoded whenever read."""
 
@@ -88,7 +89,7 @@ class TileFiles:
     Attributes:
         where: the folder or table, for messages.
         paths: of the files.
-        names: of the tiles.
+        names: of the tiles, for messages and groups: paths from `where`, or absolute ones as a table has them.
         labels: int64 `(n,)`, indices into `classes`.
         classes: names.
         parts: indices of the train, val and test tiles.
@@ -120,11 +121,12 @@ class TileFiles:
         sizes = [c.size for c in checked]
         smallest, largest = need_crop(sizes, self.names, crop, self.where)
         hashes = np.array([c.hash for c in checked], dtype=np.int64)
+        recorded = _recorded_names(self.names, self.where)
         sets = [
             TileSet(
                 self.classes,
                 self.labels[part],
-                [self.names[i] for i in part],
+                [recorded[i] for i in part],
                 _FileSource([self.paths[i] for i in part], [checked[i] for i in part]),
                 hashes[part],
                 None if self.groups is None else self.groups[part],
@@ -154,6 +156,28 @@ class TileFiles:
             one_size=smallest == largest,
             groups_from=groups_from,
         )
+
+
+def _recorded_names(names: Sequence[str], folder: Path) -> list[str]:
+    """Names as results and checkpoints have them, which travel: without the folders of this machine.
+
+    An absolute path in the folder of the data becomes relative to it. Others become relative to the folder that they
+    have in common, or the file's name alone where they have none.
+    """
+    absolute = {name: Path(name) for name in names if Path(name).is_absolute()}
+    inside, outside = {}, {}
+    for name, path in absolute.items():
+        try:
+            inside[name] = path.relative_to(folder.absolute()).as_posix()
+        except ValueError:
+            outside[name] = path
+    try:
+        common = Path(os.path.commonpath([path.parent for path in outside.values()])) if outside else folder
+    except ValueError:  # on several drives of Windows
+        common = Path()
+    alone = common.parent == common
+    short = {name: path.name if alone else path.relative_to(common).as_posix() for name, path in outside.items()}
+    return [inside.get(name) or short.get(name) or name for name in names]
 
 
 def _chosen_classes(

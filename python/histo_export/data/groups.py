@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,9 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_export.data.rows import listed, read_rows
-from histo_export.data.tiles import SPLITS
+from histo_export.data.rows import SUFFIXES, listed, read_rows
+from histo_export.data.tiles import SPLIT_FOLDERS, SPLITS
 from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.files import home_path
 
 Groups = NDArray[np.str_]
 """The group of each tile, `(n,)`."""
@@ -57,9 +60,13 @@ def grouping_named(text: str) -> Grouping:
         return ByFolder(n)
     if text in PRESETS:
         return ByName(PRESETS[text], text)
-    if Path(text).suffix.lower() in (".csv", ".parquet"):
-        path = Path(text).expanduser()
-        if not path.is_file():
+    if names_table(text):
+        try:
+            path = home_path(text)
+            there = path.is_file()
+        except (OSError, ValueError):  # a name too long, or with a NUL
+            there = False
+        if not there:
             raise UsageError(f"--groups {text}", "does not exist or is not a file", _USE)
         return _read_groups(path)
     try:
@@ -71,6 +78,21 @@ def grouping_named(text: str) -> Grouping:
     return ByName(text, text)
 
 
+def names_table(text: str) -> bool:
+    """Whether `text`, as for `grouping_named`, is the path of a table."""
+    return Path(text).suffix.lower() in SUFFIXES
+
+
+def composed(text: str) -> str:
+    """Text in Unicode's form C: macOS writes "é" as two characters, and both mean the same slide or file."""
+    return unicodedata.normalize("NFC", text)
+
+
+def tile_path(text: str) -> str:
+    """The path of a tile in a table, as it is compared: "./a.png" is "a.png"."""
+    return composed(posixpath.normpath(text))
+
+
 @dataclass(frozen=True)
 class ByName:
     """The part of a tile's name that the brackets of a regular expression match."""
@@ -79,10 +101,10 @@ class ByName:
     source: str
 
     def groups_of(self, names: Sequence[str]) -> Groups:
-        found = [re.search(self.pattern, name) for name in names]
+        pattern = composed(self.pattern)
+        found = [re.search(pattern, composed(name)) for name in names]
         groups = [(match[1] or "") if match else "" for match in found]
-        _need_all(names, groups, f"--groups {self.source}", "the expression matches nothing in")
-        return np.array(groups)
+        return _checked(names, groups, f"--groups {self.source}", "the expression matches nothing in")
 
 
 @dataclass(frozen=True)
@@ -101,21 +123,19 @@ class ByFolder:
     def groups_of(self, names: Sequence[str]) -> Groups:
         parents = [PurePosixPath(name).parts[:-1] for name in names]
         groups = [parts[-self.level] if len(parts) >= self.level else "" for parts in parents]
-        _need_all(names, groups, f"--groups {self.source}", "there are not so many folders above")
-        return np.array(groups)
+        return _checked(names, groups, f"--groups {self.source}", "there are not so many folders above")
 
 
 @dataclass(frozen=True)
 class ByTable:
-    """The groups that a table names."""
+    """The groups that a table names, by `tile_path`."""
 
     group_of: dict[str, str]
     source: str
 
     def groups_of(self, names: Sequence[str]) -> Groups:
-        groups = [self.group_of.get(name, "") for name in names]
-        _need_all(names, groups, f"--groups {self.source}", "it has no row with the path of")
-        return np.array(groups)
+        groups = [self.group_of.get(tile_path(name), "") for name in names]
+        return _checked(names, groups, f"--groups {self.source}", "it has no row with the path of")
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,7 @@ class Listed:
 
     def groups_of(self, names: Sequence[str]) -> Groups:
         assert len(names) == len(self.groups)
-        return np.array(self.groups)
+        return np.array(list(map(composed, self.groups)))
 
 
 def _read_groups(path: Path) -> ByTable:
@@ -138,7 +158,7 @@ def _read_groups(path: Path) -> ByTable:
         if not name or not group:
             faults.append(f"row {number}: no {'path' if not name else 'group'}")
             continue
-        name = PurePosixPath(name).as_posix()
+        name, group = tile_path(name), composed(group)
         if group_of.setdefault(name, group) != group:
             faults.append(f"row {number}: {name} is in group {group}, but above in {group_of[name]}")
     if faults:
@@ -146,17 +166,18 @@ def _read_groups(path: Path) -> ByTable:
     return ByTable(group_of, path.name)
 
 
-def _need_all(names: Sequence[str], groups: Sequence[str], thing: str, why: str) -> None:
-    """HistoError where a tile has no group."""
+def _checked(names: Sequence[str], groups: Sequence[str], thing: str, why: str) -> Groups:
+    """The groups as an array; HistoError where a tile has none."""
     lacking = [name for name, group in zip(names, groups, strict=True) if not group]
     if lacking:
         shown = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
         cause = f"{why} {len(lacking):,} of {len(names):,} tiles ({shown})"
         raise HistoError(thing, cause, "Each tile needs a group; paths count from the folder of the data")
+    return np.array(list(map(composed, groups)))
 
 
 def refuse_shared(groups: Groups | None, parts: Sequence[NDArray[np.int64]], where: object) -> None:
-    """HistoError where a group has tiles in two splits of data that are split already.
+    """HistoError where data that are split already have a group in two splits, or where the splits are the groups.
 
     Args:
         groups: of all tiles, `(n,)`; None where they are unknown.
@@ -169,6 +190,9 @@ def refuse_shared(groups: Groups | None, parts: Sequence[NDArray[np.int64]], whe
     for split, part in zip(SPLITS, parts, strict=True):
         for group in np.unique(groups[part]).tolist():
             sides.setdefault(group, []).append(split)
+    if all(SPLIT_FOLDERS.get(group.casefold()) in found for group, found in sides.items()):
+        cause = f"the groups are the splits themselves ({', '.join(sides)}), which tells nothing of slides or patients"
+        raise HistoError(where, cause, "Let --groups name slides or patients, or leave it out")
     if shared := [f"{group}: {', '.join(found)}" for group, found in sides.items() if len(found) > 1]:
         raise HistoError(
             where,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from histo_export.errors import HistoError, one_line
@@ -43,18 +44,28 @@ def read_rows(path: Path, required: Sequence[str], optional: Sequence[str] = ())
         HistoError: the file can't be read, lacks a column or has no row.
         MissingExtraError: it is Parquet, and pyarrow is not installed.
     """
-    numbers, table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    names = [name.strip().casefold() for name in table]
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
+    numbers, columns = read(path, partial(_places, path, required, optional))
+    if not numbers:
+        raise HistoError(path, "has no row", "Give a table with one row per tile")
+    return Rows(path, numbers, columns)
+
+
+Places = Callable[[Sequence[str]], dict[str, int]]
+"""Where the columns are that were asked for: name → index in the header."""
+
+
+def _places(path: Path, required: Sequence[str], optional: Sequence[str], header: Sequence[str]) -> dict[str, int]:
+    """See `Places`; HistoError where a required one is missing, or one of them is there twice."""
+    names = [name.strip().casefold() for name in header]
     for name in (*required, *optional):
         if names.count(name) > 1:
             raise HistoError(path, f"has two columns {name}", "Rename one of them")
     if missing := [name for name in required if name not in names]:
-        cause = f"has no column {' and no column '.join(missing)} (it has {', '.join(table) or 'none'})"
+        has = ", ".join(name for name in header if name.strip()) or "none"
+        cause = f"has no column {' and no column '.join(missing)} (it has {has})"
         raise HistoError(path, cause, f"Name the columns {', '.join([*required, *optional])} in its first row")
-    if not numbers:
-        raise HistoError(path, "has no row", "Give a table with one row per tile")
-    columns = {name: list(table.values())[names.index(name)] for name in (*required, *optional) if name in names}
-    return Rows(path, numbers, columns)
+    return {name: names.index(name) for name in (*required, *optional) if name in names}
 
 
 def listed(faults: Sequence[str]) -> str:
@@ -63,7 +74,7 @@ def listed(faults: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in [*faults[:LISTED], *more]) + "\n"
 
 
-def _read_csv(path: Path) -> tuple[list[int], dict[str, list[str]]]:
+def _read_csv(path: Path, places: Places) -> tuple[list[int], dict[str, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -77,25 +88,27 @@ def _read_csv(path: Path) -> tuple[list[int], dict[str, list[str]]]:
         raise HistoError(path, f"cannot be read ({error.strerror or error})", "Check the path") from error
     if wrong := [f"row {number}: {len(row)} cells" for number, row in found if len(row) != len(header)]:
         raise HistoError(path, f"rows without the {len(header)} cells of the header:{listed(wrong)}", "Correct them")
-    if len(set(header)) < len(header):
-        raise HistoError(path, "has two columns of one name", "Give each column a name of its own")
-    cells = zip(*(row for _, row in found), strict=True) if found else ((),) * len(header)
-    columns = {name: [cell.strip() for cell in column] for name, column in zip(header, cells, strict=True)}
+    columns = {name: [row[place].strip() for _, row in found] for name, place in places(header).items()}
     return [number for number, _ in found], columns
 
 
-def _read_parquet(path: Path) -> tuple[list[int], dict[str, list[str]]]:
+def _read_parquet(path: Path, places: Places) -> tuple[list[int], dict[str, list[str]]]:
     needs("A Parquet table", "report", modules=["pyarrow"])
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with path.open("rb") as file:  # pyarrow takes no path with other bytes than UTF-8
-            table = pq.read_table(file)
-        columns = {
-            name: ["" if value is None else str(value).strip() for value in column.to_pylist()]
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
+            source = pq.ParquetFile(file)
+            header = source.schema_arrow.names
+            found = places(header)
+            table = source.read(columns=[header[place] for place in found.values()])
+        columns = {name: list(map(_text, table.column(header[place]).to_pylist())) for name, place in found.items()}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise HistoError(path, f"is not a readable Parquet file ({one_line(error)})", "Write it again") from error
     return list(range(1, table.num_rows + 1)), columns
+
+
+def _text(value: object) -> str:
+    """A value of a Parquet column; pandas writes NaN where a cell of a column of numbers is empty."""
+    return "" if value is None or value != value else str(value).strip()

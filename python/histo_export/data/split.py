@@ -111,6 +111,10 @@ def split_tiles(
 
 TRIES = 12
 """Orders of the groups that are tried, of which the one is kept whose shares are nearest to what was asked for."""
+MORE_TRIES = 100
+"""The same while every split so far has left a class out."""
+SEARCHED = 10
+"""Groups up to which all ways to deal them out are tried where the orders left a class out."""
 NEAR_ENOUGH = 0.02
 """A deviation of a class's share in a split that ends the search."""
 
@@ -159,8 +163,13 @@ def grouped_split(
         if not count
     ]
     if lacking:
-        cause = f"its {len(names):,} groups leave classes out of a split:{listed(lacking)}"
-        raise HistoError(where, cause, "Try another --seed or --split, add groups, or leave classes out with --classes")
+        if len(names) <= SEARCHED:
+            cause = f"no split by its {len(names)} groups has every class in train, val and test; the nearest lacks:"
+            step = "Add slides or patients, or leave classes out with --classes"
+        else:
+            cause = f"its {len(names):,} groups leave classes out of a split:"
+            step = "Try another --seed or --split, add groups, or leave classes out with --classes"
+        raise HistoError(where, f"{cause}{listed(lacking)}", step)
     train, val, test = (np.flatnonzero(part_of[group] == part) for part in range(3))
     return train, val, test
 
@@ -177,7 +186,12 @@ def _best_parts(tiles: NDArray[np.int64], split: Split, seed: int) -> NDArray[np
     shares = tiles / tiles.sum(0)
     best, least = np.zeros(len(tiles), dtype=np.int64), (len(wanted) * len(shares[0]) + 1, 0.0)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, len(tiles)])))
-    for _ in range(TRIES):
+    for tried in range(MORE_TRIES):
+        if tried >= TRIES and least[0] == 0:
+            break
+        if tried == TRIES and len(tiles) <= SEARCHED:
+            found = _searched(tiles, wanted)
+            return best if found is None else found
         part_of, reached = _dealt(shares, wanted, rng.permutation(len(tiles)))
         fault = int((reached[:3] == 0).sum()), float(np.abs(reached - wanted[:, None]).max())
         if fault < least:
@@ -185,6 +199,28 @@ def _best_parts(tiles: NDArray[np.int64], split: Split, seed: int) -> NDArray[np
         if fault <= (0, NEAR_ENOUGH):
             break
     return best
+
+
+def _searched(tiles: NDArray[np.int64], wanted: NDArray[np.float64]) -> NDArray[np.int64] | None:
+    """Of all ways to deal groups out to train, val and test, the nearest to `wanted` with every class in each part.
+
+    Counts are integers, so that every machine finds the same one.
+
+    Args:
+        tiles: int64 `(groups, classes)`, as in `_best_parts`.
+        wanted: the share of each part.
+
+    Returns:
+        The part of each group; None where there is no such way.
+    """
+    ways = np.indices((3,) * len(tiles), dtype=np.int64).reshape(len(tiles), -1).T
+    reached = np.stack([(ways == part).astype(np.int64) @ tiles for part in range(3)], 1)
+    complete = (reached > 0).all((1, 2))
+    if not complete.any():
+        return None
+    deviation = np.abs(reached[complete] / tiles.sum(0) - wanted[:3, None]).max((1, 2))
+    nearest: NDArray[np.int64] = ways[complete][deviation.argmin()]
+    return nearest
 
 
 def _dealt(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histo_export.data.folder import SPLIT_FOLDERS, TileFiles
+from histo_export.data.folder import TileFiles
 from histo_export.data.groups import Grouping, Listed, refuse_shared
 from histo_export.data.rows import Rows, listed, read_rows
 from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
-from histo_export.data.tiles import SPLITS, TileData, choose_classes, need_two_classes
+from histo_export.data.tiles import SPLIT_FOLDERS, SPLITS, TileData, choose_classes, need_two_classes
 from histo_export.errors import HistoError, UsageError
 
 
@@ -93,10 +94,15 @@ def _faults(rows: Rows, columns: dict[str, list[str]]) -> Iterator[str]:
             yield f"row {number}: the split {side!r} is unknown (train, val or test)"
         if not file:
             continue
-        if (before := first.setdefault(file, number)) != number:
+        path = rows.path.parent / file
+        if (before := first.setdefault(os.path.normcase(os.path.normpath(path.absolute())), number)) != number:
             yield f"row {number}: {file} is in row {before}, too"
-        elif "\0" in file or not (rows.path.parent / file).is_file():
-            yield f"row {number}: the file {file!r} does not exist"
+            continue
+        try:
+            if "\0" in file or not path.is_file():
+                yield f"row {number}: the file {file!r} does not exist"
+        except OSError as error:  # a name too long, a folder that may not be searched
+            yield f"row {number}: the file {file!r} cannot be read ({error.strerror or error})"
 
 
 def _need_every_class(

@@ -16,6 +16,8 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
 
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Names of folders, and of splits in tables, in lower case → the split."""
 
 
 class TileSet:

@@ -1,7 +1,7 @@
 """From uint8 tiles to the uint8 squares a model is trained on. The only module of `data` with torch.
 
-Augmented pixels depend on `(seed, epoch, index)` alone, so neither the number of loading workers nor a
-resumed run changes them.
+Augmented pixels depend on the seed, the epoch, the tile and how often it came before in this epoch alone, so neither
+the number of loading workers nor a resumed run changes them.
 """
 
 from __future__ import annotations
@@ -165,6 +165,10 @@ class TorchTiles(Dataset[tuple[Tensor, int]]):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.drawn(index)
+
+    def drawn(self, index: int, occurrence: int = 0) -> tuple[Tensor, int]:
+        """As `self[index]`, for a tile that has come `occurrence` times before in this epoch: it is augmented anew."""
         tile = self.tiles.tile(index)
         label = int(self.tiles.labels[index])
         if self.augmentation is None:
@@ -172,7 +176,8 @@ class TorchTiles(Dataset[tuple[Tensor, int]]):
         image = _to_chw(tile)
         state = torch.default_generator.get_state()
         try:
-            word = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)[0]
+            key = [self.seed, self.epoch, index, *([occurrence] if occurrence else [])]
+            word = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
             # Not torch.manual_seed: it would reseed the GPUs too, and a model's dropout with them.
             torch.default_generator.manual_seed(int(word) >> 1)
             image = self.augmentation(image)

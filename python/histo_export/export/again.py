@@ -16,7 +16,7 @@ def command_again(bundle: Bundle, *more: str) -> str:
     """The command as a shell reads it.
 
     Args:
-        bundle: to be replaced.
+        bundle: to be replaced. It does not record --split, which the user must add where the run had one.
         more: options to add.
     """
     block = bundle.config.histo
@@ -30,6 +30,9 @@ def command_again(bundle: Bundle, *more: str) -> str:
         words += ["--opset", str(block.opset)]
     if block.precision != "fp32":
         words += ["--precision", block.precision, "--data", "TILES"]
+        data = block.training.get("data", {})
+        if data.get("groups") and f"({data.get('name')})" not in data.get("split", ""):  # not by the table of the tiles
+            words += ["--groups", "GROUPS"]
     if low := block.low_precision:
         words += ["--max-drop", f"{low.max_drop:g}", *(["--accept-drop"] if low.drop_accepted else [])]
     return shlex.join([*words, *more, "--out", str(bundle.path), "--force"])

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from histo_export.data.folder import SPLIT_FOLDERS
+from histo_export.data.tiles import SPLIT_FOLDERS
 from histo_export.predict.inputs import TileSetInput
 
 Label = tuple[str, str]

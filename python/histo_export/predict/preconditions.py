@@ -42,11 +42,13 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
         return
     if spec.mpp is None:
         again = command_again(bundle, "--mpp", "0.5")
-        run = f", where {RUN} is the folder of its training run" if f" {RUN} " in again else ""
+        meant = {RUN: "is the folder of its training run", "TILES": "are its tiles (add --split if the run had it)"}
+        words = [f"{word} {text}" for word, text in meant.items() if f" {word} " in again]
+        where = f", where {' and '.join(words)}" if words else ""
         raise UsageError(
             bundle.path,
             "does not state its µm per pixel, which slides need",
-            f"Export it again with that of its training tiles, here 0.5: {again}{run}",
+            f"Export it again with that of its training tiles, here 0.5: {again}{where}",
         )
     needs("Reading slides", "slides")
     for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so

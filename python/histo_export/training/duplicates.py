@@ -36,7 +36,7 @@ def judge_duplicates(data: TileData, allow: bool, folder: RunFolder | None, cons
             if done % 500 == 0:
                 status.update(f"comparing {done:,} of {total:,} tiles with each other")
 
-        near = near_duplicates(data, show)
+        near, flat = near_duplicates(data, show)
     twins = (*identical_tiles(splits), *near)
     if folder is not None:
         folder.write_duplicates(duplicates_csv(twins) if twins else None)
@@ -50,6 +50,10 @@ def judge_duplicates(data: TileData, allow: bool, folder: RunFolder | None, cons
             "Remove them, keep the tiles of a slide together with --groups, or add --allow-duplicates",
         )
     notes = duplicate_notes(near, [len(part) for part in splits])
+    if flat:
+        notes.append(
+            f"{flat:,} of {total:,} tiles are flat, such as background: near duplicates among them are not looked for"
+        )
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     return replace(data, notes=(*data.notes, *notes))

@@ -1,6 +1,6 @@
 """The training step, the order of the tiles and what a checkpoint holds, as one LightningModule.
 
-Everything random is a function of (seed, epoch) or (seed, epoch, tile), never of what ran before, so that a
+Everything random is a function of (seed, epoch) or (seed, epoch, tile, occurrence), never of what ran before, so that a
 run that was killed and continued from its last complete epoch ends with the same bits.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,13 +47,17 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, tile) pairs: an epoch's shuffled order, which depends on the seed and the epoch alone.
+Key = tuple[int, int, int]
+"""Epoch, tile, and how often the tile came before in this epoch."""
+
+
+class EpochSampler(Sampler[Key]):
+    """Keys of an epoch's tiles in a shuffled order, which depends on the seed and the epoch alone.
 
     The epoch is part of the key, because loader processes live as long as the run and have copies of the data set that
     no call of `set_epoch` in this process reaches. With several processes each takes every `world`-th tile; short
-    shares are filled from the front of the order, so that all take equally many steps. A last batch that would hold a
-    single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
+    shares are filled with the first keys of the order, so that all take equally many steps. A last batch that would
+    hold a single tile is left out (another tile every epoch): batch norm cannot train on one value per channel.
     """
 
     def __init__(
@@ -78,12 +84,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.share
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.tiles) if self.balance is None else balanced_order(self.balance, rng)
-        mine = np.resize(order, -(-self.tiles // self.world) * self.world)[self.rank :: self.world][: self.share]
-        return ((epoch, int(index)) for index in mine)
+        drawn: Counter[int] = Counter()
+        keys: list[Key] = []
+        for index in order.tolist():
+            keys.append((epoch, index, drawn[index]))
+            drawn[index] += 1
+        return islice(cycle(keys), self.rank, self.share * self.world, self.world)
 
 
 def balanced_order(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -112,10 +122,10 @@ class EpochTiles(Dataset[tuple[Tensor, int]]):
     def __init__(self, tiles: TorchTiles) -> None:
         self.tiles = tiles
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index, occurrence = key
         self.tiles.set_epoch(epoch)
-        return self.tiles[index]
+        return self.tiles.drawn(index, occurrence)
 
 
 def moving_average(net: nn.Module, decay: float) -> AveragedModel:

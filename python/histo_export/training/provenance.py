@@ -158,7 +158,7 @@ def run_to_resume(
         changed = [f"{key} is {now[key]} now, but was {value}" for key, value in before.items() if now[key] != value]
         if data.fingerprint != recorded["data"]["fingerprint"]:
             changed.append(_other_tiles(data_facts(data), recorded["data"]))
-        best_epoch = best_row(recorded["history"])["epoch"]
+        held = _held(recorded)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # ValueError: no epoch
         raise HistoError(last, f"lacks the record of its run ({error})", "Train again without --resume") from error
     if changed:
@@ -170,10 +170,20 @@ def run_to_resume(
         ways = f"Leave --epochs out for {had}, or start a new run with another --out"
         raise UsageError(f"--epochs {asked}", cause, ways)
     if not (best := last.with_name("best.ckpt")).is_file():
-        cause = f"is missing, which held the best epoch so far ({best_epoch})"
+        cause = f"is missing, which held {held}"
         export = shlex.join(["histo", "export", str(last)])
         raise HistoError(best, cause, f"Copy it back, export the last epoch ({export}), or train again with --force")
     return recorded
+
+
+def _held(recorded: Mapping[str, Any]) -> str:
+    """What best.ckpt held of a run, in words."""
+    keep = recorded.get("keep", "best")
+    if keep == "ema":
+        return f"the moving average of the weights after epoch {recorded['epoch']}"
+    if keep == "last":
+        return f"the weights of epoch {recorded['epoch']}"
+    return f"the best epoch so far ({best_row(recorded['history'])['epoch']})"
 
 
 def _with_new_entries(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,5 +215,5 @@ def _other_tiles(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
         for facts in (now, before)
     )
     if here == there:
-        return f"the tiles of {here} are as many as before, but others, or under other labels"
+        return f"the tiles of {here} are as many as before, but others, or in other groups or classes"
     return f"the tiles are {here} now, but were {there}"
