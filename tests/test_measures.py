@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from histo_export import measures, metrics
+from histo_export.export.card import measure_rows
 from histo_export.measures import BINS, Measure, Positive, calibration_error, log_losses, probabilities_of
 from histo_export.metrics import report_of
 from histo_export.model.provenance import checked_training
@@ -126,6 +127,28 @@ def test_the_interval_of_a_mean_is_that_of_drawn_tiles() -> None:
     means = np.random.default_rng(1).choice(hits, (4000, 200)).mean(1)
     assert mean_interval(hits) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.011)
     assert interval_of(np.array([np.nan, np.nan])) is None
+    assert mean_interval(hits, groups=np.arange(200)) == pytest.approx(mean_interval(hits), abs=0.011)
+
+
+def test_the_interval_of_a_mean_over_classes_is_that_of_drawn_tiles() -> None:
+    labels = np.repeat([0, 1], (180, 20))
+    hits = (np.arange(200) % 4 > 0).astype(np.float64)
+    picks = np.random.default_rng(1).integers(0, 200, (4000, 200))
+    means = [np.mean([hits[p][labels[p] == c].mean() for c in (0, 1)]) for p in picks]
+    expected = pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.02)
+    assert mean_interval(hits, labels=labels) == expected
+    assert mean_interval(hits, groups=np.arange(200), labels=labels) == expected
+
+
+def test_of_one_group_no_interval_is_known() -> None:
+    logits, labels = made()
+    report = report_of(CLASSES, logits, labels, groups=np.zeros(len(labels)))
+    assert report.interval == (0, 1)
+    assert report.measures is not None
+    assert report.measures.brier.value is not None
+    assert report.measures.brier.interval is None
+    rows = {name: cells for name, *cells in measure_rows(report.to_dict())}
+    assert rows["Brier score (0 to 2)"] == [f"{report.measures.brier.value:.3f}", "unknown"]
 
 
 def test_what_is_undefined_is_none() -> None:

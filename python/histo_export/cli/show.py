@@ -116,6 +116,7 @@ def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
 def print_accuracy(result: TrainResult) -> None:
     """The best epoch of a training run, and its accuracy on the test split."""
     test, floors = result.test, result.floors
+    balanced = " (balanced accuracy)" if floors["colour"].get("balanced") else ""
     low, high = test.interval
     keep = result.training.get("keep", "best")
     which = f"Moving average after epoch {result.best_epoch}" if keep == "ema" else f"Epoch {result.best_epoch}"
@@ -125,7 +126,7 @@ def print_accuracy(result: TrainResult) -> None:
         f"test accuracy [b]{percent(test.accuracy)}[/b]\n"
         f"(95 % bootstrap interval {percent(low)} to {percent(high)}, {test.tiles:,} tiles)\n"
         f"Floors on the same tiles: chance {percent(floors['chance'])}, always the largest class "
-        f"{percent(floors['majority'])}, colour alone {percent(floors['colour']['accuracy'])}\n"
+        f"{percent(floors['majority'])}, colour alone {percent(floors['colour']['accuracy'])}{balanced}\n"
         f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
     if split := result.training.get("data", {}).get("split"):

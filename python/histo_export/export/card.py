@@ -9,6 +9,7 @@ from typing import Any
 from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
+from histo_export.metrics import against_colour
 from histo_export.model.provenance import best_row, kept_weights
 from histo_export.spec import ModelSpec, describe_input, percent
 
@@ -221,12 +222,12 @@ def describe_floors(floors: Mapping[str, Any]) -> str:
     """What other ways reach on the test tiles, and how far the network is from the best of them."""
     colour = floors["colour"]
     low, high = colour["ahead_interval"]
-    interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-    ahead = f"the network is {100 * colour['ahead']:+.1f} points from it, {interval}"
-    beaten = "" if low > 0 else "; **it does not beat it, and may have learnt nothing but the stain**"
+    interval = "" if colour.get("groups") == 1 else f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    judgement = against_colour(colour)
     return (
         f"chance {percent(floors['chance'])}, always the largest class {percent(floors['majority'])}, colour alone "
-        f"{percent(colour['accuracy'])} ({ahead}{beaten})"
+        f"{percent(colour['accuracy'])}{' balanced accuracy' if colour.get('balanced') else ''} (the network is "
+        f"{100 * colour['ahead']:+.1f} points from it{interval}{f'; **{judgement}**' if judgement else ''})"
     )
 
 

@@ -96,6 +96,9 @@ class _ColourFloor(_Entries):
     interval: _Interval
     ahead: Annotated[float, Field(ge=-1, le=1)]
     ahead_interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    balanced: bool = False
+    no_skill: _Fraction = 0.0
+    groups: _Count | None = None
 
 
 class _Floors(_Entries):
