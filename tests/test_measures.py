@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,10 +180,31 @@ def test_more_tiles_and_classes_take_fewer_resamples(monkeypatch: pytest.MonkeyP
     found = report_of(CLASSES, logits, labels).measures
     assert found is not None
     assert found.resamples == 500
-    monkeypatch.setattr(measures, "MOST_WEIGHTS", 1)
-    found = report_of(CLASSES, logits, labels).measures
-    assert found is not None
-    assert found.resamples == measures.FEWEST_RESAMPLES
+
+
+@pytest.mark.parametrize(
+    ("tiles", "classes", "resamples"),
+    [(1000, 9, 1000), (25_000, 9, 444), (200_000, 9, 200), (1_000_000, 9, 44), (100_000_000, 9, 20)],
+)
+def test_the_work_of_the_bootstrap_is_bounded(tiles: int, classes: int, resamples: int) -> None:
+    assert measures.resamples_of(tiles * classes) == resamples
+
+
+def test_tiles_are_ranked_once_for_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = made()
+    ranked: list[int] = []
+    sort = np.argsort
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        ranked.append(1)
+        return sort(*args, **settings)
+
+    monkeypatch.setattr(measures, "AT_ONCE", 400)
+    monkeypatch.setattr(measures.np, "argsort", spy)
+    tiles = measures._Tiles(probabilities_of(logits), labels, log_losses(logits, labels))
+    for weights in resample_weights(len(labels), 12, at_once=400):
+        measures._Resampled(tiles, None).add(weights)
+    assert len(ranked) == 3
 
 
 @pytest.mark.parametrize("asked", [0.0, 0.5, 0.9, 0.95, 1.0])
@@ -202,10 +224,37 @@ def test_the_sensitivity_at_a_specificity_is_that_of_its_threshold(asked: float,
     possible = [at(threshold) for threshold in [*scores, 2.0] if at(threshold)[1] >= asked]
     assert point.sensitivity.value == pytest.approx(max(sensitivity for sensitivity, _ in possible))
     assert point.specificity >= asked
-    if point.threshold < 1:
-        assert (point.sensitivity.value, point.specificity) == pytest.approx(at(point.threshold))
+    assert (point.sensitivity.value, point.specificity) == pytest.approx(
+        (0, 1) if point.threshold is None else at(point.threshold)
+    )
     assert (point.positive, point.asked) == (positive, asked)
     assert point.sensitivity.interval is not None
+
+
+def test_no_threshold_reaches_a_specificity_of_saturated_tiles() -> None:
+    """Two tiles of the other class have a probability of exactly 1, too, so that at 1 the specificity is 80 %."""
+    labels = np.array([0] * 10 + [1] * 10)
+    logits = np.where(labels[:, None] == [0, 1], 50, 0).astype(np.float32)
+    logits[:2] = [0, 50]
+    report = report_of(("a", "b"), logits, labels, positive=Positive("b", 0.95))
+    assert report.measures is not None
+    point = report.measures.operating_point
+    assert point is not None
+    assert (point.threshold, point.sensitivity.value, point.specificity) == (None, 0, 1)
+    record = checked_training({"test": json.loads(json.dumps(report.to_dict()))})["test"]
+    assert measure_rows(record)[-1][0] == "sensitivity for b at specificity 100.0 % (no threshold reaches it)"
+
+
+@pytest.mark.parametrize("negatives", [100, 1000])
+def test_a_specificity_is_not_missed_by_rounding(negatives: int) -> None:
+    """7 % of the other tiles above all positive ones: 93 % is reached, though 1 - 0.07 is less than 0.93."""
+    labels = np.array([0] * negatives + [1] * 10)
+    scores = np.where(np.arange(len(labels)) < 7 * negatives // 100, 2.0, 0.0)
+    logits = np.stack([np.zeros(len(labels)), np.where(labels == 1, 1.0, scores)], 1)
+    found = report_of(("a", "b"), logits.astype(np.float32), labels, positive=Positive("b", 0.93)).measures
+    assert found is not None
+    assert found.operating_point is not None
+    assert found.operating_point.sensitivity.value == 1
 
 
 def test_no_operating_point_without_tiles_of_both_classes() -> None:

@@ -258,8 +258,10 @@ def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return []
 
     def row(name: str, measure: Mapping[str, Any], show: Callable[[float], str]) -> tuple[str, str, str]:
-        if measure["value"] is None or measure["interval"] is None:
+        if measure["value"] is None:
             return name, "undefined", ""
+        if measure["interval"] is None:
+            return name, show(measure["value"]), "unknown"
         low, high = map(show, measure["interval"])
         return name, show(measure["value"]), f"{low} to {high}"
 
@@ -275,7 +277,9 @@ def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows += [row(f"{name}, {c}", m, plain) for c, m in zip(test["classes"], measures[key], strict=True)]
     if point := measures.get("operating_point"):
         name = f"sensitivity for {point['positive']} at specificity {percent(point['specificity'])}"
-        rows.append(row(f"{name} (probability ≥ {point['threshold']:.3f})", point["sensitivity"], percent))
+        threshold = point["threshold"]
+        reached = "no threshold reaches it" if threshold is None else f"probability ≥ {threshold:.3f}"
+        rows.append(row(f"{name} ({reached})", point["sensitivity"], percent))
     return rows
 
 

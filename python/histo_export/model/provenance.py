@@ -38,7 +38,7 @@ class _Measure(_Entries):
 
 class _OperatingPoint(_Entries):
     positive: str
-    threshold: _Fraction
+    threshold: _Fraction | None
     sensitivity: _Measure
     specificity: _Fraction
 
