@@ -172,6 +172,8 @@ def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
     without = replace(CONFIG, calibrate=False)
     plain = train(few, calibrated_run.spec, without, out, existing="resume", progress=False)
     assert plain.calibration is None
+    assert not (out / "calibration.png").exists(), "it is of the earlier test"
+    assert (out / "probabilities.png").exists()
     assert read_checkpoint(out / "best.ckpt").calibrated().training["calibration"] is None
     assert calibrated_run.calibration is not None
     assert plain.test.loss == pytest.approx(calibrated_run.calibration["test_before"]["log_loss"])

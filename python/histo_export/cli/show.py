@@ -135,11 +135,17 @@ def print_accuracy(result: TrainResult) -> None:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 
-def print_measures(result: TrainResult) -> None:
-    """The figures of the probabilities on the test split with their intervals, and the calibration."""
+def print_measures(test: Mapping[str, Any] | None, calibration: Mapping[str, Any] | None, *, exported: bool) -> None:
+    """The figures of the probabilities on the test split with their intervals, and the calibration.
+
+    Args:
+        test: the fields of `AccuracyReport`, as recorded; None where there was no test.
+        calibration: the fields of `Calibrated`; None where there is none.
+        exported: the calibration is in the weights.
+    """
     from histo_export.export.card import describe_calibration, measure_rows
 
-    if rows := measure_rows(result.test.to_dict()):
+    if rows := measure_rows(test or {}):
         figures = table()
         figures.add_column("measure")
         for heading in ("value", "95 % interval"):
@@ -148,8 +154,9 @@ def print_measures(result: TrainResult) -> None:
             figures.add_row(escape(name), *cells)
         out_console.print()
         print_table(figures)
-    if result.calibration is not None:
-        out_console.print(f"\nCalibrated: {describe_calibration(result.calibration)}", soft_wrap=True)
+    if calibration is not None:
+        text = describe_calibration(calibration, exported=exported)
+        out_console.print(f"\nCalibrated: {text}", soft_wrap=True)
 
 
 def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str, Any]) -> None:

@@ -143,8 +143,10 @@ def _use_lines(spec: ModelSpec, training: Mapping[str, Any]) -> list[str]:
 
 def described_settings(training: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a training as far as they are recorded, in words; `epochs` with how the run was extended."""
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
+    names = ("recipe", "keep", "epochs", "batch_size", "lr", "seed", "weights")
     settings = {name: str(training[name]) for name in names if training.get(name) is not None}
+    if described := training.get("described_recipe"):
+        settings["recipe"] = described
     if training.get("balance"):
         settings["balance"] = "each class drawn equally often"
     if "epochs" in settings and (extended := training.get("extended")):
@@ -231,12 +233,13 @@ def describe_floors(floors: Mapping[str, Any]) -> str:
     )
 
 
-def describe_calibration(calibration: Mapping[str, Any]) -> str:
-    """The temperature in the head, and the calibration error before and after."""
+def describe_calibration(calibration: Mapping[str, Any], *, exported: bool = True) -> str:
+    """The temperature, and the calibration error before and after; a checkpoint's weights are not divided yet."""
     before, after = (percent(calibration[f"test_{when}"]["calibration_error"]) for when in ("before", "after"))
     fitted = [percent(calibration[f"val_{when}"]["calibration_error"]) for when in ("before", "after")]
     return (
-        f"logits divided by {calibration['temperature']:.4g}, fitted on {calibration['tiles']:,} validation tiles; "
+        f"logits {'' if exported else 'will be '}divided by {calibration['temperature']:.4g}{'' if exported else ' at export'}, fitted on "
+        f"{calibration['tiles']:,} validation tiles; "
         f"calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
     )
 

@@ -270,6 +270,7 @@ class _Run:
             trained_on=trained_on,
             provenance={
                 **config.identity(self.epochs),
+                "described_recipe": config.described_recipe,
                 "data": self._data_facts(),
                 "notes": run_notes(spec, data.train.labels, config.balance),
                 "versions": training_versions(),
@@ -451,7 +452,9 @@ class _Run:
         from histo_export.figures import save_confusion, save_curves, save_probabilities
 
         folder, test = self.folder, result.test
-        save_curves(folder.curves, result.history, title=self._title, chance=chance)
+        keep = self.config.keep
+        kept = result.best_epoch
+        save_curves(folder.curves, result.history, title=self._title, chance=chance, keep=keep, kept=kept)
         save_confusion(folder.confusion, test, title=self._title, split="test")
         folder.probabilities.unlink(missing_ok=True)  # of an earlier test
         if test.measures is not None:
