@@ -207,9 +207,7 @@ def test_the_axis_of_losses_that_span_decades_is_logarithmic(
 def test_the_curves_mark_the_epoch_that_is_kept(
     keep: str, kept: int, label: str, tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    save_curves(
-        tmp_path / "c.png", history([1.0] * 3, [0.2, 0.9, 0.5]), title="t", chance=0.1, keep=keep, kept=kept
-    )
+    save_curves(tmp_path / "c.png", history([1.0] * 3, [0.2, 0.9, 0.5]), title="t", chance=0.1, keep=keep, kept=kept)
     for axes in drawn[0].axes:
         [mark] = [line for line in axes.lines if line.get_label() == label]
         assert list(mark.get_xdata()) == [kept]

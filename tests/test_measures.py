@@ -184,7 +184,7 @@ def test_more_tiles_and_classes_take_fewer_resamples(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("tiles", "classes", "resamples"),
-    [(1000, 9, 1000), (25_000, 9, 444), (200_000, 9, 200), (1_000_000, 9, 44), (100_000_000, 9, 20)],
+    [(1000, 9, 1000), (25_000, 9, 444), (200_000, 9, 150), (100_000, 9, 200), (1_000_000, 9, 30), (100_000_000, 9, 20)],
 )
 def test_the_work_of_the_bootstrap_is_bounded(tiles: int, classes: int, resamples: int) -> None:
     assert measures.resamples_of(tiles * classes) == resamples

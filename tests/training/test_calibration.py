@@ -184,8 +184,10 @@ def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
         return calibrate(val, val_labels, *test)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "calibrate", spy)
+    monkeypatch.setattr(training_run, "colour_floor", lambda *args, **settings: pytest.fail("it is known"))
     options = {"training": {"calibrate": True}}
     again = train(few, calibrated_run.spec, CONFIG, out, existing="resume", options=options, progress=False)
     assert RunFolder(out).read_options() == options, "the next resumption tests as this one"
     assert again.calibration == calibrated_run.calibration
+    assert again.floors == calibrated_run.floors
     assert len(seen[0]) == len(few.val)

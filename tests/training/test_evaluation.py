@@ -115,7 +115,9 @@ def test_the_interval_is_that_of_resampled_tiles() -> None:
 def test_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path) -> None:
     row = {"train_loss": 1.0, "val_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.4}
     for length in (1, 40):
-        save_curves(tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", chance=1 / 3, kept=1)
+        save_curves(
+            tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", chance=1 / 3, kept=1
+        )
         width, height = size_of(tmp_path / "c.png")
         assert 1400 < width < 1500
         assert 600 < height < 700

@@ -161,7 +161,10 @@ def _note_missing_calibration(file: Path, checkpoint: Checkpoint) -> None:
         return
     if options is not None and options.training.calibrate:
         run = file.parent
-        complete, again = show.command_line("histo", "train", "--resume", run), show.command_line("histo", "export", run)
+        complete, again = (
+            show.command_line("histo", "train", "--resume", run),
+            show.command_line("histo", "export", run),
+        )
         show.log.print(
             f"[yellow]note:[/] the run was made with --calibrate, but {escape(file.name)} has no temperature, so the "
             f"bundle is not calibrated. Complete the run with {escape(complete)}, then {escape(again)} --force",

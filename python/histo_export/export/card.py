@@ -237,10 +237,10 @@ def describe_calibration(calibration: Mapping[str, Any], *, exported: bool = Tru
     """The temperature, and the calibration error before and after; a checkpoint's weights are not divided yet."""
     before, after = (percent(calibration[f"test_{when}"]["calibration_error"]) for when in ("before", "after"))
     fitted = [percent(calibration[f"val_{when}"]["calibration_error"]) for when in ("before", "after")]
+    divided = f"divided by {calibration['temperature']:.4g}"
     return (
-        f"logits {'' if exported else 'will be '}divided by {calibration['temperature']:.4g}{'' if exported else ' at export'}, fitted on "
-        f"{calibration['tiles']:,} validation tiles; "
-        f"calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
+        f"logits {divided if exported else f'will be {divided} at export'}, fitted on {calibration['tiles']:,} "
+        f"validation tiles; calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
     )
 
 

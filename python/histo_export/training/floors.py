@@ -7,8 +7,8 @@ than the floor has shown nothing of what it is trained for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +63,14 @@ class ColourFloor:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ColourFloor | None:
+        """Inverse of `to_dict`; None for what another version wrote."""
+        if values.keys() != {f.name for f in fields(cls)}:
+            return None
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)
 
     def remark(self) -> str | None:
         """A sentence where the network is not surely better than colour alone; None where it is."""

@@ -38,7 +38,7 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.files import own_folder
 from histo_export.measures import probabilities_of
 from histo_export.metrics import chance_remark, majority_share, report_of
-from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
+from histo_export.model.checkpoint import GOLDEN_TILES, Checkpoint, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
@@ -350,7 +350,7 @@ class _Run:
         groups = None if data.test.groups is None else data.test.groups[unseen]
         with self.console.status("measures and their intervals"):
             test = report_of(spec.classes, logits, labels, seed, groups, positive=self.config.positive)
-        floor = self._colour_floor(logits.argmax(1) == labels, unseen, groups)
+        floor = self._known_floor(best, groups) or self._colour_floor(logits.argmax(1) == labels, unseen, groups)
         self.still_own()
         floors = {"chance": test.chance, "majority": test.majority_accuracy, "colour": floor.to_dict()}
         facts: dict[str, Any] = {"test": test.to_dict(), "floors": floors}
@@ -417,6 +417,14 @@ class _Run:
         picture = self.folder.calibration
         save_calibration(picture, before, after, test_labels, title=self._title, temperature=temperature, split="test")
         return calibrated
+
+    def _known_floor(self, best: Checkpoint, groups: npt.NDArray[np.generic] | None) -> ColourFloor | None:
+        """The colour floor of a run that was complete and is only tested in another way; None where it is not known."""
+        if not self.recorded or self.recorded["epoch"] < self.epochs:
+            return None
+        known = ColourFloor.from_dict((best.training.get("floors") or {}).get("colour", {}))
+        same_groups = known is not None and known.groups == (None if groups is None else len(np.unique(groups)))
+        return known if same_groups else None
 
     def _colour_floor(
         self, right: npt.NDArray[np.bool_], judged: npt.NDArray[np.bool_], groups: npt.NDArray[np.generic] | None
