@@ -62,8 +62,8 @@ class TrainResult:
         `calibration`; `remarks`; `training`: provenance (`recipe`, `described_recipe`, `settings`, `augmentation`,
         `keep`, `epochs`, `batch_size`, `lr`, `seed`, `weights`, `weights_report`, `channels_last`, `processes`,
         `balance`, `data`, `notes`, `versions`, `extended` where epochs were added, `averaged` where the weights are the
-        moving average, and of the kept epoch `epoch`, `val_accuracy`, `val_loss`). Older files of format 2 lack `floors`,
-        `calibration`, `keep`, `balance` and the test's `measures`, `groups` and `chance`.
+        moving average, and of the kept epoch `epoch`, `val_accuracy`, `val_loss`). Older files of format 2 lack
+        `floors`, `calibration`, `keep`, `balance` and the test's `measures`, `groups` and `chance`.
         """
         elsewhere = ("history", "test", "floors", "calibration", "precision", "device")
         training = {k: v for k, v in self.training.items() if k not in elsewhere}
