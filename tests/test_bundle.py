@@ -83,6 +83,14 @@ def test_bundle_opens(bundle: Path) -> None:
     ]
 
 
+def test_a_default_bundle_has_no_field_that_version_0_1_0_refuses(bundle: Path) -> None:
+    """Its reader forbids others in the block; in `spec` and `training` it leaves them alone."""
+    block = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["histo"]
+    required = {"format", "spec", "head_pool", "input", "precision", "files", "parity", "training", "versions"}
+    assert block.keys() == required | {"unchecked"}
+    assert open_bundle(bundle).config.histo.opset == 13
+
+
 def test_the_record_of_training_tiles_is_sealed(bundle: Path, checkpoint: Checkpoint, copy: Path) -> None:
     record = trained_on(open_bundle(bundle))
     assert record is not None

@@ -97,6 +97,11 @@ def test_measures_floors_and_calibration() -> None:
     ) in text
 
 
+def test_what_was_changed_in_a_recipe_and_which_weights_are_kept_are_told() -> None:
+    text = card({"recipe": "strong", "described_recipe": "strong, hue=0.1, flips=False", "keep": "ema"})
+    assert "- recipe: strong, hue=0.1, flips=False\n- keep: ema\n" in text
+
+
 @pytest.mark.parametrize(
     ("record", "fault"),
     [

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,18 @@ from histo_export._core import usable_precisions
 from histo_export.cli import show
 from histo_export.cli.export import _checkpoint_file, _formats, _next_steps
 from histo_export.cli.inspect import _print_facts
+from histo_export.cli.options import TrainingOptions
+from histo_export.cli.train import RunOptions
 from histo_export.errors import UsageError
 from histo_export.export.checks import Checks
 from histo_export.export.formats import FORMATS
 from histo_export.extras import EXTRAS
+from histo_export.metrics import report_of
+from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.runtimes.registry import RUNTIMES
 from histo_export.spec import ModelSpec
+from histo_export.training.calibration import calibrate
+from histo_export.training.folder import RunFolder
 
 Outcome = tuple[int, str, str]
 Histo = Callable[..., Outcome]
@@ -297,6 +304,57 @@ def test_export_from_a_checkpoint_prints_json_and_nothing_else(
     code, _, err = histo("export", "--checkpoint", checkpoint_file, "--formats", "native", "--out", out)
     assert code == 2
     assert "--force" in err
+
+
+def _tested_run(checkpoint: Checkpoint, run: Path, *, calibrated: bool) -> Path:
+    """The folder of a run with a record of its test, which was begun with --calibrate."""
+    classes = checkpoint.spec.classes
+    labels = np.arange(24) % len(classes)
+    logits = np.eye(len(classes), dtype=np.float32)[labels]
+    colour = {"accuracy": 0.4, "interval": [0.3, 0.5], "ahead": 0.6, "ahead_interval": [0.5, 0.7]}
+    record = {
+        "test": report_of(classes, logits, labels).to_dict(),
+        "floors": {"chance": 0.2, "majority": 0.3, "colour": colour},
+        "calibration": calibrate(2 * logits, labels, logits, labels).to_dict() if calibrated else None,
+    }
+    made = replace(checkpoint, training=checkpoint.training | record)
+    run.mkdir()
+    write_checkpoint(run / "best.ckpt", {"state_dict": made.state_dict, "histo": made.block()})
+    options = RunOptions("demo", training=TrainingOptions(calibrate=True))
+    RunFolder(run).write_options(options.record())
+    return run
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_an_export_tells_measures_and_calibration(
+    calibrated: bool, histo: Histo, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _tested_run(checkpoint, tmp_path / "run", calibrated=calibrated)
+    monkeypatch.setattr("histo_export.cli.export._export", lambda *args: Checks())
+    code, stdout, stderr = histo("export", run, "--out", tmp_path / "b")
+    assert code == 0
+    assert "expected calibration error" in stdout
+    assert ("Calibrated: logits divided by " in stdout) == calibrated
+    assert ("the run was made with --calibrate, but best.ckpt has no temperature" in stderr) != calibrated
+    if not calibrated:
+        assert f"Complete the run with histo train --resume {run}, then histo export {run} --force" in stderr
+    code, stdout, _ = histo("export", run, "--out", tmp_path / "b", "--json")
+    result = json.loads(stdout)
+    assert result["floors"]["majority"] == 0.3
+    assert (result["calibration"] is not None) == calibrated
+    code, stdout, _ = histo("inspect", run)
+    assert ("logits will be divided by " in stdout) == calibrated
+
+
+def test_options_of_another_program_beside_a_checkpoint_are_left_alone(
+    histo: Histo, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _tested_run(checkpoint, tmp_path / "run", calibrated=False)
+    (run / "options.json").write_text("[]")
+    monkeypatch.setattr("histo_export.cli.export._export", lambda *args: Checks())
+    code, _, stderr = histo("export", run / "best.ckpt", "--out", tmp_path / "b")
+    assert code == 0
+    assert "--calibrate" not in stderr
 
 
 def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

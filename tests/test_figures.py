@@ -184,7 +184,7 @@ def history(losses: list[float], accuracies: list[float]) -> list[dict[str, floa
 def test_the_axis_of_losses_that_span_decades_is_logarithmic(
     losses: list[float], scale: str, tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    save_curves(tmp_path / "c.png", history(losses, [0.2, 0.5, 0.9]), title="t", chance=1 / 6)
+    save_curves(tmp_path / "c.png", history(losses, [0.2, 0.5, 0.9]), title="t", chance=1 / 6, kept=3)
     accuracy, loss = drawn[0].axes
     assert loss.get_yscale() == scale
     low, high = loss.get_ylim()
@@ -196,9 +196,26 @@ def test_the_axis_of_losses_that_span_decades_is_logarithmic(
     assert accuracy.get_ylim()[0] < 1 / 6
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept", "label"),
+    [
+        ("best", 2, "best epoch: 2 (90.0 % validation accuracy, optimistic)"),
+        ("last", 3, "kept, the last epoch: 3 (50.0 % validation accuracy)"),
+        ("ema", 3, "kept, the moving average after epoch 3 (50.0 % validation accuracy)"),
+    ],
+)
+def test_the_curves_mark_the_epoch_that_is_kept(
+    keep: str, kept: int, label: str, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    save_curves(tmp_path / "c.png", history([1.0] * 3, [0.2, 0.9, 0.5]), title="t", chance=0.1, keep=keep, kept=kept)
+    for axes in drawn[0].axes:
+        [mark] = [line for line in axes.lines if line.get_label() == label]
+        assert list(mark.get_xdata()) == [kept]
+
+
 @pytest.mark.parametrize("accuracies", [[0.225, 0.25, 0.28], [0.1, 0.5, 0.99], [0.9871, 0.9874, 0.9879], [0.5] * 3])
 def test_ticks_of_accuracy_are_what_they_say(accuracies: list[float], tmp_path: Path, drawn: list[Figure]) -> None:
-    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", chance=1 / 4)
+    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", chance=1 / 4, kept=3)
     axis = drawn[0].axes[0].yaxis
     labels = [label.get_text() for label in axis.get_ticklabels()]
     assert [float(label.removesuffix(" %")) / 100 for label in labels] == pytest.approx(axis.get_ticklocs(), abs=1e-9)
@@ -209,7 +226,7 @@ def test_ticks_of_accuracy_are_what_they_say(accuracies: list[float], tmp_path: 
 def test_small_changes_of_accuracy_do_not_look_steep(
     accuracies: list[float], tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", chance=1 / 2)
+    save_curves(tmp_path / "c.png", history([1.0] * 3, accuracies), title="t", chance=1 / 2, kept=2)
     low, high = drawn[0].axes[0].get_ylim()
     assert high - low >= 0.1 - 1e-9
     assert low <= min(accuracies) <= max(accuracies) <= high

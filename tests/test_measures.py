@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from histo_export import measures, metrics
+from histo_export.export.card import measure_rows
 from histo_export.measures import BINS, Measure, Positive, calibration_error, log_losses, probabilities_of
 from histo_export.metrics import report_of
 from histo_export.model.provenance import checked_training
@@ -126,6 +128,28 @@ def test_the_interval_of_a_mean_is_that_of_drawn_tiles() -> None:
     means = np.random.default_rng(1).choice(hits, (4000, 200)).mean(1)
     assert mean_interval(hits) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.011)
     assert interval_of(np.array([np.nan, np.nan])) is None
+    assert mean_interval(hits, groups=np.arange(200)) == pytest.approx(mean_interval(hits), abs=0.011)
+
+
+def test_the_interval_of_a_mean_over_classes_is_that_of_drawn_tiles() -> None:
+    labels = np.repeat([0, 1], (180, 20))
+    hits = (np.arange(200) % 4 > 0).astype(np.float64)
+    picks = np.random.default_rng(1).integers(0, 200, (4000, 200))
+    means = [np.mean([hits[p][labels[p] == c].mean() for c in (0, 1)]) for p in picks]
+    expected = pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.02)
+    assert mean_interval(hits, labels=labels) == expected
+    assert mean_interval(hits, groups=np.arange(200), labels=labels) == expected
+
+
+def test_of_one_group_no_interval_is_known() -> None:
+    logits, labels = made()
+    report = report_of(CLASSES, logits, labels, groups=np.zeros(len(labels)))
+    assert report.interval == (0, 1)
+    assert report.measures is not None
+    assert report.measures.brier.value is not None
+    assert report.measures.brier.interval is None
+    rows = {name: cells for name, *cells in measure_rows(report.to_dict())}
+    assert rows["Brier score (0 to 2)"] == [f"{report.measures.brier.value:.3f}", "unknown"]
 
 
 def test_what_is_undefined_is_none() -> None:
@@ -156,10 +180,31 @@ def test_more_tiles_and_classes_take_fewer_resamples(monkeypatch: pytest.MonkeyP
     found = report_of(CLASSES, logits, labels).measures
     assert found is not None
     assert found.resamples == 500
-    monkeypatch.setattr(measures, "MOST_WEIGHTS", 1)
-    found = report_of(CLASSES, logits, labels).measures
-    assert found is not None
-    assert found.resamples == measures.FEWEST_RESAMPLES
+
+
+@pytest.mark.parametrize(
+    ("tiles", "classes", "resamples"),
+    [(1000, 9, 1000), (25_000, 9, 444), (200_000, 9, 150), (100_000, 9, 200), (1_000_000, 9, 30), (100_000_000, 9, 20)],
+)
+def test_the_work_of_the_bootstrap_is_bounded(tiles: int, classes: int, resamples: int) -> None:
+    assert measures.resamples_of(tiles * classes) == resamples
+
+
+def test_tiles_are_ranked_once_for_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = made()
+    ranked: list[int] = []
+    sort = np.argsort
+
+    def spy(*args: Any, **settings: Any) -> Any:
+        ranked.append(1)
+        return sort(*args, **settings)
+
+    monkeypatch.setattr(measures, "AT_ONCE", 400)
+    monkeypatch.setattr(measures.np, "argsort", spy)
+    tiles = measures._Tiles(probabilities_of(logits), labels, log_losses(logits, labels))
+    for weights in resample_weights(len(labels), 12, at_once=400):
+        measures._Resampled(tiles, None).add(weights)
+    assert len(ranked) == 3
 
 
 @pytest.mark.parametrize("asked", [0.0, 0.5, 0.9, 0.95, 1.0])
@@ -179,10 +224,37 @@ def test_the_sensitivity_at_a_specificity_is_that_of_its_threshold(asked: float,
     possible = [at(threshold) for threshold in [*scores, 2.0] if at(threshold)[1] >= asked]
     assert point.sensitivity.value == pytest.approx(max(sensitivity for sensitivity, _ in possible))
     assert point.specificity >= asked
-    if point.threshold < 1:
-        assert (point.sensitivity.value, point.specificity) == pytest.approx(at(point.threshold))
+    assert (point.sensitivity.value, point.specificity) == pytest.approx(
+        (0, 1) if point.threshold is None else at(point.threshold)
+    )
     assert (point.positive, point.asked) == (positive, asked)
     assert point.sensitivity.interval is not None
+
+
+def test_no_threshold_reaches_a_specificity_of_saturated_tiles() -> None:
+    """Two tiles of the other class have a probability of exactly 1, too, so that at 1 the specificity is 80 %."""
+    labels = np.array([0] * 10 + [1] * 10)
+    logits = np.where(labels[:, None] == [0, 1], 50, 0).astype(np.float32)
+    logits[:2] = [0, 50]
+    report = report_of(("a", "b"), logits, labels, positive=Positive("b", 0.95))
+    assert report.measures is not None
+    point = report.measures.operating_point
+    assert point is not None
+    assert (point.threshold, point.sensitivity.value, point.specificity) == (None, 0, 1)
+    record = checked_training({"test": json.loads(json.dumps(report.to_dict()))})["test"]
+    assert measure_rows(record)[-1][0] == "sensitivity for b at specificity 100.0 % (no threshold reaches it)"
+
+
+@pytest.mark.parametrize("negatives", [100, 1000])
+def test_a_specificity_is_not_missed_by_rounding(negatives: int) -> None:
+    """7 % of the other tiles above all positive ones: 93 % is reached, though 1 - 0.07 is less than 0.93."""
+    labels = np.array([0] * negatives + [1] * 10)
+    scores = np.where(np.arange(len(labels)) < 7 * negatives // 100, 2.0, 0.0)
+    logits = np.stack([np.zeros(len(labels)), np.where(labels == 1, 1.0, scores)], 1)
+    found = report_of(("a", "b"), logits.astype(np.float32), labels, positive=Positive("b", 0.93)).measures
+    assert found is not None
+    assert found.operating_point is not None
+    assert found.operating_point.sensitivity.value == 1
 
 
 def test_no_operating_point_without_tiles_of_both_classes() -> None:

@@ -48,16 +48,26 @@ NOT_FOR_TEXT = ("Last Resort", "cm")
 """Beginnings of the names of matplotlib's own fonts that draw boxes, or TeX's symbols in place of Unicode's."""
 
 
-def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, chance: float) -> None:
-    """Accuracy and loss of training and validation over the epochs, the best epoch and the accuracy of chance marked.
+def save_curves(
+    path: Path, history: Sequence[dict[str, Any]], *, title: str, chance: float, keep: str = "best", kept: int
+) -> None:
+    """Accuracy and loss of training and validation over the epochs, the kept epoch and the accuracy of chance marked.
 
     Args:
         path: the PNG.
         history: rows as in metrics.csv.
         title: one line above.
         chance: share of the largest class in validation, the accuracy of always answering it.
+        keep: see `TrainConfig`.
+        kept: the epoch (from 1) whose weights the run keeps.
     """
-    best = max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    best = next(row for row in history if row["epoch"] == kept)
+    validation = f"{percent(best['val_accuracy'])} validation accuracy"
+    label_of_kept = {
+        "best": f"best epoch: {kept} ({validation}{', optimistic' if len(history) > 1 else ''})",
+        "last": f"kept, the last epoch: {kept} ({validation})",
+        "ema": f"kept, the moving average after epoch {kept} ({validation})",
+    }[keep]
     epochs = [row["epoch"] for row in history]
     figure = new_figure(7.2, 3.2)
     for axes, quantity in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
@@ -68,7 +78,6 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, ch
             values = [row[f"{split}_{quantity}"] for row in history]
             marker = "o" if len(history) <= 30 else None
             axes.plot(epochs, values, style, color=colour, label=label, linewidth=1.6, marker=marker, markersize=2.8)
-        label = f"best epoch: {best['epoch']} ({percent(best['val_accuracy'])} validation accuracy)"
         axes.axvline(best["epoch"], color=INK, linewidth=0.8, linestyle=":", zorder=0)
         axes.plot(
             best["epoch"],
@@ -78,7 +87,7 @@ def save_curves(path: Path, history: Sequence[dict[str, Any]], *, title: str, ch
             mfc="none",
             markersize=7,
             linewidth=0.8,
-            label=label,
+            label=label_of_kept,
         )
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

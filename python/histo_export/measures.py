@@ -22,9 +22,15 @@ Labels = npt.NDArray[np.int64]
 BINS = 15
 """Of equal width, for the calibration error, as in Guo et al. 2017 (arXiv:1706.04599)."""
 RESAMPLES = 1000
-FEWEST_RESAMPLES = 200
 MOST_WEIGHTS = 100_000_000
-"""Resamples × tiles × classes. Where there are more tiles or classes, fewer resamples are drawn."""
+"""Resamples × tiles × classes. Where there are more tiles or classes, fewer are drawn, but `FEW_RESAMPLES`."""
+FEW_RESAMPLES = 200
+LARGE_WEIGHTS = 270_000_000
+"""Where so many take more than this, still fewer are drawn, but `FEWEST_RESAMPLES`: of a million tiles and nine classes
+30. The interval of so many tiles is narrow, however roughly it is known."""
+FEWEST_RESAMPLES = 20
+SPECIFICITY_ROUNDING = 1e-12
+"""By which a share of tiles may miss the specificity that is asked for: 1 - 7/100 is below 0.93."""
 AT_ONCE = 100_000
 """Weights that are in memory together: as many as a cache holds."""
 
@@ -48,7 +54,8 @@ class OperatingPoint:
         positive: the class that is looked for.
         asked: the specificity that was asked for.
         threshold: a tile is positive where the probability of `positive` is at least this. It is the lowest one whose
-            specificity is at least `asked` on these same tiles, so both figures are a little optimistic.
+            specificity is at least `asked` on these same tiles, so both figures are a little optimistic. None where
+            none is high enough, because other tiles have the highest probability, too; nothing is then positive.
         sensitivity: share of the positive tiles that are found; its interval is over resamples with thresholds of their
             own.
         specificity: share of the other tiles that are not taken for positive.
@@ -56,7 +63,7 @@ class OperatingPoint:
 
     positive: str
     asked: float
-    threshold: float
+    threshold: float | None
     sensitivity: Measure
     specificity: float
 
@@ -121,6 +128,12 @@ def calibration_error(probabilities: Floats, labels: Labels) -> float:
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def resamples_of(weights: int) -> int:
+    """How many resamples are drawn, given tiles × classes."""
+    fewest = max(FEWEST_RESAMPLES, min(FEW_RESAMPLES, LARGE_WEIGHTS // weights))
+    return int(np.clip(MOST_WEIGHTS // weights, fewest, RESAMPLES))
+
+
 def measures_of(
     classes: Sequence[str],
     logits: npt.NDArray[np.floating],
@@ -147,9 +160,10 @@ def measures_of(
         return None
     tiles = _Tiles(probabilities_of(logits), labels, log_losses(logits, labels))
     n, k = tiles.probabilities.shape
-    resamples = int(np.clip(MOST_WEIGHTS // (n * k), FEWEST_RESAMPLES, RESAMPLES))
+    resamples = resamples_of(n * k)
     column = None if positive is None else list(classes).index(positive.name)
     drawn = _Resampled(tiles, None if positive is None or column is None else (column, positive.specificity))
+    drawn.one_group = groups is not None and len(np.unique(groups)) == 1
     for weights in resample_weights(n, resamples, seed, groups, at_once=AT_ONCE):
         drawn.add(weights)
     truth = tiles.truth
@@ -178,41 +192,68 @@ def _operating_point(positive: Positive, column: int, tiles: _Tiles, drawn: _Res
     if not 0 < truth.sum() < len(truth):
         return None
     false, true, thresholds = roc_curve(truth, tiles.probabilities[:, column], drop_intermediate=False)
-    chosen = int(np.flatnonzero(1 - false >= positive.specificity)[-1])
+    chosen = int(np.flatnonzero(1 - false >= positive.specificity - SPECIFICITY_ROUNDING)[-1])
     return OperatingPoint(
         positive=positive.name,
         asked=positive.specificity,
-        threshold=min(float(thresholds[chosen]), 1.0),
+        threshold=float(thresholds[chosen]) if np.isfinite(thresholds[chosen]) else None,
         sensitivity=drawn.measure("sensitivity", float(true[chosen])),
         specificity=float(1 - false[chosen]),
     )
 
 
-@dataclass(frozen=True)
+class _Ranking:
+    """The order of the tiles by their scores for a class, from the highest on; equal scores have one threshold."""
+
+    def __init__(self, scores: Floats, truth: Floats) -> None:
+        self.order = np.argsort(-scores, kind="stable")
+        self.ends = np.append(np.flatnonzero(np.diff(scores[self.order])), len(scores) - 1)
+        self.truth = truth[self.order, None]
+
+    def counts(self, drawn: Floats) -> tuple[Floats, Floats]:
+        """True and false positives `(thresholds + 1, resamples)`, from the highest threshold on; the first are 0.
+
+        `drawn` is `(n, resamples)`: along its first axis the sums are of whole rows, several times as fast.
+        """
+        ordered = drawn.take(self.order, axis=0)
+        both = np.cumsum(ordered, axis=0)[self.ends]
+        ordered *= self.truth
+        true = np.cumsum(ordered, axis=0)[self.ends]
+        none = np.zeros((1, drawn.shape[1]))
+        return np.concatenate([none, true]), np.concatenate([none, both - true])
+
+
 class _Tiles:
-    """Probabilities `(n, classes)`, labels `(n,)`, and the cross entropy of each tile `(n,)`."""
+    """What all resamples share: probabilities `(n, classes)`, labels `(n,)`, the cross entropy of each tile `(n,)`."""
 
-    probabilities: Floats
-    labels: Labels
-    losses: Floats
-
-    @property
-    def truth(self) -> Floats:
-        """1 at the class of each tile, else 0: `(n, classes)`."""
-        return np.asarray(self.labels[:, None] == np.arange(self.probabilities.shape[1]), np.float64)
+    def __init__(self, probabilities: Floats, labels: Labels, losses: Floats) -> None:
+        k = probabilities.shape[1]
+        self.probabilities, self.losses = probabilities, losses
+        self.truth: Floats = np.eye(k)[labels]
+        self.predicted: Floats = np.eye(k)[probabilities.argmax(1)]
+        self.hits = self.truth * self.predicted
+        self.brier: Floats = ((probabilities - self.truth) ** 2).sum(1)
+        bins, confidence, right = calibration_bins(probabilities, labels)
+        self.gaps = np.eye(BINS)[bins] * (right - confidence)[:, None]
+        self.rankings = [_Ranking(probabilities[:, column], self.truth[:, column]) for column in range(k)]
 
 
 @dataclass
 class _Resampled:
-    """The figures of resamples, by name; `positive`: column and specificity, for the sensitivity."""
+    """The figures of resamples, by name; `positive`: column and specificity, for the sensitivity.
+
+    `one_group`: all resamples are the same, so that no interval is known.
+    """
 
     tiles: _Tiles
     positive: tuple[int, float] | None
     values: dict[str, list[Floats]] = field(default_factory=dict)
+    one_group: bool = False
 
     def measure(self, name: str, value: float | None) -> Measure:
         """A figure with the interval of its resamples."""
-        return Measure(value, None if value is None else interval_of(np.concatenate(self.values[name])))
+        unknown = value is None or self.one_group
+        return Measure(value, None if unknown else interval_of(np.concatenate(self.values[name])))
 
     def add(self, weights: Floats) -> None:
         """Computes all figures of some resamples; weights are `(resamples, n)`."""
@@ -224,38 +265,19 @@ class _Resampled:
         tiles = self.tiles
         total = weights.sum(1)
         yield "log_loss", weights @ tiles.losses / total
-        yield "brier", weights @ ((tiles.probabilities - tiles.truth) ** 2).sum(1) / total
-        bins, confidence, right = calibration_bins(tiles.probabilities, tiles.labels)
-        gaps = weights @ (np.eye(BINS)[bins] * (right - confidence)[:, None])
-        yield "calibration_error", np.abs(gaps).sum(1) / total
-        support = weights @ tiles.truth
-        predicted = np.eye(tiles.truth.shape[1])[tiles.probabilities.argmax(1)]
-        hits, answers = weights @ (tiles.truth * predicted), weights @ predicted
+        yield "brier", weights @ tiles.brier / total
+        yield "calibration_error", np.abs(weights @ tiles.gaps).sum(1) / total
+        support, hits, answers = weights @ tiles.truth, weights @ tiles.hits, weights @ tiles.predicted
         yield "balanced_accuracy", np.nanmean(hits / support, axis=1)
         yield "macro_f1", np.nanmean(np.where(support > 0, 2 * hits / (support + answers), np.nan), axis=1)
         drawn = np.ascontiguousarray(weights.T)
-        for column in range(tiles.truth.shape[1]):
-            true, false = _counts_by_threshold(drawn, tiles.probabilities[:, column], tiles.truth[:, column])
+        for column, ranking in enumerate(tiles.rankings):
+            true, false = ranking.counts(drawn)
             positives, negatives = true[-1], false[-1]
             area = (np.diff(false, axis=0) * (true[1:] + true[:-1])).sum(0) / 2
             yield f"roc_auc {column}", area / (positives * negatives)
             precision = np.where(true[1:] > 0, true[1:] / (true[1:] + false[1:]), 0)
             yield f"average_precision {column}", (np.diff(true, axis=0) * precision).sum(0) / positives
             if self.positive is not None and self.positive[0] == column:
-                specific = 1 - false / negatives >= self.positive[1]
+                specific = 1 - false / negatives >= self.positive[1] - SPECIFICITY_ROUNDING
                 yield "sensitivity", np.where(specific, true, 0).max(0) / positives
-
-
-def _counts_by_threshold(drawn: Floats, scores: Floats, truth: Floats) -> tuple[Floats, Floats]:
-    """True and false positives `(thresholds + 1, resamples)`, from the highest threshold on; the first counts are 0.
-
-    `drawn` is `(n, resamples)`: along its first axis the sums are of whole rows, several times as fast.
-    """
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # equal scores have one threshold
-    ordered = drawn[order]
-    both = np.cumsum(ordered, axis=0)[ends]
-    ordered *= truth[order, None]
-    true = np.cumsum(ordered, axis=0)[ends]
-    none = np.zeros((1, drawn.shape[1]))
-    return np.concatenate([none, true]), np.concatenate([none, both - true])

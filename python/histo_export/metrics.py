@@ -5,7 +5,7 @@ The latter (`measures`) need scikit-learn; without it, they are left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from histo_export.extras import installed
 from histo_export.measures import Measures, Positive, log_losses, measures_of
 from histo_export.spec import percent
-from histo_export.statistics import bootstrap_interval, mean_interval
+from histo_export.statistics import FEW_GROUPS, bootstrap_interval, mean_interval
 
 SPLIT_TILES = {
     "train": "training tiles",
@@ -110,25 +110,71 @@ def majority_share(tiles: Sequence[int]) -> float:
     return max(tiles) / sum(tiles)
 
 
-def chance_remark(split: str, accuracy: float, classes: Sequence[str], tiles: Sequence[int]) -> str | None:
+def chance_remark(
+    split: str,
+    right: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    *,
+    groups: npt.NDArray[np.generic] | None = None,
+    balanced: bool = False,
+) -> str | None:
     """A sentence for a network that may have learnt nothing; None where its accuracy is surely above chance.
 
     Args:
         split: what to call the tiles.
-        accuracy: on them.
+        right: bool `(n,)`, whether the network is right.
+        labels: `(n,)`.
         classes: names.
-        tiles: of each class.
+        groups: `(n,)`, see `report_of`.
+        balanced: judge by the balanced accuracy, of a network that was trained for it; its chance is a guess.
     """
-    chance = majority_share(tiles)
-    low, high = bootstrap_interval(round(accuracy * sum(tiles)), sum(tiles))
-    if low > chance:
+    tiles = np.bincount(labels, minlength=len(classes))
+    by_class = labels if balanced else None
+    accuracy = class_mean(right, labels) if balanced else float(right.mean())
+    chance = 1 / np.count_nonzero(tiles) if balanced else majority_share(tiles.tolist())
+    low, high = mean_interval(right.astype(np.float64), groups=groups, labels=by_class)
+    known = groups is None or len(np.unique(groups)) > 1
+    if (low if known else accuracy) > chance:
         return None
-    largest = classes[max(range(len(tiles)), key=tiles.__getitem__)]
+    how = "a guess" if balanced else f"always answering {classes[int(tiles.argmax())]}"
+    interval = f"95 % interval {percent(low)} to {percent(high)}, {_interval_is(groups)}" if known else "one group"
     return (
-        f"{split} accuracy {percent(accuracy)} (95 % interval {percent(low)} to {percent(high)}, {sum(tiles):,} tiles) "
-        f"is not above chance: always answering {largest} gives {percent(chance)}. Train longer, and check the tiles "
-        "and their labels"
+        f"{split} {'balanced ' if balanced else ''}accuracy {percent(accuracy)} ({interval}, {len(labels):,} tiles) "
+        f"is not above chance: {how} gives {percent(chance)}. Train longer, and check the tiles and their labels"
     )
+
+
+def _interval_is(groups: npt.NDArray[np.generic] | None) -> str:
+    """What an interval rests on."""
+    if groups is None:
+        return "by tile"
+    count = len(np.unique(groups))
+    return f"by {count:,} groups" + (", which says little" if count < FEW_GROUPS else "")
+
+
+def class_mean(values: npt.NDArray[np.generic], labels: npt.NDArray[np.int64]) -> float:
+    """The mean over classes of the mean of a value of their tiles; of right answers it is the balanced accuracy."""
+    tiles = np.bincount(labels)
+    return float((np.bincount(labels, values.astype(np.float64))[tiles > 0] / tiles[tiles > 0]).mean())
+
+
+def against_colour(colour: Mapping[str, Any]) -> str:
+    """What the comparison with the colour floor says against a network, given `ColourFloor.to_dict()`.
+
+    Returns:
+        Words that follow "the network is … points from it"; "" where the network is surely better.
+    """
+    groups, low = colour.get("groups"), colour["ahead_interval"][0]
+    if groups == 1:
+        return "this decides nothing: the test has one group, so that no interval is known"
+    if groups is not None and groups < FEW_GROUPS:
+        return f"this says little: an interval over {groups} groups"
+    if low > 0:
+        return ""
+    if colour["interval"][0] <= colour.get("no_skill", 0):
+        return "it does not beat it, and colour alone tells no classes apart"
+    return "it does not beat it, and may have learnt nothing but the stain"
 
 
 def report_of(

@@ -27,6 +27,9 @@ RESAMPLES = 2000
 TRIM = 0.2
 """Share of the rounds left out at each end, because one round that another process disturbed tells nothing."""
 
+FEW_GROUPS = 10
+"""Groups (slides or patients) below which an interval by group says little."""
+
 Verdict = Literal["different", "not distinguishable"]
 
 
@@ -222,16 +225,38 @@ def interval_of(resampled: npt.NDArray[np.float64]) -> tuple[float, float] | Non
 
 
 def mean_interval(
-    values: npt.NDArray[np.float64], seed: int = 0, groups: npt.NDArray[np.generic] | None = None
+    values: npt.NDArray[np.float64],
+    seed: int = 0,
+    groups: npt.NDArray[np.generic] | None = None,
+    *,
+    labels: npt.NDArray[np.int64] | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of a value of each tile, such as 1 where it is right.
 
     Args:
         values: `(tiles,)`.
         seed: of the draws.
-        groups: see `resample_weights`.
+        groups: see `resample_weights`. Of one group no interval is known, so that it is `limits`.
+        labels: int64 `(tiles,)`; the interval is then that of the mean over classes of the mean of their tiles.
+        limits: least and largest possible mean.
     """
-    parts = resample_weights(len(values), RESAMPLES, seed, groups)
-    means = np.concatenate([weights @ values / weights.sum(1) for weights in parts])
-    low, high = np.percentile(means, [2.5, 97.5])
+    classes = np.zeros(len(values), np.int64) if labels is None else np.unique(labels, return_inverse=True)[1]
+    k = int(classes.max()) + 1
+    if groups is None:  # tiles of one value and class are alike: how many of them are drawn is a multinomial draw
+        distinct, which = np.unique(values, return_inverse=True)
+        counts = np.bincount(which * k + classes, minlength=len(distinct) * k)
+        drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), RESAMPLES)
+        by_value = drawn.reshape(RESAMPLES, len(distinct), k)
+        sums, tiles = np.einsum("rvk,v->rk", by_value, distinct), by_value.sum(1)
+    else:
+        names, of_tile = np.unique(groups, return_inverse=True)
+        if len(names) == 1:
+            return limits
+        cell = of_tile.reshape(-1) * k + classes
+        of_group = [np.bincount(cell, part, len(names) * k).reshape(-1, k) for part in (values, None)]
+        parts = [[weights @ part for part in of_group] for weights in resample_weights(len(names), RESAMPLES, seed)]
+        sums, tiles = map(np.concatenate, zip(*parts, strict=True))
+    with np.errstate(invalid="ignore"):  # a class that no tile was drawn of
+        low, high = np.percentile(np.nanmean(sums / tiles, axis=1), [2.5, 97.5])
     return float(low), float(high)

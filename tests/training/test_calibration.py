@@ -17,6 +17,7 @@ from histo_export.export.card import describe_calibration
 from histo_export.export.formats import FORMATS, Source, write_formats
 from histo_export.export.run import ExportSettings, export_bundle
 from histo_export.measures import log_losses
+from histo_export.metrics import chance_remark
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint
 from histo_export.model.provenance import checked_training
 from histo_export.runtimes import open_runtime
@@ -148,20 +149,29 @@ def test_a_run_records_its_temperature_and_keeps_its_weights(calibrated_run: Tra
 def test_intervals_are_by_group_where_the_test_tiles_have_groups(
     calibrated_run: TrainResult, few: TileData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles = few.test
-    groups = np.array([f"slide {i % 2}" for i in range(len(tiles))])
-    grouped = replace(few, test=TileSet(tiles.classes, tiles.labels, tiles.names, tiles.tile, groups=groups))
+    def with_groups(tiles: TileSet) -> TileSet:
+        groups = np.array([f"slide {i % 2}" for i in range(len(tiles))])
+        return TileSet(tiles.classes, tiles.labels, tiles.names, tiles.tile, groups=groups)
+
+    grouped = replace(few, val=with_groups(few.val), test=with_groups(few.test))
     of_floor: list[Any] = []
+    of_validation: list[Any] = []
+
+    def spy_on_validation(*args: Any, **settings: Any) -> str | None:
+        of_validation.append(settings["groups"])
+        return chance_remark(*args, **settings)
 
     def spy(*args: Any, **settings: Any) -> Any:
         of_floor.append(settings["groups"])
         return colour_floor(*args, **settings)
 
     monkeypatch.setattr(training_run, "colour_floor", spy)
+    monkeypatch.setattr(training_run, "chance_remark", spy_on_validation)
     out = shutil.copytree(calibrated_run.out, tmp_path / "run")
     assert calibrated_run.test.groups is None
     assert train(grouped, calibrated_run.spec, CONFIG, out, existing="resume", progress=False).test.groups == 2
-    assert of_floor[0].tolist() == groups.tolist()
+    assert of_floor[0].tolist() == [f"slide {i % 2}" for i in range(len(few.test))]
+    assert of_validation[0] is grouped.val.groups
 
 
 def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
@@ -172,6 +182,8 @@ def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
     without = replace(CONFIG, calibrate=False)
     plain = train(few, calibrated_run.spec, without, out, existing="resume", progress=False)
     assert plain.calibration is None
+    assert not (out / "calibration.png").exists(), "it is of the earlier test"
+    assert (out / "probabilities.png").exists()
     assert read_checkpoint(out / "best.ckpt").calibrated().training["calibration"] is None
     assert calibrated_run.calibration is not None
     assert plain.test.loss == pytest.approx(calibrated_run.calibration["test_before"]["log_loss"])
@@ -182,8 +194,10 @@ def test_a_complete_run_is_calibrated_later_and_by_validation_alone(
         return calibrate(val, val_labels, *test)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training_run, "calibrate", spy)
+    monkeypatch.setattr(training_run, "colour_floor", lambda *args, **settings: pytest.fail("it is known"))
     options = {"training": {"calibrate": True}}
     again = train(few, calibrated_run.spec, CONFIG, out, existing="resume", options=options, progress=False)
     assert RunFolder(out).read_options() == options, "the next resumption tests as this one"
     assert again.calibration == calibrated_run.calibration
+    assert again.floors == calibrated_run.floors
     assert len(seen[0]) == len(few.val)

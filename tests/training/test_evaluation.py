@@ -68,13 +68,38 @@ def test_a_network_that_always_answers_one_class_is_remarked() -> None:
     ],
 )
 def test_chance_is_the_share_of_the_largest_class(correct: int, tiles: tuple[int, ...], at_chance: bool) -> None:
-    remark = chance_remark("validation", correct / sum(tiles), CLASSES, tiles)
-    low, _ = bootstrap_interval(correct, sum(tiles))
-    assert (remark is not None) == at_chance == (low <= max(tiles) / sum(tiles))
+    n = sum(tiles)
+    remark = chance_remark("validation", np.arange(n) < correct, np.repeat([0, 1, 2], tiles), CLASSES)
+    assert (remark is not None) == at_chance
     if remark is not None:
-        share = f"{100 * max(tiles) / sum(tiles):.1f} %"
+        share = f"{100 * max(tiles) / n:.1f} %"
         assert f"is not above chance: always answering a gives {share}. Train longer" in remark
-        assert f"95 % interval {100 * low:.1f} % to " in remark
+        assert f" %, by tile, {n} tiles)" in remark
+
+
+def test_a_balanced_network_is_judged_by_balanced_accuracy() -> None:
+    labels = np.repeat([0, 1], (450, 50))
+    right = np.arange(500) % 5 > 0  # 80 % of each class, below the 90 % of the largest one
+    assert chance_remark("validation", right, labels, CLASSES) is not None
+    assert chance_remark("validation", right, labels, CLASSES, balanced=True) is None
+    remark = chance_remark("validation", labels == 0, labels, CLASSES, balanced=True)
+    assert remark is not None
+    assert remark.startswith("validation balanced accuracy 50.0 % (95 % interval 50.0 % to 50.0 %, by tile, 500 tiles)")
+    assert "a guess gives 50.0 %" in remark
+
+
+def test_chance_is_judged_by_group_where_there_are_groups() -> None:
+    labels = np.arange(60) % 3
+    right = np.arange(60) < 32
+    assert chance_remark("validation", right, labels, CLASSES) is None
+    remark = chance_remark("validation", right, labels, CLASSES, groups=np.arange(60) // 15)
+    assert remark is not None, "two of the four slides are wholly wrong"
+    assert ", by 4 groups, which says little, 60 tiles)" in remark
+    one = np.zeros(60, np.int64)
+    assert chance_remark("validation", right, labels, CLASSES, groups=one) is None
+    remark = chance_remark("validation", right < 0, labels, CLASSES, groups=one)
+    assert remark is not None
+    assert "(one group, 60 tiles)" in remark
 
 
 def test_the_interval_is_that_of_resampled_tiles() -> None:
@@ -90,7 +115,9 @@ def test_the_interval_is_that_of_resampled_tiles() -> None:
 def test_pictures_are_drawn_for_one_epoch_and_for_many(tmp_path) -> None:
     row = {"train_loss": 1.0, "val_loss": 2.0, "train_accuracy": 0.5, "val_accuracy": 0.4}
     for length in (1, 40):
-        save_curves(tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", chance=1 / 3)
+        save_curves(
+            tmp_path / "c.png", [{"epoch": e + 1, **row} for e in range(length)], title="t", chance=1 / 3, kept=1
+        )
         width, height = size_of(tmp_path / "c.png")
         assert 1400 < width < 1500
         assert 600 < height < 700

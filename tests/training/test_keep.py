@@ -109,7 +109,7 @@ def test_the_last_epoch_is_kept_however_good_an_earlier_one_is(
     best = replace(result, training=result.training | {"keep": "best"})
     show.print_accuracy(best)
     assert "(optimistic: the epoch was chosen by it)" in text.getvalue()
-    show.print_measures(result)
+    show.print_measures(result.test.to_dict(), result.calibration, exported=False)
     assert "expected calibration error" in text.getvalue()
 
 
@@ -124,6 +124,14 @@ def history(*accuracies: float) -> list[dict[str, Any]]:
         ({"epochs": 1, "epoch": 1, "history": history(0.5)}, ""),
         ({"epochs": 3, "epoch": 3, "history": history(0.5, 0.9, 0.6)}, ""),
         ({"epochs": 3, "epoch": 3, "history": history(0.5, 0.9, 0.6), "keep": "last"}, "epoch 3, the last"),
+        (
+            {"epochs": 20, "epoch": 3, "history": history(0.5, 0.9, 0.6), "keep": "last"},
+            "epoch 3 of 20; the run is not complete",
+        ),
+        (
+            {"epochs": 20, "epoch": 3, "history": history(0.5, 0.9, 0.6), "keep": "ema", "averaged": True},
+            "moving average of the weights after epoch 3 of 20; the run is not complete",
+        ),
         ({"epochs": 3, "epoch": 3, "history": history(0.5, 0.9, 0.6), "keep": "ema"}, ""),
         ({}, ""),
     ],

@@ -15,7 +15,7 @@ from histo_export.cli.elsewhere import ForeignWeightsOptions, file_to_export, mo
 from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingOptions, given, one_of, usable_cpus
 from histo_export.cli.tiles import tiles_of_checkpoint
 from histo_export.cli.train import RunOptions, prepare, run_training
-from histo_export.errors import UsageError
+from histo_export.errors import HistoError, UsageError
 from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, HIGHEST_OPSET, LOWEST_OPSET, with_needs
 from histo_export.extras import needs
 from histo_export.spec import PRECISIONS
@@ -126,6 +126,7 @@ def export(
             checkpoint = result.checkpoint
         loaded = read_checkpoint(checkpoint)
         _check_agreement(loaded, pool, tiles)
+        _note_missing_calibration(checkpoint, loaded)
     loaded = _with_scale(loaded, tiles.mpp)
     if opened is None and data is not None:
         opened = tiles_of_checkpoint(loaded, data, tiles)
@@ -148,6 +149,27 @@ def _default_place(checkpoint: Checkpoint) -> Path:
     """The bundle of a checkpoint where the user names none."""
     name = checkpoint.training.get("data", {}).get("name", "model")
     return Path("bundles") / f"{name}-pool{checkpoint.spec.pool}"
+
+
+def _note_missing_calibration(file: Path, checkpoint: Checkpoint) -> None:
+    """Says where the run that left a checkpoint is to be calibrated, and this one is not yet: a run is at its test."""
+    if checkpoint.training.get("calibration"):
+        return
+    try:
+        options = RunOptions.recorded(file.parent)
+    except HistoError:  # of another program, or damaged: it is not needed here
+        return
+    if options is not None and options.training.calibrate:
+        run = file.parent
+        complete, again = (
+            show.command_line("histo", "train", "--resume", run),
+            show.command_line("histo", "export", run),
+        )
+        show.log.print(
+            f"[yellow]note:[/] the run was made with --calibrate, but {escape(file.name)} has no temperature, so the "
+            f"bundle is not calibrated. Complete the run with {escape(complete)}, then {escape(again)} --force",
+            soft_wrap=True,
+        )
 
 
 def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | None:
@@ -297,7 +319,7 @@ def _print_json(
             "bundle": str(out),
             "checkpoint": str(file),
             "synthetic": bool(checkpoint.training.get("data", {}).get("synthetic")),
-            "test": checkpoint.training.get("test"),
+            **{key: checkpoint.training.get(key) for key in ("test", "floors", "calibration")},
             "files": [show.file_facts(out, result) for result in checks.results],
             "unchecked": checks.unchecked,
             "precision": precision,
@@ -317,9 +339,12 @@ def _print(
 ) -> None:
     from histo_export.export.card import epoch_note
 
+    spec, training = checkpoint.spec, checkpoint.training
     if result is not None:
         show.print_accuracy(result)
-    spec = checkpoint.spec
+    if training.get("test") or training.get("calibration"):
+        show.print_measures(training.get("test"), training.get("calibration"), exported=True)
+        show.out_console.print()
     synthetic = ", trained on synthetic tiles" if checkpoint.training.get("data", {}).get("synthetic") else ""
     origin = ", trained elsewhere, accuracy unknown" if checkpoint.training.get("trained_elsewhere") else synthetic
     if note := epoch_note(checkpoint.training):

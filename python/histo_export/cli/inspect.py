@@ -160,7 +160,9 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "validation accuracy": percent(accuracy) if (accuracy := training.get("val_accuracy")) is not None else "",
         "test accuracy": describe_test(training),
         "floors": describe_floors(floors).replace("**", "") if (floors := training.get("floors")) else "",
-        "calibrated": describe_calibration(calibration) if (calibration := training.get("calibration")) else "",
+        "calibrated": describe_calibration(calibration, exported="files" in facts)
+        if (calibration := training.get("calibration"))
+        else "",
         "trained": str(training.get("date", "")),
         "made for": f"{facts['precision']}, {facts['input']} input" if "precision" in facts else "",
         "versions": ", ".join(f"{package} {version}" for package, version in facts.get("versions", {}).items()),

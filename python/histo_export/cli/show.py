@@ -116,6 +116,7 @@ def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:
 def print_accuracy(result: TrainResult) -> None:
     """The best epoch of a training run, and its accuracy on the test split."""
     test, floors = result.test, result.floors
+    balanced = " (balanced accuracy)" if floors["colour"].get("balanced") else ""
     low, high = test.interval
     keep = result.training.get("keep", "best")
     which = f"Moving average after epoch {result.best_epoch}" if keep == "ema" else f"Epoch {result.best_epoch}"
@@ -125,7 +126,7 @@ def print_accuracy(result: TrainResult) -> None:
         f"test accuracy [b]{percent(test.accuracy)}[/b]\n"
         f"(95 % bootstrap interval {percent(low)} to {percent(high)}, {test.tiles:,} tiles)\n"
         f"Floors on the same tiles: chance {percent(floors['chance'])}, always the largest class "
-        f"{percent(floors['majority'])}, colour alone {percent(floors['colour']['accuracy'])}\n"
+        f"{percent(floors['majority'])}, colour alone {percent(floors['colour']['accuracy'])}{balanced}\n"
         f"Balanced accuracy {percent(test.balanced_accuracy)}, macro F1 {percent(test.macro_f1)}\n"
     )
     if split := result.training.get("data", {}).get("split"):
@@ -134,11 +135,17 @@ def print_accuracy(result: TrainResult) -> None:
         out_console.print(f"[yellow]note:[/] {escape(remark)}\n", soft_wrap=True)
 
 
-def print_measures(result: TrainResult) -> None:
-    """The figures of the probabilities on the test split with their intervals, and the calibration."""
+def print_measures(test: Mapping[str, Any] | None, calibration: Mapping[str, Any] | None, *, exported: bool) -> None:
+    """The figures of the probabilities on the test split with their intervals, and the calibration.
+
+    Args:
+        test: the fields of `AccuracyReport`, as recorded; None where there was no test.
+        calibration: the fields of `Calibrated`; None where there is none.
+        exported: the calibration is in the weights.
+    """
     from histo_export.export.card import describe_calibration, measure_rows
 
-    if rows := measure_rows(result.test.to_dict()):
+    if rows := measure_rows(test or {}):
         figures = table()
         figures.add_column("measure")
         for heading in ("value", "95 % interval"):
@@ -147,8 +154,9 @@ def print_measures(result: TrainResult) -> None:
             figures.add_row(escape(name), *cells)
         out_console.print()
         print_table(figures)
-    if result.calibration is not None:
-        out_console.print(f"\nCalibrated: {describe_calibration(result.calibration)}", soft_wrap=True)
+    if calibration is not None:
+        text = describe_calibration(calibration, exported=exported)
+        out_console.print(f"\nCalibrated: {text}", soft_wrap=True)
 
 
 def print_files(title: str, folder: Path, checks: Checks, training: Mapping[str, Any]) -> None:

@@ -378,7 +378,7 @@ def _print(result: TrainResult, run: Path, output: OutputOptions) -> None:
         return
     show.print_accuracy(result)
     _print_classes(result)
-    show.print_measures(result)
+    show.print_measures(result.test.to_dict(), result.calibration, exported=False)
     if not output.quiet:
         files = ", ".join(RunFolder(run).contents())
         show.out_console.print(f"\n{escape(str(run))}: {files}", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any
 from histo_export.bundle_files import INT8_ONNX, NATIVE
 from histo_export.export.bundle import BundleConfig, HistoBlock, LowPrecision
 from histo_export.export.formats import FORMATS
+from histo_export.metrics import against_colour
 from histo_export.model.provenance import best_row, kept_weights
 from histo_export.spec import ModelSpec, describe_input, percent
 
@@ -142,8 +143,10 @@ def _use_lines(spec: ModelSpec, training: Mapping[str, Any]) -> list[str]:
 
 def described_settings(training: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a training as far as they are recorded, in words; `epochs` with how the run was extended."""
-    names = ("recipe", "epochs", "batch_size", "lr", "seed", "weights")
+    names = ("recipe", "keep", "epochs", "batch_size", "lr", "seed", "weights")
     settings = {name: str(training[name]) for name in names if training.get(name) is not None}
+    if described := training.get("described_recipe"):
+        settings["recipe"] = described
     if training.get("balance"):
         settings["balance"] = "each class drawn equally often"
     if "epochs" in settings and (extended := training.get("extended")):
@@ -221,22 +224,23 @@ def describe_floors(floors: Mapping[str, Any]) -> str:
     """What other ways reach on the test tiles, and how far the network is from the best of them."""
     colour = floors["colour"]
     low, high = colour["ahead_interval"]
-    interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-    ahead = f"the network is {100 * colour['ahead']:+.1f} points from it, {interval}"
-    beaten = "" if low > 0 else "; **it does not beat it, and may have learnt nothing but the stain**"
+    interval = "" if colour.get("groups") == 1 else f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    judgement = against_colour(colour)
     return (
         f"chance {percent(floors['chance'])}, always the largest class {percent(floors['majority'])}, colour alone "
-        f"{percent(colour['accuracy'])} ({ahead}{beaten})"
+        f"{percent(colour['accuracy'])}{' balanced accuracy' if colour.get('balanced') else ''} (the network is "
+        f"{100 * colour['ahead']:+.1f} points from it{interval}{f'; **{judgement}**' if judgement else ''})"
     )
 
 
-def describe_calibration(calibration: Mapping[str, Any]) -> str:
-    """The temperature in the head, and the calibration error before and after."""
+def describe_calibration(calibration: Mapping[str, Any], *, exported: bool = True) -> str:
+    """The temperature, and the calibration error before and after; a checkpoint's weights are not divided yet."""
     before, after = (percent(calibration[f"test_{when}"]["calibration_error"]) for when in ("before", "after"))
     fitted = [percent(calibration[f"val_{when}"]["calibration_error"]) for when in ("before", "after")]
+    divided = f"divided by {calibration['temperature']:.4g}"
     return (
-        f"logits divided by {calibration['temperature']:.4g}, fitted on {calibration['tiles']:,} validation tiles; "
-        f"calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
+        f"logits {divided if exported else f'will be {divided} at export'}, fitted on {calibration['tiles']:,} "
+        f"validation tiles; calibration error {fitted[0]} → {fitted[1]} on these, {before} → {after} on test"
     )
 
 
@@ -257,8 +261,10 @@ def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return []
 
     def row(name: str, measure: Mapping[str, Any], show: Callable[[float], str]) -> tuple[str, str, str]:
-        if measure["value"] is None or measure["interval"] is None:
+        if measure["value"] is None:
             return name, "undefined", ""
+        if measure["interval"] is None:
+            return name, show(measure["value"]), "unknown"
         low, high = map(show, measure["interval"])
         return name, show(measure["value"]), f"{low} to {high}"
 
@@ -274,7 +280,9 @@ def measure_rows(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows += [row(f"{name}, {c}", m, plain) for c, m in zip(test["classes"], measures[key], strict=True)]
     if point := measures.get("operating_point"):
         name = f"sensitivity for {point['positive']} at specificity {percent(point['specificity'])}"
-        rows.append(row(f"{name} (probability ≥ {point['threshold']:.3f})", point["sensitivity"], percent))
+        threshold = point["threshold"]
+        reached = "no threshold reaches it" if threshold is None else f"probability ≥ {threshold:.3f}"
+        rows.append(row(f"{name} ({reached})", point["sensitivity"], percent))
     return rows
 
 

@@ -129,8 +129,10 @@ def export_bundle(
         config = _config(checkpoint, settings, files, checks)
         (folder / CARD).write_text(model_card(config, checkpoint.spec), encoding="utf-8")
         # Left out where it says nothing, because older versions refuse fields that they don't know.
-        unused = {"histo": {"low_precision"}} if checks.low_precision is None else None
-        content = dump_json(config.model_dump(mode="json", exclude=unused), indent=2)
+        unused = {"low_precision"} if checks.low_precision is None else set()
+        if settings.opset == LOWEST_OPSET:
+            unused.add("opset")
+        content = dump_json(config.model_dump(mode="json", exclude={"histo": unused}), indent=2)
         (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     return checks
 

@@ -38,7 +38,7 @@ class _Measure(_Entries):
 
 class _OperatingPoint(_Entries):
     positive: str
-    threshold: _Fraction
+    threshold: _Fraction | None
     sensitivity: _Measure
     specificity: _Fraction
 
@@ -96,6 +96,9 @@ class _ColourFloor(_Entries):
     interval: _Interval
     ahead: Annotated[float, Field(ge=-1, le=1)]
     ahead_interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    balanced: bool = False
+    no_skill: _Fraction = 0.0
+    groups: _Count | None = None
 
 
 class _Floors(_Entries):
@@ -106,6 +109,7 @@ class _Floors(_Entries):
 
 class _Training(_Entries):
     recipe: str = ""
+    described_recipe: str = ""
     epochs: _Count = 0
     batch_size: _Count = 0
     lr: float = 0.0
@@ -158,10 +162,12 @@ def kept_weights(training: Mapping[str, Any]) -> str:
     keep = training.get("keep", "best")
     if not history or (keep == "ema") != bool(training.get("averaged")):
         return ""
-    if keep == "ema":
-        return f"moving average of the weights after epoch {training['epoch']}"
-    if keep == "last":
-        return f"epoch {training['epoch']}, the last"
+    if keep in ("ema", "last"):
+        epoch, epochs = training["epoch"], training.get("epochs", training["epoch"])
+        unfinished = f" of {epochs}; the run is not complete" if epoch < epochs else ""
+        if keep == "ema":
+            return f"moving average of the weights after epoch {epoch}{unfinished}"
+        return f"epoch {epoch}{unfinished or ', the last'}"
     if training.get("epochs", 2) == 1 or best_row(history)["epoch"] != training.get("epoch"):
         return ""
     return f"epoch {training['epoch']}, chosen because its validation accuracy is the highest, which is optimistic"

@@ -20,6 +20,7 @@ from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint, read_checkpoint
 from histo_export.model.provenance import best_row
 from histo_export.spec import ModelSpec
+from histo_export.statistics import FEW_GROUPS
 from histo_export.system import cpu_name
 from histo_export.training.recipes import TrainConfig
 
@@ -36,8 +37,6 @@ ADDED_SINCE_0_1_0: Mapping[str, Any] = {
 
 Those of version 0.1.0 lack all strengths of the augmentation, which are then not compared.
 """
-FEW_GROUPS = 10
-"""Groups in a test below which its interval says little."""
 IMBALANCE = 5
 """How many times more tiles the largest class has than a class that is named as small."""
 

@@ -59,11 +59,11 @@ class TrainResult:
         (`pool`, `classes`, `crop`, `tile_size`, `mpp`, …); `run`: see `run_facts`; `checkpoint` (file name),
         `best_epoch`, `val_accuracy`, `epochs`, `seconds_per_epoch`, `device`, `precision`, `history`; `test`: the
         fields of `AccuracyReport`, `macro_f1`, `balanced_accuracy`, `majority_accuracy`, `chance`; `floors`;
-        `calibration`; `remarks`; `training`: provenance (`recipe`, `settings`, `augmentation`, `keep`, `epochs`,
-        `batch_size`, `lr`, `seed`, `weights`, `weights_report`, `channels_last`, `processes`, `balance`, `data`,
-        `notes`, `versions`, `extended` where epochs were added, `averaged` where the weights are the moving average,
-        and of the kept epoch `epoch`, `val_accuracy`, `val_loss`). Older files of format 2 lack `floors`,
-        `calibration`, `keep`, `balance` and the test's `measures`, `groups` and `chance`.
+        `calibration`; `remarks`; `training`: provenance (`recipe`, `described_recipe`, `settings`, `augmentation`,
+        `keep`, `epochs`, `batch_size`, `lr`, `seed`, `weights`, `weights_report`, `channels_last`, `processes`,
+        `balance`, `data`, `notes`, `versions`, `extended` where epochs were added, `averaged` where the weights are the
+        moving average, and of the kept epoch `epoch`, `val_accuracy`, `val_loss`). Older files of format 2 lack
+        `floors`, `calibration`, `keep`, `balance` and the test's `measures`, `groups` and `chance`.
         """
         elsewhere = ("history", "test", "floors", "calibration", "precision", "device")
         training = {k: v for k, v in self.training.items() if k not in elsewhere}

@@ -38,7 +38,7 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.files import own_folder
 from histo_export.measures import probabilities_of
 from histo_export.metrics import chance_remark, majority_share, report_of
-from histo_export.model.checkpoint import GOLDEN_TILES, add_training_facts, read_checkpoint
+from histo_export.model.checkpoint import GOLDEN_TILES, Checkpoint, add_training_facts, read_checkpoint
 from histo_export.model.net import TileNet
 from histo_export.model.weights import load_weights
 from histo_export.spec import ModelSpec
@@ -270,6 +270,7 @@ class _Run:
             trained_on=trained_on,
             provenance={
                 **config.identity(self.epochs),
+                "described_recipe": config.described_recipe,
                 "data": self._data_facts(),
                 "notes": run_notes(spec, data.train.labels, config.balance),
                 "versions": training_versions(),
@@ -342,12 +343,14 @@ class _Run:
         net = best.net()
         unseen = data.trained_on.splits(data.test.hashes) == ""
         logits, labels = self._logits(net, data.test, "testing")[unseen], data.test.labels[unseen]
-        calibrated = self._calibrate(net, logits, labels)
+        val_logits, val_labels = self._logits(net, data.val, "validating"), data.val.labels
+        calibrated = self._calibrate(val_logits, logits, labels)
         if calibrated is not None:  # the figures are those of the files that an export makes
             logits = logits / calibrated.temperature
         groups = None if data.test.groups is None else data.test.groups[unseen]
-        test = report_of(spec.classes, logits, labels, seed, groups, positive=self.config.positive)
-        floor = self._colour_floor(logits.argmax(1) == labels, unseen, groups)
+        with self.console.status("measures and their intervals"):
+            test = report_of(spec.classes, logits, labels, seed, groups, positive=self.config.positive)
+        floor = self._known_floor(best, groups) or self._colour_floor(logits.argmax(1) == labels, unseen, groups)
         self.still_own()
         floors = {"chance": test.chance, "majority": test.majority_accuracy, "colour": floor.to_dict()}
         facts: dict[str, Any] = {"test": test.to_dict(), "floors": floors}
@@ -357,8 +360,12 @@ class _Run:
         length: dict[str, Any] = {key: last.training[key] for key in ("epochs", "extended") if key in last.training}
         add_training_facts(folder.best, facts | length)
         history = last.training["history"]
-        val_tiles = np.bincount(data.val.labels, minlength=len(spec.classes)).tolist()
-        at_chance = chance_remark("validation", best.training["val_accuracy"], spec.classes, val_tiles)
+        val_tiles = np.bincount(val_labels, minlength=len(spec.classes)).tolist()
+        val_right = val_logits.argmax(1) == val_labels
+        balanced = self.config.balance
+        at_chance = chance_remark(
+            "validation", val_right, val_labels, spec.classes, groups=data.val.groups, balanced=balanced
+        )
         remarks = [at_chance, floor.remark(), calibrated and calibrated.remark(), *test.remarks()]
         starts = self._starts(len(history))
         folder.write_starts(starts)
@@ -393,20 +400,31 @@ class _Run:
             return predict(net, self.spec, TorchTiles(tiles, self.spec.crop), self.device, workers=self.workers)
 
     def _calibrate(
-        self, net: TileNet, test_logits: npt.NDArray[np.float32], test_labels: npt.NDArray[np.int64]
+        self,
+        val_logits: npt.NDArray[np.float32],
+        test_logits: npt.NDArray[np.float32],
+        test_labels: npt.NDArray[np.int64],
     ) -> Calibrated | None:
         """The temperature and what it changes; None where none is asked for. It is fitted on validation alone."""
         if not self.config.calibrate:
+            self.folder.calibration.unlink(missing_ok=True)  # of an earlier test
             return None
         from histo_export.figures import save_calibration
 
-        val, labels = self._logits(net, self.data.val, "calibrating"), self.data.val.labels
-        calibrated = calibrate(val, labels, test_logits, test_labels)
+        calibrated = calibrate(val_logits, self.data.val.labels, test_logits, test_labels)
         before, after = (probabilities_of(test_logits / t) for t in (1.0, calibrated.temperature))
         temperature = calibrated.temperature
         picture = self.folder.calibration
         save_calibration(picture, before, after, test_labels, title=self._title, temperature=temperature, split="test")
         return calibrated
+
+    def _known_floor(self, best: Checkpoint, groups: npt.NDArray[np.generic] | None) -> ColourFloor | None:
+        """The colour floor of a run that was complete and is only tested in another way; None where it is not known."""
+        if not self.recorded or self.recorded["epoch"] < self.epochs:
+            return None
+        known = ColourFloor.from_dict((best.training.get("floors") or {}).get("colour", {}))
+        same_groups = known is not None and known.groups == (None if groups is None else len(np.unique(groups)))
+        return known if same_groups else None
 
     def _colour_floor(
         self, right: npt.NDArray[np.bool_], judged: npt.NDArray[np.bool_], groups: npt.NDArray[np.generic] | None
@@ -422,6 +440,7 @@ class _Run:
                 judged=judged,
                 seed=self.config.seed,
                 groups=groups,
+                balanced=self.config.balance,
                 report=status.update,
             )
 
@@ -441,8 +460,11 @@ class _Run:
         from histo_export.figures import save_confusion, save_curves, save_probabilities
 
         folder, test = self.folder, result.test
-        save_curves(folder.curves, result.history, title=self._title, chance=chance)
+        keep = self.config.keep
+        kept = result.best_epoch
+        save_curves(folder.curves, result.history, title=self._title, chance=chance, keep=keep, kept=kept)
         save_confusion(folder.confusion, test, title=self._title, split="test")
+        folder.probabilities.unlink(missing_ok=True)  # of an earlier test
         if test.measures is not None:
             probabilities = probabilities_of(logits)
             save_probabilities(folder.probabilities, test, probabilities, labels, title=self._title, split="test")
