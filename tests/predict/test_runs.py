@@ -340,7 +340,8 @@ def test_results_of_a_set_are_printed(histo: Histo, bundle: Path, bad: Path, tmp
     low, high = summary["splits"]["labelled"]["interval"]
     accuracy = summary["splits"]["labelled"]["accuracy"]
     interval = f"{percent(low)} to {percent(high)}"
-    assert f"labelled tiles: accuracy {percent(accuracy)} (95 % interval {interval}, 6 tiles)" in shown
+    floors = "chance 50.0 %, always the largest class 83.3 %"
+    assert f"labelled tiles: accuracy {percent(accuracy)} (95 % interval {interval}, 6 tiles; {floors})" in shown
     assert str(tmp_path / "out") in shown
     assert "infer" not in shown
     code, shown, _ = histo("predict", bundle, bad, labelled, "--out", tmp_path / "out", "--json")
