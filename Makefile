@@ -44,9 +44,12 @@ test:  ## what every change must pass: pytest, the C++ tests and lint
 test-all:  ## the same with the tests marked slow, all tests under all sanitizers, and those on emulated Arm CPUs
 	$(TOGETHER) python-test-all cpp-test cpp-test-arm sanitize-all lint
 
-# Two processes, a file at a time: tests of one file share what is costly to make. Threads of OpenMP that wait must not
-# take the CPU from the other process. Plain `pytest tests` does the same in one process.
-PYTEST = OMP_WAIT_POLICY=passive pytest $(1) -n 2 --dist loadfile tests benchmarks --benchmark-disable
+# Two processes, a file at a time: tests of one file share what is costly to make. Files of few long tests come first, so
+# that no process waits for the other at the end. Threads of OpenMP that wait must not take the CPU from the other
+# process. Plain `pytest tests` does the same in one process.
+LONG = tests/test_embedding.py tests/predict/test_ray.py tests/test_quantise.py tests/test_libtorch.py
+PYTEST = OMP_WAIT_POLICY=passive pytest $(1) -n 2 --dist loadfile --no-loadscope-reorder $(LONG) tests benchmarks \
+  --benchmark-disable
 
 python-test: $(STAMP)  ## pytest without the tests marked slow; benchmarks run once, untimed
 	$(call PYTEST,-m "not slow")
