@@ -180,7 +180,9 @@ def test_kernels_for_newer_machines_share_no_code_with_the_rest(release: Path) -
     """An inline function in such an object is compiled for that machine, and the linker may take it for everyone's."""
     newer = "neon*.cpp" if platform.machine() in ("aarch64", "arm64") else "a*.cpp"
     sources = sorted((ROOT / "cpp/src/cpu/kernels").glob(newer))
-    objects = {source: list((release / "CMakeFiles/histo_kernel_objects.dir").rglob(f"{source.name}.o")) for source in sources}
+    objects = {
+        source: list((release / "CMakeFiles/histo_kernel_objects.dir").rglob(f"{source.name}.o")) for source in sources
+    }
     assert sources
     assert [source.name for source, found in objects.items() if len(found) != 1] == []
     for [path] in objects.values():
