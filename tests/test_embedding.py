@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import histo_export
+import package_build
 from histo_export._core import usable_isas
 from histo_export.data.demo import CLASSES
 
@@ -28,8 +29,6 @@ EXAMPLE = ROOT / "cpp/examples/embed"
 needs_pkg_config = pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
 
 
-# With the same options as the package itself, so that ccache has compiled these files already.
-DEVELOPER = "HISTO_DEVELOPER_MODE=ON"
 COMPILER_CACHE = {name: value for name, value in os.environ.items() if name.startswith(("CCACHE_", "CMAKE_"))}
 
 
@@ -50,7 +49,7 @@ def call(*command: object, code: int = 0, stdin: bytes = b"", **env: str) -> str
 def release() -> Path:
     """The build folder of a Release build, kept so that the next run compiles only what changed."""
     build = ROOT / "build/release"
-    call("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-D{DEVELOPER}")
+    call("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *package_build.OPTIONS)
     call("cmake", "--build", build, "-j2")
     return build
 
@@ -576,7 +575,8 @@ def test_the_wheel_carries_the_library(bundle: Path, tile_file: Path, logits: tu
     call(
         *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
         "--disable-pip-version-check",
-        *("-C", f"cmake.define.{DEVELOPER}", "-w", tmp_path, ROOT),  # in the build folder of the editable install
+        # In the build folder of the editable install.
+        *("-C", f"cmake.define.{package_build.DEVELOPER}", "-w", tmp_path, ROOT),
         HOME=str(tmp_path),
         CMAKE_BUILD_PARALLEL_LEVEL="2",
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import package_build
 from histo_export.errors import HistoError
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
@@ -329,15 +330,15 @@ def test_doctor_tells_without_compiling(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no CMake")
 def test_the_cmake_target(models: dict[InputKind, Path]) -> None:
     """histo::torch in a program without Python, against the libtorch inside Python's torch."""
-    build = REPOSITORY / "build/torch"  # kept, so that the next run compiles only what changed
+    build = REPOSITORY / "build/with-torch"  # kept, so that the next run compiles only what changed
     options = {
         "CMAKE_PREFIX_PATH": torch.utils.cmake_prefix_path,
         "HISTO_WITH_TORCH": "ON",
         "HISTO_BUILD_TESTS": "ON",
-        "HISTO_DEVELOPER_MODE": "ON",
     }
+    settings = [*(f"-D{key}={value}" for key, value in options.items()), *package_build.OPTIONS]
     for command in (
-        ["cmake", "-S", str(REPOSITORY), "-B", str(build), *(f"-D{key}={value}" for key, value in options.items())],
+        ["cmake", "-S", str(REPOSITORY), "-B", str(build), "-G", "Ninja", *settings],
         ["cmake", "--build", str(build), "--target", "histo_torch_test", "--parallel", "2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -559,7 +559,9 @@ TEST_CASE("host: its signals do not reach the thread that runs an engine in a ba
 
 // --- threads of the host ----------------------------------------------------------------------------------
 
-#if defined(__GLIBC__) && !HISTO_THREAD_SANITIZER
+// A cancelled thread leaves its frames without a word to AddressSanitizer, which then takes the stack of the
+// thread's own destructors for poisoned; ThreadSanitizer does not know cancelled threads either.
+#if defined(__GLIBC__) && !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER
 
 struct Cancelled {
   const histo_engine* engine;
@@ -613,10 +615,6 @@ TEST_CASE("host: pthread_cancel takes effect when the call has returned") {
   CHECK(passed);
   histo_model_free(opened);
 }
-
-#endif
-
-#if defined(__GLIBC__) && !HISTO_THREAD_SANITIZER
 
 TEST_CASE("host: pthread_cancel does not end the process where objects with threads are freed") {
   if (under_emulation) {
