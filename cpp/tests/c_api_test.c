@@ -100,6 +100,7 @@ static void test_model(const char* path) {
   CHECK(histo_model_tile_size(NULL) == 0);
   CHECK(histo_model_pool(NULL) == 0);
   CHECK(histo_model_mpp(NULL) == 0);
+  CHECK(histo_model_embedding_size(NULL) == 0);
   CHECK(histo_model_class_name(NULL, 0) == NULL);
 
   fseek(file, 0, SEEK_END);
@@ -209,7 +210,9 @@ static void test_engine(const histo_model* model) {
   CHECK(info.classes == classes);
   CHECK(info.crop == histo_model_crop(model));
   CHECK(info.weight_bytes > 0);
-  info.struct_size = sizeof info - sizeof info.algorithm;
+  CHECK(info.embedding_size == histo_model_embedding_size(model));
+  CHECK(info.map_side >= 1);
+  info.struct_size = offsetof(histo_engine_info, algorithm);
   CHECK_FAILS(histo_engine_get_info(engine, &info), HISTO_INVALID_ARGUMENT, "struct_size");
   CHECK_FAILS(histo_engine_get_info(engine, NULL), HISTO_INVALID_ARGUMENT, "info");
   CHECK_FAILS(histo_engine_get_info(NULL, &info), HISTO_INVALID_ARGUMENT, "engine");
