@@ -202,7 +202,7 @@ TEST_CASE("memory runs out in a run with all outputs: they are untouched, and th
           throw;
         }
       },
-      30);
+      10);
   engine->run(tiles, memory.outputs());
   counted = 0;
   engine->run(tiles, memory.outputs());

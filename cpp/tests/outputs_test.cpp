@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -189,8 +190,27 @@ TEST_CASE("outputs: shares and bias add up to the logit, for every pool, map, in
 
 constexpr std::size_t classes = 6;
 
-Model make_model(std::size_t pool, std::size_t crop) {
-  return Model::from_memory(make_model_file(pool, classes, crop, 1, [](const std::string&) { return true; }));
+constexpr std::size_t crop_side = 33;  // whose last map is 2 x 2
+
+// With scales for int8. Pool 3 is folded.
+const Model& model_of(std::size_t pool) {
+  const auto make = [](std::size_t n) {
+    return Model::from_memory(
+        make_model_file(n, classes, crop_side, 1, [](const std::string&) { return true; }));
+  };
+  static const Model pool2 = make(2);
+  static const Model pool3 = make(3);
+  return pool == 2 ? pool2 : pool3;
+}
+
+// Of model_of(2), one for all tests, because packing takes time.
+const Engine& engine_of(Precision precision) {
+  static std::map<Precision, Engine> engines;
+  const auto found = engines.find(precision);
+  return found != engines.end()
+             ? found->second
+             : engines.emplace(precision, Engine(model_of(2), {.threads = 3, .precision = precision}))
+                   .first->second;
 }
 
 std::vector<std::uint8_t> random_tiles(TileShape shape, unsigned seed) {
@@ -279,21 +299,19 @@ void check_everything(const Model& model, const Everything& found, const std::ve
   }
 }
 
-TEST_CASE("outputs: what an engine gives of a tile belongs to its last map and to its logits") {
-  struct Case {
-    std::size_t pool, crop;
-  };
-  for (const Case c : {Case{2, 64}, Case{3, 64}, Case{1, 70}}) {  // the second one is folded
-    CAPTURE(c.pool);
-    const Model model = make_model(c.pool, c.crop);
-    const TileShape shape{.batch = 1, .height = c.crop + 3, .width = c.crop};
+TEST_CASE("engine: the outputs of a tile belong to its last map and to its logits") {
+  for (const std::size_t pool : {2, 3}) {
+    CAPTURE(pool);
+    const Model& model = model_of(pool);
+    const TileShape shape{.batch = 1, .height = crop_side + 3, .width = crop_side};
     const auto tile = random_tiles(shape, 2);
     for (const Precision precision : histo::usable_precisions()) {
       CAPTURE(histo::name(precision));
-      const Engine engine(model, {.threads = 2, .precision = precision});
-      CHECK(engine.info().embedding_size == 512 * c.pool * c.pool);
-      CHECK(model.embedding_size() == 512 * c.pool * c.pool);
-      CHECK(engine.info().map_side == histo::map_size(c.crop));
+      const Engine engine =
+          pool == 2 ? engine_of(precision) : Engine(model, {.threads = 2, .precision = precision});
+      CHECK(engine.info().embedding_size == 512 * pool * pool);
+      CHECK(model.embedding_size() == 512 * pool * pool);
+      CHECK(engine.info().map_side == histo::map_size(crop_side));
       Everything found(1, engine);
       engine.run(tile, shape, found.outputs());
       const auto stages = engine.stages(tile, shape);
@@ -315,13 +333,13 @@ TEST_CASE("outputs: what an engine gives of a tile belongs to its last map and t
   }
 }
 
-TEST_CASE("outputs: their bits do not depend on batch, position or threads") {
-  const Model model = make_model(2, 33);
+TEST_CASE("engine: the bits of outputs do not depend on batch, position or threads") {
+  const Model& model = model_of(2);
   const TileShape all{.batch = 70, .height = 33, .width = 36};  // more than run at a time
   const auto tiles = random_tiles(all, 3);
   for (const Precision precision : histo::usable_precisions()) {
     CAPTURE(histo::name(precision));
-    const Engine engine(model, {.threads = 3, .precision = precision});
+    const Engine& engine = engine_of(precision);
     const Engine alone(model, {.threads = 1, .precision = precision});
     Everything together(all.batch, engine);
     engine.run(tiles, all, together.outputs());
@@ -344,10 +362,17 @@ TEST_CASE("outputs: their bits do not depend on batch, position or threads") {
   }
 }
 
-// The kernels of low precision that this machine may lack, one network of few pixels each.
-TEST_CASE("outputs: emulated precisions give them, too, and read all layouts alike") {
+// The part of the first of `count` tiles.
+template <typename Value>
+std::vector<Value> first_of(const std::vector<Value>& values, std::size_t count) {
+  return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / count)};
+}
+
+// The precisions that this machine may lack, on a network of few pixels. What differs between instruction
+// sets of low precision is in the convolutions alone.
+TEST_CASE("engine: emulated precisions give all outputs, and read all layouts alike") {
   constexpr std::size_t crop = 8;
-  const Model model = make_model(1, 33);
+  const Model& model = model_of(2);
   std::mt19937 generator(4);
   std::vector<HostImage> images;
   std::vector<histo::ImageView> views;
@@ -360,44 +385,40 @@ TEST_CASE("outputs: emulated precisions give them, too, and read all layouts ali
     views.push_back(images.back().view);
     packed.insert(packed.end(), rgb.bytes.begin(), rgb.bytes.end());
   }
+  const histo::IsaRecord record{.isa = Isa::portable,
+                                .description = "emulated",
+                                .needs = {},
+                                .executes = {},
+                                .kernels = &histo::kernels::emulated_vectors};
   for (const Precision precision : {Precision::bf16, Precision::bf16x3, Precision::int8}) {
     CAPTURE(histo::name(precision));
-    for (const histo::kernels::KernelSet* const kernels :
-         {&histo::kernels::emulated_vectors, &histo::kernels::emulated_amx, &histo::kernels::emulated_neon}) {
-      if (kernels->of[precision] == nullptr) {
-        continue;
-      }
-      const histo::IsaRecord record{
-          .isa = Isa::portable, .description = "emulated", .needs = {}, .executes = {}, .kernels = kernels};
-      const auto program = std::make_shared<const histo::Program>(
-          model, histo::PlanOptions{.crop = crop,
-                                    .precision = precision,
-                                    .profile = histo::Profile::throughput,
-                                    .algorithm = histo::AlgorithmPolicy::direct,
-                                    .kernels = histo::algorithm_support(record)});
-      histo::Executor executor(program, record, 1);
-      std::vector<histo::Stage> stages(histo::stage_names.size(),
-                                       {.name = "", .shape = {0, 0, 0, 0}, .data = {}});
-      Everything found(2, 512, 1), again(2, 512, 1);
-      executor.run(histo::ByteTiles(packed, {2, crop, crop}), found.outputs(), {.stages = &stages});
-      executor.run(histo::ByteTiles(views), again.outputs(), {});
-      CHECK(found == again);
-      Everything one(1, 512, 1);
-      executor.run(histo::ByteTiles(std::span(views).first(1)), one.outputs(), {});
-      std::vector<float> map = stages[4].data;
-      map.resize(512);
-      check_everything(model, one, map);
-      CHECK(std::ranges::equal(one.logits, std::span(found.logits).first(classes)));
-    }
+    const auto program = std::make_shared<const histo::Program>(
+        model, histo::PlanOptions{.crop = crop,
+                                  .precision = precision,
+                                  .profile = histo::Profile::throughput,
+                                  .algorithm = histo::AlgorithmPolicy::direct,
+                                  .kernels = histo::algorithm_support(record)});
+    histo::Executor executor(program, record, 1);
+    std::vector<histo::Stage> stages(histo::stage_names.size(),
+                                     {.name = "", .shape = {0, 0, 0, 0}, .data = {}});
+    Everything found(2, model.embedding_size(), 1), again = found;
+    executor.run(histo::ByteTiles(packed, {2, crop, crop}), found.outputs(),
+                 {.stages = &stages, .times = nullptr});
+    executor.run(histo::ByteTiles(views), again.outputs(), {});
+    CHECK(found == again);
+    found.logits = first_of(found.logits, 2);
+    found.embedding = first_of(found.embedding, 2);
+    found.contributions = first_of(found.contributions, 2);
+    check_everything(model, found, first_of(stages[4].data, 2));
   }
 }
 
-TEST_CASE("outputs: of a tile with NaN all are NaN, and of its neighbours none") {
+TEST_CASE("engine: of a tile with NaN all outputs are NaN, and of its neighbours none") {
   const TileShape shape{.batch = 3, .height = 34, .width = 34};
   std::vector<float> tiles(3 * 34 * 34 * 3, 0.25F);
   for (const Precision precision : histo::usable_precisions()) {
     CAPTURE(histo::name(precision));
-    const Engine engine(make_model(2, 34), {.threads = 2, .precision = precision});
+    const Engine& engine = engine_of(precision);
     Everything clean(3, engine), found(3, engine);
     engine.run(tiles, shape, clean.outputs());
     tiles[tiles.size() / 2] = nan;
@@ -445,8 +466,8 @@ TEST_CASE("outputs: equal logits are in the order of their classes, and NaN is l
   CHECK(top({0.0F, -0.0F}) == Order{0, 1});
 }
 
-TEST_CASE("outputs: a buffer that does not fit is refused by name, and all stay as they were") {
-  const Engine engine(make_model(2, 33), {.threads = 1});
+TEST_CASE("engine: an output that does not fit is refused by name, and all stay as they were") {
+  const Engine& engine = engine_of(Precision::fp32);
   const TileShape shape{.batch = 2, .height = 33, .width = 33};
   const auto tiles = random_tiles(shape, 1);
   Everything memory(2, engine);

@@ -124,6 +124,9 @@ struct MixedTiles {
 MixedTiles mixed_tiles(std::size_t crop, std::mt19937& generator) {
   MixedTiles tiles;
   for (const HostLayout& layout : all_layouts()) {
+    if (layout.row_gap == 0) {
+      continue;
+    }
     const std::size_t height = crop + generator() % 20, width = crop + generator() % 20;
     auto [image, rgb] = random_image(height, width, layout, generator);
     const Region region{.x = width - crop, .y = height - crop, .height = crop, .width = crop};
@@ -136,7 +139,8 @@ MixedTiles mixed_tiles(std::size_t crop, std::mt19937& generator) {
   return tiles;
 }
 
-TEST_CASE("pixels: an engine gives the bits of packed RGB, whatever layouts, batch, threads and precision") {
+TEST_CASE(
+    "engine: pixels of all layouts give the bits of packed RGB, whatever batch, threads and precision") {
   constexpr std::size_t crop = 32, classes = 6;
   const Model model =
       Model::from_memory(make_model_file(2, classes, crop, 1, [](const std::string&) { return true; }));
