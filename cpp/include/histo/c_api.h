@@ -36,6 +36,7 @@
 #include <stdint.h>
 
 #include "histo/api.h"
+#include "histo/version.h"
 
 #ifdef __cplusplus
 #define HISTO_NOEXCEPT noexcept
@@ -57,7 +58,8 @@ typedef enum histo_status {
   HISTO_UNSUPPORTED = 6,       ///< valid, but not possible here: an instruction set, a precision, an option
   HISTO_OUT_OF_MEMORY = 7,     ///< an allocation failed
   HISTO_CANCELLED = 8,         ///< the caller asked to stop
-  HISTO_FAILED = 9             ///< a callback failed, or another error without a number of its own
+  HISTO_FAILED = 9,            ///< a callback failed, or another error without a number of its own
+  HISTO_BUSY = 10              ///< no room at the moment: a queue is full
 } histo_status;
 
 /// The last failure of a call in this thread: what was wrong, "; " and what to do about it. One line of
@@ -115,19 +117,23 @@ HISTO_API const char* histo_model_class_name(const histo_model* model, size_t in
 /// A model made ready to run: see histo::Engine.
 typedef struct histo_engine histo_engine;
 
+/// Threads that engines share: see histo_team_create().
+typedef struct histo_team histo_team;
+
 typedef struct histo_engine_options {
   size_t struct_size;     ///< sizeof(histo_engine_options)
-  unsigned threads;       ///< 0: histo_usable_cpus()
+  unsigned threads;       ///< 0: the team's, or else histo_usable_cpus()
   const char* isa;        ///< "portable", "avx2" … (see histo::Isa); null: $HISTO_ISA, or else the highest
   const char* precision;  ///< "fp32", "bf16x3", "bf16" or "int8" (see histo::Precision); null: "fp32"
   size_t crop;            ///< side of the centre crop in pixels, at most 8192; 0: the model's
   const char* profile;    ///< "throughput" or "latency"; null: "throughput"
   const char* algorithm;  ///< "fastest" or "direct"; null: "fastest"
+  histo_team* team;       ///< threads that engines share; null: each engine has its own
 } histo_engine_options;
 
 /// All defaults, for an initialiser: `histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;`. There is
 /// one for every structure that begins with its size.
-#define HISTO_ENGINE_OPTIONS_INIT {sizeof(histo_engine_options), 0, NULL, NULL, 0, NULL, NULL}
+#define HISTO_ENGINE_OPTIONS_INIT {sizeof(histo_engine_options), 0, NULL, NULL, 0, NULL, NULL, NULL}
 
 typedef struct histo_engine_info {
   size_t struct_size;  ///< sizeof(histo_engine_info), filled in by the caller
@@ -148,7 +154,8 @@ typedef struct histo_engine_info {
 HISTO_API histo_status histo_engine_create(const histo_model* model, const histo_engine_options* options,
                                            histo_engine** engine) HISTO_NOEXCEPT;
 
-/// An engine with threads and a workspace of its own, for parallel calls; the packed weights are shared.
+/// An engine with a workspace of its own, for parallel calls, and with threads of its own unless it has a team.
+/// The packed weights are shared.
 HISTO_API histo_status histo_engine_copy(const histo_engine* engine, histo_engine** copy) HISTO_NOEXCEPT;
 
 HISTO_API void histo_engine_free(histo_engine* engine) HISTO_NOEXCEPT;
@@ -285,6 +292,213 @@ HISTO_API histo_status histo_head_run_bf16(const histo_head* head, const uint16_
                                            size_t features_size, size_t batch, size_t height, size_t width,
                                            int layout, int softmax, float* out,
                                            size_t out_size) HISTO_NOEXCEPT;
+
+/* --- versions, names and messages ---------------------------------------------------------------------- */
+
+/// HISTO_VERSION_NUMBER of the library that runs, which may not be that of the headers.
+HISTO_API int histo_version_number(void) HISTO_NOEXCEPT;
+
+/// Whether a program that was compiled with the headers of version `headers` can use the library that runs: it
+/// is of the same major version (before 1.0: of the same minor version) and not older. Otherwise
+/// HISTO_UNSUPPORTED.
+/// \param headers  HISTO_VERSION_NUMBER
+HISTO_API histo_status histo_require_version(int headers) HISTO_NOEXCEPT;
+
+/// "ok", "invalid_argument" …: the name of a status, which lives as long as the process; "unknown" for a number
+/// that this version does not know.
+HISTO_API const char* histo_status_name(int status) HISTO_NOEXCEPT;
+
+/// How much a message of the library matters.
+typedef enum histo_log_level {
+  HISTO_LOG_INFO = 0,    ///< what was done, as an engine that was made
+  HISTO_LOG_WARNING = 1  ///< what went wrong without an error for the caller
+} histo_log_level;
+
+/// Receives one line of UTF-8, which is valid during the call: see histo::LogCallback.
+/// \param level  a histo_log_level
+typedef void (*histo_log_callback)(void* user, int level, const char* message);
+
+/// Sends what the library tells to `callback`, for the whole process; null turns it off, as it is at the
+/// beginning. A call of the former callback may still be in progress when this returns, so its `user` must stay
+/// valid.
+HISTO_API histo_status histo_set_log(histo_log_callback callback, void* user) HISTO_NOEXCEPT;
+
+/* --- before running ------------------------------------------------------------------------------------ */
+
+/// What a model file says of itself, without its weights: see histo::read_model_info().
+typedef struct histo_model_info histo_model_info;
+
+HISTO_API histo_status histo_model_info_read(const char* path, histo_model_info** info) HISTO_NOEXCEPT;
+
+HISTO_API void histo_model_info_free(histo_model_info* info) HISTO_NOEXCEPT;
+
+/// As the functions of histo_model; 0 where `info` is null.
+HISTO_API size_t histo_model_info_classes(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API size_t histo_model_info_crop(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API size_t histo_model_info_tile_size(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API size_t histo_model_info_pool(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API double histo_model_info_mpp(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API size_t histo_model_info_file_bytes(const histo_model_info* info) HISTO_NOEXCEPT;
+HISTO_API int histo_model_info_int8(const histo_model_info* info) HISTO_NOEXCEPT;  ///< 1: it has the scales
+HISTO_API const char* histo_model_info_class_name(const histo_model_info* info, size_t index) HISTO_NOEXCEPT;
+
+/// The value of a key of the file's metadata, as "histo.precision"; null where it has none of that name. It
+/// lives as long as `info`.
+HISTO_API const char* histo_model_info_metadata(const histo_model_info* info, const char* key) HISTO_NOEXCEPT;
+
+/// See histo::MemoryEstimate.
+typedef struct histo_memory_estimate {
+  size_t struct_size;      ///< sizeof(histo_memory_estimate), filled in by the caller
+  size_t model_bytes;      ///< the contents of the file, which every engine of the model shares
+  size_t weight_bytes;     ///< packed weights, shared between copies of an engine
+  size_t workspace_bytes;  ///< activations of a batch, of each engine and each copy
+  size_t thread_bytes;     ///< the part of workspace_bytes that each thread of the engine has
+} histo_memory_estimate;
+
+#define HISTO_MEMORY_ESTIMATE_INIT {sizeof(histo_memory_estimate), 0, 0, 0, 0}
+
+/// What an engine with these options takes when it has run `batch` tiles at once: see histo::estimate().
+/// \param options  may be null
+HISTO_API histo_status histo_estimate(const histo_model* model, const histo_engine_options* options,
+                                      size_t batch, histo_memory_estimate* estimate) HISTO_NOEXCEPT;
+
+/* --- threads that engines share ------------------------------------------------------------------------ */
+
+typedef struct histo_team_options {
+  size_t struct_size;    ///< sizeof(histo_team_options)
+  unsigned threads;      ///< that a loop runs on, the caller's included; 0: histo_usable_cpus()
+  const unsigned* cpus;  ///< numbers of the CPUs that the threads may run on, copied; null: the caller's. Linux
+  size_t cpus_size;
+  const char* name;      ///< of the threads, copied; null: "histo"
+} histo_team_options;
+
+#define HISTO_TEAM_OPTIONS_INIT {sizeof(histo_team_options), 0, NULL, 0, NULL}
+
+/// Threads of the library that engines share: see histo::ThreadTeam. None is started before it is needed.
+/// Engines keep the team that they were created with, so it may be freed before them.
+/// \param options  may be null
+HISTO_API histo_status histo_team_create(const histo_team_options* options, histo_team** team) HISTO_NOEXCEPT;
+
+/// A loop of the host: calls `body(context)` up to `threads` times at once, on threads of its own and perhaps on
+/// the caller's, and returns 0 when these calls have returned; any other value ends the call of the engine with
+/// HISTO_FAILED. Each call takes parts of the work until none is left, and the library does what nobody took:
+/// see histo::ParallelFor.
+typedef int (*histo_parallel_for)(void* user, size_t threads, void (*body)(void* context), void* context);
+
+/// Threads of the host that engines share.
+/// \param threads  that a loop is divided between; 0: histo_usable_cpus()
+/// \param user     passed to the loop unchanged
+HISTO_API histo_status histo_team_create_on(unsigned threads, histo_parallel_for parallel_for, void* user,
+                                            histo_team** team) HISTO_NOEXCEPT;
+
+HISTO_API void histo_team_free(histo_team* team) HISTO_NOEXCEPT;
+
+HISTO_API unsigned histo_team_threads(const histo_team* team) HISTO_NOEXCEPT;  ///< 0 where `team` is null
+
+/* --- stopping a run ------------------------------------------------------------------------------------ */
+
+/// Set by one thread to stop the runs that were given it: see histo::CancelFlag.
+typedef struct histo_cancel_flag histo_cancel_flag;
+
+HISTO_API histo_status histo_cancel_flag_create(histo_cancel_flag** flag) HISTO_NOEXCEPT;
+
+/// Not while a run uses it.
+HISTO_API void histo_cancel_flag_free(histo_cancel_flag* flag) HISTO_NOEXCEPT;
+
+/// By any thread, or in a signal handler. Null does nothing.
+HISTO_API void histo_cancel_flag_cancel(histo_cancel_flag* flag) HISTO_NOEXCEPT;
+HISTO_API void histo_cancel_flag_reset(histo_cancel_flag* flag) HISTO_NOEXCEPT;
+HISTO_API int histo_cancel_flag_cancelled(const histo_cancel_flag* flag) HISTO_NOEXCEPT;  ///< 1 or 0
+
+/// As histo_engine_run_u8(), but HISTO_CANCELLED before the next layer when `cancel` is set.
+HISTO_API histo_status histo_engine_run_u8_until(const histo_engine* engine, const uint8_t* tiles,
+                                                 size_t tiles_size, size_t batch, size_t height, size_t width,
+                                                 float* logits, size_t logits_size,
+                                                 const histo_cancel_flag* cancel) HISTO_NOEXCEPT;
+
+/// As histo_engine_run_f32(), likewise.
+HISTO_API histo_status histo_engine_run_f32_until(const histo_engine* engine, const float* tiles,
+                                                  size_t tiles_size, size_t batch, size_t height,
+                                                  size_t width, float* logits, size_t logits_size,
+                                                  const histo_cancel_flag* cancel) HISTO_NOEXCEPT;
+
+/* --- a queue of tiles ---------------------------------------------------------------------------------- */
+
+/// Many threads submit single tiles, which run in batches: see histo::TileQueue.
+typedef struct histo_queue histo_queue;
+
+typedef struct histo_queue_options {
+  size_t struct_size;  ///< sizeof(histo_queue_options)
+  size_t max_batch;    ///< tiles per run of the engine, at most; 0: 32
+  size_t max_wait_us;  ///< microseconds that the oldest tile may wait for a full batch; 0: it does not wait
+  size_t capacity;     ///< tiles that may wait; 0: 1024
+} histo_queue_options;
+
+#define HISTO_QUEUE_OPTIONS_INIT {sizeof(histo_queue_options), 0, 0, 0}
+
+/// The answer to a submission; valid during the call.
+typedef struct histo_answer {
+  size_t struct_size;    ///< sizeof(histo_answer), from the library
+  uint64_t id;           ///< of the submission
+  histo_status status;   ///< HISTO_OK; HISTO_CANCELLED; or what the run of its batch failed with
+  const float* logits;   ///< `classes` of them; null where the status is not HISTO_OK
+  size_t classes;        ///< 0 where the status is not HISTO_OK
+  const char* error;     ///< as histo_last_error(); null where the status is HISTO_OK
+} histo_answer;
+
+/// Receives an answer: in the thread of the queue, or where a submission is cancelled, in the thread that
+/// cancels, before histo_queue_cancel() returns. It may call the queue, but histo_queue_drain() fails, and
+/// histo_queue_submit() does not wait.
+typedef void (*histo_answer_callback)(void* user, const histo_answer* answer);
+
+/// Over a copy of `engine`, which shares its weights.
+/// \param options  may be null
+HISTO_API histo_status histo_queue_create(const histo_engine* engine, const histo_queue_options* options,
+                                          histo_queue** queue) HISTO_NOEXCEPT;
+
+/// Cancels what has no answer yet, and returns when all callbacks have returned (but where one of them calls it,
+/// its own). No thread may be about to call another function of the queue.
+HISTO_API void histo_queue_free(histo_queue* queue) HISTO_NOEXCEPT;
+
+/// Submits a tile, whose pixels are copied; waits until there is room. Each submission gets exactly one call of
+/// `callback`, perhaps before this returns; none where this fails.
+/// \param tile  RGB, row-major `(height, width, 3)`
+/// \param user  passed to the callback unchanged
+/// \param id    receives the submission's id; may be null
+HISTO_API histo_status histo_queue_submit(histo_queue* queue, const uint8_t* tile, size_t tile_size,
+                                          size_t height, size_t width, histo_answer_callback callback,
+                                          void* user, uint64_t* id) HISTO_NOEXCEPT;
+
+/// The same, but HISTO_BUSY where the queue is full.
+HISTO_API histo_status histo_queue_try_submit(histo_queue* queue, const uint8_t* tile, size_t tile_size,
+                                              size_t height, size_t width, histo_answer_callback callback,
+                                              void* user, uint64_t* id) HISTO_NOEXCEPT;
+
+/// Answers a submission with HISTO_CANCELLED, waiting or in the batch that runs.
+/// \param cancelled  receives 1, or 0 where it has its answer or is about to get it; may be null
+HISTO_API histo_status histo_queue_cancel(histo_queue* queue, uint64_t id, int* cancelled) HISTO_NOEXCEPT;
+
+/// The same for all submissions up to now.
+/// \param cancelled  receives how many; may be null
+HISTO_API histo_status histo_queue_cancel_all(histo_queue* queue, size_t* cancelled) HISTO_NOEXCEPT;
+
+/// Waits until every submission has its answer and the callbacks have returned.
+HISTO_API histo_status histo_queue_drain(histo_queue* queue) HISTO_NOEXCEPT;
+
+/// What a queue has done so far, in this process: see histo::TileQueueStats.
+typedef struct histo_queue_stats {
+  size_t struct_size;  ///< sizeof(histo_queue_stats), filled in by the caller
+  uint64_t submitted;
+  uint64_t answered;
+  uint64_t failed;
+  uint64_t cancelled;
+  uint64_t batches;
+  size_t waiting;
+} histo_queue_stats;
+
+#define HISTO_QUEUE_STATS_INIT {sizeof(histo_queue_stats), 0, 0, 0, 0, 0, 0}
+
+HISTO_API histo_status histo_queue_get_stats(const histo_queue* queue, histo_queue_stats* stats) HISTO_NOEXCEPT;
 
 #ifdef __cplusplus
 }

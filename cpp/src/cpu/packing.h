@@ -30,6 +30,11 @@ struct Packing {
   // Units of the packed weights of one block.
   [[nodiscard]] std::size_t block_units() const;
 
+  // Units of all blocks, of the bias and, in int8, of the scales.
+  [[nodiscard]] std::size_t packed_units() const {
+    return blocks() * (block_units() + block * (precision == Precision::int8 ? 2 : 1));
+  }
+
   // Writes all units of the output channels [index * block, (index + 1) * block), for kernels::Conv or
   // kernels::Winograd; zeros for channels that the layer does not have.
   void pack(std::size_t index, std::uint32_t* out) const;

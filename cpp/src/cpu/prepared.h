@@ -24,6 +24,9 @@ struct Prepared {
   PackedLayer stem;
   std::vector<PackedLayer> layers;  // of the plan's steps
 
+  // Without packed weights, for an estimate.
+  Prepared(std::shared_ptr<const Program> program, const IsaRecord& isa);
+
   // Packs on all `threads`.
   Prepared(std::shared_ptr<const Program> program, const IsaRecord& isa, ThreadPool& threads);
 
@@ -35,7 +38,10 @@ struct Prepared {
     return *kernels.stem[plan().stem_precision];
   }
 
-  // Of the packed layers, and of the head as it is stored.
+  // How the weights of the stem and of each step are packed.
+  [[nodiscard]] std::vector<Packing> packings() const;
+
+  // Of the packed layers, packed yet or not, and of the head as it is stored.
   [[nodiscard]] std::size_t weight_bytes() const;
 };
 

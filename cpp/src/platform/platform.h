@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace histo {
 
@@ -120,7 +121,25 @@ class SignalsBlocked {
   [[maybe_unused]] alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
 };
 
+// As long as this lives, the thread may run on `cpus` alone, and so may, for good, the threads that it starts.
+// Without `cpus` it does nothing.
+class ThreadAffinity {
+ public:
+  // Throws Error: invalid_argument where this thread may not run on one of them, unsupported where the system
+  // has no such affinity (all but Linux).
+  explicit ThreadAffinity(std::span<const unsigned> cpus);
+  ThreadAffinity(const ThreadAffinity&) = delete;
+  ThreadAffinity& operator=(const ThreadAffinity&) = delete;
+  ~ThreadAffinity();
+
+ private:
+  [[maybe_unused]] std::vector<unsigned> before_;
+};
+
 // --- threads ---------------------------------------------------------------------------------------------
+
+// What debuggers and tools such as top call this thread. Linux shows 15 bytes of it.
+void name_this_thread(const std::string& name) noexcept;
 
 // Sleeps until `value` is no longer `old`; it may return too early. Whoever changes it calls wake_*()
 // afterwards. Not std::atomic's own wait(): on Windows, that of libstdc++ 12 compares and sleeps in two
