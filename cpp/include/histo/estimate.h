@@ -10,14 +10,15 @@
 
 namespace histo {
 
-/// Bytes that an Engine takes from the system. Without the tiles and the logits, which are the caller's, the
-/// stacks of the threads, and the library itself: together they are less than 2 % where the weights are more
-/// than 20 MB.
+/// Bytes that an Engine takes from the system: between weight_bytes + workspace_bytes, and huge_page_bytes more.
+/// Without the tiles and the logits, which are the caller's, the stacks of the threads and the library itself.
+/// On Linux a test compares this with the growth of the process, to 2 %.
 struct MemoryEstimate {
   std::size_t model_bytes;      ///< the contents of the file, which every Engine of the Model shares
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
   std::size_t workspace_bytes;  ///< activations of a batch, of each Engine and each copy
   std::size_t thread_bytes;     ///< the part of workspace_bytes that each thread of the Engine has
+  std::size_t huge_page_bytes;  ///< what rounding to pages of 2 MiB adds, where the system gives such pages
 };
 
 /// What an Engine with these options takes when it has run `batch` tiles at once: the same numbers as

@@ -1,6 +1,7 @@
-/// \file
-/// The version of these headers, and whether the library is one that they can be used with. Plain C, like
-/// c_api.h, which includes it.
+/** \file
+ * The version of these headers, and whether the library is one that they can be used with. Plain C, like
+ * c_api.h, which includes it.
+ */
 #pragma once
 
 #include "histo/api.h"
@@ -9,5 +10,5 @@
 #define HISTO_VERSION_MINOR 1
 #define HISTO_VERSION_PATCH 0
 
-// As one number that grows with each version, for the preprocessor: `#if HISTO_VERSION_NUMBER >= 200`.
+/* As one number that grows with each version, for the preprocessor: `#if HISTO_VERSION_NUMBER >= 200`. */
 #define HISTO_VERSION_NUMBER (HISTO_VERSION_MAJOR * 10000 + HISTO_VERSION_MINOR * 100 + HISTO_VERSION_PATCH)

@@ -111,8 +111,7 @@ histo::TileQueueOptions queue_options(const histo_queue_options* options) {
 histo::TileCallback callback_of(histo_answer_callback callback, void* user) {
   return [callback, user](const histo::TileAnswer& given) {
     const bool failed = given.error != nullptr;
-    const histo_answer answer{.struct_size = sizeof(histo_answer),
-                              .id = given.id,
+    const histo_answer answer{.id = given.id,
                               .status = failed ? status_of(given.error->code()) : HISTO_OK,
                               .logits = failed ? nullptr : given.logits.data(),
                               .classes = given.logits.size(),
@@ -238,7 +237,7 @@ histo_status histo_estimate(const histo_model* model, const histo_engine_options
     require(model, "model");
     require(estimate, "estimate");
     check_struct_size("estimate", estimate->struct_size,
-                      HISTO_SIZE_UP_TO(histo_memory_estimate, thread_bytes));
+                      HISTO_SIZE_UP_TO(histo_memory_estimate, huge_page_bytes));
     const histo::MemoryEstimate found =
         histo::estimate(model->model, histo::c_api::engine_options(options), batch);
     histo_memory_estimate values{};
@@ -246,6 +245,7 @@ histo_status histo_estimate(const histo_model* model, const histo_engine_options
     values.weight_bytes = found.weight_bytes;
     values.workspace_bytes = found.workspace_bytes;
     values.thread_bytes = found.thread_bytes;
+    values.huge_page_bytes = found.huge_page_bytes;
     write_result(estimate, values);
   });
 }

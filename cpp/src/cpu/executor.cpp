@@ -2,16 +2,31 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "cpu/record.h"
 #include "histo/error.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
 
 kernels::Strides strides_of(const Map& map) {
   return {.column = map.pixel(), .row = map.row(), .image = map.image()};
+}
+
+std::size_t bytes_of(std::span<const std::size_t> buffers) {
+  return std::accumulate(buffers.begin(), buffers.end(), std::size_t{0}) * sizeof(std::uint32_t);
+}
+
+// What whole pages add to buffers.
+std::size_t rounding_bytes(std::span<const std::size_t> buffers) {
+  std::size_t bytes = 0;
+  for (const std::size_t units : buffers) {
+    bytes += in_pages(units * sizeof(std::uint32_t)) - units * sizeof(std::uint32_t);
+  }
+  return bytes;
 }
 
 void check_cancelled(const RunRecord& record) {
@@ -47,10 +62,12 @@ MemoryEstimate Executor::estimate(std::shared_ptr<const Program> program, const 
   const auto unpacked = std::make_shared<const Prepared>(std::move(program), isa);
   const Executor executor(unpacked, std::make_shared<ThreadPool>(threads), false);
   const std::size_t images = std::min(batch, unpacked->plan().deep_images);
+  const std::vector<std::size_t> of_weights = unpacked->buffers(), of_workspace = executor.buffers(images);
   return {.model_bytes = unpacked->program->model.size_bytes(),
           .weight_bytes = unpacked->weight_bytes(),
-          .workspace_bytes = executor.workspace_bytes(images),
-          .thread_bytes = executor.scratch_for(images).of_thread * sizeof(std::uint32_t)};
+          .workspace_bytes = bytes_of(of_workspace),
+          .thread_bytes = executor.scratch_for(images).of_thread * sizeof(std::uint32_t),
+          .huge_page_bytes = rounding_bytes(of_weights) + rounding_bytes(of_workspace)};
 }
 
 Backend::Info Executor::info() const {
@@ -92,13 +109,14 @@ std::size_t Executor::map_units(const Map& map, std::size_t images) const {
   return (map.deep ? images : std::min(images, prepared_->plan().shallow_images)) * map.image();
 }
 
-std::size_t Executor::workspace_bytes(std::size_t images) const {
+std::vector<std::size_t> Executor::buffers(std::size_t images) const {
   const Scratch scratch = scratch_for(images);
-  std::size_t units = scratch.shared + threads_->threads() * scratch.of_thread;
+  std::vector<std::size_t> units(threads_->threads(), scratch.of_thread);
+  units.push_back(scratch.shared);
   for (const Map& map : prepared_->plan().maps) {
-    units += map_units(map, images);
+    units.push_back(map_units(map, images));
   }
-  return units * sizeof(std::uint32_t);
+  return units;
 }
 
 void Executor::reserve(Workspace& workspace, std::size_t count) {
@@ -118,7 +136,7 @@ void Executor::reserve(Workspace& workspace, std::size_t count) {
   for (unsigned i = 0; i < threads_->threads(); ++i) {
     workspace.private_scratch.emplace_back(scratch.of_thread);
   }
-  workspace_bytes_ = workspace_bytes(wanted);
+  workspace_bytes_ = bytes_of(buffers(wanted));
   workspace.images = wanted;
 }
 

@@ -79,7 +79,7 @@ class Executor final : public Backend {
   };
   [[nodiscard]] Scratch scratch_for(std::size_t images) const;
   [[nodiscard]] std::size_t map_units(const Map& map, std::size_t images) const;
-  [[nodiscard]] std::size_t workspace_bytes(std::size_t images) const;
+  [[nodiscard]] std::vector<std::size_t> buffers(std::size_t images) const;  // units of a workspace's
 
   // body(task, slot) for all tasks; slot, less than the number of threads, is never in use twice at a time.
   template <typename Body>

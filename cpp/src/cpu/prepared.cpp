@@ -1,5 +1,8 @@
 #include "cpu/prepared.h"
 
+#include <algorithm>
+#include <iterator>
+#include <numeric>
 #include <utility>
 
 namespace histo {
@@ -47,12 +50,18 @@ Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, T
   layers.erase(layers.begin());
 }
 
-std::size_t Prepared::weight_bytes() const {
-  std::size_t floats = program->model.tensor("head.linear.weight").data.size() + head.classes();
+std::vector<std::size_t> Prepared::buffers() const {
+  std::vector<std::size_t> units;
   for (const Packing& packing : packings()) {
-    floats += packing.packed_units();
+    std::ranges::copy(packing.buffers(), std::back_inserter(units));
   }
-  return floats * sizeof(float);
+  return units;
+}
+
+std::size_t Prepared::weight_bytes() const {
+  const std::vector<std::size_t> packed = buffers();
+  const std::size_t of_head = program->model.tensor("head.linear.weight").data.size() + head.classes();
+  return std::accumulate(packed.begin(), packed.end(), of_head) * sizeof(float);
 }
 
 }  // namespace histo

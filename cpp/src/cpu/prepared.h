@@ -41,7 +41,10 @@ struct Prepared {
   // How the weights of the stem and of each step are packed.
   [[nodiscard]] std::vector<Packing> packings() const;
 
-  // Of the packed layers, packed yet or not, and of the head as it is stored.
+  // Units of the buffers of packed weights, packed yet or not.
+  [[nodiscard]] std::vector<std::size_t> buffers() const;
+
+  // Of these, and of the head as it is stored.
   [[nodiscard]] std::size_t weight_bytes() const;
 };
 

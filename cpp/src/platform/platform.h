@@ -60,6 +60,14 @@ using Pages = std::unique_ptr<void, FreePages>;
 // system has them. Null where memory is exhausted, or would be for so many; `bytes` must be at least 1.
 [[nodiscard]] Pages allocate_pages(std::size_t bytes);
 
+inline constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
+
+// What allocate_pages() takes for so many: whole pages, huge ones where it asks for them. Saturates.
+[[nodiscard]] constexpr std::size_t in_pages(std::size_t bytes) noexcept {
+  const std::size_t page = bytes >= huge_page ? huge_page : small_page;
+  return bytes > SIZE_MAX - page ? SIZE_MAX / page * page : (bytes + page - 1) / page * page;
+}
+
 // --- the calling thread ----------------------------------------------------------------------------------
 
 // The floating-point environment that the library computes in: to nearest, without flush-to-zero and traps.

@@ -125,16 +125,14 @@ std::filesystem::path path_from_utf8(std::string_view text) { return text; }
 void FreePages::operator()(void* pages) const noexcept { std::free(pages); }
 
 Pages allocate_pages(std::size_t bytes) {
-  constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
-  if (bytes > SIZE_MAX - huge_page) {  // which would wrap below
+  if (bytes > SIZE_MAX - huge_page) {  // which in_pages() cannot round up
     return nullptr;
   }
-  const std::size_t page = bytes >= huge_page ? huge_page : small_page;
-  const std::size_t rounded = (bytes + page - 1) / page * page;
-  Pages pages(std::aligned_alloc(page, rounded));
+  const bool huge = bytes >= huge_page;
+  Pages pages(std::aligned_alloc(huge ? huge_page : small_page, in_pages(bytes)));
 #ifdef __linux__
-  if (pages != nullptr && page == huge_page) {
-    madvise(pages.get(), rounded, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
+  if (pages != nullptr && huge) {
+    madvise(pages.get(), in_pages(bytes), MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
   }
 #endif
   return pages;
