@@ -96,7 +96,9 @@ def test_the_reference_is_written_without_a_warning(tmp_path: Path) -> None:
 
 def test_the_headers_state_the_version() -> None:
     header = (INCLUDE / "histo/version.h").read_text(encoding="utf-8")
-    numbers = [re.findall(rf"HISTO_VERSION_{part} (\d+)$", header, re.MULTILINE) for part in ("MAJOR", "MINOR", "PATCH")]
+    numbers = [
+        re.findall(rf"HISTO_VERSION_{part} (\d+)$", header, re.MULTILINE) for part in ("MAJOR", "MINOR", "PATCH")
+    ]
     assert ".".join(number for [number] in numbers) == histo_export.__version__
 
 

@@ -377,10 +377,25 @@ def test_a_program_in_rust(
     # HOME: where rustup, which may stand behind rustc, finds the compiler.
     call("rustc", "--edition=2021", "-Dwarnings", "-L", folder, "-o", program, source, HOME=str(Path.home()))
     env = {"LD_LIBRARY_PATH": str(folder)}
-    printed = [line.split("\t") for line in call(program, bundle / "model.safetensors", tile_file, 70, 75, **env).splitlines()]
+    printed = [
+        line.split("\t") for line in call(program, bundle / "model.safetensors", tile_file, 70, 75, **env).splitlines()
+    ]
     assert tuple(name for name, _ in printed) == CLASSES
     assert [np.float32(value) for _, value in printed] == [np.float32(value) for value in logits]
     assert "(error 2)" in call(program, bundle / "model.safetensors", tile_file, 71, 75, code=1, **env)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_queue_compares_logits(prefix: Path, bundle: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import queue_table
+    finally:
+        sys.path.pop(0)
+    program = queue_table.compiled(prefix, tmp_path)
+    ways = queue_table.seconds(program, bundle / "model.safetensors", batch=3, threads=2, rounds=2, calls=2)
+    assert [len(way) for way in ways] == [2, 2, 2]
+    assert all(value > 0 for way in ways for value in way)
 
 
 def test_the_cmake_package_has_components(prefix: Path, tmp_path: Path) -> None:
@@ -404,7 +419,11 @@ def test_what_programs_need_to_run_can_be_installed_alone(release: Path, tmp_pat
 
     runtime, development = installed("histo_runtime"), installed("histo_development")
     major, minor = histo_export.__version__.split(".")[:2]
-    assert runtime == {"bin/histo-run", f"lib/libhisto.so.{histo_export.__version__}", f"lib/libhisto.so.{major}.{minor}"}
+    assert runtime == {
+        "bin/histo-run",
+        f"lib/libhisto.so.{histo_export.__version__}",
+        f"lib/libhisto.so.{major}.{minor}",
+    }
     assert {"lib/libhisto.so", "lib/libhisto.a", "lib/pkgconfig/histo.pc", "include/histo/c_api.h"} <= development
     assert not runtime & development
 

@@ -21,10 +21,10 @@ static int failures = 0;
   } while (0)
 
 /* The call must fail with this status and a message with `word`. */
-#define CHECK_FAILS(call, status, word)                    \
-  do {                                                     \
-    CHECK((call) == (status));                             \
-    CHECK(strstr(histo_last_error(), (word)) != NULL);     \
+#define CHECK_FAILS(call, status, word)                           \
+  do {                                                            \
+    CHECK((call) == (status));                                    \
+    CHECK(strstr(histo_last_error(), (word)) != NULL);            \
     CHECK((status) == HISTO_FAILED || *histo_last_remedy() != 0); \
   } while (0)
 
@@ -34,7 +34,8 @@ static uint8_t tiles[TILES * TILE];
 static float* expected; /* (TILES, classes) */
 static size_t classes;
 
-/* --- versions, names, messages --------------------------------------------------------------------------- */
+/* --- versions, names, messages ---------------------------------------------------------------------------
+ */
 
 static int messages = 0;
 
@@ -56,7 +57,8 @@ static void test_names(void) {
   CHECK(strcmp(histo_status_name(-1), "unknown") == 0);
 }
 
-/* --- before running ---------------------------------------------------------------------------------------- */
+/* --- before running ----------------------------------------------------------------------------------------
+ */
 
 static void test_info(const char* path, const histo_model* model) {
   histo_model_info* info = NULL;
@@ -108,7 +110,8 @@ static void test_estimate(const histo_model* model, const histo_engine* engine,
   CHECK_FAILS(histo_estimate(model, NULL, 1, &memory), HISTO_INVALID_ARGUMENT, "struct_size");
 }
 
-/* --- threads that engines share ------------------------------------------------------------------------------ */
+/* --- threads that engines share
+ * ------------------------------------------------------------------------------ */
 
 struct loop {
   int calls;
@@ -192,7 +195,8 @@ static void test_team(const histo_model* model) {
   CHECK(histo_team_threads(NULL) == 0);
 }
 
-/* --- stopping a run ------------------------------------------------------------------------------------------ */
+/* --- stopping a run
+ * ------------------------------------------------------------------------------------------ */
 
 static void test_cancel(const histo_engine* engine) {
   histo_cancel_flag* flag = NULL;
@@ -225,7 +229,8 @@ static void test_cancel(const histo_engine* engine) {
   free(logits);
 }
 
-/* --- the queue ----------------------------------------------------------------------------------------------- */
+/* --- the queue
+ * ----------------------------------------------------------------------------------------------- */
 
 struct given {
   size_t tile;

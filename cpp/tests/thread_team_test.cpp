@@ -76,12 +76,14 @@ struct HostLoop {
 
 std::vector<HostLoop> host_loops() {
   return {
-      {"in a row", [](std::size_t threads, const std::function<void()>& body) {
+      {"in a row",
+       [](std::size_t threads, const std::function<void()>& body) {
          for (std::size_t i = 0; i < threads; ++i) {
            body();
          }
        }},
-      {"threads of its own", [](std::size_t threads, const std::function<void()>& body) {
+      {"threads of its own",
+       [](std::size_t threads, const std::function<void()>& body) {
          JoinedThreads started;
          for (std::size_t i = 0; i < threads; ++i) {
            started.emplace_back([&body] { body(); });
@@ -89,7 +91,8 @@ std::vector<HostLoop> host_loops() {
        }},
       {"not at all", [](std::size_t, const std::function<void()>&) {}},
       {"once", [](std::size_t, const std::function<void()>& body) { body(); }},
-      {"more often", [](std::size_t threads, const std::function<void()>& body) {
+      {"more often",
+       [](std::size_t threads, const std::function<void()>& body) {
          JoinedThreads started;
          for (std::size_t i = 0; i < 3 * threads; ++i) {
            started.emplace_back([&body] { body(); });
@@ -119,8 +122,8 @@ TEST_CASE("thread team: threads of the host, whatever they do, change no bit") {
 
 TEST_CASE("thread team: a call of the host that comes too late does nothing") {
   std::function<void()> late;
-  ThreadPool pool(
-      ThreadPool::Options{.threads = 2, .cpus = {}, .host = [&](std::size_t, const auto& help) { late = help; }});
+  ThreadPool pool(ThreadPool::Options{
+      .threads = 2, .cpus = {}, .host = [&](std::size_t, const auto& help) { late = help; }});
   std::vector<int> visits(7);
   const auto visit = [&](std::size_t i) { ++visits[i]; };
   pool.for_each(7, visit);
@@ -162,7 +165,8 @@ TEST_CASE("thread team: threads of the host get their floating-point environment
 TEST_CASE("thread team: engines, copies and queues share it, also at the same time") {
   const auto team = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 3});
   const Engine first(model(), with(team));
-  const Engine second(model(), {.isa = histo::Isa::portable, .algorithm = histo::AlgorithmPolicy::direct, .team = team});
+  const Engine second(
+      model(), {.isa = histo::Isa::portable, .algorithm = histo::AlgorithmPolicy::direct, .team = team});
   const std::vector<float> of_second = run(second);
   const Engine copy(first);
   std::atomic<int> wrong{0};
@@ -181,8 +185,7 @@ TEST_CASE("thread team: engines, copies and queues share it, also at the same ti
 
 TEST_CASE("thread team: what cannot be made") {
   const auto team = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 2});
-  CHECK(code_of([&] { const Engine engine(model(), with(team, 3)); }) ==
-        ErrorCode::invalid_argument);
+  CHECK(code_of([&] { const Engine engine(model(), with(team, 3)); }) == ErrorCode::invalid_argument);
   CHECK(code_of([] { const ThreadTeam made(ThreadTeamOptions{.threads = 5000}); }) ==
         ErrorCode::invalid_argument);
   CHECK(code_of([] { const ThreadTeam made(2, ParallelFor()); }) == ErrorCode::invalid_argument);
@@ -212,7 +215,8 @@ TEST_CASE("thread team: no thread before first use, and their names") {
   }
   const std::size_t before = thread_names().size();
   {
-    const auto team = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 3, .name = "viewer-histology"});
+    const auto team =
+        std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 3, .name = "viewer-histology"});
     ThreadPool pool(4);
     histo::TileQueue queue([](auto, TileShape, auto) {}, 1, 1);
     CHECK(thread_names().size() == before);
@@ -269,7 +273,8 @@ TEST_CASE("thread team: the CPUs that its threads may run on") {
   CHECK(histo::usable_cpus() == cpus);  // the caller's are as before
   const auto team = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 2, .cpus = {last}});
   CHECK(run(Engine(model(), with(team))) == expected());
-  const auto nowhere = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 2, .cpus = {4'000'000'000U}});
+  const auto nowhere =
+      std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 2, .cpus = {4'000'000'000U}});
   CHECK(code_of([&] { const Engine engine(model(), with(nowhere)); }) == ErrorCode::invalid_argument);
 }
 

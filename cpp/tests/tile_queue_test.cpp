@@ -103,8 +103,8 @@ TEST_CASE("tile queue: each submission gets the answer to its own tile, whatever
   TileQueue queue(echo, classes, side, {.max_batch = 4});
   std::vector<Submission> submissions;
   for (std::uint32_t i = 0; i < 50; ++i) {
-    submissions.push_back(queue.submit(tile_of(i, side + 2 * (i % 3), side + 4 * (i % 2)),
-                                       side + 2 * (i % 3), side + 4 * (i % 2)));
+    submissions.push_back(queue.submit(tile_of(i, side + 2 * (i % 3), side + 4 * (i % 2)), side + 2 * (i % 3),
+                                       side + 4 * (i % 2)));
   }
   std::uint64_t last = 0;
   for (std::uint32_t i = 0; i < 50; ++i) {
@@ -229,8 +229,8 @@ TEST_CASE("tile queue: an error reaches every submission of its batch, and no ot
         }
       },
       classes, side, {.max_batch = 3, .max_wait = std::chrono::minutes(30)});
-  const ErrorCode expected[] = {{}, ErrorCode::io, ErrorCode::out_of_memory, ErrorCode::failed,
-                                ErrorCode::failed};
+  const ErrorCode expected[] = {
+      {}, ErrorCode::io, ErrorCode::out_of_memory, ErrorCode::failed, ErrorCode::failed};
   for (int round = 0; round < 10; ++round) {
     kind = round % 5;
     std::vector<Submission> batch;
@@ -372,7 +372,8 @@ TEST_CASE("tile queue: what cannot be submitted or made") {
   CHECK(code_of([] { const TileQueue made({}, classes, side); }) == ErrorCode::invalid_argument);
   CHECK(code_of([] { const TileQueue made(echo, 0, side); }) == ErrorCode::invalid_argument);
   CHECK(code_of([] { const TileQueue made(echo, classes, 0); }) == ErrorCode::invalid_argument);
-  CHECK(code_of([] { const TileQueue made(std::shared_ptr<const Engine>{}); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([] { const TileQueue made(std::shared_ptr<const Engine>{}); }) ==
+        ErrorCode::invalid_argument);
 }
 
 // --- over an engine ----------------------------------------------------------------------------------------
@@ -407,9 +408,8 @@ TEST_CASE("tile queue: the bits are those of Engine::run(), from any number of t
     }
     CAPTURE(histo::name(precision));
     const auto engine = std::make_shared<const Engine>(
-        model(), histo::EngineOptions{.threads = 2,
-                                      .precision = precision,
-                                      .algorithm = histo::AlgorithmPolicy::direct});
+        model(), histo::EngineOptions{
+                     .threads = 2, .precision = precision, .algorithm = histo::AlgorithmPolicy::direct});
     std::vector<std::vector<float>> expected;
     for (const Sized& tile : tiles) {
       expected.emplace_back(6);

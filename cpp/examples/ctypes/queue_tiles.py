@@ -72,9 +72,7 @@ def main(library: str, model_path: str, height: str, width: str, *tiles: str) ->
         for tile in tiles:
             pixels, number = Path(tile).read_bytes(), c_uint64()
             check(
-                histo.histo_queue_submit(
-                    queue, pixels, len(pixels), int(height), int(width), take, None, byref(number)
-                )
+                histo.histo_queue_submit(queue, pixels, len(pixels), int(height), int(width), take, None, byref(number))
             )
             submitted.append(number.value)
         check(histo.histo_queue_drain(queue))

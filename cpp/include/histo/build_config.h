@@ -26,8 +26,8 @@ struct BuildConfig {
 /// HISTO_VERSION_NUMBER of the library that runs, which may not be that of the headers.
 [[nodiscard]] HISTO_API int version_number() noexcept;
 
-/// Whether a program that was compiled with the headers of version `headers` can use the library that runs: it
-/// is of the same major version (before 1.0: of the same minor version) and not older.
+/// Whether a program that was compiled with the headers of version `headers` can use the library that runs:
+/// it is of the same major version (before 1.0: of the same minor version) and not older.
 ///
 /// \param headers  leave the default, which is taken where the program is compiled
 /// \throws Error   unsupported, with both versions

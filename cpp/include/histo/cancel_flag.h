@@ -6,8 +6,8 @@
 
 namespace histo {
 
-/// Set by one thread to stop what others do: see Engine::run(). It must outlive the runs that it was given to.
-/// All functions may be called by any thread at any time, and in a signal handler.
+/// Set by one thread to stop what others do: see Engine::run(). It must outlive the runs that it was given
+/// to. All functions may be called by any thread at any time, and in a signal handler.
 ///
 /// Not std::stop_token, which the standard library of macOS does not have yet.
 ///

@@ -88,8 +88,8 @@ struct LayerTime {
 /// that.
 ///
 /// A call uses the Engine's threads and workspace, so concurrent calls of run() on one Engine are allowed but
-/// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has a workspace of its
-/// own, and threads of its own unless it has a team. Its threads are started by its first run.
+/// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has a workspace of
+/// its own, and threads of its own unless it has a team. Its threads are started by its first run.
 ///
 /// The calling thread's floating-point environment (rounding, flush-to-zero, traps, flags) changes no result,
 /// and is as before when a call returns. In a forked child an Engine runs on the caller's thread alone; where

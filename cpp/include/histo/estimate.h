@@ -10,9 +10,9 @@
 
 namespace histo {
 
-/// Bytes that an Engine takes from the system: between weight_bytes + workspace_bytes, and huge_page_bytes more.
-/// Without the tiles and the logits, which are the caller's, the stacks of the threads and the library itself.
-/// On Linux a test compares this with the growth of the process, to 2 %.
+/// Bytes that an Engine takes from the system: between weight_bytes + workspace_bytes, and huge_page_bytes
+/// more. Without the tiles and the logits, which are the caller's, the stacks of the threads and the library
+/// itself. On Linux a test compares this with the growth of the process, to 2 %.
 struct MemoryEstimate {
   std::size_t model_bytes;      ///< the contents of the file, which every Engine of the Model shares
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine

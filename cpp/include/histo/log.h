@@ -22,7 +22,8 @@ using LogCallback = void (*)(void* user, LogLevel level, const char* message);
 /// \throws Error  out_of_memory
 ///
 /// \code
-/// histo::set_log([](void*, histo::LogLevel, const char* line) { std::fprintf(stderr, "histo: %s\n", line); });
+/// histo::set_log([](void*, histo::LogLevel, const char* line) { std::fprintf(stderr, "histo: %s\n", line);
+/// });
 /// \endcode
 HISTO_API void set_log(LogCallback callback, void* user = nullptr);
 

@@ -25,9 +25,9 @@ struct ModelInfo {
   std::vector<std::pair<std::string, std::string>> metadata{};
 };
 
-/// Reads the header, some kilobytes, and checks it like Model::open(): every tensor of the network is there in
-/// its shape, and the file is as long as they need. The weights are not read, so this tells nothing of their
-/// values.
+/// Reads the header, some kilobytes, and checks it like Model::open(): every tensor of the network is there
+/// in its shape, and the file is as long as they need. The weights are not read, so this tells nothing of
+/// their values.
 /// \throws Error  io where the file cannot be read, invalid_file where it is not a model, out_of_memory
 ///
 /// \code

@@ -69,14 +69,15 @@ struct TileQueueStats {
 ///
 /// An error of a run reaches every submission of its batch, and no other.
 ///
-/// The destructor cancels: what waits is answered with ErrorCode::cancelled, a run ends before its next layer,
-/// and all callbacks have returned when it returns (but where one of them calls it, its own). Call drain()
-/// before for the answers. A thread that waits in submit() gets an Error (cancelled) then.
+/// The destructor cancels: what waits is answered with ErrorCode::cancelled, a run ends before its next
+/// layer, and all callbacks have returned when it returns (but where one of them calls it, its own). Call
+/// drain() before for the answers. A thread that waits in submit() gets an Error (cancelled) then.
 ///
-/// The thread is started by the first submission and, over an engine, has signals blocked, in callbacks too: a
-/// process that is started there inherits that mask. Callbacks run in the floating-point environment that the thread of the
-/// first submission had. In a forked child a queue begins empty, with a thread of its own: the tiles of the
-/// parent are answered in the parent alone. pthread_cancel() takes effect when a call has returned.
+/// The thread is started by the first submission and, over an engine, has signals blocked, in callbacks too:
+/// a process that is started there inherits that mask. Callbacks run in the floating-point environment that
+/// the thread of the first submission had. In a forked child a queue begins empty, with a thread of its own:
+/// the tiles of the parent are answered in the parent alone. pthread_cancel() takes effect when a call has
+/// returned.
 ///
 /// \code
 /// histo::TileQueue queue(engine, {.max_batch = 32, .max_wait = std::chrono::milliseconds(2)});
@@ -107,7 +108,8 @@ class HISTO_API TileQueue {
   /// \param tile    uint8 RGB `(height, width, 3)`, as Engine::run() takes it
   /// \throws Error  as Engine::run() for the tile; unsupported where the thread cannot be started; busy where
   ///                the queue is full and the call comes from a callback, which would wait for itself;
-  ///                cancelled where the queue is destroyed meanwhile; out_of_memory. Nothing is submitted then
+  ///                cancelled where the queue is destroyed meanwhile; out_of_memory. Nothing is submitted
+  ///                then
   [[nodiscard]] Submission submit(std::span<const std::uint8_t> tile, std::size_t height, std::size_t width);
 
   /// The same for a callback. Returns the submission's id, which its answer has, too. The answer may come
@@ -131,8 +133,8 @@ class HISTO_API TileQueue {
   /// The same for all submissions up to now; how many were cancelled.
   std::size_t cancel_all();
 
-  /// Waits until every submission has its answer and the callbacks have returned; meanwhile batches do not wait
-  /// until they are full. Submissions of other threads that come meanwhile count, too.
+  /// Waits until every submission has its answer and the callbacks have returned; meanwhile batches do not
+  /// wait until they are full. Submissions of other threads that come meanwhile count, too.
   /// \throws Error  invalid_argument where it is called from a callback, which would wait for itself
   void drain();
 

@@ -1,5 +1,5 @@
-// How the functions of the C interface call C++: handles to objects, exceptions to status numbers, options with
-// a size.
+// How the functions of the C interface call C++: handles to objects, exceptions to status numbers, options
+// with a size.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,8 @@ namespace histo::c_api {
 
 constexpr histo_status status_of(ErrorCode code) { return static_cast<histo_status>(code); }
 
-// Keeps a failure for histo_last_error() and returns `status`. `sentence` ends with `remedy`, which may be empty.
+// Keeps a failure for histo_last_error() and returns `status`. `sentence` ends with `remedy`, which may be
+// empty.
 histo_status fail(histo_status status, std::string_view sentence, std::string_view remedy) noexcept;
 
 // Runs `body`; no exception leaves this function, nor does pthread_cancel(), which unwinds like one.

@@ -180,7 +180,8 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
   Stage& head = stages.back();
   head.shape = {shape.batch, classes()};
   head.data.resize(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run(tiles, shape, std::span<float>(head.data), {.stages = &stages, .times = nullptr, .cancel = nullptr});
+  state().run(tiles, shape, std::span<float>(head.data),
+              {.stages = &stages, .times = nullptr, .cancel = nullptr});
   return stages;
 }
 
@@ -189,7 +190,8 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
   check_tiles(tiles, shape, state().options.crop);
   std::vector<LayerTime> times = describe_layers(state().program->network, state().program->plan, classes());
   std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run(tiles, shape, std::span<float>(logits), {.stages = nullptr, .times = &times, .cancel = nullptr});
+  state().run(tiles, shape, std::span<float>(logits),
+              {.stages = nullptr, .times = &times, .cancel = nullptr});
   return times;
 }
 

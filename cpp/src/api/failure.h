@@ -1,4 +1,5 @@
-// Exceptions as text, to be told to others in another thread: an exception object may only be valid in its own.
+// Exceptions as text, to be told to others in another thread: an exception object may only be valid in its
+// own.
 #pragma once
 
 #include <exception>

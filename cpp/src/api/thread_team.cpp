@@ -21,11 +21,10 @@ ParallelFor required(ParallelFor parallel_for) {
 }  // namespace
 
 ThreadTeam::ThreadTeam(const ThreadTeamOptions& options)
-    : pool_(
-          std::make_shared<ThreadPool>(ThreadPool::Options{.threads = threads_or_default(options.threads),
-                                                           .cpus = options.cpus,
-                                                           .name = options.name,
-                                                           .host = {}})) {}
+    : pool_(std::make_shared<ThreadPool>(ThreadPool::Options{.threads = threads_or_default(options.threads),
+                                                             .cpus = options.cpus,
+                                                             .name = options.name,
+                                                             .host = {}})) {}
 
 ThreadTeam::ThreadTeam(unsigned threads, ParallelFor parallel_for)
     : pool_(std::make_shared<ThreadPool>(ThreadPool::Options{.threads = threads_or_default(threads),

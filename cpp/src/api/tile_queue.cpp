@@ -119,22 +119,21 @@ class Line {
   const std::unique_ptr<float[]> logits_;        // (max_batch, classes)
 
   // Made in time, for when there is no memory for an error.
-  const std::shared_ptr<const Error> out_of_memory_ =
-      std::make_shared<const Error>(ErrorCode::out_of_memory, "there is not enough memory for the batch",
-                                    "use a smaller max_batch");
+  const std::shared_ptr<const Error> out_of_memory_ = std::make_shared<const Error>(
+      ErrorCode::out_of_memory, "there is not enough memory for the batch", "use a smaller max_batch");
   const Error cancelled_{ErrorCode::cancelled, "the submission was cancelled", "submit the tile again"};
 
   std::mutex mutex_;
-  std::condition_variable changed_;     // for the thread of the queue
-  std::condition_variable room_;        // for those who submit
-  std::condition_variable drained_;     // for drain()
-  std::vector<std::uint8_t*> free_;     // slots; the last was used last, and may still be in the caches
-  std::deque<Entry> waiting_;           // by their ids
-  std::vector<Entry> running_;          // the batch, by their ids
-  std::size_t wanted_ = 0;              // of running_, not yet cancelled
-  CancelFlag stop_run_;                 // none of running_ is wanted
-  std::size_t draining_ = 0;            // threads in drain()
-  std::uint64_t unanswered_ = 0;        // submissions whose callback has not returned
+  std::condition_variable changed_;  // for the thread of the queue
+  std::condition_variable room_;     // for those who submit
+  std::condition_variable drained_;  // for drain()
+  std::vector<std::uint8_t*> free_;  // slots; the last was used last, and may still be in the caches
+  std::deque<Entry> waiting_;        // by their ids
+  std::vector<Entry> running_;       // the batch, by their ids
+  std::size_t wanted_ = 0;           // of running_, not yet cancelled
+  CancelFlag stop_run_;              // none of running_ is wanted
+  std::size_t draining_ = 0;         // threads in drain()
+  std::uint64_t unanswered_ = 0;     // submissions whose callback has not returned
   TileQueueStats stats_;
   bool ended_ = false;
   std::thread thread_;
@@ -373,7 +372,8 @@ std::size_t Line::cancel_all() {
     TileCallback callback;
     {
       const std::lock_guard lock(mutex_);
-      const auto runs = std::ranges::find_if(running_, [](const Entry& entry) { return bool(entry.callback); });
+      const auto runs =
+          std::ranges::find_if(running_, [](const Entry& entry) { return bool(entry.callback); });
       if (runs != running_.end()) {
         id = runs->id;
       } else if (!waiting_.empty()) {
@@ -469,9 +469,8 @@ void check(const TileQueueOptions& options, const Runtime& runtime) {
     checked_size("the tiles of the queue",
                  {tiles, {"crop", runtime.crop}, {"crop", runtime.crop}, {"channels", 3}});
   }
-  checked_size("the logits of the queue", {{"max_batch", options.max_batch},
-                                           {"classes", runtime.classes},
-                                           {"bytes", sizeof(float)}});
+  checked_size("the logits of the queue",
+               {{"max_batch", options.max_batch}, {"classes", runtime.classes}, {"bytes", sizeof(float)}});
   if (options.max_wait < options.max_wait.zero() || options.max_wait > longest_wait) {
     throw Error(ErrorCode::invalid_argument,
                 "max_wait is " + std::to_string(options.max_wait.count()) + " microseconds",
@@ -484,12 +483,13 @@ std::shared_ptr<const Runtime> runtime_of(std::shared_ptr<const Engine> engine) 
     throw Error(ErrorCode::invalid_argument, "engine is a null pointer", "give an engine");
   }
   const std::size_t classes = engine->classes(), crop = engine->info().crop;
-  return std::make_shared<const Runtime>(Runtime{
-      .run = [engine = std::move(engine)](auto tiles, TileShape shape, auto logits,
-                                          const CancelFlag& cancel) { engine->run(tiles, shape, logits, cancel); },
-      .classes = classes,
-      .crop = crop,
-      .is_engine = true});
+  return std::make_shared<const Runtime>(
+      Runtime{.run = [engine = std::move(engine)](
+                         auto tiles, TileShape shape, auto logits,
+                         const CancelFlag& cancel) { engine->run(tiles, shape, logits, cancel); },
+              .classes = classes,
+              .crop = crop,
+              .is_engine = true});
 }
 
 std::shared_ptr<const Runtime> runtime_of(InferBatch infer, std::size_t classes, std::size_t crop) {
@@ -589,9 +589,8 @@ TileQueue::TileQueue(std::shared_ptr<const Engine> engine, const TileQueueOption
     : state_(with_memory([&] { return std::make_unique<State>(runtime_of(std::move(engine)), options); })) {}
 
 TileQueue::TileQueue(InferBatch infer, std::size_t classes, std::size_t crop, const TileQueueOptions& options)
-    : state_(with_memory([&] {
-        return std::make_unique<State>(runtime_of(std::move(infer), classes, crop), options);
-      })) {}
+    : state_(with_memory(
+          [&] { return std::make_unique<State>(runtime_of(std::move(infer), classes, crop), options); })) {}
 
 TileQueue::~TileQueue() {
   const CancellationDisabled until_the_end;

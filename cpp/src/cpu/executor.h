@@ -38,7 +38,8 @@ class Executor final : public Backend {
   [[nodiscard]] Info info() const override;
 
  private:
-  Executor(std::shared_ptr<const Prepared> prepared, std::shared_ptr<ThreadPool> threads, bool shares_threads);
+  Executor(std::shared_ptr<const Prepared> prepared, std::shared_ptr<ThreadPool> threads,
+           bool shares_threads);
 
   // What a run works in. Only one does at a time.
   struct Workspace {

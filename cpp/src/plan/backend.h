@@ -27,8 +27,8 @@ struct Program {
   Program& operator=(const Program&) = delete;
 };
 
-// What a run leaves behind besides the logits, for callers who ask, and what may stop it: then it throws Error
-// (cancelled) between two steps. Entries of `stages` have four extents and are appended to, the head's
+// What a run leaves behind besides the logits, for callers who ask, and what may stop it: then it throws
+// Error (cancelled) between two steps. Entries of `stages` have four extents and are appended to, the head's
 // excepted; entries of `times` are those of the layers, and their seconds grow.
 struct RunRecord {
   std::vector<Stage>* stages = nullptr;

@@ -129,8 +129,8 @@ class SignalsBlocked {
   [[maybe_unused]] alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
 };
 
-// As long as this lives, the thread may run on `cpus` alone, and so may, for good, the threads that it starts.
-// Without `cpus` it does nothing.
+// As long as this lives, the thread may run on `cpus` alone, and so may, for good, the threads that it
+// starts. Without `cpus` it does nothing.
 class ThreadAffinity {
  public:
   // Throws Error: invalid_argument where this thread may not run on one of them, unsupported where the system

@@ -172,8 +172,8 @@ ThreadAffinity::~ThreadAffinity() = default;
 // Windows has names since version 10, so the function is looked for.
 void name_this_thread(const std::string& name) noexcept {
   using SetDescription = HRESULT(WINAPI*)(HANDLE, PCWSTR);
-  const auto function = reinterpret_cast<SetDescription>(reinterpret_cast<void*>(
-      GetProcAddress(GetModuleHandleW(L"kernel32.dll"), "SetThreadDescription")));
+  const auto function = reinterpret_cast<SetDescription>(
+      reinterpret_cast<void*>(GetProcAddress(GetModuleHandleW(L"kernel32.dll"), "SetThreadDescription")));
   if (function != nullptr) {
     try {
       function(GetCurrentThread(), path_from_utf8(name).c_str());
