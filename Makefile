@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs sdist wheels wheels-here test-lowest lint-packaging release-check
+.PHONY: docs docs-cpp sdist wheels wheels-here test-lowest lint-packaging release-check
 .PHONY: help demo test test-all test-light cpp-test cpp-test-arm cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
@@ -98,6 +98,10 @@ sanitize-all: $(TOOLS)  ## the same with all kernels
 
 docs: $(STAMP)  ## check paths, links and examples of the documentation
 	pytest tests/test_docs.py
+
+docs-cpp:  ## the reference of the C++ and C headers, in build/docs-cpp (needs Doxygen)
+	mkdir -p build
+	doxygen docs/Doxyfile
 
 # --- releases: docs/releasing.md --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ PLACES = {
     "python/histo_export/__init__.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
     "packaging/conda/recipe.yaml": r"^  version: (.+)$",
+    "packaging/vcpkg/histo/vcpkg.json": r'^  "version": "(.+)",$',
     "CHANGELOG.md": r"^## (\d+\.\d+\.\d+\S*)",
 }
 """File → what finds the version in it; of several, the first, which is the newest."""

@@ -118,7 +118,7 @@ def test_the_shared_library_exports_histo_and_nothing_else(prefix: Path) -> None
     names = {name for _, kind, name in symbols("-D", library(prefix, "libhisto.so")) if kind != "A"}
     assert [name for name in names if not HISTO_NAME.fullmatch(name)] == []
     header = (ROOT / "cpp/include/histo/c_api.h").read_text()
-    declared = set(re.findall(r"\b(histo_\w+)\(", re.sub(r"//.*", "", header)))
+    declared = set(re.findall(r"\b(histo_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
     assert declared == {name for name in names if name.startswith("histo_")}
     assert "typeinfo for histo::Error" in names
     for name in ("Model::open", "Engine::Engine", "FusedHead::run", "BatchRunner::run", "self_test", "usable_cpus"):
@@ -359,6 +359,99 @@ def test_the_viewer_classifies_regions_of_its_image_in_cpp_and_in_c(prefix: Path
             tuple(line.split("\t")) for line in call(program, model, tmp_path / "image", height, width).splitlines()
         ] == expected
         assert "(error 2)" in call(program, model, tmp_path / "image", height + 1, width, code=1)
+def rows_of_tiles(printed: str) -> list[tuple[str, ...]]:
+    return sorted(tuple(line.split("\t")) for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(("folder", "prefix_of_error"), [("queue", "queue"), ("queue_c", "queue_c")])
+def test_programs_that_submit_tiles_to_a_queue(
+    prefix: Path,
+    bundle: Path,
+    tile_file: Path,
+    logits: tuple[str, ...],
+    tmp_path: Path,
+    folder: str,
+    prefix_of_error: str,
+) -> None:
+    source, build = ROOT / "cpp/examples" / folder, tmp_path / "build"
+    call("cmake", "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    call("cmake", "--build", build)
+    model, tiles = bundle / "model.safetensors", [tile_file, tmp_path / "other.rgb"]
+    shutil.copy(tile_file, tiles[1])
+    printed = call(build / folder, model, 70, 75, *tiles)
+    assert rows_of_tiles(printed) == sorted((str(tile), *logits) for tile in tiles)
+    assert f"{prefix_of_error}: " in call(build / folder, model, 71, 75, *tiles, code=1)
+    assert "(error 4)" in call(build / folder, "/nowhere", 70, 75, *tiles, code=1)
+
+
+def test_python_without_a_compiled_module_submits_tiles(
+    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...]
+) -> None:
+    program, shared = ROOT / "cpp/examples/ctypes/queue_tiles.py", library(prefix, "libhisto.so")
+    model = bundle / "model.safetensors"
+    printed = call(sys.executable, "-I", "-S", program, shared, model, 70, 75, tile_file, tile_file)
+    assert rows_of_tiles(printed) == [(str(tile_file), *logits)] * 2
+    assert "(error 2)" in call(sys.executable, "-I", "-S", program, shared, model, 71, 75, tile_file, code=1)
+
+
+@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+def test_a_program_in_rust(
+    prefix: Path, bundle: Path, tile_file: Path, logits: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, program = library(prefix, "libhisto.so").parent, tmp_path / "classify"
+    source = ROOT / "cpp/examples/rust/main.rs"
+    # HOME: where rustup, which may stand behind rustc, finds the compiler.
+    call("rustc", "--edition=2021", "-Dwarnings", "-L", folder, "-o", program, source, HOME=str(Path.home()))
+    env = {"LD_LIBRARY_PATH": str(folder)}
+    printed = [
+        line.split("\t") for line in call(program, bundle / "model.safetensors", tile_file, 70, 75, **env).splitlines()
+    ]
+    assert tuple(name for name, _ in printed) == CLASSES
+    assert [np.float32(value) for _, value in printed] == [np.float32(value) for value in logits]
+    assert "(error 2)" in call(program, bundle / "model.safetensors", tile_file, 71, 75, code=1, **env)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_queue_compares_logits(prefix: Path, bundle: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import queue_table
+    finally:
+        sys.path.pop(0)
+    program = queue_table.compiled(prefix, tmp_path)
+    ways = queue_table.seconds(program, bundle / "model.safetensors", batch=3, threads=2, rounds=2, calls=2)
+    assert [len(way) for way in ways] == [2, 2, 2]
+    assert all(value > 0 for way in ways for value in way)
+
+
+def test_the_cmake_package_has_components(prefix: Path, tmp_path: Path) -> None:
+    project = (
+        "cmake_minimum_required(VERSION 3.24)\nproject(parts LANGUAGES CXX)\n"
+        "find_package(histo REQUIRED COMPONENTS static shared run OPTIONAL_COMPONENTS gpu)\n"
+        'message(STATUS "gpu: ${histo_gpu_FOUND}; run: $<TARGET_EXISTS:histo::histo_run>")\n'
+    )
+    (tmp_path / "CMakeLists.txt").write_text(project)
+    call("cmake", "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    (tmp_path / "CMakeLists.txt").write_text(project.replace("OPTIONAL_COMPONENTS gpu", "gpu"))
+    error = call("cmake", "-S", tmp_path, "-B", tmp_path / "build", code=1)
+    assert "no component gpu" in re.sub(r"\s+", " ", error)
+
+
+def test_what_programs_need_to_run_can_be_installed_alone(release: Path, tmp_path: Path) -> None:
+    def installed(component: str) -> set[str]:
+        call("cmake", "--install", release, "--component", component, "--prefix", tmp_path / component)
+        files = (path for path in (tmp_path / component).rglob("*") if not path.is_dir())
+        return {re.sub(r"^lib\w*/", "lib/", str(path.relative_to(tmp_path / component))) for path in files}
+
+    runtime, development = installed("histo_runtime"), installed("histo_development")
+    major, minor = histo_export.__version__.split(".")[:2]
+    assert runtime == {
+        "bin/histo-run",
+        f"lib/libhisto.so.{histo_export.__version__}",
+        f"lib/libhisto.so.{major}.{minor}",
+    }
+    assert {"lib/libhisto.so", "lib/libhisto.a", "lib/pkgconfig/histo.pc", "include/histo/c_api.h"} <= development
+    assert not runtime & development
 
 
 PARENT = """
@@ -426,7 +519,7 @@ def test_options_that_break_arithmetic_without_a_macro_of_clang_are_refused(
 def test_structures_are_initialised_without_a_warning(tmp_path: Path, language: str) -> None:
     header = (ROOT / "cpp/include/histo/c_api.h").read_text()
     structures = re.findall(r"typedef struct (\w+) \{\s+size_t\s+struct_size;", header)
-    assert len(structures) == 8
+    assert len(structures) == 12
     lines = (f"{name} {name}_ = {name.upper()}_INIT; (void){name}_;" for name in structures)
     source = tmp_path / "initialised"
     source.write_text("#include <histo/c_api.h>\nint main(void) {" + "\n".join(lines) + "return 0;}\n")

@@ -25,6 +25,7 @@ inline PyObject* exception_for(histo::ErrorCode code) {
     case histo::ErrorCode::unsupported:
     case histo::ErrorCode::cancelled:
     case histo::ErrorCode::failed:
+    case histo::ErrorCode::busy:
       break;
   }
   return PyExc_RuntimeError;

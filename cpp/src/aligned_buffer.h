@@ -28,8 +28,7 @@ class AlignedBuffer {
 
   // Undefined contents, for what is written before it is read.
   static AlignedBuffer uninitialised(std::size_t size) {
-    constexpr std::size_t rounding = std::size_t{1} << 21U;  // of allocate_pages()
-    if (size > (std::numeric_limits<std::size_t>::max() - rounding) / sizeof(float)) {
+    if (size > (std::numeric_limits<std::size_t>::max() - huge_page) / sizeof(float)) {
       throw Error(ErrorCode::size_overflow, "a map has more elements than fit in memory",
                   "use smaller tiles");
     }

@@ -22,6 +22,7 @@
 #include "histo/error.h"
 #include "histo/fused_head.h"
 #include "histo/model.h"
+#include "histo/tile_queue.h"
 #include "model_file.h"
 #include "sanitizers.h"
 
@@ -271,5 +272,25 @@ TEST_CASE("what is not a model is refused before memory for it is allocated") {
   CHECK(largest < std::size_t{4} << 20U);
 }
 #endif
+
+TEST_CASE("memory runs out while a tile is submitted to a queue") {
+  const auto infer = [](auto, TileShape shape, std::span<float> logits) {
+    std::fill_n(logits.begin(), shape.batch, 7.0F);
+  };
+  histo::TileQueue queue(infer, 1, 1, {.max_batch = 1, .capacity = 2});
+  const std::vector<std::uint8_t> tile(3);
+  fail_each_allocation([] {}, [&] { CHECK(queue.submit(tile, 1, 1).logits.get() == std::vector<float>{7}); });
+  // No place was lost, and every tile that was submitted has its answer.
+  queue.drain();
+  CHECK(queue.submit(tile, 1, 1).logits.get() == std::vector<float>{7});
+  queue.drain();
+  CHECK(queue.stats().submitted == queue.stats().answered);
+  CHECK(queue.stats().failed + queue.stats().cancelled == 0);
+}
+
+TEST_CASE("memory runs out while a queue is made") {
+  const auto infer = [](auto, TileShape, std::span<float>) {};
+  fail_each_allocation([] {}, [&] { const histo::TileQueue queue(infer, 2, 32, {.capacity = 8}); });
+}
 
 }  // namespace

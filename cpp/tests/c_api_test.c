@@ -182,7 +182,7 @@ static void test_engine(const histo_model* model) {
   float* again = allocate(2 * classes * sizeof *again);
   histo_engine* engine = NULL;
   histo_engine* copy = NULL;
-  histo_engine_options options = {sizeof options, 0, NULL, NULL, 0, NULL, NULL};
+  histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;
   histo_engine_info info;
   histo_self_test_result result;
   size_t i;
@@ -584,7 +584,7 @@ static void test_batches(const histo_model* model) {
   enum { tiles = 5 };
   const size_t side = histo_model_tile_size(model);
   const size_t size = side * side * 3;
-  histo_engine_options engine_options = {sizeof engine_options, 2, NULL, NULL, 0, NULL, "direct"};
+  histo_engine_options engine_options = HISTO_ENGINE_OPTIONS_INIT;
   histo_batch_options options = {sizeof options, 2, 1, 0};
   histo_batch_stats stats;
   histo_engine* engine = NULL;
@@ -593,6 +593,8 @@ static void test_batches(const histo_model* model) {
   float* logits = allocate(state.classes * sizeof *logits);
   size_t i;
 
+  engine_options.threads = 2;
+  engine_options.algorithm = "direct";
   stats.struct_size = sizeof stats;
   CHECK(histo_engine_create(model, &engine_options, &engine) == HISTO_OK);
 

@@ -130,7 +130,8 @@ TEST_CASE("thread pool: comes and goes, used or not") {
 
 ErrorCode code_of_starting(unsigned threads) {
   try {
-    const ThreadPool pool(threads);
+    ThreadPool pool(threads);
+    pool.for_each(2, [](std::size_t) {});  // which starts them
   } catch (const Error& error) {
     CHECK(std::string(error.what()).find(std::to_string(threads)) != std::string::npos);
     return error.code();

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "histo/api.h"
+#include "histo/version.h"
 
 namespace histo {
 
@@ -21,5 +22,19 @@ struct BuildConfig {
 /// std::cout << histo::build_config().compiler << '\n';
 /// \endcode
 [[nodiscard]] HISTO_API BuildConfig build_config() noexcept;
+
+/// HISTO_VERSION_NUMBER of the library that runs, which may not be that of the headers.
+[[nodiscard]] HISTO_API int version_number() noexcept;
+
+/// Whether a program that was compiled with the headers of version `headers` can use the library that runs:
+/// it is of the same major version (before 1.0: of the same minor version) and not older.
+///
+/// \param headers  leave the default, which is taken where the program is compiled
+/// \throws Error   unsupported, with both versions
+///
+/// \code
+/// histo::require_version();  // once, at the start of a program that loads a shared library
+/// \endcode
+HISTO_API void require_version(int headers = HISTO_VERSION_NUMBER);
 
 }  // namespace histo

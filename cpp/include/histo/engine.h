@@ -18,6 +18,9 @@
 
 namespace histo {
 
+class CancelFlag;
+class ThreadTeam;
+
 /// Pixels along a side. A crop of this size takes about 4 GB of memory; larger ones are refused.
 inline constexpr std::size_t largest_crop = 8192;
 
@@ -29,13 +32,15 @@ inline constexpr std::size_t largest_crop = 8192;
 /// AlgorithmPolicy::fastest lets layers run by Winograd's algorithm in fp32, in bf16 (with more rounding) and
 /// in int8 (with the same result to the bit). bf16x3 always runs directly, and so do bf16 and int8 on AMX.
 struct EngineOptions {
-  unsigned threads = 0;  ///< that one call uses, the caller's included; 0: usable_cpus()
+  unsigned threads = 0;  ///< that one call uses, the caller's included; 0: the team's, or else usable_cpus()
   Precision precision = Precision::fp32;
   std::optional<Isa> isa = std::nullopt;  ///< none: default_isa()
   std::size_t crop = 0;  ///< side of the centre crop; 0: the model's. Tiles must be at least as large.
                          ///< At most largest_crop
   Profile profile = Profile::throughput;
   AlgorithmPolicy algorithm = AlgorithmPolicy::fastest;
+  std::shared_ptr<ThreadTeam> team = nullptr;  ///< threads that engines share (histo/thread_team.h); null:
+                                               ///< each Engine has its own
 };
 
 /// What an Engine really does.
@@ -107,7 +112,7 @@ struct LayerTime {
   double seconds = 0;                      ///< for the batch that was timed
 };
 
-/// A Model made ready to run: weights packed for the instruction set, threads started.
+/// A Model made ready to run: weights packed for the instruction set.
 ///
 /// **A tile's logits are bit-identical whatever the batch it sits in, its position there and the number of
 /// threads.** They may differ in the last bits between instruction sets and between releases.
@@ -116,8 +121,8 @@ struct LayerTime {
 /// that.
 ///
 /// A call uses the Engine's threads and workspace, so concurrent calls of run() on one Engine are allowed but
-/// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has threads and a
-/// workspace of its own.
+/// take turns. For parallel calls copy the Engine: a copy shares the packed weights and has a workspace of
+/// its own, and threads of its own unless it has a team. Its threads are started by its first run.
 ///
 /// The calling thread's floating-point environment (rounding, flush-to-zero, traps, flags) changes no result,
 /// and is as before when a call returns. In a forked child an Engine runs on the caller's thread alone; where
@@ -135,7 +140,9 @@ class HISTO_API Engine {
  public:
   /// \throws Error  unsupported where the instruction set or the precision is unavailable here, where the
   ///                model has no scales for int8, where the head was folded for the map of another crop, or
-  ///                where the crop is larger than largest_crop; out_of_memory
+  ///                where the crop is larger than largest_crop, or where the system does not start that
+  ///                many threads; invalid_argument where `threads` is not 0 and not those of `team`;
+  ///                out_of_memory
   explicit Engine(Model model, const EngineOptions& options = {});
   Engine(const Engine& other);
   Engine& operator=(const Engine& other);
@@ -148,7 +155,8 @@ class HISTO_API Engine {
   /// \param logits  float32 `(batch, classes)`; every element is written
   /// \throws Error  invalid_argument for a zero extent, a null buffer or a tile smaller than the crop,
   ///                size_mismatch where a buffer is not as long as the shape says, size_overflow where the
-  ///                shape has no size, out_of_memory; `logits` is untouched then
+  ///                shape has no size, unsupported where the system does not start the threads of a copy,
+  ///                out_of_memory; `logits` is untouched then
   void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const;
 
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
@@ -165,6 +173,13 @@ class HISTO_API Engine {
   /// The same for packed tiles, as above. Of a tile with NaN or infinity, any output may be NaN.
   void run(std::span<const std::uint8_t> tiles, TileShape shape, const Outputs& outputs) const;
   void run(std::span<const float> tiles, TileShape shape, const Outputs& outputs) const;
+
+  /// As the first two, but they throw Error (cancelled) before the next layer when `cancel` is set. A run
+  /// that has begun its last layer ends as usual.
+  void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
+           const CancelFlag& cancel) const;
+  void run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
+           const CancelFlag& cancel) const;
 
   /// Runs a black batch, so that the first real one finds memory touched and caches filled.
   /// \throws Error  as run()

@@ -172,6 +172,20 @@ inline constexpr auto name_table<OnError> = std::to_array<Named<OnError>>({
     {OnError::report, "report"},
 });
 
+// --- messages --------------------------------------------------------------------------------------------
+
+/// How much a message of the library matters: see set_log().
+enum class LogLevel : int {
+  info = 0,     ///< what was done, as an engine that was made
+  warning = 1,  ///< what went wrong without an error for the caller, as an exception of a callback
+};
+
+template <>
+inline constexpr auto name_table<LogLevel> = std::to_array<Named<LogLevel>>({
+    {LogLevel::info, "info"},
+    {LogLevel::warning, "warning"},
+});
+
 // --- errors ----------------------------------------------------------------------------------------------
 
 /// What went wrong. The numbers are stable: new codes are appended, and no number is used again.
@@ -185,6 +199,7 @@ enum class ErrorCode : int {
   out_of_memory = 7,     ///< an allocation failed
   cancelled = 8,         ///< the caller asked to stop
   failed = 9,            ///< a callback or a foreign runtime failed; the message is its own
+  busy = 10,             ///< no room at the moment: a queue is full
 };
 
 template <>
@@ -198,6 +213,7 @@ inline constexpr auto name_table<ErrorCode> = std::to_array<Named<ErrorCode>>({
     {ErrorCode::out_of_memory, "out_of_memory"},
     {ErrorCode::cancelled, "cancelled"},
     {ErrorCode::failed, "failed"},
+    {ErrorCode::busy, "busy"},
 });
 
 // --- from a value to its name and back -------------------------------------------------------------------

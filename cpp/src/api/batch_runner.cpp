@@ -7,15 +7,14 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "api/failure.h"
 #include "checks.h"
 #include "histo/error.h"
 #include "platform/platform.h"
@@ -29,36 +28,6 @@ constexpr std::chrono::milliseconds progress_interval(100);
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-// The exception of a callback, as text: the exception object itself may only be valid in its own thread.
-struct Failure {
-  ErrorCode code;
-  std::string message;
-  std::string remedy;  // may be empty
-};
-
-Failure failure(ErrorCode code, std::string_view message, std::string_view remedy = {}) noexcept {
-  try {
-    return {code, std::string(message), std::string(remedy)};
-  } catch (...) {
-    return {ErrorCode::out_of_memory, "out of memory", {}};  // so short that the string needs no allocation
-  }
-}
-
-// The exception that is being handled, as text.
-Failure current_failure() noexcept {
-  try {
-    throw;
-  } catch (const Error& error) {
-    return failure(error.code(), error.message(), error.remedy());
-  } catch (const std::bad_alloc&) {
-    return failure(ErrorCode::out_of_memory, "there is not enough memory", "use a smaller batch");
-  } catch (const std::exception& error) {
-    return failure(ErrorCode::failed, error.what());
-  } catch (...) {
-    return failure(ErrorCode::failed, "unknown exception");
-  }
 }
 
 struct Batch {

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "api/c_call.h"
 #include "histo/batch_runner.h"
 #include "histo/build_config.h"
 #include "histo/cpu.h"
@@ -28,24 +29,20 @@
 #include "histo/self_test.h"
 #include "platform/platform.h"
 
-struct histo_model {
-  histo::Model model;
-};
-
-struct histo_engine {
-  histo::Engine engine;
-};
-
 struct histo_head {
   histo::FusedHead head;
 };
 
 namespace {
 
-using histo::Error;
-using histo::ErrorCode;
+// The last failure of this thread. Arrays, because a message must also be stored where memory has run out.
+constexpr std::size_t longest_message = 1024;
+thread_local char last_error[longest_message + 1] = "";
+thread_local const char* last_remedy = "";  // points into last_error
 
-constexpr histo_status status_of(ErrorCode code) { return static_cast<histo_status>(code); }
+}  // namespace
+
+namespace histo::c_api {
 
 static_assert(status_of(ErrorCode::invalid_argument) == HISTO_INVALID_ARGUMENT);
 static_assert(status_of(ErrorCode::size_mismatch) == HISTO_SIZE_MISMATCH);
@@ -56,17 +53,12 @@ static_assert(status_of(ErrorCode::unsupported) == HISTO_UNSUPPORTED);
 static_assert(status_of(ErrorCode::out_of_memory) == HISTO_OUT_OF_MEMORY);
 static_assert(status_of(ErrorCode::cancelled) == HISTO_CANCELLED);
 static_assert(status_of(ErrorCode::failed) == HISTO_FAILED);
+static_assert(status_of(ErrorCode::busy) == HISTO_BUSY);
 static_assert(static_cast<int>(histo::Layout::nchw) == HISTO_NCHW);
 static_assert(static_cast<int>(histo::Layout::nhwc) == HISTO_NHWC);
-static_assert(histo::name_table<ErrorCode>.size() == 9 && histo::name_table<histo::Layout>.size() == 2,
+static_assert(histo::name_table<ErrorCode>.size() == 10 && histo::name_table<histo::Layout>.size() == 2,
               "c_api.h lists them all");
 
-// The last failure of this thread. Arrays, because a message must also be stored where memory has run out.
-constexpr std::size_t longest_message = 1024;
-thread_local char last_error[longest_message + 1] = "";
-thread_local const char* last_remedy = "";  // points into last_error
-
-// `sentence` ends with `remedy`, which may be empty.
 histo_status fail(histo_status status, std::string_view sentence, std::string_view remedy) noexcept {
   std::size_t size = std::min(sentence.size(), longest_message);
   if (size < sentence.size()) {
@@ -78,44 +70,6 @@ histo_status fail(histo_status status, std::string_view sentence, std::string_vi
   last_error[size] = '\0';
   last_remedy = last_error + std::min(size, sentence.size() - remedy.size());
   return status;
-}
-
-// Runs `body`; no exception leaves this function, nor does pthread_cancel(), which unwinds like one.
-template <typename Body>
-histo_status guarded(const Body& body) noexcept {
-  const histo::CancellationDisabled until_the_end;
-  try {
-    body();
-    return HISTO_OK;
-  } catch (const Error& error) {
-    return fail(status_of(error.code()), error.what(), error.remedy());
-  } catch (const std::bad_alloc&) {
-    return fail(HISTO_OUT_OF_MEMORY, "there is not enough memory; use smaller batches or fewer threads",
-                "use smaller batches or fewer threads");
-  } catch (const std::exception& error) {
-    return fail(HISTO_FAILED, error.what(), {});
-  } catch (...) {
-    return fail(HISTO_FAILED, "unknown exception", {});
-  }
-}
-
-template <typename Pointer>
-void require(Pointer pointer, const char* name) {
-  if (pointer == nullptr) {
-    throw Error(ErrorCode::invalid_argument, std::string(name) + " is a null pointer", "it must not be null");
-  }
-}
-
-// Sets `*handle` to a new handle for what `make` returns, or to null where it throws.
-template <typename Handle, typename Make>
-histo_status make_handle(Handle** handle, const char* name, const Make& make) noexcept {
-  if (handle != nullptr) {
-    *handle = nullptr;
-  }
-  return guarded([&] {
-    require(handle, name);
-    *handle = new Handle{make()};
-  });
 }
 
 // Far more than any structure of any version will take: a size that was never set is refused, and not
@@ -133,50 +87,32 @@ void check_struct_size(const char* name, std::size_t size, std::size_t smallest)
   }
 }
 
-// Copies the caller's options. The caller may have been compiled with an older structure: the fields that it
-// lacks become zero. Or with a newer one: the fields that this library lacks must be zero, because it cannot
-// do what they ask for. `smallest` is the size of the first version.
-template <typename Options>
-Options read_options(const char* name, const Options* given, std::size_t smallest) {
-  Options options{};
-  if (given != nullptr) {
-    const std::size_t size = given->struct_size;
-    check_struct_size(name, size, smallest);
-    const auto* const bytes = reinterpret_cast<const unsigned char*>(given);
-    if (size > sizeof(Options) &&
-        std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; })) {
-      throw Error(ErrorCode::unsupported,
-                  std::string(name) + " sets a field that version " + histo_version() +
-                      " of the library does not know",
-                  "leave it zero, or use a newer library");
-    }
-    std::memcpy(&options, given, std::min(size, sizeof(Options)));
-  }
-  return options;
+EngineOptions engine_options(const histo_engine_options* options) {
+  const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_engine_options, algorithm));
+  EngineOptions result;
+  result.threads = given.threads;
+  result.precision = named("precision", given.precision, result.precision);
+  result.isa = isa_of(given.isa);
+  result.crop = given.crop;
+  result.profile = named("profile", given.profile, result.profile);
+  result.algorithm = named("algorithm", given.algorithm, result.algorithm);
+  result.team = given.team == nullptr ? nullptr : given.team->team;
+  return result;
 }
 
-// Copies a result to the caller, whose structure may be older or newer: a newer caller gets zeros in the
-// fields that this library lacks.
-template <typename Result>
-void write_result(Result* result, const Result& values) {
-  const std::size_t size = result->struct_size;
-  auto* const bytes = reinterpret_cast<unsigned char*>(result);
-  std::memcpy(bytes, &values, std::min(size, sizeof(Result)));
-  if (size > sizeof(Result)) {
-    std::memset(bytes + sizeof(Result), 0, size - sizeof(Result));
-  }
-  result->struct_size = size;
-}
+}  // namespace histo::c_api
 
-// The value that has this name; null means `otherwise`.
-template <typename Value>
-Value named(const char* what, const char* name, Value otherwise) {
-  return name == nullptr ? otherwise : histo::from_name<Value>(what, name);
-}
+namespace {
 
-std::optional<histo::Isa> isa_of(const char* name) {
-  return name == nullptr ? std::nullopt : std::optional(histo::from_name<histo::Isa>("isa", name));
-}
+using histo::Error;
+using histo::ErrorCode;
+using histo::c_api::check_struct_size;
+using histo::c_api::guarded;
+using histo::c_api::isa_of;
+using histo::c_api::make_handle;
+using histo::c_api::read_options;
+using histo::c_api::require;
+using histo::c_api::write_result;
 
 template <typename Tile>
 histo_status run(const histo_engine* engine, const Tile* tiles, std::size_t tiles_size,
@@ -262,9 +198,6 @@ histo::Progress progress_of(histo_progress progress, void* user) {
     return progress(user, &copy) == 0;
   };
 }
-
-// The end of `field`, the last field of the first version of a structure.
-#define HISTO_SIZE_UP_TO(type, field) (offsetof(type, field) + sizeof(type::field))
 
 histo::ImageView view_of(const char* name, const histo_image_view* given) {
   const auto view = read_options(name, given, HISTO_SIZE_UP_TO(histo_image_view, plane_stride));
@@ -401,15 +334,7 @@ histo_status histo_engine_create(const histo_model* model, const histo_engine_op
                                  histo_engine** engine) noexcept {
   return make_handle(engine, "engine", [model, options] {
     require(model, "model");
-    const auto given = read_options("options", options, HISTO_SIZE_UP_TO(histo_engine_options, algorithm));
-    histo::EngineOptions engine_options;
-    engine_options.threads = given.threads;
-    engine_options.precision = named("precision", given.precision, engine_options.precision);
-    engine_options.isa = isa_of(given.isa);
-    engine_options.crop = given.crop;
-    engine_options.profile = named("profile", given.profile, engine_options.profile);
-    engine_options.algorithm = named("algorithm", given.algorithm, engine_options.algorithm);
-    return histo::Engine(model->model, engine_options);
+    return histo::Engine(model->model, histo::c_api::engine_options(options));
   });
 }
 

@@ -8,12 +8,16 @@
 #include <utility>
 #include <vector>
 
+#include "api/log.h"
 #include "checks.h"
 #include "cpu/executor.h"
 #include "cpu/isa_selection.h"
 #include "cpu/normaliser.h"
+#include "histo/cancel_flag.h"
 #include "histo/cpu.h"
 #include "histo/error.h"
+#include "histo/estimate.h"
+#include "histo/thread_team.h"
 #include "plan/backend.h"
 #include "platform/platform.h"
 #include "tiles.h"
@@ -62,6 +66,28 @@ std::shared_ptr<const Program> make_program(Model model, const EngineOptions& op
   return program;
 }
 
+unsigned threads_of(const EngineOptions& options) {
+  if (!options.team) {
+    return options.threads == 0 ? usable_cpus() : options.threads;
+  }
+  if (options.threads != 0 && options.threads != options.team->threads()) {
+    throw Error(ErrorCode::invalid_argument,
+                "threads is " + std::to_string(options.threads) + ", and the team has " +
+                    std::to_string(options.team->threads()),
+                "leave threads 0 where there is a team");
+  }
+  return options.team->threads();
+}
+
+// `options` with the values that defaults stand for, but for the threads.
+const IsaRecord& resolve(const Model& model, EngineOptions& options) {
+  check_options(model, options);
+  const IsaRecord& isa = require_record(options.precision, options.isa ? *options.isa : default_isa());
+  options.isa = isa.isa;
+  options.crop = options.crop == 0 ? model.spec().crop : options.crop;
+  return isa;
+}
+
 }  // namespace
 
 struct Engine::State {
@@ -70,13 +96,15 @@ struct Engine::State {
   std::unique_ptr<Backend> backend;
 
   State(Model model, const EngineOptions& given) : options(given) {
-    check_options(model, given);
-    const IsaRecord& isa = require_record(given.precision, given.isa ? *given.isa : default_isa());
-    options.isa = isa.isa;
-    options.crop = given.crop == 0 ? model.spec().crop : given.crop;
-    options.threads = given.threads == 0 ? usable_cpus() : given.threads;
+    const IsaRecord& isa = resolve(model, options);
+    options.threads = threads_of(given);
     program = make_program(std::move(model), options, isa);
-    backend = std::make_unique<Executor>(program, isa, options.threads);
+    backend = std::make_unique<Executor>(program, isa, options.threads,
+                                         options.team ? options.team->pool_ : nullptr);
+    log(LogLevel::info, [this] {
+      return "engine: " + std::string(name(options.precision)) + " on " + std::string(name(*options.isa)) +
+             ", " + std::to_string(options.threads) + " threads, crop " + std::to_string(options.crop);
+    });
   }
   State(const State& other)
       : options(other.options), program(other.program), backend(other.backend->copy()) {}
@@ -183,6 +211,18 @@ void Engine::run(std::span<const float> tiles, TileShape shape, const Outputs& o
   state().run<FloatTiles>(tiles, shape, outputs);
 }
 
+void Engine::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
+                 const CancelFlag& cancel) const {
+  state().run_for_logits<ByteTiles>(tiles, shape, logits,
+                                    {.stages = nullptr, .times = nullptr, .cancel = &cancel});
+}
+
+void Engine::run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
+                 const CancelFlag& cancel) const {
+  state().run_for_logits<FloatTiles>(tiles, shape, logits,
+                                     {.stages = nullptr, .times = nullptr, .cancel = &cancel});
+}
+
 void Engine::warmup(std::size_t batch) const {
   const State& state = this->state();
   const std::size_t crop = state.options.crop;
@@ -203,7 +243,8 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
   Stage& head = stages.back();
   head.shape = {shape.batch, classes()};
   head.data.resize(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run_for_logits<ByteTiles>(tiles, shape, head.data, {.stages = &stages, .times = nullptr});
+  state().run_for_logits<ByteTiles>(tiles, shape, head.data,
+                                    {.stages = &stages, .times = nullptr, .cancel = nullptr});
   return stages;
 }
 
@@ -212,7 +253,8 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
   check_tiles(tiles, shape, state().options.crop);
   std::vector<LayerTime> times = describe_layers(state().program->network, state().program->plan, classes());
   std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run_for_logits<ByteTiles>(tiles, shape, logits, {.stages = nullptr, .times = &times});
+  state().run_for_logits<ByteTiles>(tiles, shape, logits,
+                                    {.stages = nullptr, .times = &times, .cancel = nullptr});
   return times;
 }
 
@@ -234,5 +276,16 @@ EngineInfo Engine::info() const {
 const Model& Engine::model() const { return state().program->model; }
 
 std::size_t Engine::classes() const { return state().classes(); }
+
+MemoryEstimate estimate(const Model& model, const EngineOptions& given, std::size_t batch) {
+  const FloatEnvironment environment;
+  if (batch == 0) {
+    throw Error(ErrorCode::invalid_argument, "batch is 0", "it must be at least 1");
+  }
+  EngineOptions options = given;
+  const IsaRecord& isa = resolve(model, options);
+  options.threads = threads_of(given);
+  return Executor::estimate(make_program(model, options, isa), isa, options.threads, batch);
+}
 
 }  // namespace histo

@@ -1,9 +1,13 @@
 #include "cpu/executor.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <utility>
 
 #include "cpu/record.h"
+#include "histo/error.h"
+#include "platform/platform.h"
 
 namespace histo {
 namespace {
@@ -12,22 +16,62 @@ kernels::Strides strides_of(const Map& map) {
   return {.column = map.pixel(), .row = map.row(), .image = map.image()};
 }
 
+std::size_t bytes_of(std::span<const std::size_t> buffers) {
+  return std::accumulate(buffers.begin(), buffers.end(), std::size_t{0}) * sizeof(std::uint32_t);
+}
+
+// What whole pages add to buffers.
+std::size_t rounding_bytes(std::span<const std::size_t> buffers) {
+  std::size_t bytes = 0;
+  for (const std::size_t units : buffers) {
+    bytes += in_pages(units * sizeof(std::uint32_t)) - units * sizeof(std::uint32_t);
+  }
+  return bytes;
+}
+
+void check_cancelled(const RunRecord& record) {
+  if (record.cancel != nullptr && record.cancel->cancelled()) {
+    throw Error(ErrorCode::cancelled, "the run was cancelled", "run it again for its logits");
+  }
+}
+
 }  // namespace
 
-Executor::Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads)
-    : threads_(threads),
-      prepared_(std::make_shared<const Prepared>(std::move(program), isa, threads_)),
+Executor::Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads,
+                   std::shared_ptr<ThreadPool> team)
+    : threads_(team ? team : std::make_shared<ThreadPool>(threads)),
+      shares_threads_(team != nullptr),
+      prepared_(std::make_shared<const Prepared>(std::move(program), isa, *threads_)),
       stem_(*prepared_) {}
 
-Executor::Executor(std::shared_ptr<const Prepared> prepared, unsigned threads)
-    : threads_(threads), prepared_(std::move(prepared)), stem_(*prepared_) {}
+Executor::Executor(std::shared_ptr<const Prepared> prepared, std::shared_ptr<ThreadPool> threads,
+                   bool shares_threads)
+    : threads_(std::move(threads)),
+      shares_threads_(shares_threads),
+      prepared_(std::move(prepared)),
+      stem_(*prepared_) {}
 
 std::unique_ptr<Backend> Executor::copy() const {
-  return std::unique_ptr<Backend>(new Executor(prepared_, threads_.threads()));
+  return std::unique_ptr<Backend>(
+      new Executor(prepared_, shares_threads_ ? threads_ : std::make_shared<ThreadPool>(threads_->threads()),
+                   shares_threads_));
+}
+
+MemoryEstimate Executor::estimate(std::shared_ptr<const Program> program, const IsaRecord& isa,
+                                  unsigned threads, std::size_t batch) {
+  const auto unpacked = std::make_shared<const Prepared>(std::move(program), isa);
+  const Executor executor(unpacked, std::make_shared<ThreadPool>(threads), false);
+  const std::size_t images = std::min(batch, unpacked->plan().deep_images);
+  const std::vector<std::size_t> of_weights = unpacked->buffers(), of_workspace = executor.buffers(images);
+  return {.model_bytes = unpacked->program->model.size_bytes(),
+          .weight_bytes = unpacked->weight_bytes(),
+          .workspace_bytes = bytes_of(of_workspace),
+          .thread_bytes = executor.scratch_for(images).of_thread * sizeof(std::uint32_t),
+          .huge_page_bytes = rounding_bytes(of_weights) + rounding_bytes(of_workspace)};
 }
 
 Backend::Info Executor::info() const {
-  return {.threads = threads_.threads(),
+  return {.threads = threads_->threads(),
           .weight_bytes = prepared_->weight_bytes(),
           .workspace_bytes = workspace_bytes_};
 }
@@ -41,7 +85,7 @@ std::uint32_t* Executor::pixels(Workspace& workspace, std::size_t map, std::size
 
 WinogradTasks Executor::tasks_of(const Step& step, std::size_t count) const {
   return winograd_tasks(step, prepared_->plan().maps[step.output], count, prepared_->kernels_of(step).block,
-                        threads_.threads());
+                        threads_->threads());
 }
 
 // The division into tasks, and with it the scratch, depends on the number of images, but not monotonically.
@@ -61,6 +105,20 @@ Executor::Scratch Executor::scratch_for(std::size_t images) const {
   return scratch;
 }
 
+std::size_t Executor::map_units(const Map& map, std::size_t images) const {
+  return (map.deep ? images : std::min(images, prepared_->plan().shallow_images)) * map.image();
+}
+
+std::vector<std::size_t> Executor::buffers(std::size_t images) const {
+  const Scratch scratch = scratch_for(images);
+  std::vector<std::size_t> units(threads_->threads(), scratch.of_thread);
+  units.push_back(scratch.shared);
+  for (const Map& map : prepared_->plan().maps) {
+    units.push_back(map_units(map, images));
+  }
+  return units;
+}
+
 void Executor::reserve(Workspace& workspace, std::size_t count) {
   const Plan& plan = prepared_->plan();
   const std::size_t wanted = std::min(count, plan.deep_images);
@@ -70,17 +128,15 @@ void Executor::reserve(Workspace& workspace, std::size_t count) {
   const Scratch scratch = scratch_for(wanted);
   // The old buffers are freed first: if an allocation fails, the Engine can still run a smaller batch.
   workspace = Workspace();
-  std::size_t units = 0;
   for (const Map& map : plan.maps) {
-    workspace.maps.emplace_back((map.deep ? wanted : std::min(wanted, plan.shallow_images)) * map.image());
-    units += workspace.maps.back().size();
+    workspace.maps.emplace_back(map_units(map, wanted));
   }
   workspace.not_finite = std::vector<std::atomic<bool>>(wanted);
   workspace.shared_scratch = AlignedBuffer(scratch.shared);
-  for (unsigned i = 0; i < threads_.threads(); ++i) {
+  for (unsigned i = 0; i < threads_->threads(); ++i) {
     workspace.private_scratch.emplace_back(scratch.of_thread);
   }
-  workspace_bytes_ = (units + scratch.shared + threads_.threads() * scratch.of_thread) * sizeof(float);
+  workspace_bytes_ = bytes_of(buffers(wanted));
   workspace.images = wanted;
 }
 
@@ -115,6 +171,7 @@ void Executor::run_images(Workspace& workspace, const Tiles& tiles, Range images
   }
   for (std::size_t first = 0; first < count; first += plan.shallow_images) {
     const std::size_t n = std::min(plan.shallow_images, count - first);
+    check_cancelled(record);
     {
       const Timer timer(record, 0);
       run_stem(workspace, tiles, images.begin + first, first, n);
@@ -153,6 +210,7 @@ void Executor::run_steps(Workspace& workspace, Range steps, std::size_t first, s
                          const RunRecord& record) {
   const Plan& plan = prepared_->plan();
   for (std::size_t i = steps.begin; i < steps.end; ++i) {
+    check_cancelled(record);
     {
       const Timer timer(record, i + 1);
       run_step(workspace, i, first, count);
@@ -215,7 +273,7 @@ void Executor::run_direct(Workspace& workspace, const Step& step, const PackedLa
       .weight = packed.weight.units(),
       .epilogue = epilogue};
   const DirectTasks tasks =
-      direct_tasks(count * epilogue.height * epilogue.width, packed.blocks, threads_.threads());
+      direct_tasks(count * epilogue.height * epilogue.width, packed.blocks, threads_->threads());
   for_each(tasks.count(), [&](std::size_t task, std::size_t) {
     const std::size_t block = tasks.block(task);
     kernels.direct(conv, tasks.range(task), {block, block + 1});
@@ -248,7 +306,7 @@ void Executor::run_winograd(Workspace& workspace, const Step& step, const Packed
     return;
   }
   std::uint32_t* const transformed = workspace.shared_scratch.units();
-  const std::size_t few = ceil_div(t.tiles, 4 * threads_.threads());
+  const std::size_t few = ceil_div(t.tiles, 4 * threads_->threads());
   for_each(ceil_div(t.tiles, few), [&](std::size_t i, std::size_t) {
     kernel.input(w, {i * few, std::min((i + 1) * few, t.tiles)}, transformed + i * few * t.units, t.plane);
   });
@@ -264,7 +322,7 @@ void Executor::run_winograd(Workspace& workspace, const Step& step, const Packed
 void Executor::run_head(Workspace& workspace, Range images) {
   const Map& features = prepared_->plan().maps[prepared_->plan().features];
   const std::size_t count = images.end - images.begin;
-  const std::size_t part = ceil_div(count, threads_.threads());
+  const std::size_t part = ceil_div(count, threads_->threads());
   for_each(ceil_div(count, part), [&](std::size_t task, std::size_t) {
     const std::size_t first = task * part;
     const std::size_t n = std::min(part, count - first);

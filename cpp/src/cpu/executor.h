@@ -14,6 +14,7 @@
 #include "cpu/results.h"
 #include "cpu/stem.h"
 #include "cpu/thread_pool.h"
+#include "histo/estimate.h"
 #include "plan/backend.h"
 #include "platform/exclusive.h"
 
@@ -21,7 +22,13 @@ namespace histo {
 
 class Executor final : public Backend {
  public:
-  Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads);
+  // `team`: threads that others use, too, also the copies of this; null for `threads` of its own.
+  Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads,
+           std::shared_ptr<ThreadPool> team);
+
+  // Of an executor that has run `batch` images. Packs no weights and starts no thread.
+  [[nodiscard]] static MemoryEstimate estimate(std::shared_ptr<const Program> program, const IsaRecord& isa,
+                                               unsigned threads, std::size_t batch);
 
   [[nodiscard]] std::unique_ptr<Backend> copy() const override;
   void run(const ByteTiles& tiles, const Outputs& outputs, const RunRecord& record) override;
@@ -29,7 +36,8 @@ class Executor final : public Backend {
   [[nodiscard]] Info info() const override;
 
  private:
-  Executor(std::shared_ptr<const Prepared> prepared, unsigned threads);
+  Executor(std::shared_ptr<const Prepared> prepared, std::shared_ptr<ThreadPool> threads,
+           bool shares_threads);
 
   // What a run works in. Only one does at a time.
   struct Workspace {
@@ -71,12 +79,14 @@ class Executor final : public Backend {
     std::size_t of_thread, shared;  // units
   };
   [[nodiscard]] Scratch scratch_for(std::size_t images) const;
+  [[nodiscard]] std::size_t map_units(const Map& map, std::size_t images) const;
+  [[nodiscard]] std::vector<std::size_t> buffers(std::size_t images) const;  // units of a workspace's
 
   // body(task, slot) for all tasks; slot, less than the number of threads, is never in use twice at a time.
   template <typename Body>
   void for_each(std::size_t tasks, const Body& body) {
     std::atomic<std::size_t> next{0};
-    threads_.for_each(std::min<std::size_t>(tasks, threads_.threads()), [&](std::size_t slot) {
+    threads_->for_each(std::min<std::size_t>(tasks, threads_->threads()), [&](std::size_t slot) {
       for (std::size_t i = next.fetch_add(1, std::memory_order_relaxed); i < tasks;
            i = next.fetch_add(1, std::memory_order_relaxed)) {
         body(i, slot);
@@ -84,7 +94,8 @@ class Executor final : public Backend {
     });
   }
 
-  ThreadPool threads_;  // before `prepared_`, which packs its weights on them
+  std::shared_ptr<ThreadPool> threads_;  // before `prepared_`, which packs its weights on them
+  bool shares_threads_;                  // with copies of this
   std::shared_ptr<const Prepared> prepared_;
   Stem stem_;
 

@@ -1,6 +1,7 @@
 // Weights in the order in which the kernels read them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -29,6 +30,11 @@ struct Packing {
 
   // Units of the packed weights of one block.
   [[nodiscard]] std::size_t block_units() const;
+
+  // Units of the buffers of a PackedLayer: of all blocks, of the bias and of the scales.
+  [[nodiscard]] std::array<std::size_t, 3> buffers() const {
+    return {blocks() * block_units(), blocks() * block, precision == Precision::int8 ? blocks() * block : 0};
+  }
 
   // Writes all units of the output channels [index * block, (index + 1) * block), for kernels::Conv or
   // kernels::Winograd; zeros for channels that the layer does not have.

@@ -1,5 +1,8 @@
 #include "cpu/prepared.h"
 
+#include <algorithm>
+#include <iterator>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -31,31 +34,41 @@ Packing stem_packing(const Program& program, const kernels::KernelSet& kernels) 
   return {program.network.stem, Algorithm::direct, precision, stem.block, stem.pair};
 }
 
-Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, ThreadPool& threads)
-    : program(std::move(given)),
-      kernels(*isa.kernels),
-      head(make_head(program->model, isa.isa)),
-      map_outputs(stored_head(program->model), isa.isa),
-      normaliser(program->model.spec(), plan().crop) {
+std::vector<Packing> Prepared::packings() const {
   std::vector<Packing> packings{stem_packing(*program, kernels)};
   for (const Step& step : plan().steps) {
     const kernels::ConvKernels& of_step = kernels_of(step);
     packings.push_back({*step.layer, step.algorithm, step.precision, of_step.block, of_step.pair});
   }
-  layers = pack(packings, threads);
+  return packings;
+}
+
+Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa)
+    : program(std::move(given)),
+      kernels(*isa.kernels),
+      head(make_head(program->model, isa.isa)),
+      map_outputs(stored_head(program->model), isa.isa),
+      normaliser(program->model.spec(), plan().crop) {}
+
+Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, ThreadPool& threads)
+    : Prepared(std::move(given), isa) {
+  layers = pack(packings(), threads);
   stem = std::move(layers.front());
   layers.erase(layers.begin());
 }
 
-std::size_t Prepared::weight_bytes() const {
-  const auto size = [](const PackedLayer& layer) {
-    return layer.weight.size() + layer.bias.size() + layer.scale.size();
-  };
-  std::size_t floats = size(stem) + program->model.tensor("head.linear.weight").data.size() + head.classes();
-  for (const PackedLayer& layer : layers) {
-    floats += size(layer);
+std::vector<std::size_t> Prepared::buffers() const {
+  std::vector<std::size_t> units;
+  for (const Packing& packing : packings()) {
+    std::ranges::copy(packing.buffers(), std::back_inserter(units));
   }
-  return floats * sizeof(float);
+  return units;
+}
+
+std::size_t Prepared::weight_bytes() const {
+  const std::vector<std::size_t> packed = buffers();
+  const std::size_t of_head = program->model.tensor("head.linear.weight").data.size() + head.classes();
+  return std::accumulate(packed.begin(), packed.end(), of_head) * sizeof(float);
 }
 
 }  // namespace histo

@@ -26,6 +26,9 @@ struct Prepared {
   PackedLayer stem;
   std::vector<PackedLayer> layers;  // of the plan's steps
 
+  // Without packed weights, for an estimate.
+  Prepared(std::shared_ptr<const Program> program, const IsaRecord& isa);
+
   // Packs on all `threads`.
   Prepared(std::shared_ptr<const Program> program, const IsaRecord& isa, ThreadPool& threads);
 
@@ -37,7 +40,13 @@ struct Prepared {
     return *kernels.stem[plan().stem_precision];
   }
 
-  // Of the packed layers, and of the head as it is stored.
+  // How the weights of the stem and of each step are packed.
+  [[nodiscard]] std::vector<Packing> packings() const;
+
+  // Units of the buffers of packed weights, packed yet or not.
+  [[nodiscard]] std::vector<std::size_t> buffers() const;
+
+  // Of these, and of the head as it is stored.
   [[nodiscard]] std::size_t weight_bytes() const;
 };
 

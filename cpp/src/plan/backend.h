@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "histo/cancel_flag.h"
 #include "histo/engine.h"
 #include "histo/model.h"
 #include "model/network.h"
@@ -25,12 +26,13 @@ struct Program {
   Program& operator=(const Program&) = delete;
 };
 
-// What a run leaves behind besides its outputs, for callers who ask. Entries of `stages` have four extents
-// and are appended to, the head's excepted; entries of `times` are those of the layers, and their seconds
-// grow.
+// What a run leaves behind besides its outputs, for callers who ask, and what may stop it: then it throws
+// Error (cancelled) between two steps. Entries of `stages` have four extents and are appended to, the head's
+// excepted; entries of `times` are those of the layers, and their seconds grow.
 struct RunRecord {
   std::vector<Stage>* stages = nullptr;
   std::vector<LayerTime>* times = nullptr;
+  const CancelFlag* cancel = nullptr;
 };
 
 // A program made ready to run. Concurrent calls of run() are allowed and may take turns.
@@ -50,7 +52,7 @@ class Backend {
   [[nodiscard]] virtual std::unique_ptr<Backend> copy() const = 0;
 
   // As Engine::run(), which they implement: arguments have been checked, nothing is left to fail but
-  // allocations.
+  // allocations and threads.
   virtual void run(const ByteTiles& tiles, const Outputs& outputs, const RunRecord& record) = 0;
   virtual void run(const FloatTiles& tiles, const Outputs& outputs, const RunRecord& record) = 0;
 

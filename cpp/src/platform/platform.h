@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace histo {
 
@@ -58,6 +59,14 @@ using Pages = std::unique_ptr<void, FreePages>;
 // Memory that begins on a page, with undefined contents. From 2 MiB on it asks for huge pages where the
 // system has them. Null where memory is exhausted, or would be for so many; `bytes` must be at least 1.
 [[nodiscard]] Pages allocate_pages(std::size_t bytes);
+
+inline constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
+
+// What allocate_pages() takes for so many: whole pages, huge ones where it asks for them. Saturates.
+[[nodiscard]] constexpr std::size_t in_pages(std::size_t bytes) noexcept {
+  const std::size_t page = bytes >= huge_page ? huge_page : small_page;
+  return bytes > SIZE_MAX - page ? SIZE_MAX / page * page : (bytes + page - 1) / page * page;
+}
 
 // --- the calling thread ----------------------------------------------------------------------------------
 
@@ -120,7 +129,25 @@ class SignalsBlocked {
   [[maybe_unused]] alignas(16) unsigned char before_[mask_bytes];  // a sigset_t
 };
 
+// As long as this lives, the thread may run on `cpus` alone, and so may, for good, the threads that it
+// starts. Without `cpus` it does nothing.
+class ThreadAffinity {
+ public:
+  // Throws Error: invalid_argument where this thread may not run on one of them, unsupported where the system
+  // has no such affinity (all but Linux).
+  explicit ThreadAffinity(std::span<const unsigned> cpus);
+  ThreadAffinity(const ThreadAffinity&) = delete;
+  ThreadAffinity& operator=(const ThreadAffinity&) = delete;
+  ~ThreadAffinity();
+
+ private:
+  [[maybe_unused]] std::vector<unsigned> before_;
+};
+
 // --- threads ---------------------------------------------------------------------------------------------
+
+// What debuggers and tools such as top call this thread. Linux shows 15 bytes of it.
+void name_this_thread(const std::string& name) noexcept;
 
 // Sleeps until `value` is no longer `old`; it may return too early. Whoever changes it calls wake_*()
 // afterwards. Not std::atomic's own wait(): on Windows, that of libstdc++ 12 compares and sleeps in two

@@ -12,6 +12,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "histo/error.h"
 #include "platform/cgroup.h"
@@ -124,16 +125,14 @@ std::filesystem::path path_from_utf8(std::string_view text) { return text; }
 void FreePages::operator()(void* pages) const noexcept { std::free(pages); }
 
 Pages allocate_pages(std::size_t bytes) {
-  constexpr std::size_t small_page = 4096, huge_page = std::size_t{1} << 21U;
-  if (bytes > SIZE_MAX - huge_page) {  // which would wrap below
+  if (bytes > SIZE_MAX - huge_page) {  // which in_pages() cannot round up
     return nullptr;
   }
-  const std::size_t page = bytes >= huge_page ? huge_page : small_page;
-  const std::size_t rounded = (bytes + page - 1) / page * page;
-  Pages pages(std::aligned_alloc(page, rounded));
+  const bool huge = bytes >= huge_page;
+  Pages pages(std::aligned_alloc(huge ? huge_page : small_page, in_pages(bytes)));
 #ifdef __linux__
-  if (pages != nullptr && page == huge_page) {
-    madvise(pages.get(), rounded, MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
+  if (pages != nullptr && huge) {
+    madvise(pages.get(), in_pages(bytes), MADV_HUGEPAGE);  // a hint: where it is refused, only speed is lost
   }
 #endif
   return pages;
@@ -187,6 +186,106 @@ SignalsBlocked::~SignalsBlocked() {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
+#ifdef __linux__
+
+namespace {
+
+// A mask of as many CPUs as the kernel has: it refuses one that is smaller than its own, which may be larger
+// than cpu_set_t's 1024.
+struct CpuMask {
+  int cpus;
+  cpu_set_t* set;
+
+  explicit CpuMask(int count) : cpus(count), set(CPU_ALLOC(static_cast<std::size_t>(count))) {
+    if (set != nullptr) {
+      CPU_ZERO_S(bytes(), set);
+    }
+  }
+  CpuMask(const CpuMask&) = delete;
+  CpuMask& operator=(const CpuMask&) = delete;
+  ~CpuMask() { CPU_FREE(set); }
+
+  [[nodiscard]] std::size_t bytes() const { return CPU_ALLOC_SIZE(static_cast<std::size_t>(cpus)); }
+};
+
+constexpr int most_cpus = 1 << 20;
+
+// The CPUs that this thread may run on; none where the system does not tell.
+std::vector<unsigned> allowed_cpus() {
+  std::vector<unsigned> allowed;
+  for (int cpus = CPU_SETSIZE; cpus <= most_cpus && allowed.empty(); cpus *= 2) {
+    const CpuMask mask(cpus);
+    if (mask.set == nullptr || sched_getaffinity(0, mask.bytes(), mask.set) != 0) {
+      continue;
+    }
+    for (unsigned cpu = 0; cpu < 8 * mask.bytes(); ++cpu) {
+      if (CPU_ISSET_S(cpu, mask.bytes(), mask.set)) {
+        allowed.push_back(cpu);
+      }
+    }
+  }
+  return allowed;
+}
+
+bool allow_cpus(std::span<const unsigned> cpus) {
+  const CpuMask mask(static_cast<int>(std::ranges::max(cpus)) + 1);
+  if (mask.set == nullptr) {
+    return false;
+  }
+  for (const unsigned cpu : cpus) {
+    CPU_SET_S(cpu, mask.bytes(), mask.set);
+  }
+  return sched_setaffinity(0, mask.bytes(), mask.set) == 0;
+}
+
+}  // namespace
+
+ThreadAffinity::ThreadAffinity(std::span<const unsigned> cpus) {
+  if (cpus.empty()) {
+    return;
+  }
+  const std::vector<unsigned> allowed = allowed_cpus();
+  const auto forbidden =
+      std::ranges::find_if(cpus, [&](unsigned cpu) { return !std::ranges::binary_search(allowed, cpu); });
+  if (forbidden != cpus.end() || !allow_cpus(cpus)) {
+    throw Error(ErrorCode::invalid_argument,
+                "this thread may not run on CPU " +
+                    std::to_string(forbidden != cpus.end() ? *forbidden : cpus.front()),
+                "name CPUs of its affinity mask (taskset -p, cpuset.cpus)");
+  }
+  before_ = allowed;
+}
+
+ThreadAffinity::~ThreadAffinity() {
+  if (!before_.empty()) {
+    static_cast<void>(allow_cpus(before_));
+  }
+}
+
+#else
+
+ThreadAffinity::ThreadAffinity(std::span<const unsigned> cpus) {
+  if (!cpus.empty()) {
+    throw Error(ErrorCode::unsupported, "threads cannot be bound to CPUs on this system", "leave cpus empty");
+  }
+}
+ThreadAffinity::~ThreadAffinity() = default;
+
+#endif
+
+void name_this_thread(const std::string& name) noexcept {
+#ifdef __linux__
+  constexpr std::size_t longest = 15;
+  char shown[longest + 1] = "";
+  name.copy(shown, longest);
+  pthread_setname_np(pthread_self(), shown);
+#elif defined(__APPLE__)
+  pthread_setname_np(name.c_str());
+#else
+  static_cast<void>(name);
+#endif
+}
+
 // --- the process -----------------------------------------------------------------------------------------
 
 unsigned long process_id() noexcept { return static_cast<unsigned long>(getpid()); }
@@ -198,18 +297,8 @@ std::optional<std::string> environment_variable(const char* name) {
 
 unsigned cpus_in_affinity_mask() {
 #ifdef __linux__
-  // The kernel refuses a mask that is smaller than its own, which may be larger than cpu_set_t's 1024 CPUs.
-  for (int cpus = CPU_SETSIZE; cpus <= 1 << 20; cpus *= 2) {
-    cpu_set_t* mask = CPU_ALLOC(static_cast<std::size_t>(cpus));
-    if (mask == nullptr) {
-      break;
-    }
-    const std::size_t bytes = CPU_ALLOC_SIZE(static_cast<std::size_t>(cpus));
-    const int count = sched_getaffinity(0, bytes, mask) == 0 ? CPU_COUNT_S(bytes, mask) : 0;
-    CPU_FREE(mask);
-    if (count > 0) {
-      return static_cast<unsigned>(count);
-    }
+  if (const std::size_t allowed = allowed_cpus().size(); allowed > 0) {
+    return static_cast<unsigned>(allowed);
   }
 #endif
   return std::max(1U, std::thread::hardware_concurrency());  // 0 where it is not known

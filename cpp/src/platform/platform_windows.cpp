@@ -162,6 +162,26 @@ CancellationDisabled::~CancellationDisabled() = default;
 SignalsBlocked::SignalsBlocked() noexcept : before_{} {}
 SignalsBlocked::~SignalsBlocked() = default;
 
+ThreadAffinity::ThreadAffinity(std::span<const unsigned> cpus) {
+  if (!cpus.empty()) {
+    throw Error(ErrorCode::unsupported, "threads cannot be bound to CPUs on this system", "leave cpus empty");
+  }
+}
+ThreadAffinity::~ThreadAffinity() = default;
+
+// Windows has names since version 10, so the function is looked for.
+void name_this_thread(const std::string& name) noexcept {
+  using SetDescription = HRESULT(WINAPI*)(HANDLE, PCWSTR);
+  const auto function = reinterpret_cast<SetDescription>(
+      reinterpret_cast<void*>(GetProcAddress(GetModuleHandleW(L"kernel32.dll"), "SetThreadDescription")));
+  if (function != nullptr) {
+    try {
+      function(GetCurrentThread(), path_from_utf8(name).c_str());
+    } catch (...) {  // a name that is not UTF-8, or no memory for it: the thread stays without
+    }
+  }
+}
+
 // --- the process -----------------------------------------------------------------------------------------
 
 unsigned long process_id() noexcept { return GetCurrentProcessId(); }
