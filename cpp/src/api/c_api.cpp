@@ -110,6 +110,7 @@ using histo::c_api::check_struct_size;
 using histo::c_api::guarded;
 using histo::c_api::isa_of;
 using histo::c_api::make_handle;
+using histo::c_api::named;
 using histo::c_api::read_options;
 using histo::c_api::require;
 using histo::c_api::write_result;
