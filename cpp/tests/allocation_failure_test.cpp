@@ -222,8 +222,8 @@ TEST_CASE("what is not a model is refused before memory for it is allocated") {
 #endif
 
 TEST_CASE("memory runs out while a tile is submitted to a queue") {
-  const auto infer = [](auto, TileShape shape, std::span<float> logits) {
-    std::fill_n(logits.begin(), shape.batch, 7.0F);
+  const auto infer = [](auto, TileShape given, std::span<float> logits) {
+    std::fill_n(logits.begin(), given.batch, 7.0F);
   };
   histo::TileQueue queue(infer, 1, 1, {.max_batch = 1, .capacity = 2});
   const std::vector<std::uint8_t> tile(3);
