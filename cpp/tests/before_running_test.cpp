@@ -34,7 +34,8 @@
 #include "sanitizers.h"
 #include "under_emulation.h"
 
-#ifndef _WIN32
+#ifdef __GLIBC__
+#include <malloc.h>
 #include <unistd.h>
 #endif
 
@@ -140,9 +141,10 @@ std::vector<EngineOptions> options_to_estimate() {
   return all;
 }
 
-#if defined(__linux__) && !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER  // which keep what was freed
-// Of this process, as the system counts.
+#if defined(__GLIBC__) && !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER  // which keep what was freed
+// Of this process, as the system counts, without what was freed and would be used again.
 double resident_bytes() {
+  malloc_trim(0);
   std::size_t total = 0, resident = 0;
   std::ifstream("/proc/self/statm") >> total >> resident;
   return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE));
