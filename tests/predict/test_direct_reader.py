@@ -86,7 +86,7 @@ def assert_same(direct: Slide, other: Slide) -> None:
         other.bounds,
         other.vendor,
     )
-    corners = np.array([(x, y) for y in range(-61, HEIGHT + 40, 90) for x in range(-50, WIDTH + 30, 64)])
+    corners = np.array([(x, y) for y in range(-61, HEIGHT + 40, 190) for x in range(-50, WIDTH + 30, 128)])
     for size, pixels in (((75, 75), 75), ((150, 150), 75), ((297, 301), 75), ((40, 41), 75)):
         found = direct.tiles(corners, size, pixels)
         np.testing.assert_array_equal(found, other.tiles(corners, size, pixels))
@@ -117,7 +117,6 @@ KINDS: dict[str, tuple[Encode, dict[str, Any]]] = {
     "deflate": (lambda tile: zlib.compress(tile.tobytes()), DEFLATE),
     "deflate of differences": (differences, DEFLATE | {"further": {317: (SHORT, [2])}}),
     "BigTIFF": (jpeg(), YCBCR | {"bigtiff": True}),
-    "big-endian": (jpeg(), YCBCR | {"byteorder": ">"}),
     "OME-TIFF": (jpeg(), YCBCR | {"description": '<?xml version="1.0"?><OME><Image/></OME>'}),
 }
 
@@ -154,7 +153,7 @@ def test_any_tile_size(side: int, tmp_path: Path) -> None:
 def test_a_real_slide() -> None:
     slide, other = open_slide(REAL), open_slide(REAL, "openslide")
     assert slide.reader == "direct", slide.why
-    corners = np.array([(x, y) for y in range(-22, 2967, 128) for x in range(-22, 2220, 128)])
+    corners = np.array([(x, y) for y in range(-22, 2967, 397) for x in range(-22, 2220, 256)])
     for size in ((150, 150), (298, 298)):
         np.testing.assert_array_equal(slide.tiles(corners, size, 150), other.tiles(corners, size, 150))
     np.testing.assert_array_equal(slide.overview((16, 16))[0], other.overview((16, 16))[0])
@@ -195,7 +194,7 @@ def test_other_layouts_go_to_openslide_with_the_reason(tmp_path: Path) -> None:
     ycbcr = write(tmp_path / "a.svs", jpeg2000, compression=33003, description=APERIO)
     for path, reason in (
         (planes, "as arrangement of its channels"),
-        (grey, "bits per channel"),
+        (grey, "has 1 channels"),
         (ycbcr, "is compressed with JPEG 2000 in YCbCr"),
     ):
         slide = open_slide(path)
@@ -280,7 +279,7 @@ def test_a_damaged_tile_is_named_and_the_others_are_read(kind: str, tmp_path: Pa
     [("TileOffsets", 0xFFFFFFF0), ("TileByteCounts", 0xFFFFFFF0), ("TileOffsets", 0), ("TileByteCounts", 3)],
 )
 def test_places_outside_of_the_file_are_damage_of_one_tile(name: str, value: int, tmp_path: Path) -> None:
-    path = made(tmp_path / "a.tif")
+    path = write(tmp_path / "a.tif", jpeg(), pyramid((1, 4)), **YCBCR)  # OpenSlide reads the last level completely
     patch(path, name, 8, value)
     slide = open_slide(path)
     assert slide.reader == "direct", slide.why

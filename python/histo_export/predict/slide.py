@@ -146,9 +146,7 @@ class Slide(ABC):
         """
         return np.stack([self.tile(x, y, size, pixels, resample) for x, y in corners.tolist()])
 
-    def overview(
-        self, downsample: Pair, map_all: MapAll = map
-    ) -> tuple[Pixels, Pair]:
+    def overview(self, downsample: Pair, map_all: MapAll = map) -> tuple[Pixels, Pair]:
         """A small image of the slide, averaged block by block from the coarsest level that is fine enough.
 
         Args:

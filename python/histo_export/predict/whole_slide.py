@@ -6,7 +6,7 @@ import csv
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from histo_export.errors import HistoError
 from histo_export.predict.grid import Floats, Grid, Integers, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
-from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
+from histo_export.predict.pictures import Areas, Background, class_colours, heat_map, tissue_picture
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import NO_SCALE, MapAll, Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
@@ -53,6 +53,7 @@ class SlidePrediction:
         facts: further plain values for summary.json.
         geojson_origin: x and y, in pixels of level 0, of the point that is (0, 0) in tiles.geojson.
         warnings: sentences about what may make the result worse than it looks.
+        drawn_tissue: tissue.png, if it has been drawn before.
     """
 
     classes: tuple[str, ...]
@@ -68,6 +69,7 @@ class SlidePrediction:
     facts: dict[str, Any]
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    drawn_tissue: Future[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
@@ -87,9 +89,12 @@ class SlidePrediction:
             self._write_csv(file)
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:
             self._write_geojson(file)
-        save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
+        drawn = self.drawn_tissue
+        picture = drawn.result() if drawn else tissue_picture(self.background, self.grid, self.tissue)
+        (folder / "tissue.png").write_bytes(picture)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
-        save_heat_map(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas)
+        picture = heat_map(self.background, self.grid, self.tissue, self.probabilities, areas)
+        (folder / "heatmap.png").write_bytes(picture)
         (folder / "summary.json").write_text(dump_json(self.summary(), indent=2) + "\n", encoding="utf-8")
 
     def summary(self) -> dict[str, Any]:
@@ -118,31 +123,29 @@ class SlidePrediction:
 
     def _write_geojson(self, file: TextIO) -> None:
         """Writes a FeatureCollection of polygons as QuPath 0.4 and later read them."""
+        names = [dump_json(f"prob_{name}") for name in self.classes]
         colours = [[round(255 * part) for part in colour] for colour in class_colours(len(self.classes))]
+        classes = [
+            dump_json({"objectType": "tile", "classification": {"name": name, "color": colour}})[:-1]
+            for name, colour in zip(self.classes, colours, strict=True)
+        ]
         chosen = self.probabilities.argmax(1).tolist()
         width, height = self.grid.size
+        x_of, y_of = self.geojson_origin
         file.write('{"type": "FeatureCollection", "features": [')
-        for i, (x, y) in enumerate(zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)):
-            left, top = x - self.geojson_origin[0], y - self.geojson_origin[1]
+        places = zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)
+        for i, ((x, y), row) in enumerate(zip(places, self.probabilities, strict=True)):
+            left, top = x - x_of, y - y_of
             right, bottom = left + width, top + height
-            feature = {
-                "type": "Feature",
-                # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
-                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")),
-                "geometry": {
-                    "type": "Polygon",
-                    "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]],
-                },
-                "properties": {
-                    "objectType": "tile",
-                    "classification": {"name": self.classes[chosen[i]], "color": colours[chosen[i]]},
-                    "measurements": {
-                        f"prob_{name}": round(float(p), 7)
-                        for name, p in zip(self.classes, self.probabilities[i], strict=True)
-                    },
-                },
-            }
-            file.write(("\n" if i == 0 else ",\n") + dump_json(feature))
+            # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
+            name = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")
+            values = ", ".join([f"{key}: {round(p, 7)!r}" for key, p in zip(names, row.tolist(), strict=True)])
+            # Text, because json takes three times as long for what is the same in each feature.
+            file.write(
+                f'{"," if i else ""}\n{{"type": "Feature", "id": "{name}", "geometry": {{"type": "Polygon", '
+                f'"coordinates": [[[{left}, {top}], [{right}, {top}], [{right}, {bottom}], [{left}, {bottom}], '
+                f'[{left}, {top}]]]}}, "properties": {classes[chosen[i]]}, "measurements": {{{values}}}}}}}'
+            )
         file.write("\n]}\n")
 
 
@@ -221,6 +224,10 @@ class PreparedSlide:
     def close(self) -> None:
         """Closes the slide."""
         self.slide.close()
+
+    def tissue_picture(self) -> bytes:
+        """The content of tissue.png."""
+        return tissue_picture(self.background, self.grid, self.tissue)
 
     @property
     def level(self) -> int:
@@ -302,9 +309,7 @@ def prepare_slide(slide: Slide, spec: ModelSpec, settings: SlideSettings, map_al
             slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
         )
     seconds = time.perf_counter() - start
-    return PreparedSlide(
-        slide, spec, settings, mpp, layout, grid, cells, tissue, background, tuple(warnings), seconds
-    )
+    return PreparedSlide(slide, spec, settings, mpp, layout, grid, cells, tissue, background, tuple(warnings), seconds)
 
 
 def predict_slide(

@@ -11,7 +11,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +198,7 @@ class Worker:
                     yield self._do(unit, self._shard, unit, progress)
                     continue
                 predicted: list[SlidePrediction] = []
-                done = self._do(unit, self._tiles, prepared, predicted, progress)
+                done = self._do(unit, self._tiles, prepared, predicted, progress, pools)
                 if done.failure is None:
                     yield from pools.written(wait=True)
                     pools.write(self._write, done, predicted[0])
@@ -215,9 +215,7 @@ class Worker:
             failure = failure_of(error, unit.item)
         return WorkDone(unit, tiles, seconds, self.runtime.executed, failure, reader)
 
-    def _prepared(
-        self, units: Iterable[Work], pools: _Pools
-    ) -> Iterator[tuple[Work, Future[PreparedSlide] | None]]:
+    def _prepared(self, units: Iterable[Work], pools: _Pools) -> Iterator[tuple[Work, Future[PreparedSlide] | None]]:
         """The units in order, slides with what is prepared of them; the next one begins before this one is given."""
         rest = iter(units)
         ahead: deque[tuple[Work, Future[PreparedSlide] | None]] = deque()
@@ -252,11 +250,16 @@ class Worker:
             raise
 
     def _tiles(
-        self, preparing: Future[PreparedSlide], predicted: list[SlidePrediction], progress: Progress
+        self,
+        preparing: Future[PreparedSlide],
+        predicted: list[SlidePrediction],
+        progress: Progress,
+        pools: _Pools,
     ) -> tuple[int, StageSeconds, str]:
         prepared = preparing.result()
+        drawn = pools.draw(prepared)
         prediction = prepared.run(self.loop, progress)
-        predicted.append(prediction)
+        predicted.append(replace(prediction, drawn_tissue=drawn))
         return len(prediction.grid), prediction.seconds, prepared.slide.chosen
 
     def _write(self, done: WorkDone, prediction: SlidePrediction) -> WorkDone:
@@ -302,6 +305,10 @@ class _Pools:
     def write(self, function: Callable[[WorkDone, SlidePrediction], WorkDone], *arguments: Any) -> None:
         """Begins to write a result."""
         self._written.append(self._writing.submit(function, *arguments))
+
+    def draw(self, prepared: PreparedSlide) -> Future[bytes]:
+        """Begins to draw the tissue, which does not need the tiles."""
+        return self._writing.submit(prepared.tissue_picture)
 
     def written(self, wait: bool = False) -> Iterator[WorkDone]:
         """The outcomes of what has been written."""

@@ -70,7 +70,8 @@ def read_tables(path: Path, vendor: str, levels: Sequence[Level]) -> list[TileTa
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = LAYOUTS[vendor](tiff)
-            if [page.shape[:2] for page in pages] != [(level.height, level.width) for level in levels]:
+            sizes = [(page.imagewidth, page.imagelength) for page in pages]
+            if sizes != [(level.width, level.height) for level in levels]:
                 raise Unproven("has other levels than OpenSlide finds")
             tables = [_table(page, vendor) for page in pages]
     except Unproven:
@@ -110,8 +111,8 @@ def _pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 def _table(page: tifffile.TiffPage, vendor: str) -> TileTable:
     tags = page.tags
     fixed = {
-        "BitsPerSample": ((8, 8, 8), "bits per channel"),
         "SamplesPerPixel": (3, "channels"),
+        "BitsPerSample": ((8, 8, 8), "bits per channel"),
         "PlanarConfiguration": (1, "as arrangement of its channels"),
         "SampleFormat": (1, "as format of its numbers"),
         "Orientation": (1, "as orientation"),
