@@ -1,4 +1,4 @@
-"""`histo predict` on slides: reading directly and by OpenSlide, the share of time that is inference, many slides, memory.
+"""`histo predict` on slides: reading directly and by OpenSlide, the share of inference in the time, memory.
 
 python benchmarks/slides.py BUNDLE SLIDE                    # everything but memory; half an hour on two cores
 python benchmarks/slides.py BUNDLE SLIDE reading --rounds 9   # one part
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from histo_export.statistics import compare, summarise
 out = Console(width=120, highlight=False)
 log = Console(stderr=True, highlight=False)
 STUB = Path(__file__).parents[1] / "tests" / "stub_model.py"
+
+STAGES = ("prepare", "read", "wait", "write")
 
 Seconds = dict[str, list[float]]
 
@@ -69,32 +72,33 @@ def print_table(title: str, seconds: Seconds, tiles: int, further: Mapping[str, 
 
 
 def reading_part(args: argparse.Namespace, home: Path) -> None:
+    """Slides are opened anew each time, so that no reader finds tiles that it has decoded before."""
     for path, size in ((args.slide, 150), (args.slide, 300), (home / "pyramid.tif", 150)):
-        slides = {"openslide": open_slide(path, "openslide"), "direct": open_slide(path, "direct")}
-        if size > 150:
-            slides["direct, dct"] = open_slide(path, "direct", shrinks=True)
-        width, height = (min(5000, side) - size for side in (slides["direct"].width, slides["direct"].height))
+        slide = open_slide(path)
+        width, height = (min(5000, side) - size for side in (slide.width, slide.height))
+        slide.close()
         step = size * 128 // 150
         corners = np.array([(x, y) for y in range(0, height, step) for x in range(0, width, step)])
         found: dict[str, Any] = {}
-
-        def read(
-            name: str, slides: Any = slides, corners: Any = corners, size: int = size, found: Any = found
-        ) -> float:
-            """Seconds of CPU, which other programs disturb less than those of the clock."""
-            start = time.thread_time()
-            tiles = [slides[name].tiles(corners[i : i + 32], (size, size), 150) for i in range(0, len(corners), 32)]
-            spent = time.thread_time() - start
-            found[name] = np.concatenate(tiles)
-            return spent
-
-        seconds = interleaved({name: lambda name=name: read(name) for name in slides}, args.rounds)
+        names = ("openslide", "direct", *(["direct, dct"] if size > 150 else []))
+        rows = {name: partial(read_tiles, name, path, corners, size, found) for name in names}
+        seconds = interleaved(rows, args.rounds)
         if not np.array_equal(found["openslide"], found["direct"]):
             raise SystemExit(f"{path}: the readers have other pixels")
         title = f"Reading {len(corners):,} tiles of {size} → 150 pixels of {path.name}, one thread, seconds of CPU"
         print_table(title, seconds, len(corners))
-        for slide in slides.values():
-            slide.close()
+
+
+def read_tiles(name: str, path: Path, corners: Any, size: int, found: dict[str, Any]) -> float:
+    """Seconds of CPU, which other programs disturb less than those of the clock; the tiles go into `found`."""
+    reader, _, how = name.partition(", ")
+    slide = open_slide(path, reader, shrinks=bool(how))  # type: ignore[arg-type]
+    start = time.thread_time()
+    tiles = [slide.tiles(corners[i : i + 32], (size, size), 150) for i in range(0, len(corners), 32)]
+    spent = time.thread_time() - start
+    slide.close()
+    found[name] = np.concatenate(tiles)
+    return spent
 
 
 def command_rows(
