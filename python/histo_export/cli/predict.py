@@ -60,7 +60,12 @@ class RuntimeOptions:
         bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
     ] = False
     resample: Annotated[
-        str, typer.Option(metavar="F", help="Filter for slides and --resize: [b]bilinear[/b] or [b]bicubic[/b].")
+        str,
+        typer.Option(
+            metavar="F",
+            help="Filter for slides and --resize: [b]bilinear[/b] or [b]bicubic[/b]. Slides: also [b]dct[/b], which "
+            "decodes JPEG smaller.",
+        ),
     ] = "bilinear"
 
 
@@ -100,6 +105,14 @@ class SlideOptions:
             metavar="O", help="(0, 0) of tiles.geojson: [b]bounds[/b] of the slide as in QuPath, or [b]level0[/b]."
         ),
     ] = "bounds"
+    reader: Annotated[
+        str,
+        typer.Option(
+            metavar="R",
+            help="[b]direct[/b] is fast, [b]openslide[/b] reads more files; the pixels are the same. [b]auto[/b] takes "
+            "direct where it can.",
+        ),
+    ] = "auto"
 
 
 def predict(
@@ -160,6 +173,8 @@ def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
     if options.precision is not None:
         one_of("--precision", options.precision, PRECISIONS)
     one_of("--device", options.device, ("cpu", "cuda"))
+    if options.resize and options.resample == "dct":
+        raise UsageError("--resample dct", "contradicts --resize, because it is for slides alone", "Leave one out")
     return PredictSettings(
         runtime=options.runtime,
         precision=options.precision,  # type: ignore[arg-type]  # checked above
@@ -168,6 +183,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
         slide=_slide_settings(slide, options.resample),
         batch=options.batch,
         threads=options.threads or usable_cpus(),
+        reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
     )
 
 
@@ -328,13 +344,13 @@ def _print_seconds(outcome: Outcome) -> None:
     """What the stages of the loop took."""
     table = show.table()
     table.add_column("input")
-    for heading in ("tiles", "tiles/s", "s", "read", "wait", "infer", "write"):
+    for heading in ("tiles", "tiles/s", "s", "prepare", "read", "wait", "infer", "write"):
         table.add_column(heading, justify="right")
     for done in outcome.done:
         spent = done.seconds
-        figures = ["done before"] + [""] * 5
+        figures = ["done before"] + [""] * 6
         if done.run:
-            stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
+            stages = (spent.wall, spent.prepare, spent.read, spent.wait, spent.infer, spent.write)
             figures = [f"{done.run / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
         table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
     show.print_table(table)
@@ -342,6 +358,7 @@ def _print_seconds(outcome: Outcome) -> None:
     total = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
     executed = f" Executed: {escape('; '.join(outcome.executed))}." if outcome.executed else ""
     show.out_console.print(
-        "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
+        "[dim]Seconds of each stage; they overlap, also between slides. read: all reader threads together; wait: the "
+        "runtime had no tile.\n"
         f"{total}Peak memory {outcome.peak_mb:,.0f} MB.{executed}[/dim]\n"
     )

@@ -14,6 +14,12 @@ GridUnit = Literal["seen", "tile"]
 Resample = Literal["bilinear", "bicubic"]
 """PIL's filters, both antialiased."""
 
+SlideResample = Literal["bilinear", "bicubic", "dct"]
+"""For slides. "dct" decodes JPEG at a half, a quarter or an eighth where the model is coarser; the rest is bilinear."""
+
+Reader = Literal["auto", "direct", "openslide"]
+"""What reads slides. "auto" takes "direct" where it is proven to have OpenSlide's pixels."""
+
 GeoJsonOrigin = Literal["bounds", "level0"]
 """The point that is (0, 0) in GeoJSON: the corner of the slide's bounds, as in QuPath, or that of level 0."""
 
@@ -84,7 +90,7 @@ class SlideSettings:
     stride_um: float | None = None
     min_tissue: float = 0.1
     everything: bool = False
-    resample: Resample = "bilinear"
+    resample: SlideResample = "bilinear"
     geojson_origin: GeoJsonOrigin = "bounds"
     tissue: TissueSettings = field(default_factory=TissueSettings)
 
@@ -96,13 +102,13 @@ class SlideSettings:
         if self.mpp is not None:
             _check_range("--mpp", self.mpp, MPP_LIMITS, "µm per pixel", "0.25")
         _check("--grid", self.grid, get_args(GridUnit))
-        _check("--resample", self.resample, get_args(Resample))
+        _check("--resample", self.resample, get_args(SlideResample))
         _check("--geojson-origin", self.geojson_origin, get_args(GeoJsonOrigin))
 
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """How inputs are run. `batch` and `threads` change the speed only, the others may change a result.
+    """How inputs are run. `batch`, `threads` and `reader` change the speed only, the others may change a result.
 
     Attributes:
         runtime: the id of a `runtimes.Variant`, e.g. "native" or "native-int8".
@@ -112,9 +118,10 @@ class PredictSettings:
         slide: how slides are cut.
         batch: tiles per call of the runtime.
         threads: of the runtime; as many others read.
+        reader: what reads slides.
 
     Raises:
-        UsageError: an unknown filter, or an impossible number.
+        UsageError: an unknown filter or reader, or an impossible number.
     """
 
     runtime: str = "native"
@@ -124,8 +131,10 @@ class PredictSettings:
     slide: SlideSettings = field(default_factory=SlideSettings)
     batch: int = 32
     threads: int = 1
+    reader: Reader = "auto"
 
     def __post_init__(self) -> None:
+        _check("--reader", self.reader, get_args(Reader))
         if self.resize is not None:
             _check("--resample", self.resize, get_args(Resample))
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
