@@ -335,6 +335,40 @@ static void test_queue(const histo_model* model) {
   CHECK(given[0].answers == 2 && given[0].status == HISTO_CANCELLED);
 }
 
+struct filler {
+  histo_queue* queue;
+  struct given inner;
+  int called;
+};
+
+/* In the thread of the queue, which runs nothing meanwhile. */
+static void fill_queue(void* user, const histo_answer* answer) {
+  struct filler* mine = user;
+  uint64_t id = 7;
+  CHECK(answer->status == HISTO_OK);
+  CHECK(histo_queue_submit(mine->queue, tiles, TILE, SIDE, SIDE, take_answer, &mine->inner, NULL) ==
+        HISTO_OK);
+  CHECK_FAILS(histo_queue_try_submit(mine->queue, tiles, TILE, SIDE, SIDE, take_answer, &mine->inner, &id),
+              HISTO_BUSY, "full");
+  CHECK_FAILS(histo_queue_submit(mine->queue, tiles, TILE, SIDE, SIDE, take_answer, &mine->inner, &id),
+              HISTO_BUSY, "callback");
+  CHECK_FAILS(histo_queue_drain(mine->queue), HISTO_INVALID_ARGUMENT, "callback");
+  CHECK(id == 7);
+  ++mine->called;
+}
+
+static void test_full_queue(const histo_engine* engine) {
+  histo_queue_options options = HISTO_QUEUE_OPTIONS_INIT;
+  struct filler filler = {NULL, {0, 0, HISTO_OK, 0}, 0};
+  options.capacity = 1;
+  CHECK(histo_queue_create(engine, &options, &filler.queue) == HISTO_OK);
+  CHECK(histo_queue_submit(filler.queue, tiles, TILE, SIDE, SIDE, fill_queue, &filler, NULL) == HISTO_OK);
+  CHECK(histo_queue_drain(filler.queue) == HISTO_OK);
+  CHECK(filler.called == 1);
+  CHECK(filler.inner.answers == 1 && filler.inner.status == HISTO_OK);
+  histo_queue_free(filler.queue);
+}
+
 int main(int argc, char** argv) {
   histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;
   histo_model* model = NULL;
@@ -363,6 +397,7 @@ int main(int argc, char** argv) {
   test_info(argv[1], model);
   test_estimate(model, engine, &options);
   test_cancel(engine);
+  test_full_queue(engine);
   histo_engine_free(engine);
   test_team(model);
   test_queue(model);

@@ -48,8 +48,9 @@ void classify(const std::string& path, std::size_t height, std::size_t width,
     }));
   }
   for (std::size_t i = 0; i < tiles.size(); ++i) {
+    const std::vector<float> logits = answers[i].get();  // throws where the tile failed
     std::printf("%s", tiles[i].c_str());
-    for (const float logit : answers[i].get()) {
+    for (const float logit : logits) {
       std::printf("\t%.9g", static_cast<double>(logit));
     }
     std::printf("\n");
