@@ -143,7 +143,7 @@ def test_the_library_is_that_of_the_package(histo: ctypes.CDLL) -> None:
 
 def test_the_model_describes_itself(histo: ctypes.CDLL, model: c_void_p) -> None:
     names = [histo.histo_model_class_name(model, i) for i in range(histo.histo_model_classes(model))]
-    assert names == [b"TUMOR", b"STROMA", b"COMPLEX", b"LYMPHO", b"DEBRIS", b"MUCOSA"]
+    assert names == [b"TUMOR", b"STROMA", b"ADIPOSE", b"LYMPHO", b"DEBRIS", b"MUCOSA"]
     assert histo.histo_model_class_name(model, len(names)) is None
     assert (histo.histo_model_crop(model), histo.histo_model_tile_size(model)) == (64, 75)
     assert (histo.histo_model_pool(model), histo.histo_model_mpp(model)) == (3, 0.495)

@@ -24,7 +24,7 @@ from histo_export.files import home_path
 
 __all__ = ["TileData", "TileSet", "open_data"]
 
-DEMO_SIZE = (40, 10, 20)
+DEMO_SIZE = (60, 10, 20)
 """Tiles per class in train, val and test of the demo set."""
 
 
@@ -32,7 +32,7 @@ def open_data(
     spec: str | Path,
     *,
     classes: Sequence[str] | None = None,
-    crop: int = 128,
+    crop: int | None = None,
     split: Split | None = None,
     seed: int = 0,
     cache: Path | None = None,
@@ -47,7 +47,7 @@ def open_data(
             Write `./demo` for a folder with the name demo.
         classes: class names in label order; default all of them (kather2016: six of eight). For arrays
             without a list of names they are the names of all labels.
-        crop: side in pixels of the square that the model sees; every tile must hold it.
+        crop: side in pixels of the square that the model sees; every tile must hold it. Default 128, of the demo 56.
         split: (train, val, test) as fractions that sum to at most 1, or as counts per class, for a set
             that is not split yet; default 0.68/0.16/0.16 (kather2016: 425/100/100).
         seed: integer ≥ 0 of that split, or of the demo's tiles.
@@ -60,6 +60,7 @@ def open_data(
         UsageError: an impossible path, class, split or grouping.
         HistoError: data that cannot be used, with every unreadable file named.
     """
+    crop = default_crop(spec) if crop is None else crop
     if crop < 1:
         raise UsageError(f"crop {crop}", "must be at least 1 pixel", "Use --crop 128")
     if seed < 0:
@@ -103,6 +104,13 @@ def open_data(
             "Give a folder of tiles, an array, or a table",
         )
     return opener(path, name=name, classes=classes, crop=crop, split=split, seed=seed, grouping=grouping)
+
+
+def default_crop(spec: str | Path) -> int:
+    """The crop where the user names none: 128 pixels, as in the report, and less for the demo, whose tiles are small."""
+    from histo_export.data.demo import CROP
+
+    return CROP if spec == "demo" else 128
 
 
 def name_of(spec: str | Path) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ADDED_SINCE_0_1_0: Mapping[str, Any] = {
     "keep": "best",
     "balance": False,
-    "settings": {"schedule": "cosine", "ema_decay": 0.999},
+    "settings": {"schedule": "cosine", "zero_residual": False, "ema_decay": 0.999},
     "augmentation": {"random_crop": True, "flips": True, "turns": True, "grey": 0.0},
 }
 """What older checkpoints lack of `TrainConfig.identity`, and the values that their runs had.

@@ -60,6 +60,8 @@ class Recipe:
             training only.
         weight_decay: decoupled from the gradient (Loshchilov and Hutter 2019, arXiv:1711.05101), on
             convolution and linear weights only: batch norm's gains and the biases regularise nothing.
+        zero_residual: the last gain of each residual block starts at zero, so that a network without given weights
+            starts as a shallow one (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
         ema_decay: of the moving average of the weights, which only runs that keep it compute (`TrainConfig.keep`).
     """
 
@@ -77,6 +79,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     label_smoothing: float = 0.0
     weight_decay: float = 0.0
+    zero_residual: bool = False
     ema_decay: float = 0.999
 
     @property
@@ -113,6 +116,16 @@ RECIPES: dict[str, Recipe] = {
         warmup=0.05,
         label_smoothing=0.1,
         weight_decay=0.05,
+    ),
+    # For runs of a few hundred steps, such as those of the demo: what makes the first of them count.
+    "short": Recipe(
+        epochs=8,
+        random_crop=True,
+        flips=True,
+        turns=True,
+        warmup=0.3,
+        schedule="onecycle",
+        zero_residual=True,
     ),
 }
 

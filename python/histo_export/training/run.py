@@ -214,6 +214,8 @@ class _Run:
         """Trains and writes the files of each epoch; returns the trainer, which may still hold a group of processes."""
         torch.manual_seed(derived_seed(self.config.seed))
         net = TileNet.of(self.spec)
+        if self.config.resolved_recipe.zero_residual:
+            net.begin_shallow()
         if self.recorded:
             weights_report = self.recorded["weights_report"]
         else:
