@@ -398,7 +398,7 @@ TEST_CASE("engine: emulated precisions give all outputs, and read all layouts al
                                   .profile = histo::Profile::throughput,
                                   .algorithm = histo::AlgorithmPolicy::direct,
                                   .kernels = histo::algorithm_support(record)});
-    histo::Executor executor(program, record, 1);
+    histo::Executor executor(program, record, 1, nullptr);
     std::vector<histo::Stage> stages(histo::stage_names.size(),
                                      {.name = "", .shape = {0, 0, 0, 0}, .data = {}});
     Everything found(2, model.embedding_size(), 1), again = found;
