@@ -41,7 +41,7 @@ def compiled(prefix: Path, folder: Path) -> Path:
 def seconds(program: Path, model: Path, batch: int, threads: int, rounds: int, calls: int) -> list[list[float]]:
     """Per tile, for each way: one value for each round."""
     command = [str(word) for word in (program, model, batch, threads, rounds, calls)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     ways = [list(way) for way in zip(*([float(x) for x in line.split()] for line in printed.splitlines()), strict=True)]
     assert len(ways) == 3
     return ways
