@@ -84,6 +84,9 @@ class SlideOptions:
     stride: Annotated[
         float | None, typer.Option(metavar="UM", help="From square to square in µm, in place of --overlap.")
     ] = None
+    smooth: Annotated[
+        bool, typer.Option("--smooth", metavar="", help="Heat map of the mean of overlapping squares.")
+    ] = False
     min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a square that must be tissue.")] = 0.1
     tissue_threshold: Annotated[
         int | None,
@@ -180,6 +183,7 @@ def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
         mpp=options.mpp,
         grid=options.grid,  # type: ignore[arg-type]  # these three are checked by the class
         overlap=options.overlap,
+        smooth=options.smooth,
         stride_um=options.stride,
         min_tissue=options.min_tissue,
         everything=options.everything,

@@ -186,7 +186,7 @@ def predict(
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
-            write_record(out, record, [*failed, *earlier])
+            write_record(out, record, [*failed, *earlier], run.results)
     return outcome
 
 
@@ -283,6 +283,11 @@ class _Run:
     def done(self) -> list[Done]:
         """What is complete, in the order of the inputs, whichever ended first."""
         return [each.done for each in self.inputs.values() if each.complete]
+
+    @property
+    def results(self) -> list[str]:
+        """The folders of what is complete, in the same order."""
+        return [name for name, each in self.inputs.items() if each.complete]
 
     @property
     def failures(self) -> list[Failure]:

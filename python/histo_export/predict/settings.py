@@ -73,9 +73,10 @@ class SlideSettings:
         resample: the filter for tiles of another resolution than the model's.
         geojson_origin: the origin of the coordinates in tiles.geojson.
         tissue: how tissue is found.
+        smooth: whether the heat map shows the mean of overlapping squares at each point.
 
     Raises:
-        UsageError: a value is impossible.
+        UsageError: a value is impossible, or `smooth` is set and no square can overlap another one.
     """
 
     mpp: float | None = None
@@ -87,6 +88,7 @@ class SlideSettings:
     resample: Resample = "bilinear"
     geojson_origin: GeoJsonOrigin = "bounds"
     tissue: TissueSettings = field(default_factory=TissueSettings)
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         _check_range("--overlap", self.overlap, (0, 0.95), "", "0.5")
@@ -98,6 +100,8 @@ class SlideSettings:
         _check("--grid", self.grid, get_args(GridUnit))
         _check("--resample", self.resample, get_args(Resample))
         _check("--geojson-origin", self.geojson_origin, get_args(GeoJsonOrigin))
+        if self.smooth and not self.overlap and self.stride_um is None:
+            raise UsageError("--smooth", "is the mean of overlapping squares, and none overlap", "Add --overlap 0.5")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from histo_export.errors import HistoError
+from histo_export.predict.colours import class_colours
 from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
-from histo_export.predict.pictures import Areas, Background, class_colours, save_heat_map, save_tissue
+from histo_export.predict.pages.samples import SampleChoice, Samples, read_samples, seen_part
+from histo_export.predict.pages.slide import SlideView, write_slide_page
+from histo_export.predict.pictures import Areas, Background, save_heat_map, save_tissue
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import NO_SCALE, Pair, Pixels, Slide
 from histo_export.predict.tissue import Tissue, find_tissue
@@ -51,6 +55,9 @@ class SlidePrediction:
         facts: further plain values for summary.json.
         geojson_origin: x and y, in pixels of level 0, of the point that is (0, 0) in tiles.geojson.
         warnings: sentences about what may make the result worse than it looks.
+        cell_mm2: float64 `(n,)`, tissue in the cell of each square.
+        samples: tiles that the result's page shows as pictures.
+        smooth: paint the mean of overlapping squares.
     """
 
     classes: tuple[str, ...]
@@ -61,20 +68,24 @@ class SlidePrediction:
     unanalysed_mm2: float
     tissue: Tissue
     background: Background
+    cell_mm2: npt.NDArray[np.float64]
+    samples: Samples
     seconds: StageSeconds
     name: str
     facts: dict[str, Any]
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    smooth: bool = False
 
     def __repr__(self) -> str:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
 
-    def write(self, folder: str | Path) -> None:
-        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png and summary.json.
+    def write(self, folder: str | Path, *, in_run: bool = False) -> None:
+        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png, summary.json, index.html and thumbnail.jpg.
 
         Args:
             folder: made if it does not exist.
+            in_run: whether the folder above gets the page of a run, to which index.html then leads.
 
         Raises:
             OSError: it can't be written.
@@ -87,8 +98,18 @@ class SlidePrediction:
             self._write_geojson(file)
         save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
-        save_heat_map(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas)
-        (folder / "summary.json").write_text(dump_json(self.summary(), indent=2) + "\n", encoding="utf-8")
+        save_heat_map(
+            *(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas),
+            smooth=self.smooth,
+        )
+        summary = self.summary()
+        write_slide_page(folder, self._view(), summary, in_run=in_run)
+        (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
+
+    def _view(self) -> SlideView:
+        """What the result's page shows."""
+        where = self.background, self.grid, self.tissue
+        return SlideView(*where, self.probabilities, self.cell_mm2, self.samples, self.smooth)
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: plain values, the same in every run."""
@@ -228,8 +249,12 @@ def predict_slide(
             raise result  # a slide that lacks a tile would look as if there were glass
         probabilities[index] = softmax(result)
 
-    corners = ((x, y) for x, y in grid.tile_corners.tolist())
+    places = grid.tile_corners.tolist()
+    corners = ((x, y) for x, y in places)
     seconds = loop.run(corners, read, deliver, lambda done: progress(done, len(grid)))
+    choice = SampleChoice(len(spec.classes))
+    choice.add(np.arange(len(grid)), probabilities)
+    samples = read_samples(choice, lambda index: seen_part(read(places[index]), spec))
     mm2 = mpp[0] * mpp[1] / 1e6
     areas = np.bincount(probabilities.argmax(1), weights=cells, minlength=len(spec.classes)) * mm2
     origin = slide.bounds[:2] if slide.bounds and settings.geojson_origin == "bounds" else (0, 0)
@@ -242,11 +267,14 @@ def predict_slide(
         unanalysed_mm2=max(0.0, tissue.area * mm2 - float(areas.sum())),
         tissue=tissue,
         background=background,
+        cell_mm2=cells * mm2,
+        samples=samples,
         seconds=seconds,
         name=text_of(slide.path.name),
         facts=_facts(slide, mpp, layout, settings, loop.runtime.executed) | {"geojson_origin": list(origin)},
         geojson_origin=origin,
         warnings=warnings,
+        smooth=settings.smooth,
     )
 
 

@@ -180,7 +180,7 @@ class Worker:
             finally:
                 slide.close()
             start = time.perf_counter()
-            prediction.write(folder)
+            prediction.write(folder, in_run=True)
             write_done(folder, work.key, len(prediction.grid), source_of(work.item))
         prediction.seconds.write += time.perf_counter() - start
         prediction.seconds.wall += time.perf_counter() - start
