@@ -16,7 +16,8 @@ from histo_export.strict_json import dump_json
 BASE_STYLE = """
 :root {
   color-scheme: light dark;
-  --ink: #1a1a1a; --paper: #ffffff; --soft: #595959; --panel: #f4f5f7; --line: #8884; --accent: #1f5fa8; --warn: #b35900;
+  --ink: #1a1a1a; --paper: #ffffff; --soft: #595959; --panel: #f4f5f7; --accent: #1f5fa8; --warn: #b35900;
+  --line: #8884;
 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --paper: #1a1a1a; --soft: #b0b0b0; --panel: #26282b; --accent: #8fbcf5; --warn: #f0a35c }

@@ -36,9 +36,10 @@ def check_place(out: Path) -> None:
         raise not_written(out, error) from error
 
 
-def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> None:
-    """UsageError where `inputs` include a slide, and this model or this installation can't do slides at all."""
-    if not any(isinstance(item, SlideInput) for item in inputs):
+def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input], settings: PredictSettings) -> None:
+    """UsageError where `inputs` include a slide, and this model or this installation can't do slides as asked."""
+    slides = sum(isinstance(item, SlideInput) for item in inputs)
+    if not slides:
         return
     if spec.mpp is None:
         again = command_again(bundle, "--mpp", "0.5")
@@ -53,6 +54,10 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
     needs("Reading slides", "slides")
     for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so
         importlib.import_module(f"histo_export.predict.{module}")
+    if settings.slide.coords is not None:
+        from histo_export.predict.coords import check_coords
+
+        check_coords(settings.slide.coords, slides)
 
 
 def check_ray(address: str | None) -> None:

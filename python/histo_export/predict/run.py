@@ -166,7 +166,7 @@ def predict(
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_place(out)
         found = find_inputs(paths, spec.tile_size)
-        check_slides(opened, spec, found.inputs)
+        check_slides(opened, spec, found.inputs, settings)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
@@ -429,6 +429,10 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
         facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
+        if settings.slide.coords is not None:
+            facts.append(_coords_facts(settings.slide.coords, item.path))
+        if settings.tiles_out is not None:
+            facts.append([settings.tiles_out, settings.tiles_format])
     else:
         files = [item.source] if item.rows is not None else item.files
         digest = hashlib.sha256()
@@ -436,6 +440,16 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _coords_facts(coords: str, slide: Path) -> list[int]:
+    """Of the slide's patch file; nothing where there is none, which is reported when the slide is run."""
+    from histo_export.predict.coords import coords_file
+
+    try:
+        return _size_and_time(coords_file(coords, slide))
+    except HistoError:
+        return []
 
 
 def _size_and_time(path: Path) -> list[int]:

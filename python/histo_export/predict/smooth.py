@@ -14,6 +14,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # it needs the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Axis, Grid
 
+MOST_SUMS = 10_000_000
+"""Columns times rows: as many as a grid has at most. Squares at any places may have a column and a row each."""
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -35,7 +38,7 @@ def mean_at(
     top, bottom = _containing(grid.rows, grid.layout.square[1], y)
 
     def sums(values: npt.NDArray[np.float32] | float) -> Floats:
-        """The sum over the used squares that contain each point, by sums over all squares above and left of a corner."""
+        """The sum over the squares that contain each point, by sums over all squares above and left of a corner."""
         table = np.zeros((len(grid.rows.start) + 1, len(grid.columns.start) + 1))
         table[grid.row + 1, grid.column + 1] = values
         table = table.cumsum(0).cumsum(1)
@@ -60,7 +63,9 @@ def _containing(axis: Axis, side: float, position: Floats) -> tuple[Integers, In
     return first, np.searchsorted(axis.start, position, side="right")
 
 
-def overlapping(grid: Grid) -> bool:
-    """Whether squares may overlap, so that a mean of them differs from the squares."""
+def can_average(grid: Grid) -> bool:
+    """Whether squares may overlap, so that a mean of them differs from the squares, and its sums fit into memory."""
+    if len(grid.rows.start) * len(grid.columns.start) > MOST_SUMS:
+        return False
     sides = zip((grid.columns, grid.rows), grid.layout.square, strict=True)
     return any(bool((np.diff(axis.start) < side * 0.999).any()) for axis, side in sides)

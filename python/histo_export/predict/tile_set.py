@@ -167,8 +167,8 @@ def write_tile_set(
     resize: Resample | None,
     trained_on: TrainedOn | None,
 ) -> list[Failure]:
-    """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, pictures where `Judge` draws some,
-    index.html and thumbnail.jpg.
+    """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, index.html, thumbnail.jpg, and
+    pictures where `Judge` draws some.
 
     Some need an extra, see `files_left_out`.
 

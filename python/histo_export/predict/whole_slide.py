@@ -14,14 +14,18 @@ import numpy.typing as npt
 
 from histo_export.errors import HistoError
 from histo_export.predict.colours import class_colours
+from histo_export.predict.coords import coords_file, patch_grid, read_coords, without_stride
 from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
+from histo_export.predict.ome_tiff import PROBABILITIES, write_probabilities
 from histo_export.predict.pages.samples import SampleChoice, Samples, read_samples, seen_part
 from histo_export.predict.pages.slide import SlideView, write_slide_page
 from histo_export.predict.pictures import Areas, Background, save_heat_map, save_tissue
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import NO_SCALE, Pair, Pixels, Slide
+from histo_export.predict.smooth import can_average
+from histo_export.predict.tile_images import KeepTile
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
@@ -81,7 +85,8 @@ class SlidePrediction:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
 
     def write(self, folder: str | Path, *, in_run: bool = False) -> None:
-        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png, summary.json, index.html and thumbnail.jpg.
+        """Writes tiles.csv, tiles.geojson, probabilities.ome.tiff (unless squares have no common stride), heatmap.png,
+        tissue.png, summary.json, index.html and thumbnail.jpg.
 
         Args:
             folder: made if it does not exist.
@@ -96,6 +101,7 @@ class SlidePrediction:
             self._write_csv(file)
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:
             self._write_geojson(file)
+        write_probabilities(folder / PROBABILITIES, self.grid, self.probabilities, self.classes, self.mpp)
         save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
         save_heat_map(
@@ -103,8 +109,8 @@ class SlidePrediction:
             smooth=self.smooth,
         )
         summary = self.summary()
-        write_slide_page(folder, self._view(), summary, in_run=in_run)
         (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
+        write_slide_page(folder, self._view(), summary, in_run=in_run)
 
     def _view(self) -> SlideView:
         """What the result's page shows."""
@@ -215,6 +221,7 @@ def predict_slide(
     loop: TileLoop,
     settings: SlideSettings,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
+    keep: KeepTile = lambda corner, pixels: None,
 ) -> SlidePrediction:
     """Runs a slide.
 
@@ -223,6 +230,7 @@ def predict_slide(
         loop: what runs its tiles.
         settings: how the slide is cut.
         progress: told the number of tiles done and in all.
+        keep: gets each tile, in one of several threads.
 
     Raises:
         HistoError: no µm per pixel, or an absurd one; no tissue; too many squares; or an unreadable part.
@@ -234,15 +242,16 @@ def predict_slide(
     layout = make_layout(spec, mpp, settings)
     warnings = check_scale(slide, mpp, layout, spec)
     background, tissue = _survey(slide, mpp, settings)
-    grid, cells = make_grid((slide.width, slide.height), layout, settings, tissue)
-    if not len(grid):
-        raise HistoError(
-            slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
-        )
+    grid, cells, of_places = _place_squares(slide, layout, settings, tissue)
     probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
 
     def read(corner: tuple[int, int]) -> Pixels:
         return slide.tile(*corner, layout.tile, spec.tile_size, settings.resample)
+
+    def read_and_keep(corner: tuple[int, int]) -> Pixels:
+        pixels = read(corner)
+        keep(corner, pixels)
+        return pixels
 
     def deliver(index: int, result: Logits | HistoError) -> None:
         if isinstance(result, HistoError):
@@ -251,7 +260,7 @@ def predict_slide(
 
     places = grid.tile_corners.tolist()
     corners = ((x, y) for x, y in places)
-    seconds = loop.run(corners, read, deliver, lambda done: progress(done, len(grid)))
+    seconds = loop.run(corners, read_and_keep, deliver, lambda done: progress(done, len(grid)))
     choice = SampleChoice(len(spec.classes))
     choice.add(np.arange(len(grid)), probabilities)
     samples = read_samples(choice, lambda index: seen_part(read(places[index]), spec))
@@ -273,9 +282,27 @@ def predict_slide(
         name=text_of(slide.path.name),
         facts=_facts(slide, mpp, layout, settings, loop.runtime.executed) | {"geojson_origin": list(origin)},
         geojson_origin=origin,
-        warnings=warnings,
+        warnings=warnings + of_places,
         smooth=settings.smooth,
     )
+
+
+def _place_squares(
+    slide: Slide, layout: Layout, settings: SlideSettings, tissue: Tissue
+) -> tuple[Grid, npt.NDArray[np.float64], tuple[str, ...]]:
+    """The squares, tissue in the cell of each in pixels² of level 0, and warnings; HistoError where there are none."""
+    size = slide.width, slide.height
+    if settings.coords is not None:
+        grid, cells, warnings = patch_grid(size, layout, read_coords(coords_file(settings.coords, slide.path)), tissue)
+    else:
+        (grid, cells), warnings = make_grid(size, layout, settings, tissue), ()
+    if not len(grid):
+        raise HistoError(
+            slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
+        )
+    if settings.smooth and not can_average(grid):
+        raise HistoError(slide.path, "has no squares that overlap, or they have no common rows", "Leave --smooth out")
+    return grid, cells, warnings
 
 
 def _survey(slide: Slide, mpp: Pair, settings: SlideSettings) -> tuple[Background, Tissue]:
@@ -303,7 +330,7 @@ def _facts(slide: Slide, mpp: Pair, layout: Layout, settings: SlideSettings, exe
         um = pixels[0] * mpp[0], pixels[1] * mpp[1]
         return {f"{name}_pixels": [round(each, 3) for each in pixels], f"{name}_um": [round(each, 3) for each in um]}
 
-    return {
+    facts = {
         "slide": text_of(slide.path.name),
         "executed": executed,
         "vendor": slide.vendor,
@@ -319,6 +346,9 @@ def _facts(slide: Slide, mpp: Pair, layout: Layout, settings: SlideSettings, exe
         "resample": settings.resample,
         "csv_origin": [0, 0],
     }
+    if settings.coords is None:
+        return facts
+    return without_stride(facts) | {"coords": text_of(coords_file(settings.coords, slide.path).name)}
 
 
 def _text(mpp: Pair) -> str:

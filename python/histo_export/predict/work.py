@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from histo_export.predict.tile_set import TileResults, predict_tiles
 from histo_export.runtimes import Runtime, Variant, check_installed, open_runtime
 from histo_export.spec import ModelSpec, Precision
 from histo_export.strict_json import dump_json
+
+if TYPE_CHECKING:
+    from histo_export.predict.tile_images import KeepTile
 
 SUMMARY = "summary.json"
 SHARDS = ".shards-"
@@ -176,7 +181,8 @@ class Worker:
         with atomic_folder(work.place(self.out)) as folder:
             slide = open_slide(work.item.path)
             try:
-                prediction = predict_slide(slide, self.loop, self.settings.slide, progress)
+                with self._tiles_kept(work.item) as keep:
+                    prediction = predict_slide(slide, self.loop, self.settings.slide, progress, keep)
             finally:
                 slide.close()
             start = time.perf_counter()
@@ -185,6 +191,14 @@ class Worker:
         prediction.seconds.write += time.perf_counter() - start
         prediction.seconds.wall += time.perf_counter() - start
         return len(prediction.grid), prediction.seconds
+
+    def _tiles_kept(self, item: SlideInput) -> AbstractContextManager[KeepTile]:
+        """Takes the tiles of a slide, and writes them where `--tiles-out` asks for it."""
+        from histo_export.predict.tile_images import tile_images
+
+        if self.settings.tiles_out is None:
+            return nullcontext(lambda corner, pixels: None)
+        return tile_images(Path(self.settings.tiles_out), item.name, self.settings.tiles_format)
 
     def _shard(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
         assert isinstance(work.item, TileSetInput)

@@ -18,7 +18,7 @@ function showTotals() {
 }
 
 function legend(parts, rest, tissue) {
-  const items = parts.map(({ name, colour, amount, share }) =>
+  const items = parts.filter(({ share }) => share > 0).map(({ name, colour, amount, share }) =>
     element("li", {}, swatch(colour), element("span", { className: "name" }, name), ` ${mm2(amount)}, ${percent(share)}`));
   if (rest > 0.0005) items.push(element("li", {}, swatch("transparent"), `not analysed ${mm2(rest * tissue)}, ${percent(rest)}`));
   return element("ul", { className: "legend" }, ...items);

@@ -35,7 +35,9 @@ def write_run_page(
     Raises:
         OSError: it can't be written, or `out` can't be read.
     """
-    write_atomic(out / PAGE, page("run", f"Results: {text_of(out.absolute().name)}", run_data(out, record, names, failures)))
+    write_atomic(
+        out / PAGE, page("run", f"Results: {text_of(out.absolute().name)}", run_data(out, record, names, failures))
+    )
 
 
 def run_data(
@@ -43,7 +45,9 @@ def run_data(
 ) -> dict[str, Any]:
     """The plain values of the page."""
     mine = dict.fromkeys(names)
-    others = sorted(entry.name for entry in os.scandir(out) if entry.name not in mine and not entry.name.startswith("."))
+    others = sorted(
+        entry.name for entry in os.scandir(out) if entry.name not in mine and not entry.name.startswith(".")
+    )
     results = [(name, found) for name in (*mine, *others) if (found := _result(out / name))]
     return {
         "title": text_of(out.absolute().name),
@@ -81,7 +85,12 @@ def _slide(summary: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": int(summary["tiles"]),
         "tissue": tissue,
         "classes": [
-            {"name": name, "colour": colour, "amount": float(facts["area_mm2"]), "share": _share(facts["area_mm2"], tissue)}
+            {
+                "name": name,
+                "colour": colour,
+                "amount": float(facts["area_mm2"]),
+                "share": _share(facts["area_mm2"], tissue),
+            }
             for (name, facts), colour in zip(classes.items(), hex_colours(len(classes)), strict=True)
         ],
         "rest": _share(summary.get("unanalysed_mm2", 0.0), tissue),

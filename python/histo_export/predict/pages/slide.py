@@ -20,15 +20,13 @@ from histo_export.predict.pages.images import base64_of, data_uri, jpeg, reduced
 from histo_export.predict.pages.samples import Sample, Samples
 from histo_export.predict.pages.templates import PAGE, THUMBNAIL, page
 from histo_export.predict.pictures import STRONGEST, WEAKEST, Background, grey_of, paint_cells
-from histo_export.predict.smooth import overlapping
+from histo_export.predict.smooth import can_average
 from histo_export.predict.tissue import Tissue
 
 PICTURE_SIDE, THUMBNAIL_SIDE = 2400, 480
 """Most pixels of the longer side: of the slide in its page, and of its thumbnail with the heat map."""
 STEPS = 65535
 """Of probabilities in the page, which are integers of 16 bits there: more digits than anyone reads on a screen."""
-
-FILES = ("tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ class SlideView:
         cell_mm2: float64 `(n,)`, tissue in the cell of each square in mm².
         samples: tiles to show.
         smooth: whether the heat map is the mean of overlapping squares at first.
-        files: names of the other files of the result.
     """
 
     background: Background
@@ -52,15 +49,14 @@ class SlideView:
     probabilities: npt.NDArray[np.float32]
     cell_mm2: npt.NDArray[np.float64]
     samples: Samples
-    smooth: bool = False
-    files: tuple[str, ...] = FILES
+    smooth: bool
 
 
 def write_slide_page(folder: Path, view: SlideView, summary: Mapping[str, Any], *, in_run: bool) -> None:
     """Writes the page and the thumbnail of a slide.
 
     Args:
-        folder: of the result; exists.
+        folder: of the result. The page links the files in it.
         view: what is shown.
         summary: the content of its summary.json.
         in_run: whether the page of a run lies in the folder above, to which this page then leads back.
@@ -68,7 +64,8 @@ def write_slide_page(folder: Path, view: SlideView, summary: Mapping[str, Any], 
     Raises:
         OSError: they can't be written.
     """
-    data = slide_data(view, summary) | {"home": f"../{PAGE}" if in_run else ""}
+    files = sorted(path.name for path in folder.iterdir())
+    data = slide_data(view, summary) | {"home": f"../{PAGE}" if in_run else "", "files": files}
     (folder / PAGE).write_text(page("slide", view.background.name, data), encoding="utf-8")
     (folder / THUMBNAIL).write_bytes(jpeg(_thumbnail(view)))
 
@@ -83,8 +80,7 @@ def slide_data(view: SlideView, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": background.name,
         "classes": [
-            {"name": name, "colour": colour}
-            for name, colour in zip(classes, hex_colours(len(classes)), strict=True)
+            {"name": name, "colour": colour} for name, colour in zip(classes, hex_colours(len(classes)), strict=True)
         ],
         "strength": [WEAKEST, STRONGEST],
         "picture": {"src": data_uri(background.pixels), "size": [width, height]},
@@ -100,12 +96,11 @@ def slide_data(view: SlideView, summary: Mapping[str, Any]) -> dict[str, Any]:
         "chosen": base64_of(probabilities.argmax(1).astype(np.uint16)),
         "area": base64_of(view.cell_mm2.astype(np.float32)),
         "tissue": base64_of(_runs(view.tissue.at(x[None, :], y[:, None]))),
-        "overlap": overlapping(grid),
+        "overlap": can_average(grid),
         "smooth": view.smooth,
         "surest": [[_tile(sample) for sample in tiles] for tiles in view.samples.surest],
         "leastSure": [_tile(sample) for sample in view.samples.least_sure],
         "summary": summary,
-        "files": list(view.files),
     }
 
 

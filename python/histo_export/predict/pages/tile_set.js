@@ -2,6 +2,11 @@
 
 const { classes, summary } = data;
 
+// The end of a path, which tells one tile from another.
+function endOf(name, most = 14) {
+  return name.length > most ? `…${name.slice(1 - most)}` : name;
+}
+
 function showSample(sample) {
   const { name, colour } = classes[sample.chosen];
   return element("figure", { className: "sample", title: sample.name },
@@ -9,7 +14,7 @@ function showSample(sample) {
     element("figcaption", {},
       element("span", { className: "line" }, swatch(colour), element("span", { className: "name" }, name)),
       element("span", { className: "line" }, percent(sample.probability)),
-      element("span", { className: "line note" }, element("span", { className: "name start" }, sample.name))));
+      element("span", { className: "line note" }, element("span", { className: "name" }, endOf(sample.name)))));
 }
 
 byId("home").href = data.home;
