@@ -119,6 +119,25 @@ def test_a_full_disk_leaves_no_tiles(large_slide_file: Path, tmp_path: Path, mon
     assert not (tmp_path / "tiles").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [
+        ("out", "lies in"),
+        ("out/tiles", "lies in"),
+        ("file", "is a file"),
+        ("file/below", "which is a file"),
+        ("bundle/x", "would put results into the bundle"),
+    ],
+)
+def test_places_that_are_not_for_tiles(large_slide_file: Path, tmp_path: Path, place: str, cause: str) -> None:
+    (tmp_path / "file").touch()
+    with stub_model(tmp_path / "bundle") as bundle:
+        settings = replace(SETTINGS, tiles_out=str(tmp_path / place))
+        with pytest.raises(UsageError, match=f"{cause}.*Choose another --tiles-out"):
+            predict(bundle, [large_slide_file], tmp_path / "out", settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "bundle"}
+
+
 def test_the_option_is_checked(histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, _, err = histo("predict", tmp_path, tmp_path, "--tiles-format", "gif")
     assert (code, "--tiles-format gif: is unknown. Use png or webp" in err) == (2, True)

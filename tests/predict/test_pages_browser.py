@@ -244,8 +244,14 @@ def test_the_slide_by_keyboard(slide: Any, prediction: SlidePrediction) -> None:
 def test_a_picture_of_a_tile_shows_its_place(slide: Any, prediction: SlidePrediction) -> None:
     samples = slide.locator("#least-sure button")
     assert samples.count() == len(prediction.samples.least_sure)
+    slide.click("#in")
+    slide.click("#in")
     samples.nth(1).click()
     assert slide.evaluate("state.tile") == prediction.samples.least_sure[1].index
+    ring, window = (slide.locator(each).bounding_box() for each in ("#ring", "#scroll"))
+    for side, length in (("x", "width"), ("y", "height")):
+        assert window[side] - 3 <= ring[side]
+        assert ring[side] + ring[length] <= window[side] + window[length] + 3
     assert slide.is_visible("#ring.kept")
     assert slide.evaluate("document.activeElement.id") == "frame"
     assert slide.locator("#surest .strip").count() == 3

@@ -193,7 +193,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileIma
         slide=_slide_settings(slide, options.resample),
         batch=options.batch,
         threads=options.threads or usable_cpus(),
-        tiles_out=None if tile_images.tiles_out is None else str(tile_images.tiles_out),
+        tiles_out=None if tile_images.tiles_out is None else str(tile_images.tiles_out.absolute()),
         tiles_format=tile_images.tiles_format,  # type: ignore[arg-type]  # checked by the class
     )
 
@@ -212,7 +212,7 @@ def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
         min_tissue=options.min_tissue,
         everything=options.everything,
         resample=resample,  # type: ignore[arg-type]
-        coords=None if options.coords is None else str(options.coords),
+        coords=None if options.coords is None else str(options.coords.absolute()),
         geojson_origin=options.geojson_origin,  # type: ignore[arg-type]
         tissue=TissueSettings(
             threshold=options.tissue_threshold, closing_um=options.closing, min_area_um2=options.min_area

@@ -117,7 +117,7 @@ class Classifier:
             path: of a format that OpenSlide reads, or a TIFF.
             batch: tiles per call of the runtime.
             **settings: fields of `predict.settings.SlideSettings`: mpp, grid, overlap, stride_um, min_tissue,
-                everything, resample, geojson_origin, tissue.
+                everything, resample, geojson_origin, tissue, smooth, coords.
 
         Returns:
             Grid, probabilities, areas, mask and warnings; `write(folder)` writes what `histo predict` does.

@@ -37,7 +37,7 @@ from histo_export.predict.inputs import (
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.messages import collected_messages
 from histo_export.predict.names import name_inputs
-from histo_export.predict.preconditions import check_place, check_ray, check_slides, open_worker
+from histo_export.predict.preconditions import check_places, check_ray, check_slides, open_worker
 from histo_export.predict.record import FailedRow, earlier_failures, write_record
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import files_left_out, write_tile_set
@@ -164,7 +164,7 @@ def predict(
         check_ray(ray)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
-        check_place(out)
+        check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs, settings)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
