@@ -32,6 +32,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "openslide": "openslide-python",
         "pydicom": "pydicom",
         "scipy": "scipy",
+        "simplejpeg": "simplejpeg",
         "tifffile": "tifffile",
         "matplotlib": "matplotlib",
     },

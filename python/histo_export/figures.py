@@ -6,7 +6,9 @@ Names that come from a user are drawn as `shown` gives them. They may have any c
 from __future__ import annotations
 
 import bisect
+import io
 import math
+import threading
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -378,11 +380,24 @@ def _characters(font_file: str) -> frozenset[int]:
         return frozenset()
 
 
+_drawing = threading.Lock()
+"""Matplotlib's caches of fonts and texts are not safe in two threads."""
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG atomically; HistoError where it can't be written."""
     try:
         with atomic_file(path) as partial:
-            # "tight", because constrained layout forgets the y label of an image with a colour bar.
-            figure.savefig(partial, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+            partial.write_bytes(png_of(figure))
     except OSError as error:
         raise not_written(path, error) from error
+
+
+def png_of(figure: Figure, compression: int = 6) -> bytes:
+    """A figure, as `new_figure` made it, as PNG. Photographs hardly get smaller by more than compression 1."""
+    file = io.BytesIO()
+    options = {"compress_level": compression}
+    with _drawing:
+        # "tight", because constrained layout forgets the y label of an image with a colour bar.
+        figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08, pil_kwargs=options)
+    return file.getvalue()

@@ -107,8 +107,8 @@ def out(prediction: SlidePrediction, tmp_path_factory: pytest.TempPathFactory) -
     )
     small = run(ArraySlide(coloured(260, 400)))
     with pytest.MonkeyPatch.context() as patch:
-        for picture in ("save_heat_map", "save_tissue"):  # which take seconds, and no page shows them
-            patch.setattr(whole_slide, picture, lambda *_, **__: None)
+        for picture in ("heat_map", "tissue_picture"):  # which take seconds, and no page shows them
+            patch.setattr(whole_slide, picture, lambda *_, **__: b"")
         for name, each in (("slide 10", prediction), ("slide 9", small), ("x'&<b>", hostile)):
             with as_result(out, name) as folder:
                 each.write(folder, in_run=True)

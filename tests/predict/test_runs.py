@@ -349,7 +349,7 @@ def test_results_of_a_set_are_printed(histo: Histo, bundle: Path, bad: Path, tmp
     assert [each["summary"]["tiles"] for each in result["inputs"]] == [3, 6]
     assert result["inputs"][1]["summary"]["splits"]["labelled"]["interval"] == [low, high]
     verbose = histo("predict", bundle, labelled, "--out", tmp_path / "out", "--verbose")[1]
-    assert ["input", "tiles", "tiles/s", "s", "read", "wait", "infer", "write"] in [
+    assert ["input", "tiles", "tiles/s", "s", "prepare", "read", "wait", "infer", "write"] in [
         line.split() for line in verbose.splitlines()
     ]
 

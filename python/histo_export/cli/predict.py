@@ -60,7 +60,12 @@ class RuntimeOptions:
         bool, typer.Option("--resize", metavar="", help="Resample tiles of another size than the model's.")
     ] = False
     resample: Annotated[
-        str, typer.Option(metavar="F", help="Filter for slides and --resize: [b]bilinear[/b] or [b]bicubic[/b].")
+        str,
+        typer.Option(
+            metavar="F",
+            help="Filter for slides and --resize: [b]bilinear[/b] or [b]bicubic[/b]. Slides: also [b]dct[/b], which "
+            "decodes JPEG smaller.",
+        ),
     ] = "bilinear"
 
 
@@ -123,6 +128,14 @@ class SlideOptions:
             metavar="O", help="(0, 0) of tiles.geojson: [b]bounds[/b] of the slide as in QuPath, or [b]level0[/b]."
         ),
     ] = "bounds"
+    reader: Annotated[
+        str,
+        typer.Option(
+            metavar="R",
+            help="[b]direct[/b] is fast, [b]openslide[/b] reads more files; the pixels are the same. [b]auto[/b] takes "
+            "direct where it can.",
+        ),
+    ] = "auto"
 
 
 def predict(
@@ -185,6 +198,8 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileIma
     if options.precision is not None:
         one_of("--precision", options.precision, PRECISIONS)
     one_of("--device", options.device, ("cpu", "cuda"))
+    if options.resize and options.resample == "dct":
+        raise UsageError("--resample dct", "contradicts --resize, because it is for slides alone", "Leave one out")
     return PredictSettings(
         runtime=options.runtime,
         precision=options.precision,  # type: ignore[arg-type]  # checked above
@@ -195,6 +210,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileIma
         threads=options.threads or usable_cpus(),
         tiles_out=None if tile_images.tiles_out is None else str(tile_images.tiles_out.absolute()),
         tiles_format=tile_images.tiles_format,  # type: ignore[arg-type]  # checked by the class
+        reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
     )
 
 
@@ -359,13 +375,13 @@ def _print_seconds(outcome: Outcome) -> None:
     """What the stages of the loop took."""
     table = show.table()
     table.add_column("input")
-    for heading in ("tiles", "tiles/s", "s", "read", "wait", "infer", "write"):
+    for heading in ("tiles", "tiles/s", "s", "prepare", "read", "wait", "infer", "write"):
         table.add_column(heading, justify="right")
     for done in outcome.done:
         spent = done.seconds
-        figures = ["done before"] + [""] * 5
+        figures = ["done before"] + [""] * 6
         if done.run:
-            stages = (spent.wall, spent.read, spent.wait, spent.infer, spent.write)
+            stages = (spent.wall, spent.prepare, spent.read, spent.wait, spent.infer, spent.write)
             figures = [f"{done.run / spent.wall:.0f}", *(f"{seconds:.1f}" for seconds in stages)]
         table.add_row(escape(done.name), f"{done.tiles:,}", *figures)
     show.print_table(table)
@@ -373,6 +389,6 @@ def _print_seconds(outcome: Outcome) -> None:
     total = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
     executed = f" Executed: {escape('; '.join(outcome.executed))}." if outcome.executed else ""
     show.out_console.print(
-        "[dim]Seconds of each stage; they overlap. read: all reader threads together; wait: the runtime had no tile.\n"
+        "[dim]Seconds of each stage; they overlap, also with those of other slides. read: all reader threads together; wait: the runtime had no tile.\n"
         f"{total}Peak memory {outcome.peak_mb:,.0f} MB.{executed}[/dim]\n"
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from histo_export._core import usable_cpus
 from histo_export.errors import UsageError
 from histo_export.extras import needs
 from histo_export.predict.loop import TileLoop, softmax
-from histo_export.predict.settings import Resample, SlideSettings
+from histo_export.predict.settings import Reader, Resample, SlideSettings
 from histo_export.predict.tiles import Tile, check_options, is_count, named, path_of, pixels_of
 from histo_export.runtimes import Runtime, one_device
 from histo_export.spec import ModelSpec, Precision
@@ -110,12 +110,15 @@ class Classifier:
         logits = np.concatenate(parts)
         return TilePrediction(self.spec.classes, logits, softmax(logits))
 
-    def predict_slide(self, path: str | Path, *, batch: int = 32, **settings: Any) -> SlidePrediction:
+    def predict_slide(
+        self, path: str | Path, *, batch: int = 32, reader: Reader = "auto", **settings: Any
+    ) -> SlidePrediction:
         """Runs a slide.
 
         Args:
             path: of a format that OpenSlide reads, or a TIFF.
             batch: tiles per call of the runtime.
+            reader: "auto", "direct" or "openslide".
             **settings: fields of `predict.settings.SlideSettings`: mpp, grid, overlap, stride_um, min_tissue,
                 everything, resample, geojson_origin, tissue, smooth, coords.
 
@@ -131,10 +134,14 @@ class Classifier:
         from histo_export.predict.readers import open_slide
         from histo_export.predict.whole_slide import predict_slide
 
-        slide = open_slide(path_of("path", path, "Name the file of a slide"))
+        chosen = SlideSettings(**settings)
+        if reader not in get_args(Reader):
+            raise UsageError(f"reader={reader!r}", "is unknown", f"Choose from {', '.join(get_args(Reader))}")
+        file = path_of("path", path, "Name the file of a slide")
+        slide = open_slide(file, reader, shrinks=chosen.resample == "dct")
         try:
             loop = TileLoop(self.runtime, self.spec, batch=batch, readers=self.threads)
-            return predict_slide(slide, loop, SlideSettings(**settings))
+            return predict_slide(slide, loop, chosen)
         finally:
             slide.close()
 

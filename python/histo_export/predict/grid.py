@@ -26,6 +26,10 @@ Floats = npt.NDArray[np.float64]
 MAX_SQUARES = 10_000_000
 """Of a slide, with tissue or without: a day's work at 100 tiles a second, and about 1 GB of positions."""
 
+BAND = 4096
+"""Pixels of the width of the bands in which a slide is read, in the level that is read. A reader that keeps the file's
+tiles of a few rows of a band decodes each of them once, however wide the slide is."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -147,10 +151,23 @@ class Grid:
 
     @property
     def tile_corners(self) -> Integers:
-        """Where tiles begin: int64 `(n, 2)`, x and y. They may lie outside of the slide."""
-        x = self.columns.start[self.column] - self.layout.offset[0]
-        y = self.rows.start[self.row] - self.layout.offset[1]
+        """`corners_of` all squares."""
+        return self.corners_of(np.arange(len(self)))
+
+    def corners_of(self, squares: Integers) -> Integers:
+        """Where the tiles of these squares begin: int64 `(n, 2)`, x and y. They may lie outside of the slide."""
+        x = self.columns.start[self.column[squares]] - self.layout.offset[0]
+        y = self.rows.start[self.row[squares]] - self.layout.offset[1]
         return np.rint(np.stack([x, y], 1)).astype(np.int64)
+
+    def reading_order(self, downsample: float) -> Integers:
+        """All squares in the order in which they are best read: bands of columns, each row by row. int64 `(n,)`.
+
+        Args:
+            downsample: pixels of level 0 for one of the level that is read.
+        """
+        columns = max(1, int(BAND * downsample / self.layout.stride[0]))
+        return np.lexsort((self.column, self.row, self.column // columns)).astype(np.int64)
 
     def index_at(self, x: Floats, y: Floats) -> Integers:
         """The used square whose cell holds each point, or -1: int64 `(len(y), len(x))` for all pairs of x and y."""

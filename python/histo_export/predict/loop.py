@@ -1,7 +1,8 @@
-"""Tiles through a runtime: read by several threads, inferred in batches, delivered in order, in bounded memory.
+"""Tiles through a runtime: read by several threads, inferred batch by batch, delivered in order, in bounded memory.
 
-The C++ batch loop (`BatchRunner`) infers. Threads read ahead of it, because decoding a tile takes as long as inferring
-it; libjpeg, OpenSlide and the engine all work without the GIL.
+Threads read whole batches ahead of the runtime, because reading a tile can take as long as inferring it; libjpeg,
+OpenSlide and the engine all work without the GIL. Python does something once for a batch and not for each tile: while
+another slide's tables and pictures are written, each thing that Python does waits for the GIL.
 """
 
 from __future__ import annotations
@@ -9,26 +10,28 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from histo_export._core import BatchRunner, TileResult
 from histo_export.errors import HistoError
 from histo_export.runtimes import Runtime
 from histo_export.spec import ModelSpec
 
 Job = TypeVar("Job")
+Place = TypeVar("Place")
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
 
-AHEAD = 64
-"""Decoded tiles that may wait for the batch loop; enough that one slow read does not stop it."""
+AHEAD_TILES = 1024
+"""Tiles that may wait for the runtime; a batch for each reader and one more if these have fewer."""
 
 
 @dataclass
@@ -36,11 +39,12 @@ class StageSeconds:
     """Seconds of each stage. Stages overlap, so that their sum may exceed `wall`.
 
     Attributes:
-        wall: from the first read to the last delivery.
+        wall: from the first read to the last delivery, and those of writing.
         read: of all reader threads together.
-        wait: in which the batch loop had no tile.
+        wait: in which the runtime had no batch.
         infer: in the runtime.
         write: in which results were delivered and written.
+        prepare: in which a slide was opened and its tissue found.
     """
 
     wall: float = 0.0
@@ -48,6 +52,7 @@ class StageSeconds:
     wait: float = 0.0
     infer: float = 0.0
     write: float = 0.0
+    prepare: float = 0.0
 
     def add(self, other: StageSeconds) -> None:
         """Adds the seconds of other tiles."""
@@ -83,7 +88,7 @@ class TileLoop:
         deliver: Callable[[int, Logits | HistoError], None],
         progress: Callable[[int], None] = lambda done: None,
     ) -> StageSeconds:
-        """Reads, infers and delivers every job.
+        """Reads, infers and delivers tiles that may be lost one by one.
 
         Args:
             jobs: what `read` is called with, in order.
@@ -91,7 +96,7 @@ class TileLoop:
                 it raises HistoError, only this tile is lost.
             deliver: called in order with the job's index, and float32 logits `(classes)` or why the tile is
                 lost.
-            progress: called with the number of tiles delivered, at least every 100 ms.
+            progress: called with the number of tiles delivered, after each batch.
 
         Returns:
             The seconds of each stage.
@@ -100,58 +105,104 @@ class TileLoop:
             HistoError: the runtime failed.
             Exception: whatever else `jobs`, `read`, `deliver` or `progress` raise.
         """
+        Outcome = list[HistoError | None]
+
+        def read_all(chunk: tuple[int, Sequence[Job]]) -> tuple[tuple[int, Outcome], Pixels]:
+            tiles, outcomes = [], []
+            for job in chunk[1]:
+                try:
+                    tiles.append(read(job))
+                    outcomes.append(None)
+                except HistoError as error:
+                    outcomes.append(error)
+            side = self.spec.tile_size
+            return (chunk[0], outcomes), np.stack(tiles) if tiles else np.empty((0, side, side, 3), np.uint8)
+
+        def deliver_all(place: tuple[int, Outcome], logits: Logits) -> None:
+            rows = iter(logits)
+            for index, lost in enumerate(place[1], place[0]):
+                deliver(index, next(rows) if lost is None else lost)
+            progress(place[0] + len(place[1]))
+
+        return self.run_batches(_chunks(jobs, self.batch), read_all, deliver_all)
+
+    def run_batches(
+        self,
+        jobs: Iterable[Job],
+        read: Callable[[Job], tuple[Place, Pixels]],
+        deliver: Callable[[Place, Logits], None],
+    ) -> StageSeconds:
+        """Reads, infers and delivers whole batches.
+
+        Args:
+            jobs: what `read` is called with, in order.
+            read: called in one of the reader threads; gives uint8 `(n, side, side, 3)`, n at most `batch`, and what
+                `deliver` is to know of them.
+            deliver: called in order with that, and with float32 logits `(n, classes)`.
+
+        Returns:
+            The seconds of each stage.
+
+        Raises:
+            HistoError: the runtime failed.
+            Exception: whatever else `jobs`, `read` or `deliver` raise.
+        """
         timed = _TimedReader(read)
-        lost: dict[int, HistoError] = {}
-        raised: list[Exception] = []
-
-        def source() -> Generator[Pixels | HistoError]:
-            # The batch loop takes an exception of its source for the loss of one tile, and then for the end.
-            try:
-                for index, tile in enumerate(_read_ahead(pool, timed, jobs)):
-                    if isinstance(tile, HistoError):
-                        lost[index] = tile
-                    yield tile
-            except Exception as error:
-                raised.append(error)
-
-        def receive(result: TileResult) -> None:
-            if result.logits is not None:
-                deliver(result.index, result.logits)
-            elif result.index in lost:
-                deliver(result.index, lost.pop(result.index))
-            else:
-                step = "Try another --runtime or a smaller --batch"
-                raise HistoError(self.runtime.name, f"failed ({result.error})", step)
-
-        classes, side = len(self.spec.classes), self.spec.tile_size
-        runner = BatchRunner(self.runtime.batch_target(), classes, batch=self.batch, on_error="report")
+        seconds = StageSeconds()
         start = time.perf_counter()
-        with ThreadPoolExecutor(self.readers, thread_name_prefix="read") as pool:
-            tiles = source()
-            try:
-                stats = runner.run(tiles, receive, shape=(side, side), progress=lambda stats: progress(stats.tiles))
-            finally:
-                tiles.close()
-        if raised:
-            raise raised[0]
-        wall = time.perf_counter() - start
-        return StageSeconds(wall, timed.seconds, stats.prepare_seconds, stats.infer_seconds, stats.deliver_seconds)
+        ahead = max(self.readers + 1, min(4 * self.readers, AHEAD_TILES // self.batch))
+        with (
+            ThreadPoolExecutor(self.readers, thread_name_prefix="read") as pool,
+            closing(_read_ahead(pool, timed, jobs, ahead)) as batches,
+        ):
+            before = time.perf_counter()
+            for place, tiles in batches:
+                ready = time.perf_counter()
+                logits = self._infer(tiles)
+                inferred = time.perf_counter()
+                deliver(place, logits)
+                seconds.wait += ready - before
+                seconds.infer += inferred - ready
+                before = time.perf_counter()
+                seconds.write += before - inferred
+        seconds.wall, seconds.read = time.perf_counter() - start, timed.seconds
+        return seconds
+
+    def _infer(self, tiles: Pixels) -> Logits:
+        """Float32 `(n, classes)`, also for no tile; HistoError where the runtime fails."""
+        shape = len(tiles), len(self.spec.classes)
+        if not len(tiles):
+            return np.empty(shape, np.float32)
+        try:
+            logits = self.runtime.batch_target().run(tiles)
+            if logits.shape != shape:
+                raise ValueError(f"it gave {logits.shape} for {shape}")
+        except Exception as error:  # runtimes raise errors of many types
+            step = "Try another --runtime or a smaller --batch"
+            raise HistoError(self.runtime.name, f"failed ({type(error).__name__}: {error})", step) from error
+        return logits
 
 
-class _TimedReader(Generic[Job]):
-    """Reads jobs in many threads: returns a HistoError, and adds up the seconds of all threads."""
+def _chunks(jobs: Iterable[Job], size: int) -> Iterator[tuple[int, Sequence[Job]]]:
+    """The jobs in lists of `size`, each with the index of its first one."""
+    rest, first = iter(jobs), 0
+    while chunk := list(islice(rest, size)):
+        yield first, chunk
+        first += len(chunk)
 
-    def __init__(self, read: Callable[[Job], Pixels]) -> None:
+
+class _TimedReader(Generic[Job, Place]):
+    """Reads jobs in many threads, and adds up the seconds of all threads."""
+
+    def __init__(self, read: Callable[[Job], tuple[Place, Pixels]]) -> None:
         self.read = read
         self.seconds = 0.0
         self._lock = threading.Lock()
 
-    def __call__(self, job: Job) -> Pixels | HistoError:
+    def __call__(self, job: Job) -> tuple[Place, Pixels]:
         start = time.perf_counter()
         try:
             return self.read(job)
-        except HistoError as error:
-            return error
         finally:
             spent = time.perf_counter() - start
             with self._lock:
@@ -159,14 +210,14 @@ class _TimedReader(Generic[Job]):
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Job], Pixels | HistoError], jobs: Iterable[Job]
-) -> Iterator[Pixels | HistoError]:
-    """`map(read, jobs)` in the pool, with at most `AHEAD` results waiting; closing it cancels what has not begun."""
-    waiting: deque[Future[Pixels | HistoError]] = deque()
+    pool: ThreadPoolExecutor, read: Callable[[Job], tuple[Place, Pixels]], jobs: Iterable[Job], ahead: int
+) -> Generator[tuple[Place, Pixels]]:
+    """`map(read, jobs)` in the pool, with at most `ahead` results waiting; closing it cancels what has not begun."""
+    waiting: deque[Future[tuple[Place, Pixels]]] = deque()
     try:
         for job in jobs:
             waiting.append(pool.submit(read, job))
-            if len(waiting) >= AHEAD:
+            if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -12,10 +12,11 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.offsetbox import AnchoredText
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
-from histo_export.figures import INK, new_figure, percent_ticks, save_figure, shown
+from histo_export.figures import INK, new_figure, percent_ticks, png_of, save_figure, shown
 from histo_export.predict.colours import class_colours
 from histo_export.predict.smooth import mean_at
 from histo_export.spec import percent
@@ -74,8 +75,7 @@ class Areas:
     unanalysed: float
 
 
-def save_heat_map(
-    path: Path,
+def heat_map(
     background: Background,
     grid: Grid,
     tissue: Tissue,
@@ -83,14 +83,13 @@ def save_heat_map(
     areas: Areas,
     *,
     smooth: bool = False,
-) -> None:
-    """Draws the tissue of each cell in the colour of its class over the slide in grey.
+) -> bytes:
+    """A PNG of the slide in grey, with the tissue of each cell in the colour of its class.
 
     The colour is the stronger, the higher the probability of the class. Tissue in no cell is hatched; glass is not
     painted.
 
     Args:
-        path: the PNG.
         background: the slide.
         grid: its squares.
         tissue: the mask.
@@ -99,10 +98,9 @@ def save_heat_map(
         smooth: see `paint_cells`.
     """
     figure, axes = _canvas(background)
-    grey = grey_of(background)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=background.extent, interpolation="antialiased")
     layer = paint_cells(background, grid, tissue, probabilities, smooth=smooth)
-    axes.imshow(layer, extent=background.extent, interpolation="antialiased")
+    # One image, because matplotlib resamples each one twice.
+    axes.imshow(over_grey(background, layer), extent=background.extent, interpolation="antialiased")
     _crop(axes, background)
     chosen = probabilities.argmax(1)
     colours = class_colours(len(areas.classes))
@@ -118,13 +116,15 @@ def save_heat_map(
     _add_certainty(figure, axes, 1 / len(areas.classes))
     of_what = "tissue by the mean of its squares" if smooth else "tissue by its most probable class"
     axes.set_title(f"{shown(background.name)}: {of_what}", fontsize=10)
-    save_figure(figure, path)
+    return png_of(figure, compression=1)
 
 
-def grey_of(background: Background) -> npt.NDArray[np.float64]:
-    """The slide under a heat map: float64 `(height, width)` of 0 to 255, paler than it is."""
-    grey: npt.NDArray[np.float64] = 255 - PALE * (255 - background.pixels.mean(axis=2))
-    return grey
+def over_grey(background: Background, layer: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """What `paint_cells` gives over the slide in pale grey: uint8 RGB `(height, width, 3)`."""
+    grey = 255 - PALE * (255 - background.pixels.mean(axis=2, keepdims=True, dtype=np.float32))
+    opacity = layer[..., 3:]
+    painted: npt.NDArray[np.uint8] = np.rint(grey * (1 - opacity) + 255 * layer[..., :3] * opacity).astype(np.uint8)
+    return painted
 
 
 def paint_cells(
@@ -193,11 +193,10 @@ def _add_certainty(figure: matplotlib.figure.Figure, axes: Axes, chance: float) 
     bar.ax.tick_params(labelsize=8, length=2)
 
 
-def save_tissue(path: Path, background: Background, grid: Grid, tissue: Tissue) -> None:
-    """Draws the slide with the outline of its tissue, and the squares that were taken.
+def tissue_picture(background: Background, grid: Grid, tissue: Tissue) -> bytes:
+    """A PNG of the slide with the outline of its tissue, and the squares that were taken.
 
     Args:
-        path: the PNG.
         background: the slide.
         grid: its squares.
         tissue: the mask.
@@ -213,15 +212,16 @@ def save_tissue(path: Path, background: Background, grid: Grid, tissue: Tissue) 
         axes.contour(x, y, padded.astype(np.float64), levels=[0.5], colors="#0072B2", linewidths=1.0)
     if len(grid) <= 20_000:  # more outlines would cover the slide in grey
         width, height = grid.layout.square
-        for left, top in zip(grid.columns.start[grid.column], grid.rows.start[grid.row], strict=True):
-            corner, size = (left * mm_x, top * mm_y), (width * mm_x, height * mm_y)
-            axes.add_patch(Rectangle(corner, *size, fill=False, color=INK, linewidth=0.25))
+        corners = np.stack([grid.columns.start[grid.column], grid.rows.start[grid.row]], 1)[:, None]
+        outlines = (corners + np.array([(0, 0), (width, 0), (width, height), (0, height)])) * (mm_x, mm_y)
+        squares = PolyCollection(outlines, facecolors="none", edgecolors=INK, linewidths=0.25)
+        axes.add_collection(squares, autolim=False)
     _crop(axes, background)
     facts = (
         f"{tissue.area * mm_x * mm_y:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} squares"
     )
     axes.set_title(f"{shown(background.name)}: {facts}", fontsize=10)
-    save_figure(figure, path)
+    return png_of(figure, compression=1)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class Done:
         tiles: with a prediction.
         run: tiles that this run did, in `seconds`; an earlier run did the others.
         seconds: of its units added up, although with Ray they run at the same time.
+        reader: what read a slide in this run, and why it did.
         summary: the content of its summary.json.
     """
 
@@ -82,6 +83,7 @@ class Done:
     tiles: int = 0
     run: int = 0
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    reader: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -278,6 +280,7 @@ class _Run:
         self.trained_on = trained_on
         self.inputs = {each.item.name: each for each in inputs}
         self.executed: list[str] = []
+        self.tiles_done: dict[tuple[str, int], int] = {}
 
     @property
     def done(self) -> list[Done]:
@@ -346,23 +349,20 @@ class _Run:
         return units
 
     def do(self, work: Sequence[Work], worker: Worker) -> Iterator[WorkDone]:
-        """Does the units here, one after another, but none of an input that has failed; yields their outcomes."""
-        for unit in work:
-            if not self.inputs[unit.item.name].failed:
-                progress = self._progress_of(unit)
-                progress(0, 0)
-                yield worker(unit, progress)
+        """Does the units here, but none of an input that has failed; yields their outcomes."""
+        return worker.run(work, self._progress_of, lambda unit: self.inputs[unit.item.name].failed)
 
     def _progress_of(self, unit: Work) -> Callable[[int, int], None]:
         """A function that reports the tiles of a unit that are done, and in all (a slide's are known only later)."""
         each = self.inputs[unit.item.name]
         before = each.tiles_before + each.done.run
-        all_before = sum(other.done.run for other in self.inputs.values())
+        place = unit.item.name, unit.first
 
         def progress(done: int, tiles: int) -> None:
             total = len(each.item) if isinstance(each.item, TileSetInput) else tiles
+            self.tiles_done[place] = done
             shown = text_of(each.item.name), each.number, len(self.inputs)
-            self.report(Progress(*shown, before + done, total, all_before + done))
+            self.report(Progress(*shown, before + done, total, sum(self.tiles_done.values())))
 
         return progress
 
@@ -379,6 +379,7 @@ class _Run:
             return
         self._progress_of(unit.work)(unit.tiles, unit.tiles)
         each.done.run += unit.tiles
+        each.done.reader = unit.reader
         each.done.seconds.add(unit.seconds)
         if each.units_left:
             return

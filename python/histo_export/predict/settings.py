@@ -14,6 +14,12 @@ GridUnit = Literal["seen", "tile"]
 Resample = Literal["bilinear", "bicubic"]
 """PIL's filters, both antialiased."""
 
+SlideResample = Literal["bilinear", "bicubic", "dct"]
+"""For slides. "dct" decodes JPEG at a half, a quarter or an eighth where the model is as coarse; the rest is bilinear."""
+
+Reader = Literal["auto", "direct", "openslide"]
+"""What reads slides. "auto" takes "direct" where it is proven to have OpenSlide's pixels."""
+
 GeoJsonOrigin = Literal["bounds", "level0"]
 """The point that is (0, 0) in GeoJSON: the corner of the slide's bounds, as in QuPath, or that of level 0."""
 
@@ -91,7 +97,7 @@ class SlideSettings:
     stride_um: float | None = None
     min_tissue: float = 0.1
     everything: bool = False
-    resample: Resample = "bilinear"
+    resample: SlideResample = "bilinear"
     geojson_origin: GeoJsonOrigin = "bounds"
     tissue: TissueSettings = field(default_factory=TissueSettings)
     smooth: bool = False
@@ -105,7 +111,7 @@ class SlideSettings:
         if self.mpp is not None:
             _check_range("--mpp", self.mpp, MPP_LIMITS, "µm per pixel", "0.25")
         _check("--grid", self.grid, get_args(GridUnit))
-        _check("--resample", self.resample, get_args(Resample))
+        _check("--resample", self.resample, get_args(SlideResample))
         _check("--geojson-origin", self.geojson_origin, get_args(GeoJsonOrigin))
         if self.coords is not None and (self.overlap or self.stride_um is not None or self.everything):
             raise UsageError(
@@ -119,7 +125,7 @@ class SlideSettings:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """How inputs are run. `batch` and `threads` change the speed only, the others may change a result.
+    """How inputs are run. `batch`, `threads` and `reader` change the speed only, the others may change a result.
 
     Attributes:
         runtime: the id of a `runtimes.Variant`, e.g. "native" or "native-int8".
@@ -131,9 +137,10 @@ class PredictSettings:
         threads: of the runtime; as many others read.
         tiles_out: the folder that gets the tiles of slides as pictures, in a folder for each slide; None for none.
         tiles_format: of these pictures, "png" or "webp".
+        reader: what reads slides.
 
     Raises:
-        UsageError: an unknown filter, or an impossible number.
+        UsageError: an unknown filter or reader, or an impossible number.
     """
 
     runtime: str = "native"
@@ -145,8 +152,10 @@ class PredictSettings:
     threads: int = 1
     tiles_out: str | None = None
     tiles_format: TileFormat = "png"
+    reader: Reader = "auto"
 
     def __post_init__(self) -> None:
+        _check("--reader", self.reader, get_args(Reader))
         if self.resize is not None:
             _check("--resample", self.resize, get_args(Resample))
         _check("--tiles-format", self.tiles_format, get_args(TileFormat))

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import csv
+import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import numpy.typing as npt
 
 from histo_export.errors import HistoError
 from histo_export.predict.colours import class_colours
 from histo_export.predict.coords import coords_file, patch_grid, read_coords, without_stride
-from histo_export.predict.grid import Grid, Layout, make_grid, make_layout
+from histo_export.predict.grid import Floats, Grid, Integers, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.ome_tiff import PROBABILITIES, write_probabilities
-from histo_export.predict.pages.samples import SampleChoice, Samples, read_samples, seen_part
+from histo_export.predict.pages.samples import PassingSamples, Samples
 from histo_export.predict.pages.slide import SlideView, write_slide_page
-from histo_export.predict.pictures import Areas, Background, save_heat_map, save_tissue
+from histo_export.predict.pictures import Areas, Background, heat_map, tissue_picture
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
-from histo_export.predict.slide import NO_SCALE, Pair, Pixels, Slide
+from histo_export.predict.slide import NO_SCALE, MapAll, Pair, Pixels, Slide
 from histo_export.predict.smooth import can_average
 from histo_export.predict.tile_images import KeepTile
 from histo_export.predict.tissue import Tissue, find_tissue
@@ -62,6 +63,7 @@ class SlidePrediction:
         cell_mm2: float64 `(n,)`, tissue in the cell of each square.
         samples: tiles that the result's page shows as pictures.
         smooth: paint the mean of overlapping squares.
+        drawn_tissue: tissue.png, if it has been drawn before.
     """
 
     classes: tuple[str, ...]
@@ -72,7 +74,7 @@ class SlidePrediction:
     unanalysed_mm2: float
     tissue: Tissue
     background: Background
-    cell_mm2: npt.NDArray[np.float64]
+    cell_mm2: Floats
     samples: Samples
     seconds: StageSeconds
     name: str
@@ -80,6 +82,7 @@ class SlidePrediction:
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
     smooth: bool = False
+    drawn_tissue: Future[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
@@ -102,12 +105,12 @@ class SlidePrediction:
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:
             self._write_geojson(file)
         write_probabilities(folder / PROBABILITIES, self.grid, self.probabilities, self.classes, self.mpp)
-        save_tissue(folder / "tissue.png", self.background, self.grid, self.tissue)
+        drawn = self.drawn_tissue
+        picture = drawn.result() if drawn else tissue_picture(self.background, self.grid, self.tissue)
+        (folder / "tissue.png").write_bytes(picture)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
-        save_heat_map(
-            *(folder / "heatmap.png", self.background, self.grid, self.tissue, self.probabilities, areas),
-            smooth=self.smooth,
-        )
+        squares = self.background, self.grid, self.tissue, self.probabilities
+        (folder / "heatmap.png").write_bytes(heat_map(*squares, areas, smooth=self.smooth))
         summary = self.summary()
         (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
         write_slide_page(folder, self._view(), summary, in_run=in_run)
@@ -143,31 +146,29 @@ class SlidePrediction:
 
     def _write_geojson(self, file: TextIO) -> None:
         """Writes a FeatureCollection of polygons as QuPath 0.4 and later read them."""
+        names = [dump_json(f"prob_{name}") for name in self.classes]
         colours = [[round(255 * part) for part in colour] for colour in class_colours(len(self.classes))]
+        classes = [
+            dump_json({"objectType": "tile", "classification": {"name": name, "color": colour}})[:-1]
+            for name, colour in zip(self.classes, colours, strict=True)
+        ]
         chosen = self.probabilities.argmax(1).tolist()
         width, height = self.grid.size
+        x_of, y_of = self.geojson_origin
         file.write('{"type": "FeatureCollection", "features": [')
-        for i, (x, y) in enumerate(zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)):
-            left, top = x - self.geojson_origin[0], y - self.geojson_origin[1]
+        places = zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)
+        for i, ((x, y), row) in enumerate(zip(places, self.probabilities, strict=True)):
+            left, top = x - x_of, y - y_of
             right, bottom = left + width, top + height
-            feature = {
-                "type": "Feature",
-                # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
-                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")),
-                "geometry": {
-                    "type": "Polygon",
-                    "coordinates": [[[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]],
-                },
-                "properties": {
-                    "objectType": "tile",
-                    "classification": {"name": self.classes[chosen[i]], "color": colours[chosen[i]]},
-                    "measurements": {
-                        f"prob_{name}": round(float(p), 7)
-                        for name, p in zip(self.classes, self.probabilities[i], strict=True)
-                    },
-                },
-            }
-            file.write(("\n" if i == 0 else ",\n") + dump_json(feature))
+            # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
+            name = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")
+            values = ", ".join([f"{key}: {round(p, 7)!r}" for key, p in zip(names, row.tolist(), strict=True)])
+            # Text, because json takes three times as long for what is the same in each feature.
+            file.write(
+                f'{"," if i else ""}\n{{"type": "Feature", "id": "{name}", "geometry": {{"type": "Polygon", '
+                f'"coordinates": [[[{left}, {top}], [{right}, {top}], [{right}, {bottom}], [{left}, {bottom}], '
+                f'[{left}, {top}]]]}}, "properties": {classes[chosen[i]]}, "measurements": {{{values}}}}}}}'
+            )
         file.write("\n]}\n")
 
 
@@ -216,80 +217,161 @@ def check_scale(slide: Slide, mpp: Pair, layout: Layout, spec: ModelSpec) -> tup
     )
 
 
+@dataclass(frozen=True)
+class PreparedSlide:
+    """A slide whose squares are known, so that only their tiles are left to run.
+
+    Attributes:
+        slide: opened; `close` closes it.
+        spec: of the model.
+        settings: how the slide is cut.
+        mpp: µm per pixel of level 0, in x and y.
+        layout, grid: its squares.
+        cells: float64 `(n,)`, the tissue of each square's cell in pixels² of level 0.
+        tissue, background, warnings: see `SlidePrediction`.
+        seconds: that preparing took.
+    """
+
+    slide: Slide
+    spec: ModelSpec
+    settings: SlideSettings
+    mpp: Pair
+    layout: Layout
+    grid: Grid
+    cells: Floats
+    tissue: Tissue
+    background: Background
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def close(self) -> None:
+        """Closes the slide."""
+        self.slide.close()
+
+    def tissue_picture(self) -> bytes:
+        """The content of tissue.png."""
+        return tissue_picture(self.background, self.grid, self.tissue)
+
+    @property
+    def level(self) -> int:
+        """The level that tiles are read from."""
+        return self.slide.level_for(min(self.layout.tile) / self.spec.tile_size)
+
+    def run(
+        self,
+        loop: TileLoop,
+        progress: Callable[[int, int], None] = lambda done, tiles: None,
+        keep: KeepTile = lambda corner, pixels: None,
+    ) -> SlidePrediction:
+        """Runs the tiles.
+
+        Args:
+            loop: what runs them.
+            progress: told the number of tiles done and in all.
+            keep: gets each tile, in one of several threads.
+
+        Raises:
+            HistoError: a part of the slide can't be read, or the runtime failed.
+        """
+        slide, grid, spec, mpp = self.slide, self.grid, self.spec, self.mpp
+        order = grid.reading_order(slide.levels[self.level].downsample)
+        logits = np.empty((len(grid), len(spec.classes)), np.float32)
+        samples = PassingSamples(spec)
+        done = 0
+
+        def read(first: int) -> tuple[tuple[Integers, Pixels], Pixels]:
+            # A HistoError ends the slide: without one of its tiles it would look as if there were glass.
+            squares = order[first : first + loop.batch]
+            corners = grid.corners_of(squares)
+            tiles = slide.tiles(corners, self.layout.tile, spec.tile_size, self.settings.resample)
+            for corner, pixels in zip(corners.tolist(), tiles, strict=True):
+                keep(corner, pixels)
+            return (squares, tiles), tiles
+
+        def deliver(place: tuple[Integers, Pixels], some: Logits) -> None:
+            nonlocal done
+            squares, tiles = place
+            logits[squares] = some
+            samples.add(squares, softmax(some), tiles)
+            done += len(squares)
+            progress(done, len(grid))
+
+        seconds = loop.run_batches(range(0, len(grid), loop.batch), read, deliver)
+        seconds.prepare = self.seconds
+        probabilities = softmax(logits)
+        mm2 = mpp[0] * mpp[1] / 1e6
+        areas = np.bincount(probabilities.argmax(1), weights=self.cells, minlength=len(spec.classes)) * mm2
+        origin = slide.bounds[:2] if slide.bounds and self.settings.geojson_origin == "bounds" else (0, 0)
+        return SlidePrediction(
+            classes=spec.classes,
+            grid=grid,
+            probabilities=probabilities,
+            mpp=mpp,
+            area_mm2=dict(zip(spec.classes, areas.tolist(), strict=True)),
+            unanalysed_mm2=max(0.0, self.tissue.area * mm2 - float(areas.sum())),
+            tissue=self.tissue,
+            background=self.background,
+            cell_mm2=self.cells * mm2,
+            samples=samples.chosen,
+            seconds=seconds,
+            name=text_of(slide.path.name),
+            facts=_facts(self, loop.runtime.executed) | {"geojson_origin": list(origin)},
+            geojson_origin=origin,
+            warnings=self.warnings,
+            smooth=self.settings.smooth,
+        )
+
+
+def prepare_slide(slide: Slide, spec: ModelSpec, settings: SlideSettings, map_all: MapAll = map) -> PreparedSlide:
+    """Finds the tissue of a slide and its squares.
+
+    Args:
+        slide: opened; it stays open.
+        spec: of the model.
+        settings: how the slide is cut.
+        map_all: see `Slide.overview`.
+
+    Raises:
+        HistoError: no µm per pixel, or an absurd one; no tissue; too many squares; or an unreadable part.
+    """
+    start = time.perf_counter()
+    if spec.mpp is None:
+        raise HistoError("The model", NO_SCALE, "Export it again with --mpp, e.g. --mpp 0.5")
+    mpp = slide_mpp(slide, settings)
+    layout = make_layout(spec, mpp, settings)
+    warnings = (*check_scale(slide, mpp, layout, spec), *_check_dct(slide, settings))
+    background, tissue = _survey(slide, mpp, settings, map_all)
+    grid, cells, of_places = _place_squares(slide, layout, settings, tissue)
+    warnings += of_places
+    seconds = time.perf_counter() - start
+    return PreparedSlide(slide, spec, settings, mpp, layout, grid, cells, tissue, background, tuple(warnings), seconds)
+
+
 def predict_slide(
     slide: Slide,
     loop: TileLoop,
     settings: SlideSettings,
     progress: Callable[[int, int], None] = lambda done, tiles: None,
-    keep: KeepTile = lambda corner, pixels: None,
 ) -> SlidePrediction:
     """Runs a slide.
 
     Args:
-        slide: opened.
+        slide: opened; it stays open.
         loop: what runs its tiles.
         settings: how the slide is cut.
         progress: told the number of tiles done and in all.
-        keep: gets each tile, in one of several threads.
 
     Raises:
-        HistoError: no µm per pixel, or an absurd one; no tissue; too many squares; or an unreadable part.
+        HistoError: as `prepare_slide` and `PreparedSlide.run`.
     """
-    spec = loop.spec
-    if spec.mpp is None:
-        raise HistoError("The model", NO_SCALE, "Export it again with --mpp, e.g. --mpp 0.5")
-    mpp = slide_mpp(slide, settings)
-    layout = make_layout(spec, mpp, settings)
-    warnings = check_scale(slide, mpp, layout, spec)
-    background, tissue = _survey(slide, mpp, settings)
-    grid, cells, of_places = _place_squares(slide, layout, settings, tissue)
-    probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
-
-    def read(corner: tuple[int, int]) -> Pixels:
-        return slide.tile(*corner, layout.tile, spec.tile_size, settings.resample)
-
-    def read_and_keep(corner: tuple[int, int]) -> Pixels:
-        pixels = read(corner)
-        keep(corner, pixels)
-        return pixels
-
-    def deliver(index: int, result: Logits | HistoError) -> None:
-        if isinstance(result, HistoError):
-            raise result  # a slide that lacks a tile would look as if there were glass
-        probabilities[index] = softmax(result)
-
-    places = grid.tile_corners.tolist()
-    corners = ((x, y) for x, y in places)
-    seconds = loop.run(corners, read_and_keep, deliver, lambda done: progress(done, len(grid)))
-    choice = SampleChoice(len(spec.classes))
-    choice.add(np.arange(len(grid)), probabilities)
-    samples = read_samples(choice, lambda index: seen_part(read(places[index]), spec))
-    mm2 = mpp[0] * mpp[1] / 1e6
-    areas = np.bincount(probabilities.argmax(1), weights=cells, minlength=len(spec.classes)) * mm2
-    origin = slide.bounds[:2] if slide.bounds and settings.geojson_origin == "bounds" else (0, 0)
-    return SlidePrediction(
-        classes=spec.classes,
-        grid=grid,
-        probabilities=probabilities,
-        mpp=mpp,
-        area_mm2=dict(zip(spec.classes, areas.tolist(), strict=True)),
-        unanalysed_mm2=max(0.0, tissue.area * mm2 - float(areas.sum())),
-        tissue=tissue,
-        background=background,
-        cell_mm2=cells * mm2,
-        samples=samples,
-        seconds=seconds,
-        name=text_of(slide.path.name),
-        facts=_facts(slide, mpp, layout, settings, loop.runtime.executed) | {"geojson_origin": list(origin)},
-        geojson_origin=origin,
-        warnings=warnings + of_places,
-        smooth=settings.smooth,
-    )
+    with ThreadPoolExecutor(loop.readers, thread_name_prefix="survey") as pool:
+        prepared = prepare_slide(slide, loop.spec, settings, pool.map)
+    return prepared.run(loop, progress)
 
 
 def _place_squares(
     slide: Slide, layout: Layout, settings: SlideSettings, tissue: Tissue
-) -> tuple[Grid, npt.NDArray[np.float64], tuple[str, ...]]:
+) -> tuple[Grid, Floats, tuple[str, ...]]:
     """The squares, tissue in the cell of each in pixels² of level 0, and warnings; HistoError where there are none."""
     size = slide.width, slide.height
     if settings.coords is not None:
@@ -305,13 +387,21 @@ def _place_squares(
     return grid, cells, warnings
 
 
-def _survey(slide: Slide, mpp: Pair, settings: SlideSettings) -> tuple[Background, Tissue]:
+def _check_dct(slide: Slide, settings: SlideSettings) -> tuple[str, ...]:
+    """A warning where `dct` is asked of a slide that can't be decoded smaller."""
+    if settings.resample != "dct" or any(slide.shrink_of(i) > 1 for i in range(len(slide.levels))):
+        return ()
+    return (f"The slide is resampled with bilinear, because it cannot be decoded smaller ({slide.chosen}).",)
+
+
+def _survey(slide: Slide, mpp: Pair, settings: SlideSettings, map_all: MapAll) -> tuple[Background, Tissue]:
     """An image of the slide for its pictures, and its tissue."""
-    overview, downsample = slide.overview((max(1.0, TISSUE_UM / mpp[0]), max(1.0, TISSUE_UM / mpp[1])))
+    overview, downsample = slide.overview((max(1.0, TISSUE_UM / mpp[0]), max(1.0, TISSUE_UM / mpp[1])), map_all)
     picture, picture_downsample = overview, downsample
     if max(overview.shape) < PICTURE_SIDE:
         longer = max(slide.width * mpp[0], slide.height * mpp[1]) / PICTURE_SIDE
-        picture, picture_downsample = slide.overview((max(1.0, longer / mpp[0]), max(1.0, longer / mpp[1])))
+        finer = max(1.0, longer / mpp[0]), max(1.0, longer / mpp[1])
+        picture, picture_downsample = slide.overview(finer, map_all)
     extent = (0.0, 0.0, float(slide.width), float(slide.height))
     if settings.everything:
         if slide.bounds:
@@ -323,8 +413,10 @@ def _survey(slide: Slide, mpp: Pair, settings: SlideSettings) -> tuple[Backgroun
     return Background(picture, picture_downsample, mpp, text_of(slide.path.name)), tissue
 
 
-def _facts(slide: Slide, mpp: Pair, layout: Layout, settings: SlideSettings, executed: str) -> dict[str, Any]:
+def _facts(prepared: PreparedSlide, executed: str) -> dict[str, Any]:
     """What summary.json tells of the slide and of how it was cut. Lengths are pairs of x and y."""
+    slide, mpp, layout, settings = prepared.slide, prepared.mpp, prepared.layout, prepared.settings
+    shrink = slide.shrink_of(prepared.level)
 
     def lengths(name: str, pixels: Pair) -> dict[str, list[float]]:
         um = pixels[0] * mpp[0], pixels[1] * mpp[1]
@@ -344,6 +436,7 @@ def _facts(slide: Slide, mpp: Pair, layout: Layout, settings: SlideSettings, exe
         **lengths("stride", layout.stride),
         "seen_share_of_tile": round(layout.seen_share, 4),
         "resample": settings.resample,
+        **({"decoded_at": f"1/{shrink}"} if settings.resample == "dct" else {}),
         "csv_origin": [0, 0],
     }
     if settings.coords is None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +34,7 @@ from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.predict.tile_images import KeepTile
+    from histo_export.predict.whole_slide import PreparedSlide, SlidePrediction
 
 SUMMARY = "summary.json"
 SHARDS = ".shards-"
@@ -73,6 +77,7 @@ class WorkDone:
         seconds: of each stage.
         executed: what the runtime says that it runs on this machine.
         failure: why there is no result; None where there is one.
+        reader: what read a slide, and why it did; "" for tiles.
     """
 
     work: Work
@@ -80,6 +85,7 @@ class WorkDone:
     seconds: StageSeconds
     executed: str
     failure: Failure | None = None
+    reader: str = ""
 
 
 def named(item: Input) -> str:
@@ -149,50 +155,118 @@ def open_model(bundle: Bundle, variant: Variant, threads: int, device: str) -> R
     return open_runtime(variant.runtime, file, threads=threads, device=device, precision=variant.precision)
 
 
+Progress = Callable[[int, int], None]
+"""Told the number of a unit's tiles that are done, and in all."""
+
+
 class Worker:
-    """Does one unit after another with an open model; Ray starts one on each machine."""
+    """Does units with an open model; Ray starts one on each machine.
+
+    While the tiles of a slide run, the next slide is opened and its tissue found, and the tables and pictures of the
+    slide before are written. One slide at most is prepared ahead, and one is being written.
+    """
 
     def __init__(self, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
-        self.out, self.settings = out, settings
+        self.out, self.settings, self.spec = out, settings, spec
         self.runtime = open_model(bundle, Variant.parse(settings.runtime), settings.threads, settings.device)
         self.loop = TileLoop(self.runtime, spec, batch=settings.batch, readers=settings.threads)
 
-    def __call__(self, work: Work, progress: Callable[[int, int], None] = lambda done, tiles: None) -> WorkDone:
-        """Does a unit and writes its result.
+    def __call__(self, work: Work) -> WorkDone:
+        """Does a unit and writes its result."""
+        (done,) = self.run([work])
+        return done
+
+    def run(
+        self,
+        units: Iterable[Work],
+        progress_of: Callable[[Work], Progress] = lambda unit: lambda done, tiles: None,
+        skip: Callable[[Work], bool] = lambda unit: False,
+    ) -> Iterator[WorkDone]:
+        """Does units and writes their results; yields the outcomes, that of a slide when it is written.
 
         Args:
-            work: the unit.
-            progress: told the number of tiles done and in all.
+            units: in order.
+            progress_of: called when the tiles of a unit begin.
+            skip: asked at that time; then the unit is left out.
         """
-        tiles, seconds, failure = 0, StageSeconds(), None
-        try:
-            do = self._slide if isinstance(work.item, SlideInput) else self._shard
-            tiles, seconds = do(work, progress)
-        except Exception as error:
-            failure = failure_of(error, work.item)
-        return WorkDone(work, tiles, seconds, self.runtime.executed, failure)
+        with _Pools(self.settings.threads) as pools:
+            for unit, prepared in self._prepared(units, pools):
+                if skip(unit):
+                    continue
+                progress = progress_of(unit)
+                progress(0, 0)
+                yield from pools.written()
+                if prepared is None:
+                    yield self._do(unit, self._shard, unit, progress)
+                    continue
+                predicted: list[SlidePrediction] = []
+                done = self._do(unit, self._tiles, unit, prepared, predicted, progress, pools)
+                if done.failure is None:
+                    yield from pools.written(wait=True)
+                    pools.write(self._write, done, predicted[0])
+                else:
+                    yield done
+            yield from pools.written(wait=True)
 
-    def _slide(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
+    def _do(self, unit: Work, do: Callable[..., tuple[int, StageSeconds, str]], *arguments: Any) -> WorkDone:
+        """The outcome of what `do(*arguments)` returns or raises: tiles, seconds, reader."""
+        tiles, seconds, reader, failure = 0, StageSeconds(), "", None
+        try:
+            tiles, seconds, reader = do(*arguments)
+        except Exception as error:
+            failure = failure_of(error, unit.item)
+        return WorkDone(unit, tiles, seconds, self.runtime.executed, failure, reader)
+
+    def _prepared(self, units: Iterable[Work], pools: _Pools) -> Iterator[tuple[Work, Future[PreparedSlide] | None]]:
+        """The units in order, slides with what is prepared of them; the next one begins before this one is given."""
+        rest = iter(units)
+        ahead: deque[tuple[Work, Future[PreparedSlide] | None]] = deque()
+        try:
+            while True:
+                for unit in islice(rest, 2 - len(ahead)):
+                    slide = isinstance(unit.item, SlideInput)
+                    ahead.append((unit, pools.preparing.submit(self._prepare, unit, pools) if slide else None))
+                if not ahead:
+                    return
+                given = ahead.popleft()
+                try:
+                    yield given
+                finally:
+                    _close(given[1])
+        finally:
+            for _, prepared in ahead:
+                _close(prepared)
+
+    def _prepare(self, unit: Work, pools: _Pools) -> PreparedSlide:
         needs("Reading slides", "slides")  # of another machine, too, to which Ray may have sent the unit
         from histo_export.predict.readers import open_slide
-        from histo_export.predict.whole_slide import predict_slide
+        from histo_export.predict.whole_slide import prepare_slide
 
-        assert isinstance(work.item, SlideInput)
-        with atomic_folder(work.place(self.out)) as folder:
-            slide = open_slide(work.item.path)
-            try:
-                with self._tiles_kept(work.item) as keep:
-                    prediction = predict_slide(slide, self.loop, self.settings.slide, progress, keep)
-            finally:
-                slide.close()
-            start = time.perf_counter()
-            prediction.write(folder, in_run=True)
-            write_done(folder, work.key, len(prediction.grid), source_of(work.item))
-        prediction.seconds.write += time.perf_counter() - start
-        prediction.seconds.wall += time.perf_counter() - start
-        return len(prediction.grid), prediction.seconds
+        assert isinstance(unit.item, SlideInput)
+        settings = self.settings.slide
+        slide = open_slide(unit.item.path, self.settings.reader, shrinks=settings.resample == "dct")
+        try:
+            return prepare_slide(slide, self.spec, settings, pools.surveying.map)
+        except BaseException:
+            slide.close()
+            raise
 
-    def _tiles_kept(self, item: SlideInput) -> AbstractContextManager[KeepTile]:
+    def _tiles(
+        self,
+        unit: Work,
+        preparing: Future[PreparedSlide],
+        predicted: list[SlidePrediction],
+        progress: Progress,
+        pools: _Pools,
+    ) -> tuple[int, StageSeconds, str]:
+        prepared = preparing.result()
+        drawn = pools.draw(prepared)
+        with self._tiles_kept(unit.item) as keep:
+            prediction = prepared.run(self.loop, progress, keep)
+        predicted.append(replace(prediction, drawn_tissue=drawn))
+        return len(prediction.grid), prediction.seconds, prepared.slide.chosen
+
+    def _tiles_kept(self, item: Input) -> AbstractContextManager[KeepTile]:
         """Takes the tiles of a slide, and writes them where `--tiles-out` asks for it."""
         from histo_export.predict.tile_images import tile_images
 
@@ -200,7 +274,21 @@ class Worker:
             return nullcontext(lambda corner, pixels: None)
         return tile_images(Path(self.settings.tiles_out), item.name, self.settings.tiles_format)
 
-    def _shard(self, work: Work, progress: Callable[[int, int], None]) -> tuple[int, StageSeconds]:
+    def _write(self, done: WorkDone, prediction: SlidePrediction) -> WorkDone:
+        """Writes a slide's result; its outcome."""
+        return self._do(done.work, self._write_slide, done, prediction)
+
+    def _write_slide(self, done: WorkDone, prediction: SlidePrediction) -> tuple[int, StageSeconds, str]:
+        start = time.perf_counter()
+        with atomic_folder(done.work.place(self.out)) as folder:
+            prediction.write(folder, in_run=True)
+            write_done(folder, done.work.key, done.tiles, source_of(done.work.item))
+        spent = time.perf_counter() - start
+        done.seconds.write += spent
+        done.seconds.wall += spent
+        return done.tiles, done.seconds, done.reader
+
+    def _shard(self, work: Work, progress: Progress) -> tuple[int, StageSeconds, str]:
         assert isinstance(work.item, TileSetInput)
         results, seconds = predict_tiles(work.item, self.loop, resize=self.settings.resize, progress=progress)
         start = time.perf_counter()
@@ -209,7 +297,57 @@ class Worker:
             executed = np.array(self.runtime.executed)
             np.savez(file, **vars(results), executed=executed)
         seconds.write += time.perf_counter() - start
-        return len(work.item), seconds
+        return len(work.item), seconds, ""
+
+
+class _Pools:
+    """The threads that work beside the runtime; all have ended at the end of the block, also after an error.
+
+    Attributes:
+        preparing: opens one slide after another.
+        surveying: reads the parts of its overview.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self.surveying = ThreadPoolExecutor(threads, thread_name_prefix="survey")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._written: deque[Future[WorkDone]] = deque()
+
+    def write(self, function: Callable[[WorkDone, SlidePrediction], WorkDone], *arguments: Any) -> None:
+        """Begins to write a result."""
+        self._written.append(self._writing.submit(function, *arguments))
+
+    def draw(self, prepared: PreparedSlide) -> Future[bytes]:
+        """Begins to draw the tissue, which does not need the tiles."""
+        return self._writing.submit(prepared.tissue_picture)
+
+    def written(self, wait: bool = False) -> Iterator[WorkDone]:
+        """The outcomes of what has been written."""
+        while self._written and (wait or self._written[0].done()):
+            yield self._written.popleft().result()
+
+    def __enter__(self) -> _Pools:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # What is being written is complete in a moment; what is being prepared is stopped.
+        for pool in (self.surveying, self.preparing, self._writing):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.surveying, self.preparing, self._writing):
+            pool.shutdown()
+
+
+def _close(preparing: Future[PreparedSlide] | None) -> None:
+    """Closes a slide whose tiles have run or will not run, as soon as it is open."""
+
+    def close(future: Future[PreparedSlide]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            future.result().close()
+
+    if preparing is not None:
+        preparing.cancel()
+        preparing.add_done_callback(close)
 
 
 def write_done(folder: Path, key: str, tiles: int, source: str, lost: Sequence[Failure] = ()) -> None:

@@ -106,3 +106,26 @@ def seen_part(pixels: Pixels, spec: ModelSpec) -> Pixels:
     """What the network sees of a tile: its centre, uint8 RGB `(crop, crop, 3)`."""
     seen = slice(spec.crop_offset, spec.crop_offset + spec.crop)
     return pixels[seen, seen]
+
+
+class PassingSamples:
+    """Chooses among tiles as they pass, and keeps what the network saw of the chosen ones, so that none is read again."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._choice = SampleChoice(len(spec.classes))
+        self._seen: dict[int, Pixels] = {}
+
+    def add(self, indices: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], tiles: Pixels) -> None:
+        """Considers tiles: int64 `(n,)`, float32 `(n, classes)` and uint8 `(n, side, side, 3)`."""
+        self._choice.add(indices, probabilities)
+        wanted = {tile[1] for some in (*self._choice.surest, self._choice.least_sure) for tile in some}
+        self._seen = {index: pixels for index, pixels in self._seen.items() if index in wanted}
+        for index, tile in zip(indices.tolist(), tiles, strict=True):
+            if index in wanted:
+                self._seen[index] = seen_part(tile, self._spec).copy()
+
+    @property
+    def chosen(self) -> Samples:
+        """The chosen ones of all that have passed."""
+        return read_samples(self._choice, self._seen.__getitem__)

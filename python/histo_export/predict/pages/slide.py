@@ -19,7 +19,7 @@ from histo_export.predict.grid import Grid
 from histo_export.predict.pages.images import base64_of, data_uri, jpeg, reduced
 from histo_export.predict.pages.samples import Sample, Samples
 from histo_export.predict.pages.templates import PAGE, THUMBNAIL, page
-from histo_export.predict.pictures import STRONGEST, WEAKEST, Background, grey_of, paint_cells
+from histo_export.predict.pictures import STRONGEST, WEAKEST, Background, over_grey, paint_cells
 from histo_export.predict.smooth import can_average
 from histo_export.predict.tissue import Tissue
 
@@ -129,6 +129,4 @@ def _thumbnail(view: SlideView) -> npt.NDArray[np.uint8]:
     """The heat map, small."""
     background = _smaller(view.background, THUMBNAIL_SIDE)
     layer = paint_cells(background, view.grid, view.tissue, view.probabilities, smooth=view.smooth)
-    opacity = layer[..., 3:]
-    mixed = grey_of(background)[..., None] * (1 - opacity) + 255 * layer[..., :3] * opacity
-    return np.rint(mixed).astype(np.uint8)
+    return over_grey(background, layer)

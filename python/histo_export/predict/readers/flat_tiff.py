@@ -24,6 +24,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 class FlatTiffReader(Slide):
     """Page `index` of a TIFF, as `data.tiff.choose_page` gives it."""
 
+    reader = "memory"
+
     def __init__(self, path: Path, index: int, page: TiffPage) -> None:
         self.path, self.vendor, self.bounds = path, "tiff", None
         self.levels = [Level(page.width, page.height, 1.0)]

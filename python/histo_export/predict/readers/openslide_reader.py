@@ -16,6 +16,8 @@ BOUNDS = ("x", "y", "width", "height")
 
 
 class OpenSlideReader(Slide):
+    reader = "openslide"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._slide = openslide.OpenSlide(str(path))
