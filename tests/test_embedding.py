@@ -335,6 +335,35 @@ def test_a_project_in_c(
     assert tuple(printed.split()) == logits
 
 
+def test_the_viewer_classifies_regions_of_its_image_in_cpp_and_in_c(prefix: Path, bundle: Path, tmp_path: Path) -> None:
+    side, rows, columns = 75, 2, 3  # pixels of the bundle's tiles, and an image that holds a little more
+    height, width = rows * side + 7, columns * side + 11
+    image = np.random.default_rng(1).integers(0, 256, (height, width, 4), np.uint8)
+    (tmp_path / "image").write_bytes(image.tobytes())
+    engine = histo_export.Engine(bundle / "model.safetensors")
+    corners = np.array([[x * side, y * side] for y in range(rows) for x in range(columns)], np.int64)
+    found = engine.outputs_of_regions(image, corners, side, ("contributions",), top=1, format="bgra_premultiplied")
+    expected = []
+    for (x, y), [top], [probability], all_shares in zip(
+        corners, found["top_classes"], found["top_probabilities"], found["contributions"], strict=True
+    ):
+        shares = all_shares[top]
+        row, column = np.unravel_index(shares.argmax(), shares.shape)
+        expected.append(
+            (str(x), str(y), CLASSES[top], f"{probability:.9g}", str(row), str(column), f"{shares.max():.9g}")
+        )
+
+    build = tmp_path / "build"
+    call("cmake", "-S", ROOT / "cpp/examples/viewer", "-B", build, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    call("cmake", "--build", build)
+    for name in ("viewer_cpp", "viewer_c"):
+        program, model = build / name, bundle / "model.safetensors"
+        assert [
+            tuple(line.split("\t")) for line in call(program, model, tmp_path / "image", height, width).splitlines()
+        ] == expected
+        assert "(error 2)" in call(program, model, tmp_path / "image", height + 1, width, code=1)
+
+
 PARENT = """
 cmake_minimum_required(VERSION 3.24)
 project(parent LANGUAGES CXX)
@@ -400,7 +429,7 @@ def test_options_that_break_arithmetic_without_a_macro_of_clang_are_refused(
 def test_structures_are_initialised_without_a_warning(tmp_path: Path, language: str) -> None:
     header = (ROOT / "cpp/include/histo/c_api.h").read_text()
     structures = re.findall(r"typedef struct (\w+) \{\s+size_t\s+struct_size;", header)
-    assert len(structures) == 6
+    assert len(structures) == 8
     lines = (f"{name} {name}_ = {name.upper()}_INIT; (void){name}_;" for name in structures)
     source = tmp_path / "initialised"
     source.write_text("#include <histo/c_api.h>\nint main(void) {" + "\n".join(lines) + "return 0;}\n")

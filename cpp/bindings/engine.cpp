@@ -16,6 +16,7 @@
 
 #include "arguments.h"
 #include "arrays.h"
+#include "engine_outputs.h"
 #include "gil.h"
 #include "histo/model.h"
 #include "histo/names.h"
@@ -63,6 +64,8 @@ py::dict engine_info(const histo::Engine& engine) {
   result["crop"] = info.crop;
   result["weight_bytes"] = info.weight_bytes;
   result["workspace_bytes"] = info.workspace_bytes;
+  result["embedding_size"] = info.embedding_size;
+  result["map_side"] = info.map_side;
   return result;
 }
 
@@ -200,8 +203,8 @@ What this engine runs.
 
 Returns:
     A dict: ``isa`` (of the kernels that run), ``precision``, ``profile``, ``algorithm``, ``threads``, ``crop``
-    (pixels), ``weight_bytes`` (packed, shared between copies) and ``workspace_bytes`` (of this engine alone; grows
-    at the first large batch).
+    (pixels), ``weight_bytes`` (packed, shared between copies), ``workspace_bytes`` (of this engine alone; grows at
+    the first large batch), and for outputs() ``embedding_size`` and ``map_side``.
 )";
 
 constexpr const char* preprocess_doc = R"(
@@ -235,7 +238,8 @@ Raises:
 }  // namespace
 
 void register_engine(py::module_& m) {
-  py::class_<histo::Engine>(m, "Engine", engine_doc)
+  py::class_<histo::Engine> engine(m, "Engine", engine_doc);
+  engine
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("threads") = 0,
            py::arg("precision") = "fp32", py::arg("isa") = py::none(), py::arg("crop") = py::none(),
            py::arg("profile") = "throughput", py::arg("algorithm") = "fastest")
@@ -255,6 +259,7 @@ void register_engine(py::module_& m) {
       .def_property_readonly("classes", &histo::Engine::classes,
                              "Number of logits; their names are ``model.classes``.")
       .def("__repr__", &engine_repr);
+  register_outputs(engine);
 
   m.def("preprocess", &preprocess, py::arg("tiles"), py::arg("model"), py::arg("crop") = py::none(),
         preprocess_doc);

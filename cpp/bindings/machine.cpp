@@ -104,6 +104,7 @@ void register_names(py::module_& m) {
   m.attr("ALGORITHM_POLICIES") = names_of<histo::AlgorithmPolicy>();
   m.attr("LAYER_ALGORITHMS") = names_of<histo::Algorithm>();
   m.attr("LAYOUTS") = names_of<histo::Layout>();
+  m.attr("PIXEL_FORMATS") = names_of<histo::PixelFormat>();
   m.attr("STAGES") = tuple_of(histo::stage_names);
   m.attr("BLOCK_COUNTS") = tuple_of(histo::block_counts);
 }

@@ -119,6 +119,8 @@ void register_model(py::module_& m) {
       .def_property_readonly(
           "mpp", [](const histo::Model& model) { return model.spec().mpp; },
           "Micrometres per pixel of the tiles; None where unknown.")
+      .def_property_readonly("embedding_size", &histo::Model::embedding_size,
+                             "Numbers in the embedding of a tile: the input of the trained linear layer.")
       .def_property_readonly("size_bytes", &histo::Model::size_bytes, "Size of the file in bytes.")
       .def("__repr__", [](const histo::Model& model) {
         const histo::ModelSpec& spec = model.spec();

@@ -20,8 +20,8 @@ cannot be read), a MemoryError, or a RuntimeError (not possible on this machine;
 such an exception says what is wrong and what to do about it; its attributes ``message`` and ``remedy`` are these
 two parts (``remedy`` is empty where the core cannot know one).
 
-``ISAS``, ``PRECISIONS``, ``PROFILES``, ``ALGORITHM_POLICIES``, ``LAYER_ALGORITHMS`` and ``LAYOUTS`` are the names
-that the arguments and results of those kinds can have, ``STAGES`` those of the network's stages, in the order of the
+``ISAS``, ``PRECISIONS``, ``PROFILES``, ``ALGORITHM_POLICIES``, ``LAYER_ALGORITHMS``, ``LAYOUTS`` and
+``PIXEL_FORMATS`` are the names that the arguments and results of those kinds can have, ``STAGES`` those of the network's stages, in the order of the
 computation, and ``BLOCK_COUNTS`` the numbers of residual blocks in the stages between the first and the last.
 )";
 

@@ -161,6 +161,54 @@ TEST_CASE("memory runs out in a run: the logits are untouched, and the next run 
   }
 }
 
+TEST_CASE("memory runs out in a run with all outputs: they are untouched, and the next run is right") {
+  const Model model = Model::from_memory(model_bytes());
+  const std::vector<std::uint8_t> bytes(tile_size, 127);
+  const histo::ImageView tile{.bytes = bytes, .height = 40, .width = 43};
+  const std::vector<histo::ImageView> tiles(2, tile);
+  constexpr std::size_t embedding = 512 * 4, shares = classes;
+  struct Memory {
+    std::vector<float> logits = std::vector(2 * classes, -7.0F), embedded = std::vector(2 * embedding, -7.0F),
+                       contributions = std::vector(2 * shares, -7.0F);
+    std::vector<std::uint32_t> top = std::vector(2, 77U);
+    histo::Outputs outputs() {
+      return {.top = 1,
+              .logits = logits,
+              .top_classes = top,
+              .embedding = embedded,
+              .contributions = contributions};
+    }
+    bool operator==(const Memory&) const = default;
+  };
+  const Memory untouched;
+  Memory expected, memory;
+  Engine(model, options().front()).run(tiles, expected.outputs());
+  CHECK(expected.contributions != untouched.contributions);
+  std::optional<Engine> engine;
+  fail_each_allocation(
+      [&] {
+        if (engine && memory == untouched) {  // after a failure
+          engine->run(tiles, memory.outputs());
+          CHECK(memory == expected);
+        }
+        engine.emplace(model, options().front());
+        memory = untouched;
+      },
+      [&] {
+        try {
+          engine->run(tiles, memory.outputs());
+        } catch (...) {
+          CHECK(memory == untouched);
+          throw;
+        }
+      },
+      10);
+  engine->run(tiles, memory.outputs());
+  counted = 0;
+  engine->run(tiles, memory.outputs());
+  CHECK(counted == 0);
+}
+
 TEST_CASE("memory runs out in a head: the output is untouched, and the next run is right") {
   const std::vector<float> weight(512 * 9 * 3, 0.1F), bias(3), features(4 * 512 * 25, 1.0F);
   const histo::FeatureShape map{.batch = 4, .height = 5, .width = 5};

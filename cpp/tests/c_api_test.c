@@ -100,6 +100,7 @@ static void test_model(const char* path) {
   CHECK(histo_model_tile_size(NULL) == 0);
   CHECK(histo_model_pool(NULL) == 0);
   CHECK(histo_model_mpp(NULL) == 0);
+  CHECK(histo_model_embedding_size(NULL) == 0);
   CHECK(histo_model_class_name(NULL, 0) == NULL);
 
   fseek(file, 0, SEEK_END);
@@ -209,7 +210,9 @@ static void test_engine(const histo_model* model) {
   CHECK(info.classes == classes);
   CHECK(info.crop == histo_model_crop(model));
   CHECK(info.weight_bytes > 0);
-  info.struct_size = sizeof info - sizeof info.algorithm;
+  CHECK(info.embedding_size == histo_model_embedding_size(model));
+  CHECK(info.map_side >= 1);
+  info.struct_size = offsetof(histo_engine_info, algorithm);
   CHECK_FAILS(histo_engine_get_info(engine, &info), HISTO_INVALID_ARGUMENT, "struct_size");
   CHECK_FAILS(histo_engine_get_info(engine, NULL), HISTO_INVALID_ARGUMENT, "info");
   CHECK_FAILS(histo_engine_get_info(NULL, &info), HISTO_INVALID_ARGUMENT, "engine");
@@ -297,6 +300,159 @@ static void test_engine(const histo_model* model) {
   free(floats);
   free(logits);
   free(again);
+}
+
+/* A tile as premultiplied BGRA with rows that lie apart, and as the RGB that it is worth. */
+static void fill_views(uint8_t* bgra, size_t row, uint8_t* rgb, size_t side) {
+  size_t x, y, c;
+  fill(bgra, side * row, 5);
+  for (y = 0; y < side; ++y) {
+    for (x = 0; x < side; ++x) {
+      for (c = 0; c < 3; ++c) {
+        const unsigned white = bgra[y * row + x * 4 + 2 - c] + 255U - bgra[y * row + x * 4 + 3];
+        rgb[(y * side + x) * 3 + c] = (uint8_t)(white > 255 ? 255 : white);
+      }
+    }
+  }
+}
+
+static void test_views_of_a_later_version(const histo_engine* engine, const histo_image_view* tile,
+                                          histo_outputs outputs, const float* logits, size_t classes) {
+  struct {
+    histo_image_view known;
+    size_t unknown;
+  } later[2];
+  memset(later, 0, sizeof later);
+  later[0].known = later[1].known = *tile;
+  later[0].known.struct_size = later[1].known.struct_size = sizeof later[0];
+  memset(outputs.logits, 0, outputs.logits_size * sizeof *outputs.logits);
+  CHECK(histo_engine_run_views(engine, &later[0].known, 2, &outputs) == HISTO_OK);
+  CHECK(memcmp(outputs.logits, logits, classes * sizeof *logits) == 0);
+  CHECK(memcmp(outputs.logits + classes, logits, classes * sizeof *logits) == 0);
+  later[1].unknown = 1;
+  CHECK_FAILS(histo_engine_run_views(engine, &later[0].known, 2, &outputs), HISTO_UNSUPPORTED, "tiles");
+  later[1].unknown = 0;
+  later[1].known.struct_size = sizeof later[0].known;
+  CHECK_FAILS(histo_engine_run_views(engine, &later[0].known, 2, &outputs), HISTO_INVALID_ARGUMENT,
+              "struct_size of tile 1");
+}
+
+static void test_regions(void) {
+  static const uint8_t pixels[20 * 30 * 4];
+  histo_image_view image = HISTO_IMAGE_VIEW_INIT;
+  histo_image_view region = HISTO_IMAGE_VIEW_INIT;
+  image.bytes = pixels;
+  image.bytes_size = sizeof pixels;
+  image.height = 20;
+  image.width = 30;
+  image.format = "bgra";
+  CHECK(histo_image_view_region(&image, 7, 3, 10, 20, &region) == HISTO_OK);
+  CHECK(region.struct_size == sizeof region);
+  CHECK(region.bytes == pixels + 3 * 120 + 7 * 4);
+  CHECK(region.height == 10 && region.width == 20);
+  CHECK(region.row_stride == 120 && region.plane_stride == 0);
+  CHECK(strcmp(region.format, "bgra") == 0);
+  CHECK_FAILS(histo_image_view_region(&image, 11, 3, 10, 20, &region), HISTO_INVALID_ARGUMENT,
+              "at x 11, y 3");
+  CHECK_FAILS(histo_image_view_region(&image, SIZE_MAX, 0, 1, 1, &region), HISTO_INVALID_ARGUMENT, "region");
+  CHECK_FAILS(histo_image_view_region(NULL, 0, 0, 1, 1, &region), HISTO_INVALID_ARGUMENT, "image");
+  CHECK_FAILS(histo_image_view_region(&image, 0, 0, 1, 1, NULL), HISTO_INVALID_ARGUMENT, "region");
+  CHECK(region.width == 20);
+  region.struct_size = 3;
+  CHECK_FAILS(histo_image_view_region(&image, 0, 0, 1, 1, &region), HISTO_INVALID_ARGUMENT,
+              "region.struct_size");
+  region = image;
+  CHECK(histo_image_view_region(&region, 1, 1, 2, 2, &region) == HISTO_OK && region.width == 2);
+  image.format = "cmyk";
+  CHECK_FAILS(histo_image_view_region(&image, 0, 0, 1, 1, &region), HISTO_INVALID_ARGUMENT, "\"cmyk\"");
+}
+
+static void test_outputs(const histo_model* model) {
+  const size_t classes = histo_model_classes(model), side = histo_model_tile_size(model);
+  const size_t row = side * 4 + 6, size = side * side * 3, embedding = histo_model_embedding_size(model);
+  uint8_t* bgra = allocate(side * row);
+  uint8_t* rgb = allocate(size);
+  float* logits = allocate(classes * sizeof *logits);
+  float* memory = allocate((4 * classes + embedding + 16 * classes) * sizeof *memory);
+  uint32_t top[2] = {77, 77};
+  histo_engine_options options = HISTO_ENGINE_OPTIONS_INIT;
+  histo_engine_info info = HISTO_ENGINE_INFO_INIT;
+  histo_outputs outputs = HISTO_OUTPUTS_INIT;
+  histo_image_view tile = HISTO_IMAGE_VIEW_INIT;
+  histo_engine* engine = NULL;
+  size_t k, cell, cells;
+
+  options.threads = 1;
+  CHECK(histo_engine_create(model, &options, &engine) == HISTO_OK);
+  CHECK(histo_engine_get_info(engine, &info) == HISTO_OK);
+  cells = info.map_side * info.map_side;
+  CHECK(cells <= 16);
+  fill_views(bgra, row, rgb, side);
+  CHECK(histo_engine_run_u8(engine, rgb, size, 1, side, side, logits, classes) == HISTO_OK);
+
+  tile.bytes = bgra;
+  tile.bytes_size = side * row;
+  tile.height = tile.width = side;
+  tile.format = "bgra_premultiplied";
+  tile.row_stride = row;
+  outputs.top = 2;
+  outputs.top_classes = top;
+  outputs.top_classes_size = 2;
+  outputs.logits = memory;
+  outputs.logits_size = classes;
+  outputs.probabilities = memory + 2 * classes;
+  outputs.probabilities_size = classes;
+  outputs.embedding = memory + 4 * classes;
+  outputs.embedding_size = embedding;
+  outputs.contributions = outputs.embedding + embedding;
+  outputs.contributions_size = classes * cells;
+  CHECK(histo_engine_run_views(engine, &tile, 1, &outputs) == HISTO_OK);
+  CHECK(memcmp(outputs.logits, logits, classes * sizeof *logits) == 0);
+  for (k = 0; k < classes; ++k) {
+    float difference = logits[k] - logits[0]; /* and so the bias of both is left */
+    CHECK(outputs.probabilities[k] <= outputs.probabilities[top[0]]);
+    CHECK(k == top[0] || outputs.probabilities[k] <= outputs.probabilities[top[1]]);
+    for (cell = 0; cell < cells; ++cell) {
+      difference -= outputs.contributions[k * cells + cell] - outputs.contributions[cell];
+    }
+    CHECK(fabsf(difference) < 0.4F); /* two biases, of at most 0.18 each */
+  }
+  memset(memory, 0, (4 * classes + embedding + 16 * classes) * sizeof *memory);
+  CHECK(histo_engine_run_u8_outputs(engine, rgb, size, 1, side, side, &outputs) == HISTO_OK);
+  CHECK(memcmp(outputs.logits, logits, classes * sizeof *logits) == 0);
+
+  /* Misuse, which leaves all outputs alone. */
+  memset(memory, 0, (4 * classes + embedding + 16 * classes) * sizeof *memory);
+  outputs.embedding_size = embedding - 1;
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, &outputs), HISTO_SIZE_MISMATCH, "embedding");
+  outputs.embedding_size = 0; /* the pointer is not null: it was meant */
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, &outputs), HISTO_SIZE_MISMATCH, "embedding");
+  outputs.embedding_size = embedding;
+  CHECK_FAILS(histo_engine_run_f32_outputs(engine, logits, classes, 1, side, side, &outputs),
+              HISTO_SIZE_MISMATCH, "tiles");
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 0, &outputs), HISTO_INVALID_ARGUMENT, "batch");
+  CHECK_FAILS(histo_engine_run_views(engine, NULL, 1, &outputs), HISTO_INVALID_ARGUMENT, "tiles");
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, NULL), HISTO_INVALID_ARGUMENT, "outputs");
+  CHECK_FAILS(histo_engine_run_views(NULL, &tile, 1, &outputs), HISTO_INVALID_ARGUMENT, "engine");
+  tile.bytes_size = side * row - 7;
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, &outputs), HISTO_SIZE_MISMATCH, "tile 0");
+  tile.bytes_size = side * row;
+  outputs.struct_size = 3;
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, &outputs), HISTO_INVALID_ARGUMENT,
+              "outputs.struct_size");
+  CHECK(memory[0] == 0.0F && outputs.contributions[0] == 0.0F);
+
+  memset(&outputs, 0, sizeof outputs);
+  outputs.struct_size = sizeof outputs;
+  CHECK_FAILS(histo_engine_run_views(engine, &tile, 1, &outputs), HISTO_INVALID_ARGUMENT, "no output");
+  outputs.logits = memory;
+  outputs.logits_size = 2 * classes;
+  test_views_of_a_later_version(engine, &tile, outputs, logits, classes);
+  histo_engine_free(engine);
+  free(bgra);
+  free(rgb);
+  free(logits);
+  free(memory);
 }
 
 static void test_engine_options(const histo_model* model) {
@@ -592,6 +748,8 @@ int main(int argc, char** argv) {
   if (histo_model_open(argv[1], &model) == HISTO_OK) {
     test_engine(model);
     test_engine_options(model);
+    test_regions();
+    test_outputs(model);
     test_batches(model);
   }
   histo_model_free(model);

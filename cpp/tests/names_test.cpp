@@ -17,7 +17,7 @@ using histo::Precision;
 
 TEST_CASE_TEMPLATE("names: each leads to its value and back", Value, histo::Isa, Precision, histo::Profile,
                    histo::AlgorithmPolicy, histo::Algorithm, histo::Layout, histo::OnError,
-                   histo::ErrorCode) {
+                   histo::PixelFormat, histo::ErrorCode) {
   std::set<std::string_view> names;
   for (const auto& [value, text] : histo::name_table<Value>) {
     const std::string_view name = text;  // Clang 14 captures no binding

@@ -1,7 +1,7 @@
 """The C++ core of histo_export; the docstrings are in cpp/bindings/."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
@@ -22,6 +22,7 @@ PROFILES: tuple[str, ...]
 ALGORITHM_POLICIES: tuple[str, ...]
 LAYER_ALGORITHMS: tuple[str, ...]
 LAYOUTS: tuple[str, ...]
+PIXEL_FORMATS: tuple[str, ...]
 STAGES: tuple[str, ...]
 BLOCK_COUNTS: tuple[int, ...]
 
@@ -75,6 +76,8 @@ class Model:
     @property
     def mpp(self) -> float | None: ...
     @property
+    def embedding_size(self) -> int: ...
+    @property
     def size_bytes(self) -> int: ...
 
 class Engine:
@@ -91,6 +94,24 @@ class Engine:
     ) -> None: ...
     def run(self, tiles: _Tiles | _Float32Array) -> _Float32Array: ...
     def __call__(self, tiles: _Tiles | _Float32Array) -> _Float32Array: ...
+    def outputs(
+        self,
+        tiles: _Tiles | _Float32Array,
+        names: Sequence[str] = ("logits",),
+        *,
+        top: int | None = None,
+        format: str = "rgb",
+    ) -> dict[str, npt.NDArray[Any]]: ...
+    def outputs_of_regions(
+        self,
+        image: _Tiles,
+        corners: npt.NDArray[np.int64],
+        side: int,
+        names: Sequence[str] = ("logits",),
+        *,
+        top: int | None = None,
+        format: str = "rgb",
+    ) -> dict[str, npt.NDArray[Any]]: ...
     def warmup(self, batch: int = 1) -> None: ...
     def stages(self, tiles: _Tiles) -> dict[str, _Float32Array]: ...
     def layer_times(self, tiles: _Tiles) -> list[dict[str, Any]]: ...

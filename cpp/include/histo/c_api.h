@@ -106,6 +106,9 @@ HISTO_API size_t histo_model_tile_size(const histo_model* model) HISTO_NOEXCEPT;
 HISTO_API size_t histo_model_pool(const histo_model* model) HISTO_NOEXCEPT;       ///< bins along a side
 HISTO_API double histo_model_mpp(const histo_model* model) HISTO_NOEXCEPT;  ///< um per pixel; 0: unknown
 
+/// Floats in the embedding of a tile: see histo_outputs. 0 where `model` is null.
+HISTO_API size_t histo_model_embedding_size(const histo_model* model) HISTO_NOEXCEPT;
+
 /// The name, in UTF-8, of the class of logit `index`; null where `index` is too large. It lives as long as
 /// `model`.
 HISTO_API const char* histo_model_class_name(const histo_model* model, size_t index) HISTO_NOEXCEPT;
@@ -140,9 +143,11 @@ typedef struct histo_engine_info {
   size_t workspace_bytes;  ///< of this engine alone
   const char* profile;
   const char* algorithm;
+  size_t embedding_size;  ///< floats of a tile: see histo_outputs
+  size_t map_side;        ///< cells along a side: see histo_outputs
 } histo_engine_info;
 
-#define HISTO_ENGINE_INFO_INIT {sizeof(histo_engine_info), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL}
+#define HISTO_ENGINE_INFO_INIT {sizeof(histo_engine_info), NULL, NULL, 0, 0, 0, 0, 0, NULL, NULL, 0, 0}
 
 /// \param options  may be null
 HISTO_API histo_status histo_engine_create(const histo_model* model, const histo_engine_options* options,
@@ -187,6 +192,73 @@ typedef struct histo_self_test_result {
 /// compared; `passed` is the result.
 HISTO_API histo_status histo_engine_self_test(const histo_engine* engine, const char* golden_path,
                                               histo_self_test_result* result) HISTO_NOEXCEPT;
+
+/* --- pixels where the host holds them, and more than logits -------------------------------------------- */
+
+/// An image or a tile in the memory of the host, which must stay as it is while a call reads it. See
+/// histo::ImageView, which says where each byte is.
+///
+/// The results are those of the same pixels as packed RGB, to the last bit. A pixel of "bgra_premultiplied"
+/// (on little-endian machines the ARGB32 of Cairo and of OpenSlide's C interface) becomes what it is on
+/// white, `min(255, colour + 255 - alpha)` for each of its colours. The alpha of other formats is ignored.
+typedef struct histo_image_view {
+  size_t struct_size;    ///< sizeof(histo_image_view)
+  const uint8_t* bytes;  ///< from the first pixel on
+  size_t bytes_size;     ///< at least what the pixels take
+  size_t height;         ///< pixels, at least 1
+  size_t width;          ///< pixels, at least 1
+  const char* format;    ///< "rgb", "bgr", "rgba", "bgra", "bgra_premultiplied" or "grey"; null: "rgb"
+  size_t row_stride;     ///< bytes from a row to the next, at least a row; 0: rows without gaps
+  size_t plane_stride;   ///< bytes from a channel's plane to the next, at least a row; 0: interleaved
+} histo_image_view;
+
+#define HISTO_IMAGE_VIEW_INIT {sizeof(histo_image_view), NULL, 0, 0, 0, NULL, 0, 0}
+
+/// A part of an image, over the same memory.
+/// \param x, y           its left column and its upper row, in pixels
+/// \param height, width  in pixels
+/// \param region         receives it; its `struct_size` is filled in by the caller. May be `image`
+HISTO_API histo_status histo_image_view_region(const histo_image_view* image, size_t x, size_t y,
+                                               size_t height, size_t width,
+                                               histo_image_view* region) HISTO_NOEXCEPT;
+
+/// What a run shall write, each into the caller's memory: see histo::Outputs, which defines them. An output
+/// whose pointer is null and whose size is 0 is not wanted; at least one is. They must not overlap.
+typedef struct histo_outputs {
+  size_t struct_size;  ///< sizeof(histo_outputs)
+  size_t top;          ///< of `top_classes` and `top_probabilities`; at most `classes`
+  float* logits;       ///< `(batch, classes)`
+  size_t logits_size;
+  float* probabilities;  ///< `(batch, classes)`: softmax of the logits
+  size_t probabilities_size;
+  uint32_t* top_classes;  ///< `(batch, top)`: the classes of the largest logits, from the largest on
+  size_t top_classes_size;
+  float* top_probabilities;  ///< `(batch, top)`: theirs
+  size_t top_probabilities_size;
+  float* embedding;  ///< `(batch, embedding_size)`: the input of the trained linear layer
+  size_t embedding_size;
+  float* contributions;  ///< `(batch, classes, map_side, map_side)`: shares of the last map's cells in the
+                         ///< logits
+  size_t contributions_size;
+} histo_outputs;
+
+#define HISTO_OUTPUTS_INIT {sizeof(histo_outputs), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0}
+
+/// The outputs that are wanted, of tiles where and how the host holds them; they may differ in all but in
+/// that each holds the crop. The bits of the logits are those of the other functions.
+/// \param tiles  `batch` of them, all with the same `struct_size`
+HISTO_API histo_status histo_engine_run_views(const histo_engine* engine, const histo_image_view* tiles,
+                                              size_t batch, const histo_outputs* outputs) HISTO_NOEXCEPT;
+
+/// The same for packed tiles, as for histo_engine_run_u8() and histo_engine_run_f32(). Of a tile with NaN or
+/// infinity, any output may be NaN.
+HISTO_API histo_status histo_engine_run_u8_outputs(const histo_engine* engine, const uint8_t* tiles,
+                                                   size_t tiles_size, size_t batch, size_t height,
+                                                   size_t width, const histo_outputs* outputs) HISTO_NOEXCEPT;
+HISTO_API histo_status histo_engine_run_f32_outputs(const histo_engine* engine, const float* tiles,
+                                                    size_t tiles_size, size_t batch, size_t height,
+                                                    size_t width,
+                                                    const histo_outputs* outputs) HISTO_NOEXCEPT;
 
 /* --- many tiles --------------------------------------------------------------------------------------- */
 

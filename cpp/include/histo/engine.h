@@ -12,6 +12,7 @@
 
 #include "histo/api.h"
 #include "histo/cpu.h"
+#include "histo/image_view.h"
 #include "histo/model.h"
 #include "histo/names.h"
 
@@ -47,6 +48,8 @@ struct EngineInfo {
   std::size_t crop;
   std::size_t weight_bytes;     ///< packed weights, shared between copies of an Engine
   std::size_t workspace_bytes;  ///< activations, of this Engine alone; grows at the first large batch
+  std::size_t embedding_size;   ///< floats of a tile: see Outputs::embedding
+  std::size_t map_side;         ///< cells along a side: see Outputs::contributions
 };
 
 /// Extents of a batch of RGB tiles, in pixels.
@@ -54,6 +57,36 @@ struct TileShape {
   std::size_t batch;   ///< at least 1
   std::size_t height;  ///< at least the crop
   std::size_t width;   ///< at least the crop
+};
+
+/// What Engine::run() shall write, each into the caller's memory. A default span, which is null and empty, is
+/// an output that is not wanted; at least one is. They must not overlap.
+///
+/// A softmax subtracts the largest logit, computes in float64 and rounds once. The top classes are in the
+/// order of their logits, from the largest on; of equal ones the first class comes first, and NaN comes last.
+///
+/// An embedding is `AdaptiveAvgPool2d(pool)` of the last feature map, flattened: `(channels, pool, pool)`, in
+/// the order that the trained linear layer reads, with the pool that was trained. Sums are float32.
+///
+/// Pooling and the linear layer are one linear map of the last feature map, so that each of its cells has an
+/// exact share in each logit, whatever the pool. A contribution is this share,
+/// `sum over channels of feature * weight`, and a tile's contributions to a logit and the bias add up to it.
+/// With P the sum of the absolute values of the bias and of all products, the difference is at most
+/// `(N / 4 + 192) * 2^-24 * P`, where N is cells * channels, 8192 for a crop of 128 pixels; usually it is a
+/// hundred times smaller. docs/pooling.md tells what a share means, and what it does not mean.
+///
+/// \code
+/// std::vector<float> probabilities(engine.classes()), embedding(engine.info().embedding_size);
+/// engine.run(tile, shape, {.probabilities = probabilities, .embedding = embedding});
+/// \endcode
+struct Outputs {
+  std::size_t top = 0;                        ///< of `top_classes` and `top_probabilities`; at most `classes`
+  std::span<float> logits = {};               ///< `(batch, classes)`
+  std::span<float> probabilities = {};        ///< `(batch, classes)`: softmax of the logits
+  std::span<std::uint32_t> top_classes = {};  ///< `(batch, top)`: the classes of the largest logits
+  std::span<float> top_probabilities = {};    ///< `(batch, top)`: theirs
+  std::span<float> embedding = {};            ///< `(batch, EngineInfo::embedding_size)`
+  std::span<float> contributions = {};        ///< `(batch, classes, EngineInfo::map_side, map_side)`
 };
 
 /// The output of a stage of the network, to find where two implementations begin to differ.
@@ -121,6 +154,17 @@ class HISTO_API Engine {
   /// The same for float32 tiles in [0, 1], row-major `(batch, 3, height, width)`. NaN and infinity in a tile
   /// reach that tile's logits and no others; in int8 all its logits are NaN then.
   void run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const;
+
+  /// The outputs that are wanted, of tiles where and how the host holds them; they may differ in all but in
+  /// that each holds the crop. The bits of the logits are those of the other functions.
+  /// \throws Error  as run() above, with the number of the tile in the message; invalid_argument also where
+  /// no
+  ///                output is wanted or `top` does not fit; all outputs are untouched then
+  void run(std::span<const ImageView> tiles, const Outputs& outputs) const;
+
+  /// The same for packed tiles, as above. Of a tile with NaN or infinity, any output may be NaN.
+  void run(std::span<const std::uint8_t> tiles, TileShape shape, const Outputs& outputs) const;
+  void run(std::span<const float> tiles, TileShape shape, const Outputs& outputs) const;
 
   /// Runs a black batch, so that the first real one finds memory touched and caches filled.
   /// \throws Error  as run()

@@ -76,6 +76,11 @@ class HISTO_API Model {
   /// docs/bundle.md.
   [[nodiscard]] std::optional<TensorView> find_tensor(std::string_view name) const;
 
+  /// Floats in the embedding of a tile: channels of the last feature map * pool * pool. See
+  /// Outputs::embedding in histo/engine.h.
+  /// \throws Error  size_overflow where they have no size
+  [[nodiscard]] std::size_t embedding_size() const;
+
   /// Size of the file in bytes.
   [[nodiscard]] std::size_t size_bytes() const noexcept;
 

@@ -134,6 +134,30 @@ inline constexpr auto name_table<Layout> = std::to_array<Named<Layout>>({
     {Layout::nhwc, "nhwc"},
 });
 
+// --- pixels ----------------------------------------------------------------------------------------------
+
+/// What the bytes of a pixel are, in the order in which they lie in memory: see ImageView.
+enum class PixelFormat : int {
+  rgb = 0,
+  bgr = 1,
+  rgba = 2,  ///< the alpha is ignored: the colours are taken as they are
+  bgra = 3,  ///< the same
+  bgra_premultiplied =
+      4,     ///< the colours are multiplied by alpha already; composited on white. On little-endian machines
+             ///< this is the ARGB32 of Cairo and of OpenSlide's C interface
+  grey = 5,  ///< one byte, which is red, green and blue
+};
+
+template <>
+inline constexpr auto name_table<PixelFormat> = std::to_array<Named<PixelFormat>>({
+    {PixelFormat::rgb, "rgb"},
+    {PixelFormat::bgr, "bgr"},
+    {PixelFormat::rgba, "rgba"},
+    {PixelFormat::bgra, "bgra"},
+    {PixelFormat::bgra_premultiplied, "bgra_premultiplied"},
+    {PixelFormat::grey, "grey"},
+});
+
 // --- the batch loop --------------------------------------------------------------------------------------
 
 /// What BatchRunner does when a tile is lost: its source threw, or the runtime failed for its batch.

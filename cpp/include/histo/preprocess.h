@@ -8,6 +8,7 @@
 
 #include "histo/api.h"
 #include "histo/engine.h"
+#include "histo/image_view.h"
 #include "histo/model.h"
 
 namespace histo {
@@ -26,5 +27,9 @@ namespace histo {
 /// \throws Error  as Engine::run()
 HISTO_API void preprocess(std::span<const std::uint8_t> tiles, TileShape shape, const ModelSpec& spec,
                           std::size_t crop, std::span<float> out);
+
+/// The same for tiles that are where and how the host holds them.
+HISTO_API void preprocess(std::span<const ImageView> tiles, const ModelSpec& spec, std::size_t crop,
+                          std::span<float> out);
 
 }  // namespace histo

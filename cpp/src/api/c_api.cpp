@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "histo/batch_runner.h"
 #include "histo/build_config.h"
@@ -21,6 +22,7 @@
 #include "histo/engine.h"
 #include "histo/error.h"
 #include "histo/fused_head.h"
+#include "histo/image_view.h"
 #include "histo/model.h"
 #include "histo/names.h"
 #include "histo/self_test.h"
@@ -264,6 +266,56 @@ histo::Progress progress_of(histo_progress progress, void* user) {
 // The end of `field`, the last field of the first version of a structure.
 #define HISTO_SIZE_UP_TO(type, field) (offsetof(type, field) + sizeof(type::field))
 
+histo::ImageView view_of(const char* name, const histo_image_view* given) {
+  const auto view = read_options(name, given, HISTO_SIZE_UP_TO(histo_image_view, plane_stride));
+  return {.bytes = {view.bytes, view.bytes_size},
+          .height = view.height,
+          .width = view.width,
+          .format = named("format", view.format, histo::PixelFormat::rgb),
+          .row_stride = view.row_stride,
+          .plane_stride = view.plane_stride};
+}
+
+// The first one says how far they lie apart: the caller may have been compiled with another structure.
+std::vector<histo::ImageView> views_of(const histo_image_view* tiles, std::size_t batch) {
+  std::vector<histo::ImageView> views;
+  const std::size_t size = tiles->struct_size;
+  for (std::size_t i = 0; i < batch; ++i) {
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(tiles) + i * size;
+    const auto* const tile = reinterpret_cast<const histo_image_view*>(bytes);
+    if (tile->struct_size != size) {
+      throw Error(ErrorCode::invalid_argument,
+                  "struct_size of tile " + std::to_string(i) + " is " + std::to_string(tile->struct_size) +
+                      ", and that of tile 0 is " + std::to_string(size),
+                  "set it to sizeof of the structure");
+    }
+    views.push_back(view_of("tiles", tile));
+  }
+  return views;
+}
+
+histo::Outputs outputs_of(const histo_outputs* given) {
+  const auto outputs = read_options("outputs", given, HISTO_SIZE_UP_TO(histo_outputs, contributions_size));
+  return {.top = outputs.top,
+          .logits = {outputs.logits, outputs.logits_size},
+          .probabilities = {outputs.probabilities, outputs.probabilities_size},
+          .top_classes = {outputs.top_classes, outputs.top_classes_size},
+          .top_probabilities = {outputs.top_probabilities, outputs.top_probabilities_size},
+          .embedding = {outputs.embedding, outputs.embedding_size},
+          .contributions = {outputs.contributions, outputs.contributions_size}};
+}
+
+template <typename Tile>
+histo_status run(const histo_engine* engine, const Tile* tiles, std::size_t tiles_size,
+                 histo::TileShape shape, const histo_outputs* outputs) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(tiles, "tiles");
+    require(outputs, "outputs");
+    engine->engine.run(std::span(tiles, tiles_size), shape, outputs_of(outputs));
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -333,6 +385,14 @@ double histo_model_mpp(const histo_model* model) noexcept {
   return model == nullptr ? 0 : model->model.spec().mpp.value_or(0);
 }
 
+size_t histo_model_embedding_size(const histo_model* model) noexcept {
+  std::size_t size = 0;
+  if (model != nullptr) {
+    static_cast<void>(guarded([&] { size = model->model.embedding_size(); }));
+  }
+  return size;
+}
+
 const char* histo_model_class_name(const histo_model* model, size_t index) noexcept {
   return index < histo_model_classes(model) ? model->model.spec().classes[index].c_str() : nullptr;
 }
@@ -376,6 +436,48 @@ histo_status histo_engine_run_f32(const histo_engine* engine, const float* tiles
              logits_size);
 }
 
+histo_status histo_image_view_region(const histo_image_view* image, size_t x, size_t y, size_t height,
+                                     size_t width, histo_image_view* region) noexcept {
+  return guarded([&] {
+    require(image, "image");
+    require(region, "region");
+    check_struct_size("region", region->struct_size, HISTO_SIZE_UP_TO(histo_image_view, plane_stride));
+    const histo::ImageView part =
+        view_of("image", image).region({.x = x, .y = y, .height = height, .width = width});
+    histo_image_view result{};
+    result.bytes = part.bytes.data();
+    result.bytes_size = part.bytes.size();
+    result.height = part.height;
+    result.width = part.width;
+    result.format = histo::name(part.format).data();  // a literal
+    result.row_stride = part.row_stride;
+    result.plane_stride = part.plane_stride;
+    write_result(region, result);
+  });
+}
+
+histo_status histo_engine_run_views(const histo_engine* engine, const histo_image_view* tiles, size_t batch,
+                                    const histo_outputs* outputs) noexcept {
+  return guarded([&] {
+    require(engine, "engine");
+    require(tiles, "tiles");
+    require(outputs, "outputs");
+    engine->engine.run(views_of(tiles, batch), outputs_of(outputs));
+  });
+}
+
+histo_status histo_engine_run_u8_outputs(const histo_engine* engine, const uint8_t* tiles, size_t tiles_size,
+                                         size_t batch, size_t height, size_t width,
+                                         const histo_outputs* outputs) noexcept {
+  return run(engine, tiles, tiles_size, {.batch = batch, .height = height, .width = width}, outputs);
+}
+
+histo_status histo_engine_run_f32_outputs(const histo_engine* engine, const float* tiles, size_t tiles_size,
+                                          size_t batch, size_t height, size_t width,
+                                          const histo_outputs* outputs) noexcept {
+  return run(engine, tiles, tiles_size, {.batch = batch, .height = height, .width = width}, outputs);
+}
+
 histo_status histo_engine_warmup(const histo_engine* engine, size_t batch) noexcept {
   return guarded([&] {
     require(engine, "engine");
@@ -397,6 +499,8 @@ histo_status histo_engine_get_info(const histo_engine* engine, histo_engine_info
     result.classes = engine->engine.classes();
     result.weight_bytes = known.weight_bytes;
     result.workspace_bytes = known.workspace_bytes;
+    result.embedding_size = known.embedding_size;
+    result.map_side = known.map_side;
     result.profile = histo::name(known.profile).data();
     result.algorithm = histo::name(known.algorithm).data();
     write_result(info, result);

@@ -1,6 +1,7 @@
 #include "histo/engine.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 #include "histo/error.h"
 #include "plan/backend.h"
 #include "platform/platform.h"
+#include "tiles.h"
 
 namespace histo {
 namespace {
@@ -82,15 +84,62 @@ struct Engine::State {
 
   [[nodiscard]] std::size_t classes() const { return program->model.spec().classes.size(); }
 
-  template <typename Value>
-  void run(std::span<const Value> tiles, TileShape shape, std::span<float> logits,
+  // Packed tiles.
+  template <typename Tiles, typename Value>
+  void run(std::span<const Value> tiles, TileShape shape, const Outputs& outputs,
            const RunRecord& record = {}) const {
     const FloatEnvironment environment;
     check_tiles(tiles, shape, options.crop);
-    check_buffer("logits", logits, checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-    backend->run(tiles, shape, logits, record);
+    check_outputs(outputs, shape.batch);
+    backend->run(Tiles(tiles, shape), outputs, record);
   }
+
+  // The logits alone, which are wanted even where the span is empty: it is too short then.
+  template <typename Tiles, typename Value>
+  void run_for_logits(std::span<const Value> tiles, TileShape shape, std::span<float> logits,
+                      const RunRecord& record = {}) const {
+    const FloatEnvironment environment;
+    check_tiles(tiles, shape, options.crop);
+    check_buffer("logits", logits, checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
+    backend->run(Tiles(tiles, shape), {.logits = logits}, record);
+  }
+
+  void run(std::span<const ImageView> tiles, const Outputs& outputs) const {
+    const FloatEnvironment environment;
+    check_tiles(tiles, options.crop);
+    check_outputs(outputs, tiles.size());
+    backend->run(ByteTiles(tiles), outputs, {});
+  }
+
+  void check_outputs(const Outputs& outputs, std::size_t batch) const;
 };
+
+void Engine::State::check_outputs(const Outputs& outputs, std::size_t batch) const {
+  bool wanted = false;
+  const auto check = [&](const char* what, auto output, std::initializer_list<Extent> of_tile) {
+    if (output.data() != nullptr || !output.empty()) {
+      const std::size_t size = checked_size(what, of_tile);
+      check_buffer(what, output, checked_size(what, {{"batch", batch}, {what, size}}));
+      wanted = true;
+    }
+  };
+  const std::size_t side = map_size(options.crop);
+  if (outputs.top > classes()) {
+    throw Error(ErrorCode::invalid_argument, "top is " + std::to_string(outputs.top),
+                "the model has " + std::to_string(classes()) + " classes");
+  }
+  check("logits", outputs.logits, {{"classes", classes()}});
+  check("probabilities", outputs.probabilities, {{"classes", classes()}});
+  check("top_classes", outputs.top_classes, {{"top", outputs.top}});
+  check("top_probabilities", outputs.top_probabilities, {{"top", outputs.top}});
+  check("contributions", outputs.contributions, {{"classes", classes()}, {"map", side}, {"map", side}});
+  if (outputs.embedding.data() != nullptr || !outputs.embedding.empty()) {
+    check("embedding", outputs.embedding, {{"embedding", program->model.embedding_size()}});
+  }
+  if (!wanted) {
+    throw Error(ErrorCode::invalid_argument, "no output is wanted", "give a buffer for at least one");
+  }
+}
 
 Engine::Engine(Model model, const EngineOptions& options) {
   const FloatEnvironment environment;
@@ -115,11 +164,23 @@ const Engine::State& Engine::state() const {
 }
 
 void Engine::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits) const {
-  state().run(tiles, shape, logits);
+  state().run_for_logits<ByteTiles>(tiles, shape, logits);
 }
 
 void Engine::run(std::span<const float> tiles, TileShape shape, std::span<float> logits) const {
-  state().run(tiles, shape, logits);
+  state().run_for_logits<FloatTiles>(tiles, shape, logits);
+}
+
+void Engine::run(std::span<const ImageView> tiles, const Outputs& outputs) const {
+  state().run(tiles, outputs);
+}
+
+void Engine::run(std::span<const std::uint8_t> tiles, TileShape shape, const Outputs& outputs) const {
+  state().run<ByteTiles>(tiles, shape, outputs);
+}
+
+void Engine::run(std::span<const float> tiles, TileShape shape, const Outputs& outputs) const {
+  state().run<FloatTiles>(tiles, shape, outputs);
 }
 
 void Engine::warmup(std::size_t batch) const {
@@ -142,7 +203,7 @@ std::vector<Stage> Engine::stages(std::span<const std::uint8_t> tiles, TileShape
   Stage& head = stages.back();
   head.shape = {shape.batch, classes()};
   head.data.resize(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run(tiles, shape, std::span<float>(head.data), {.stages = &stages, .times = nullptr});
+  state().run_for_logits<ByteTiles>(tiles, shape, head.data, {.stages = &stages, .times = nullptr});
   return stages;
 }
 
@@ -151,7 +212,7 @@ std::vector<LayerTime> Engine::layer_times(std::span<const std::uint8_t> tiles, 
   check_tiles(tiles, shape, state().options.crop);
   std::vector<LayerTime> times = describe_layers(state().program->network, state().program->plan, classes());
   std::vector<float> logits(checked_size("logits", {{"batch", shape.batch}, {"classes", classes()}}));
-  state().run(tiles, shape, std::span<float>(logits), {.stages = nullptr, .times = &times});
+  state().run_for_logits<ByteTiles>(tiles, shape, logits, {.stages = nullptr, .times = &times});
   return times;
 }
 
@@ -165,7 +226,9 @@ EngineInfo Engine::info() const {
           .threads = backend.threads,
           .crop = options.crop,
           .weight_bytes = backend.weight_bytes,
-          .workspace_bytes = backend.workspace_bytes};
+          .workspace_bytes = backend.workspace_bytes,
+          .embedding_size = model().embedding_size(),
+          .map_side = map_size(options.crop)};
 }
 
 const Model& Engine::model() const { return state().program->model; }

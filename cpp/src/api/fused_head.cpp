@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -14,6 +13,7 @@
 #include "cpu/isa_selection.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/thread_pool.h"
+#include "head_arithmetic.h"
 #include "histo/cpu.h"
 #include "plan/adaptive_bins.h"
 #include "plan/head_plan.h"
@@ -29,30 +29,6 @@ float widened(Bfloat16 value) { return std::bit_cast<float>(std::uint32_t{value.
 // Kernels take bf16 as plain integers.
 const float* as_numbers(const float* features) { return features; }
 const std::uint16_t* as_numbers(const Bfloat16* features) { return &features->bits; }
-
-// `out` may be `logits`.
-template <typename Logit>
-void softmax_of(std::span<const Logit> logits, std::span<float> out) {
-  // The largest logit is subtracted first, so that no exponential overflows.
-  const auto largest = static_cast<double>(*std::ranges::max_element(logits));
-  double sum = 0.0;
-  for (const Logit logit : logits) {
-    sum += std::exp(static_cast<double>(logit) - largest);
-  }
-  for (std::size_t k = 0; k < logits.size(); ++k) {
-    out[k] = static_cast<float>(std::exp(static_cast<double>(logits[k]) - largest) / sum);
-  }
-}
-
-// Pairwise, in a fixed order. Destroys `lanes`.
-float sum_of_lanes(float* lanes, std::size_t count) {
-  for (std::size_t half = count / 2; half > 0; half /= 2) {
-    for (std::size_t i = 0; i < half; ++i) {
-      lanes[i] += lanes[i + half];
-    }
-  }
-  return lanes[0];
-}
 
 // Tiles that the widest kernel handles together.
 constexpr std::size_t tile_block = 4;

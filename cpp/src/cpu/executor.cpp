@@ -1,7 +1,6 @@
 #include "cpu/executor.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "cpu/record.h"
@@ -87,35 +86,30 @@ void Executor::reserve(Workspace& workspace, std::size_t count) {
 
 // --- the network -------------------------------------------------------------------------------------------
 
-void Executor::run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
-                   const RunRecord& record) {
-  run_all(tiles.data(), shape, logits, record);
+void Executor::run(const ByteTiles& tiles, const Outputs& outputs, const RunRecord& record) {
+  run_all(tiles, outputs, record);
 }
 
-void Executor::run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
-                   const RunRecord& record) {
-  run_all(tiles.data(), shape, logits, record);
+void Executor::run(const FloatTiles& tiles, const Outputs& outputs, const RunRecord& record) {
+  run_all(tiles, outputs, record);
 }
 
-template <typename Value>
-void Executor::run_all(const Value* tiles, TileShape shape, std::span<float> logits,
-                       const RunRecord& record) {
-  const std::size_t tile_size = shape.height * shape.width * 3, classes = prepared_->head.classes();
+template <typename Tiles>
+void Executor::run_all(const Tiles& tiles, const Outputs& outputs, const RunRecord& record) {
   workspace_.use([&](Workspace& workspace) {
-    reserve(workspace, shape.batch);
-    workspace.logits.resize(logits.size());
-    for (std::size_t first = 0; first < shape.batch; first += workspace.images) {
-      run_images(workspace, tiles + first * tile_size, shape, std::min(workspace.images, shape.batch - first),
-                 workspace.logits.data() + first * classes, record);
+    reserve(workspace, tiles.size());
+    workspace.results.begin(outputs, tiles.size(), prepared_->head.classes());
+    for (std::size_t first = 0; first < tiles.size(); first += workspace.images) {
+      run_images(workspace, tiles, {first, std::min(first + workspace.images, tiles.size())}, record);
     }
-    std::ranges::copy(workspace.logits, logits.begin());
+    workspace.results.deliver(outputs);
   });
 }
 
-template <typename Value>
-void Executor::run_images(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t count,
-                          float* logits, const RunRecord& record) {
+template <typename Tiles>
+void Executor::run_images(Workspace& workspace, const Tiles& tiles, Range images, const RunRecord& record) {
   const Plan& plan = prepared_->plan();
+  const std::size_t count = images.end - images.begin;
   for (std::size_t image = 0; image < count; ++image) {  // of a run that failed, something may be left
     workspace.not_finite[image].store(false, std::memory_order_relaxed);
   }
@@ -123,7 +117,7 @@ void Executor::run_images(Workspace& workspace, const Value* tiles, TileShape sh
     const std::size_t n = std::min(plan.shallow_images, count - first);
     {
       const Timer timer(record, 0);
-      run_stem(workspace, tiles, shape, first, n);
+      run_stem(workspace, tiles, images.begin + first, first, n);
     }
     record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format,
                  pixels(workspace, plan.stem_output, first), n);
@@ -131,26 +125,25 @@ void Executor::run_images(Workspace& workspace, const Value* tiles, TileShape sh
   }
   run_steps(workspace, {plan.shallow_steps, plan.steps.size()}, 0, count, record);
   const Timer timer(record, plan.steps.size() + 1);
-  run_head(workspace, count, logits);
-  // int8 cannot carry NaN through its maps, so the logits of such an image are set to it here.
-  const std::size_t classes = prepared_->head.classes();
+  run_head(workspace, images);
+  run_map_outputs(workspace, images);
+  // int8 cannot carry NaN through its maps, so the results of such an image are set to it here.
   for (std::size_t image = 0; image < count; ++image) {
     if (workspace.not_finite[image].load(std::memory_order_relaxed)) {
-      std::fill_n(logits + image * classes, classes, std::numeric_limits<float>::quiet_NaN());
+      workspace.results.set_to_nan(images.begin + image);
     }
   }
 }
 
-template <typename Value>
-void Executor::run_stem(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t first,
+template <typename Tiles>
+void Executor::run_stem(Workspace& workspace, const Tiles& tiles, std::size_t tile, std::size_t first,
                         std::size_t count) {
   const std::size_t output = prepared_->plan().stem_output;
   const std::size_t image_units = prepared_->plan().maps[output].image();
   for_each(count * stem_.bands(), [&](std::size_t task, std::size_t slot) {
     const std::size_t image = task / stem_.bands();
-    const Value* const tile = tiles + (first + image) * shape.height * shape.width * 3;
     std::uint32_t* const to = pixels(workspace, output, first) + image * image_units;
-    if (!stem_.run(tile, shape, task % stem_.bands(), to, workspace.private_scratch[slot].units())) {
+    if (!stem_.run(tiles[tile + image], task % stem_.bands(), to, workspace.private_scratch[slot].units())) {
       workspace.not_finite[first + image].store(true, std::memory_order_relaxed);
     }
   });
@@ -268,21 +261,49 @@ void Executor::run_winograd(Workspace& workspace, const Step& step, const Packed
   });
 }
 
-void Executor::run_head(Workspace& workspace, std::size_t count, float* logits) {
+void Executor::run_head(Workspace& workspace, Range images) {
   const Map& features = prepared_->plan().maps[prepared_->plan().features];
-  const std::size_t classes = prepared_->head.classes();
+  const std::size_t count = images.end - images.begin;
   const std::size_t part = ceil_div(count, threads_.threads());
   for_each(ceil_div(count, part), [&](std::size_t task, std::size_t) {
     const std::size_t first = task * part;
     const std::size_t n = std::min(part, count - first);
     const FeatureShape shape{
         .batch = n, .height = features.height, .width = features.width, .layout = Layout::nhwc};
-    const std::span<float> out(logits + first * classes, n * classes);
+    const std::span<float> out = workspace.results.logits(images.begin + first, n);
     const std::uint32_t* const begin = pixels(workspace, prepared_->plan().features, first);
     if (features.storage == Storage::bf16) {
       prepared_->head.run({reinterpret_cast<const Bfloat16*>(begin), 2 * n * features.image()}, shape, out);
     } else {
       prepared_->head.run({reinterpret_cast<const float*>(begin), n * features.image()}, shape, out);
+    }
+  });
+}
+
+void Executor::run_map_outputs(Workspace& workspace, Range images) {
+  Results& results = workspace.results;
+  if (!results.wants_embedding() && !results.wants_contributions()) {
+    return;
+  }
+  const Map& features = prepared_->plan().maps[prepared_->plan().features];
+  const MapOutputs& outputs = prepared_->map_outputs;
+  const auto weights =
+      results.wants_contributions() ? outputs.weights(features.height, features.width) : nullptr;
+  for_each(images.end - images.begin, [&](std::size_t image, std::size_t) {
+    const auto compute = [&]<typename Feature>(const Feature* first) {
+      const FeatureMap<Feature> map{first, features.height, features.width};
+      if (results.wants_embedding()) {
+        outputs.embedding(map, results.embedding(images.begin + image));
+      }
+      if (weights != nullptr) {
+        outputs.contributions(map, *weights, results.contributions(images.begin + image));
+      }
+    };
+    const std::uint32_t* const first = pixels(workspace, prepared_->plan().features, image);
+    if (features.storage == Storage::bf16) {
+      compute(reinterpret_cast<const std::uint16_t*>(first));
+    } else {
+      compute(reinterpret_cast<const float*>(first));
     }
   });
 }

@@ -5,13 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "aligned_buffer.h"
 #include "cpu/isa_records.h"
 #include "cpu/partition.h"
 #include "cpu/prepared.h"
+#include "cpu/results.h"
 #include "cpu/stem.h"
 #include "cpu/thread_pool.h"
 #include "plan/backend.h"
@@ -24,10 +24,8 @@ class Executor final : public Backend {
   Executor(std::shared_ptr<const Program> program, const IsaRecord& isa, unsigned threads);
 
   [[nodiscard]] std::unique_ptr<Backend> copy() const override;
-  void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
-           const RunRecord& record) override;
-  void run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
-           const RunRecord& record) override;
+  void run(const ByteTiles& tiles, const Outputs& outputs, const RunRecord& record) override;
+  void run(const FloatTiles& tiles, const Outputs& outputs, const RunRecord& record) override;
   [[nodiscard]] Info info() const override;
 
  private:
@@ -40,16 +38,17 @@ class Executor final : public Backend {
     AlignedBuffer shared_scratch;
     std::vector<AlignedBuffer> private_scratch;  // per thread
     std::vector<std::atomic<bool>> not_finite;   // of the images in the maps; int8 only: see run_images()
-    std::vector<float> logits;  // of the run, given to the caller when nothing can fail any more
+    Results results;
   };
 
-  template <typename Value>
-  void run_all(const Value* tiles, TileShape shape, std::span<float> logits, const RunRecord& record);
-  template <typename Value>
-  void run_images(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t count, float* logits,
-                  const RunRecord& record);
-  template <typename Value>
-  void run_stem(Workspace& workspace, const Value* tiles, TileShape shape, std::size_t first,
+  template <typename Tiles>
+  void run_all(const Tiles& tiles, const Outputs& outputs, const RunRecord& record);
+  // Runs the tiles `images`, of at most Workspace::images.
+  template <typename Tiles>
+  void run_images(Workspace& workspace, const Tiles& tiles, Range images, const RunRecord& record);
+  // Runs tile `tile` and those behind it, as images `first` and those behind it.
+  template <typename Tiles>
+  void run_stem(Workspace& workspace, const Tiles& tiles, std::size_t tile, std::size_t first,
                 std::size_t count);
   void run_steps(Workspace& workspace, Range steps, std::size_t first, std::size_t count,
                  const RunRecord& record);
@@ -58,7 +57,8 @@ class Executor final : public Backend {
                   const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
   void run_winograd(Workspace& workspace, const Step& step, const PackedLayer& packed,
                     const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
-  void run_head(Workspace& workspace, std::size_t count, float* logits);
+  void run_head(Workspace& workspace, Range images);
+  void run_map_outputs(Workspace& workspace, Range images);
 
   kernels::Epilogue epilogue_of(Workspace& workspace, const Step& step, const PackedLayer& packed,
                                 std::size_t first) const;

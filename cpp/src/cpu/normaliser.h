@@ -8,7 +8,9 @@
 
 #include "exact_arithmetic.h"
 #include "histo/engine.h"
+#include "histo/image_view.h"
 #include "histo/model.h"
+#include "tiles.h"
 
 namespace histo {
 
@@ -23,18 +25,24 @@ constexpr std::size_t crop_offset(std::size_t side, std::size_t crop) {
 template <typename Value>
 void check_tiles(std::span<const Value> tiles, TileShape shape, std::size_t crop);
 
+// The same for tiles at places of their own.
+void check_tiles(std::span<const ImageView> tiles, std::size_t crop);
+
 class Normaliser {
  public:
   Normaliser(const ModelSpec& spec, std::size_t crop);
 
   // Row `y` of the crop of one tile as (crop, 3).
-  void row(const std::uint8_t* tile, TileShape shape, std::size_t y, float* out) const;  // (h, w, 3) bytes
-  void row(const float* tile, TileShape shape, std::size_t y, float* out) const;  // (3, h, w) in [0, 1]
+  void row(const ImageView& tile, std::size_t y, float* out) const;
+  void row(const FloatTile& tile, std::size_t y, float* out) const;
+
+  // 256 divisions in place of one per pixel; the same bits.
+  using OfByte = std::array<std::array<float, 256>, 3>;
 
  private:
   std::size_t crop_;
   std::array<float, 3> mean_, std_;
-  std::array<std::array<float, 256>, 3> of_byte_;  // 256 divisions in place of one per pixel; the same bits
+  OfByte of_byte_;
 };
 
 }  // namespace histo

@@ -1,20 +1,26 @@
 #include "cpu/prepared.h"
 
+#include <span>
 #include <utility>
 
 namespace histo {
 namespace {
 
+StoredHead stored_head(const Model& model) {
+  const TensorView weight = model.tensor("head.linear.weight");
+  const std::size_t pool = model.spec().head_pool;
+  return {.trained_pool = model.spec().pool,
+          .pool = pool,
+          .channels = weight.shape[1] / (pool * pool),
+          .classes = model.spec().classes.size(),
+          .weight = weight.data};
+}
+
 // On one thread: the Executor divides a batch between its own.
 FusedHead make_head(const Model& model, Isa isa) {
-  const TensorView weight = model.tensor("head.linear.weight");
-  const std::size_t cells = model.spec().head_pool * model.spec().head_pool;
-  return {model.spec().head_pool,
-          weight.shape[1] / cells,
-          model.spec().classes.size(),
-          weight.data,
-          model.tensor("head.linear.bias").data,
-          {.threads = 1, .isa = isa}};
+  const StoredHead head = stored_head(model);
+  const std::span<const float> bias = model.tensor("head.linear.bias").data;
+  return {head.pool, head.channels, head.classes, head.weight, bias, {.threads = 1, .isa = isa}};
 }
 
 }  // namespace
@@ -29,6 +35,7 @@ Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa, T
     : program(std::move(given)),
       kernels(*isa.kernels),
       head(make_head(program->model, isa.isa)),
+      map_outputs(stored_head(program->model), isa.isa),
       normaliser(program->model.spec(), plan().crop) {
   std::vector<Packing> packings{stem_packing(*program, kernels)};
   for (const Step& step : plan().steps) {

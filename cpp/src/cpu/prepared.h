@@ -7,6 +7,7 @@
 
 #include "cpu/isa_records.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/map_outputs.h"
 #include "cpu/normaliser.h"
 #include "cpu/packing.h"
 #include "cpu/thread_pool.h"
@@ -20,6 +21,7 @@ struct Prepared {
   std::shared_ptr<const Program> program;
   const kernels::KernelSet& kernels;
   FusedHead head;
+  MapOutputs map_outputs;
   Normaliser normaliser;
   PackedLayer stem;
   std::vector<PackedLayer> layers;  // of the plan's steps

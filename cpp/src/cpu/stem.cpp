@@ -47,15 +47,15 @@ Stem::Band Stem::band_at(std::size_t band) const {
           .rows = {std::max<std::size_t>(2 * begin, 1), std::min(2 * end, side_) + 1}};
 }
 
-template <typename Value>
-bool Stem::run(const Value* tile, TileShape shape, std::size_t band_index, std::uint32_t* output,
+template <typename Tile>
+bool Stem::run(const Tile& tile, std::size_t band_index, std::uint32_t* output,
                std::uint32_t* scratch) const {
   const Band band = band_at(band_index);
   std::uint32_t* const rows = scratch;
   float* const map = reinterpret_cast<float*>(scratch + tile_units());
   auto* const parts = reinterpret_cast<std::uint16_t*>(scratch + tile_units() + map_units());
   // The map is free until the convolution.
-  const bool finite = read_tile(tile, shape, band, rows, map, parts);
+  const bool finite = read_tile(tile, band, rows, map, parts);
   clear_border(band, map);
   convolve(band, rows, map);
   prepared_.kernels.max_pool(map, map_row_, output + band.pooled.begin * output_.row(), output_.row(),
@@ -64,15 +64,15 @@ bool Stem::run(const Value* tile, TileShape shape, std::size_t band_index, std::
   return finite;
 }
 
-template bool Stem::run(const std::uint8_t*, TileShape, std::size_t, std::uint32_t*, std::uint32_t*) const;
-template bool Stem::run(const float*, TileShape, std::size_t, std::uint32_t*, std::uint32_t*) const;
+template bool Stem::run(const ImageView&, std::size_t, std::uint32_t*, std::uint32_t*) const;
+template bool Stem::run(const FloatTile&, std::size_t, std::uint32_t*, std::uint32_t*) const;
 
 // Row r of the convolution reads 7 rows of the tile, whose first is 2 * (r - 1), counted from three above the
 // crop. `values` is room for a row, `parts` for its parts.
-template <typename Value>
-bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows, float* values,
+template <typename Tile>
+bool Stem::read_tile(const Tile& tile, const Band& band, std::uint32_t* rows, float* values,
                      std::uint16_t* parts) const {
-  const bool checked = std::is_same_v<Value, float> && prepared_.plan().precision == Precision::int8;
+  const bool checked = std::is_same_v<Tile, FloatTile> && prepared_.plan().precision == Precision::int8;
   const std::size_t first = 2 * (band.rows.begin - 1), last = 2 * (band.rows.end - 2) + kernel;
   bool finite = true;
   for (std::size_t y = first; y < last; ++y) {
@@ -86,7 +86,7 @@ bool Stem::read_tile(const Value* tile, TileShape shape, const Band& band, std::
     std::fill(halves + (border + crop_) * pixel_halves_, halves + 2 * tile_row_, std::uint16_t{0});
     std::uint16_t* const inside = halves + border * pixel_halves_;
     float* const to = storage_ == Storage::f32 ? reinterpret_cast<float*>(inside) : values;
-    prepared_.normaliser.row(tile, shape, y - border, to);
+    prepared_.normaliser.row(tile, y - border, to);
     finite =
         finite && (!checked || std::all_of(to, to + crop_ * 3, [](float v) { return std::isfinite(v); }));
     write_row(to, parts, inside);

@@ -6,7 +6,6 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/prepared.h"
-#include "histo/engine.h"
 
 namespace histo {
 
@@ -21,9 +20,9 @@ class Stem {
 
   // Computes band `band` of one tile. `output`: that image's pixel (0, 0) in the map Plan::stem_output.
   // Returns whether the rows of the tile that were read are finite, where int8 cannot carry NaN; else true.
-  template <typename Value>
-  bool run(const Value* tile, TileShape shape, std::size_t band, std::uint32_t* output,
-           std::uint32_t* scratch) const;
+  // `Tile` is an ImageView or a FloatTile.
+  template <typename Tile>
+  bool run(const Tile& tile, std::size_t band, std::uint32_t* output, std::uint32_t* scratch) const;
 
  private:
   // Rows of the convolution's map are counted from the one above it, so that none is negative. The maximum of
@@ -38,8 +37,8 @@ class Stem {
   [[nodiscard]] std::size_t tile_units() const { return (2 * (2 * rows_ + 1) + 5) * tile_row_; }
   [[nodiscard]] std::size_t map_units() const;
 
-  template <typename Value>
-  bool read_tile(const Value* tile, TileShape shape, const Band& band, std::uint32_t* rows, float* values,
+  template <typename Tile>
+  bool read_tile(const Tile& tile, const Band& band, std::uint32_t* rows, float* values,
                  std::uint16_t* parts) const;
   void write_row(float* values, std::uint16_t* parts, std::uint16_t* to) const;
   void clear_border(const Band& band, float* map) const;

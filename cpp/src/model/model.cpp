@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "checks.h"
 #include "histo/error.h"
 #include "model/model_format.h"
 #include "model/safetensors.h"
@@ -66,6 +67,12 @@ std::optional<TensorView> Model::find_tensor(std::string_view name) const {
     return std::nullopt;
   }
   return TensorView{.shape = tensor->shape, .data = tensor->values<float>()};
+}
+
+std::size_t Model::embedding_size() const {
+  const std::size_t pool = spec().pool, head_pool = spec().head_pool;
+  const std::size_t channels = tensor("head.linear.weight").shape[1] / (head_pool * head_pool);
+  return checked_size("an embedding", {{"channels", channels}, {"pool", pool}, {"pool", pool}});
 }
 
 std::size_t Model::size_bytes() const noexcept { return contents_->file.size; }

@@ -2,15 +2,14 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <memory>
-#include <span>
 #include <vector>
 
 #include "histo/engine.h"
 #include "histo/model.h"
 #include "model/network.h"
 #include "plan/plan.h"
+#include "tiles.h"
 
 namespace histo {
 
@@ -26,8 +25,9 @@ struct Program {
   Program& operator=(const Program&) = delete;
 };
 
-// What a run leaves behind besides the logits, for callers who ask. Entries of `stages` have four extents and
-// are appended to, the head's excepted; entries of `times` are those of the layers, and their seconds grow.
+// What a run leaves behind besides its outputs, for callers who ask. Entries of `stages` have four extents
+// and are appended to, the head's excepted; entries of `times` are those of the layers, and their seconds
+// grow.
 struct RunRecord {
   std::vector<Stage>* stages = nullptr;
   std::vector<LayerTime>* times = nullptr;
@@ -51,10 +51,8 @@ class Backend {
 
   // As Engine::run(), which they implement: arguments have been checked, nothing is left to fail but
   // allocations.
-  virtual void run(std::span<const std::uint8_t> tiles, TileShape shape, std::span<float> logits,
-                   const RunRecord& record) = 0;
-  virtual void run(std::span<const float> tiles, TileShape shape, std::span<float> logits,
-                   const RunRecord& record) = 0;
+  virtual void run(const ByteTiles& tiles, const Outputs& outputs, const RunRecord& record) = 0;
+  virtual void run(const FloatTiles& tiles, const Outputs& outputs, const RunRecord& record) = 0;
 
   [[nodiscard]] virtual Info info() const = 0;
 };

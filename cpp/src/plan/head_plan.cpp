@@ -220,7 +220,64 @@ void fill_weights(HeadPlan& plan, std::size_t pool, std::span<const float> weigh
   }
 }
 
+bool same_bins(const std::vector<Share>& a, const std::vector<Share>& b) {
+  return std::ranges::equal(a, b, {}, &Share::bin, &Share::bin);
+}
+
+// The group of each row or column of cells, and the shares of each group.
+struct Groups {
+  std::vector<std::size_t> of_cell;
+  std::vector<std::vector<Share>> shares;
+};
+
+Groups groups_of(std::size_t pool, std::size_t size) {
+  Groups groups;
+  for (const std::vector<Share>& cell : shares(bins_of(pool, size), size)) {
+    if (groups.shares.empty() || !same_bins(groups.shares.back(), cell)) {
+      groups.shares.push_back(cell);
+    }
+    groups.of_cell.push_back(groups.shares.size() - 1);
+  }
+  return groups;
+}
+
 }  // namespace
+
+CellWeights make_cell_weights(std::size_t pool, std::size_t channels, std::size_t classes,
+                              std::span<const float> weight, std::size_t height, std::size_t width,
+                              std::size_t lanes) {
+  const Groups rows = groups_of(pool, height), columns = groups_of(pool, width);
+  CellWeights result{.map_height = height,
+                     .map_width = width,
+                     .steps = divided_up(channels, lanes),
+                     .cell_floats = divided_up(channels, lanes) * classes * lanes,
+                     .row_groups = rows.of_cell,
+                     .column_groups = columns.of_cell,
+                     .groups_in_row = columns.shares.size(),
+                     .weights = {}};
+  result.weights = AlignedBuffer(checked_size(
+      "weights of the cells",
+      {{"rows", rows.shares.size()}, {"columns", columns.shares.size()}, {"floats", result.cell_floats}}));
+  float* group = result.weights.data();
+  for (const std::vector<Share>& row : rows.shares) {
+    for (const std::vector<Share>& column : columns.shares) {
+      for (std::size_t k = 0; k < classes; ++k) {
+        for (std::size_t c = 0; c < channels; ++c) {
+          const float* const trained = weight.data() + (k * channels + c) * pool * pool;
+          double sum = 0;
+          for (const Share& y : row) {
+            for (const Share& x : column) {
+              sum += y.weight * x.weight * static_cast<double>(trained[y.bin * pool + x.bin]);
+            }
+          }
+          group[(c / lanes * classes + k) * lanes + c % lanes] = static_cast<float>(sum);
+        }
+      }
+      group += result.cell_floats;
+    }
+  }
+  return result;
+}
 
 HeadPlan make_head_plan(std::size_t pool, std::size_t channels, std::size_t classes,
                         std::span<const float> weight, std::size_t height, std::size_t width, Layout layout,

@@ -54,4 +54,26 @@ HeadPlan make_head_plan(std::size_t pool, std::size_t channels, std::size_t clas
                         std::span<const float> weight, std::size_t height, std::size_t width, Layout layout,
                         std::size_t lanes);
 
+// What single cells of a channels-last map add to each logit. Cells that belong to the same bins have the
+// same weights, so that these are never much larger than the head: they come in groups.
+struct CellWeights {
+  std::size_t map_height, map_width;       // the map that they are for
+  std::size_t steps;                       // vectors of a cell's channels
+  std::size_t cell_floats;                 // steps * classes * lanes
+  std::vector<std::size_t> row_groups;     // of each row of cells
+  std::vector<std::size_t> column_groups;  // of each column
+  std::size_t groups_in_row;
+  AlignedBuffer
+      weights;  // (groups of rows, groups of columns, steps, classes, lanes); zero behind the channels
+
+  [[nodiscard]] const float* of_cell(std::size_t y, std::size_t x) const {
+    return weights.data() + (row_groups[y] * groups_in_row + column_groups[x]) * cell_floats;
+  }
+};
+
+// Arguments as above.
+CellWeights make_cell_weights(std::size_t pool, std::size_t channels, std::size_t classes,
+                              std::span<const float> weight, std::size_t height, std::size_t width,
+                              std::size_t lanes);
+
 }  // namespace histo

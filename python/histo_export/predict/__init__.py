@@ -10,7 +10,7 @@ its tiles through `loop`. `tiles` takes what programs give as tiles. `readers` o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,10 +26,14 @@ from histo_export.predict.loop import TileLoop, softmax
 from histo_export.predict.settings import Reader, Resample, SlideSettings
 from histo_export.predict.tiles import Tile, check_options, is_count, named, path_of, pixels_of
 from histo_export.runtimes import Runtime, one_device
+from histo_export.runtimes.native import NativeRuntime
 from histo_export.spec import ModelSpec, Precision
 
 if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction
+
+Pixels = npt.NDArray[np.uint8]
+"""RGB `(n, height, width, 3)`."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +99,49 @@ class Classifier:
             UsageError: no tile, another dtype or shape, or an impossible argument.
             HistoError: a file or an image can't be a tile, or has another size.
         """
+        logits = self._run(self.runtime.run, tiles, resize, batch)
+        return TilePrediction(self.spec.classes, logits, softmax(logits))
+
+    def embedding(
+        self, tiles: Tile | Iterable[Tile], *, resize: Resample | None = None, batch: int = 32
+    ) -> npt.NDArray[np.float32]:
+        """What the trained linear layer reads: the last feature map after adaptive pooling.
+
+        Args, errors: as `predict`. UsageError also where the runtime is not a native one.
+
+        Returns:
+            `(n, channels * pool * pool)`, in the order channel, bin row, bin column.
+        """
+        return self._run(self._output("embedding"), tiles, resize, batch)
+
+    def contributions(
+        self, tiles: Tile | Iterable[Tile], *, resize: Resample | None = None, batch: int = 32
+    ) -> npt.NDArray[np.float32]:
+        """The share of each cell of the last feature map in each logit; with the bias they add up to it.
+
+        docs/pooling.md tells what such a share means, and what it does not mean.
+
+        Args, errors: as `predict`. UsageError also where the runtime is not a native one.
+
+        Returns:
+            `(n, classes, map side, map side)`.
+        """
+        return self._run(self._output("contributions"), tiles, resize, batch)
+
+    def _output(self, name: str) -> Callable[[Pixels], npt.NDArray[np.float32]]:
+        if not isinstance(self.runtime, NativeRuntime):
+            raise UsageError(self.runtime.name, f"gives logits only, and no {name}", 'Load the bundle with "native"')
+        engine = self.runtime.engine
+        return lambda pixels: engine.outputs(pixels, (name,))[name]
+
+    def _run(
+        self,
+        run: Callable[[Pixels], npt.NDArray[np.float32]],
+        tiles: Tile | Iterable[Tile],
+        resize: Resample | None,
+        batch: int,
+    ) -> npt.NDArray[np.float32]:
+        """What `run` makes of the tiles, of which a batch at a time is in memory."""
         from histo_export.predict.tile_set import fitted
 
         check_options(resize, batch)
@@ -104,11 +151,10 @@ class Classifier:
         )
         parts = []
         while chunk := list(islice(pixels, batch)):
-            parts.append(self.runtime.run(np.stack(chunk)))
+            parts.append(run(np.stack(chunk)))
         if not parts:
             raise UsageError("tiles", "is empty", "Give at least one tile")
-        logits = np.concatenate(parts)
-        return TilePrediction(self.spec.classes, logits, softmax(logits))
+        return np.concatenate(parts)
 
     def predict_slide(
         self, path: str | Path, *, batch: int = 32, reader: Reader = "auto", **settings: Any

@@ -40,7 +40,7 @@ INPUTS = (
     *UNITS,
     *(f"cpp/bindings/{name}.h" for name in ("arguments", "arrays", "errors", "gil", "initialised")),
     "cpp/torch/include/histo/torch_runtime.h",
-    *(f"cpp/include/histo/{name}.h" for name in ("api", "cpu", "engine", "error", "model", "names")),
+    *(f"cpp/include/histo/{name}.h" for name in ("api", "cpu", "engine", "error", "image_view", "model", "names")),
     "cpp/src/checks.h",
 )
 """All that the compiler reads of ours; CMakeLists.txt puts the same files into the wheel."""
