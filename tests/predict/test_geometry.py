@@ -19,6 +19,7 @@ from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import pictures
+from histo_export.predict.colours import class_colours
 from histo_export.predict.grid import make_grid, make_layout
 from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.loop import TileLoop
@@ -277,7 +278,7 @@ def test_the_heat_map_paints_the_tissue_of_each_cell(overlap: float, grid: str) 
     assert (layer[~has_tissue] == 0).all()  # glass
     layout = prediction.grid.layout
     chosen = prediction.probabilities.argmax(1)
-    colours = pictures.class_colours(3)
+    colours = class_colours(3)
     centre_x, centre_y = (
         axis.start[place] + side / 2
         for axis, place, side in zip(

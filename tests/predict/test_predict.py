@@ -40,6 +40,7 @@ from histo_export.spec import ModelSpec
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)
 OUTPUTS = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json", "done.json"}
+OUTPUTS |= {"probabilities.ome.tiff", "index.html", "thumbnail.jpg"}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -63,7 +64,7 @@ def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     assert not outcome.failures
     folder = tmp_path / "large"
     assert content(folder).keys() == OUTPUTS
-    assert {path.name for path in tmp_path.iterdir()} == {"large", "run.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"large", "run.json", "index.html"}
     with (folder / "tiles.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["minx", "miny", "width", "height", *(f"prob_{name}" for name in CLASSES)]
