@@ -87,6 +87,7 @@ def record(out: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.usefixtures("_no_pictures")
 def test_readers_and_companions_change_no_byte(bundle: Path, slides: list[Path], tmp_path: Path) -> None:
     """Slides alone and together with others, sound and damaged ones, read directly and by OpenSlide."""
     torn = [damaged(tmp_path / "in/torn.tif", 14), tmp_path / "in/cut.tif"]

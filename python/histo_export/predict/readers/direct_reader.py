@@ -147,7 +147,8 @@ class DirectReader(Slide):
         method = filter_of(resample)
         for tile, left in zip(out, lefts, strict=True):
             part = image.crop((left - lefts[0], 0, left - lefts[0] + width, height))
-            tile[:] = np.asarray(part.resize((side, side), method))[..., :3]
+            rgb = part.resize((side, side), method).tobytes("raw", "RGB")
+            tile[:] = np.frombuffer(rgb, np.uint8).reshape(side, side, 3)
 
     def _all_levels(self, shrinks: bool) -> tuple[list[Source], list[Level]]:
         """The levels of the file, and between them those that are decoded smaller where there is no other."""
