@@ -361,6 +361,8 @@ def test_the_viewer_classifies_regions_of_its_image_in_cpp_and_in_c(prefix: Path
             tuple(line.split("\t")) for line in call(program, model, tmp_path / "image", height, width).splitlines()
         ] == expected
         assert "(error 2)" in call(program, model, tmp_path / "image", height + 1, width, code=1)
+
+
 def rows_of_tiles(printed: str) -> list[tuple[str, ...]]:
     return sorted(tuple(line.split("\t")) for line in printed.splitlines())
 

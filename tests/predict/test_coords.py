@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 
 from histo_export import HistoError, UsageError
-from histo_export.predict.coords import coords_file, read_coords
+from histo_export.predict.coords import coords_file, patch_grid, read_coords
+from histo_export.predict.grid import BAND, Layout
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings, SlideSettings
+from histo_export.predict.tissue import Tissue
 from stub_model import stub_model
 
 from .test_geometry import ArraySlide, coloured, run
+
+LAYOUT = Layout((64.0, 64.0), (64.0, 64.0), (64, 64), (0.0, 0.0), (64.0, 64.0))
+WHOLE = Tissue(np.ones((10, 10), np.bool_), (910.0, 910.0), 0, (0.0, 0.0, 9100.0, 9100.0))
 
 
 def write_csv(path: Path, rows: Any, heading: str = "x,y") -> Path:
@@ -53,6 +58,21 @@ def test_places_of_a_grid_give_the_grids_result(tmp_path: Path) -> None:
     assert not [name for name in summary if name.startswith("stride")]
     patches.write(tmp_path / "out")
     assert (tmp_path / "out/heatmap.png").is_file()
+
+
+def test_places_are_read_in_bands_whatever_their_distance(tmp_path: Path) -> None:
+    """Each part of the file is decoded once if a band is as wide as the cache allows, and not narrower."""
+    rng = np.random.default_rng(0)
+    places = np.stack([rng.permutation(9000)[:2000], rng.integers(0, 9000, 2000)], 1)
+    path = write_csv(tmp_path / "p.csv", places.tolist())
+    grid = patch_grid((9100, 9100), LAYOUT, read_coords(path), WHOLE)[0]
+    for downsample, bands in ((1.0, 3), (2.0, 2), (4.0, 1)):
+        order = grid.reading_order(downsample)
+        assert sorted(order) == list(range(len(grid)))
+        assert (np.diff(grid.row[order]) < 0).sum() == bands - 1
+        x = grid.tile_corners[order, 0]
+        for part in np.split(x, np.flatnonzero(np.diff(grid.row[order]) < 0) + 1):
+            assert np.ptp(part) < BAND * downsample
 
 
 def test_a_tile_is_the_centre_of_a_larger_patch(tmp_path: Path) -> None:

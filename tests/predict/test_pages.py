@@ -164,12 +164,16 @@ def test_names_of_slides_and_classes_run_nothing(tmp_path: Path) -> None:
 def test_samples_are_the_surest_and_the_least_sure_in_any_parts() -> None:
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([0.5] * 3, 500).astype(np.float32)
-    probabilities[100:110] = probabilities[50:60]  # equal ones: the first counts
-    once, parts = SampleChoice(3), SampleChoice(3)
+    probabilities[100:110] = probabilities[50:60]  # equal ones: the first counts, even if it comes later
+    probabilities[300:400] = np.eye(3, dtype=np.float32)[rng.integers(0, 2, 100)]
+    once = SampleChoice(3)
     once.add(np.arange(500), probabilities)
-    for first in range(0, 500, 37):
-        parts.add(np.arange(first, min(500, first + 37)), probabilities[first : first + 37])
-    assert (once.surest, once.least_sure) == (parts.surest, parts.least_sure)
+    for order in (np.arange(500), np.arange(500)[::-1], rng.permutation(500)):  # slides are read in bands
+        parts = SampleChoice(3)
+        for indices in np.array_split(order, 14):
+            parts.add(indices, probabilities[indices])
+        assert (once.surest, once.least_sure) == (parts.surest, parts.least_sure)
+        assert not parts.add(np.arange(500, 600), probabilities[300:400]), "these come later than equal ones"
     top, chosen = probabilities.max(1), probabilities.argmax(1)
     assert [index for _, index, _ in once.least_sure] == np.argsort(top, kind="stable")[:LEAST_SURE].tolist()
     for each, tiles in enumerate(once.surest):

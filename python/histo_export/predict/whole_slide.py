@@ -275,7 +275,7 @@ class PreparedSlide:
         """
         slide, grid, spec, mpp = self.slide, self.grid, self.spec, self.mpp
         order = grid.reading_order(slide.levels[self.level].downsample)
-        logits = np.empty((len(grid), len(spec.classes)), np.float32)
+        probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
         samples = PassingSamples(spec)
         done = 0
 
@@ -288,17 +288,16 @@ class PreparedSlide:
                 keep(corner, pixels)
             return (squares, tiles), tiles
 
-        def deliver(place: tuple[Integers, Pixels], some: Logits) -> None:
+        def deliver(place: tuple[Integers, Pixels], logits: Logits) -> None:
             nonlocal done
             squares, tiles = place
-            logits[squares] = some
-            samples.add(squares, softmax(some), tiles)
+            probabilities[squares] = some = softmax(logits)
+            samples.add(squares, some, tiles)
             done += len(squares)
             progress(done, len(grid))
 
         seconds = loop.run_batches(range(0, len(grid), loop.batch), read, deliver)
         seconds.prepare = self.seconds
-        probabilities = softmax(logits)
         mm2 = mpp[0] * mpp[1] / 1e6
         areas = np.bincount(probabilities.argmax(1), weights=self.cells, minlength=len(spec.classes)) * mm2
         origin = slide.bounds[:2] if slide.bounds and self.settings.geojson_origin == "bounds" else (0, 0)
