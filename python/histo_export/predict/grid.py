@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ Floats = npt.NDArray[np.float64]
 
 MAX_SQUARES = 10_000_000
 """Of a slide, with tissue or without: a day's work at 100 tiles a second, and about 1 GB of positions."""
+
+PART = 65536
+"""Squares whose areas are computed at a time: some twenty numbers of each."""
 
 BAND = 4096
 """Pixels of the width of the bands in which a slide is read, in the level that is read. A reader that keeps the file's
@@ -204,13 +208,22 @@ def make_grid(
     columns, rows = map(Axis.over, size, layout.square, layout.stride, counts)
     left, top = columns.start[None, :], rows.start[:, None]
     width, height = layout.square
-    inside = tissue.areas(left, top, left + width, top + height)
-    share = inside / (width * height)
+    some = max(1, PART // len(columns.start))  # rows
+    inside = [tissue.areas(left, part, left + width, part + height) for part in _parts(top, some)]
+    share = np.concatenate(inside) / (width * height)
     rounding = 1e-6  # of the sums behind areas
     enough = 0.0 if settings.everything else settings.min_tissue
     row, column = np.nonzero((share > rounding) & (share >= enough - rounding))
-    cells = tissue.areas(columns.low[column], rows.low[row], columns.high[column], rows.high[row])
-    return Grid(layout, columns, rows, column, row), cells
+    cells = [
+        tissue.areas(columns.low[x], rows.low[y], columns.high[x], rows.high[y])
+        for x, y in zip(_parts(column, PART), _parts(row, PART), strict=True)
+    ]
+    return Grid(layout, columns, rows, column, row), np.concatenate([np.empty(0), *cells])
+
+
+def _parts(values: npt.NDArray[Any], size: int) -> list[npt.NDArray[Any]]:
+    """The values in parts of `size`, so that what is computed of them needs little memory at a time."""
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def _count(length: int, square: float, stride: float, all_that_begin: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ of a slide has a few megapixels only."""
 
 PICTURE_SIDE = 1200
 """Least pixels of the longer side of a picture, where the slide has as many."""
+
+PART = 4096
+"""Squares that are written at a time."""
 
 MAX_READ_PIXELS = 1 << 26
 """Of one tile, in the level that it is read from: 256 MB in each reader thread."""
@@ -141,8 +144,16 @@ class SlidePrediction:
         """Writes tiles.csv with WSInfer's columns, in pixels of level 0."""
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["minx", "miny", "width", "height", *(f"prob_{name}" for name in self.classes)])
-        for x, y, row in zip(self.grid.x.tolist(), self.grid.y.tolist(), self.probabilities, strict=True):
-            writer.writerow([x, y, *self.grid.size, *(f"{p:.7f}" for p in row)])
+        size = self.grid.size
+        writer.writerows([x, y, *size, *[f"{p:.7f}" for p in row]] for x, y, _, row in self._squares())
+
+    def _squares(self) -> Iterator[tuple[int, int, int, list[float]]]:
+        """Corner, class and probabilities of each square, as numbers of Python, which take much more memory."""
+        chosen, x, y = self.probabilities.argmax(1), self.grid.x, self.grid.y
+        for first in range(0, len(self.grid), PART):
+            some = slice(first, first + PART)
+            columns = (values[some].tolist() for values in (x, y, chosen, self.probabilities))
+            yield from zip(*columns, strict=True)
 
     def _write_geojson(self, file: TextIO) -> None:
         """Writes a FeatureCollection of polygons as QuPath 0.4 and later read them."""
@@ -152,22 +163,20 @@ class SlidePrediction:
             dump_json({"objectType": "tile", "classification": {"name": name, "color": colour}})[:-1]
             for name, colour in zip(self.classes, colours, strict=True)
         ]
-        chosen = self.probabilities.argmax(1).tolist()
         width, height = self.grid.size
         x_of, y_of = self.geojson_origin
         file.write('{"type": "FeatureCollection", "features": [')
-        places = zip(self.grid.x.tolist(), self.grid.y.tolist(), strict=True)
-        for i, ((x, y), row) in enumerate(zip(places, self.probabilities, strict=True)):
+        for i, (x, y, chosen, row) in enumerate(self._squares()):
             left, top = x - x_of, y - y_of
             right, bottom = left + width, top + height
             # QuPath wants an id; it is made of the square's place, so that every run writes the same bytes.
             name = uuid.uuid5(uuid.NAMESPACE_URL, f"{self.name}/{x}/{y}/{width}/{height}")
-            values = ", ".join([f"{key}: {round(p, 7)!r}" for key, p in zip(names, row.tolist(), strict=True)])
+            values = ", ".join([f"{key}: {round(p, 7)!r}" for key, p in zip(names, row, strict=True)])
             # Text, because json takes three times as long for what is the same in each feature.
             file.write(
                 f'{"," if i else ""}\n{{"type": "Feature", "id": "{name}", "geometry": {{"type": "Polygon", '
                 f'"coordinates": [[[{left}, {top}], [{right}, {top}], [{right}, {bottom}], [{left}, {bottom}], '
-                f'[{left}, {top}]]]}}, "properties": {classes[chosen[i]]}, "measurements": {{{values}}}}}}}'
+                f'[{left}, {top}]]]}}, "properties": {classes[chosen]}, "measurements": {{{values}}}}}}}'
             )
         file.write("\n]}\n")
 

@@ -128,7 +128,7 @@ class Jpeg2000(Codec):
             raise ValueError(f"cannot be decoded ({one_line(error)})") from error
 
     def _check(self, data: bytes) -> None:
-        """Judges the codestream's first segment (SIZ), before any memory is taken for its pixels."""
+        """Judges the codestream's first segment, before any memory is taken for its pixels."""
         if data[:4] != b"\xff\x4f\xff\x51" or len(data) < 51:
             raise ValueError("is not a JPEG 2000 codestream")
         right, bottom, left, top = (int.from_bytes(data[8 + 4 * i : 12 + 4 * i], "big") for i in range(4))
