@@ -25,6 +25,8 @@ from histo_export.data.demo import CLASSES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "cpp/examples/embed"
+TEMPLATES = {".html", ".css", ".js"}
+"""Suffixes of what pages of results are made of."""
 
 needs_pkg_config = pytest.mark.skipif(shutil.which("pkg-config") is None, reason="pkg-config is not installed")
 
@@ -359,6 +361,8 @@ def test_the_viewer_classifies_regions_of_its_image_in_cpp_and_in_c(prefix: Path
             tuple(line.split("\t")) for line in call(program, model, tmp_path / "image", height, width).splitlines()
         ] == expected
         assert "(error 2)" in call(program, model, tmp_path / "image", height + 1, width, code=1)
+
+
 def rows_of_tiles(printed: str) -> list[tuple[str, ...]]:
     return sorted(tuple(line.split("\t")) for line in printed.splitlines())
 
@@ -712,6 +716,10 @@ def test_the_wheel_carries_the_library(bundle: Path, tile_file: Path, logits: tu
         for entry in archive.infolist():
             if entry.external_attr >> 16 & 0o111:
                 (site / entry.filename).chmod(0o755)
+    pages = Path("predict/pages")
+    sources = {path.name for path in (ROOT / "python/histo_export" / pages).iterdir() if path.suffix in TEMPLATES}
+    assert {path.name for path in (site / "histo_export" / pages).iterdir()} >= sources
+    assert {Path(name).suffix for name in sources} == TEMPLATES
     code = "import histo_export; print(histo_export.cmake_prefix())"
     sdk = Path(call(sys.executable, "-S", "-c", code, PYTHONPATH=str(site)).strip())  # -S: not what is installed
     assert sdk == site / "histo_export/sdk"

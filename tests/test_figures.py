@@ -22,7 +22,7 @@ from PIL import Image
 from histo_export import figures
 from histo_export.figures import new_figure, save_confusion, save_curves, save_figure, shown
 from histo_export.metrics import SPLIT_TILES, AccuracyReport, report_of
-from histo_export.predict.pictures import class_colours
+from histo_export.predict.colours import class_colours
 
 MISSING = "\u9b31"
 """A character that none of the tests' fonts has, until a test makes one."""

@@ -36,6 +36,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "tifffile": "tifffile",
         "matplotlib": "matplotlib",
     },
+    "features": {"h5py": "h5py"},
     "ray": {"ray": "ray"},
     "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }

@@ -10,7 +10,7 @@ import pytest
 
 from histo_export.bench.document import document
 from histo_export.bench.load import Load, LoadMeter
-from histo_export.bench.render import STYLE, to_html, to_markdown
+from histo_export.bench.render import to_html, to_markdown
 from histo_export.system import CpuSeconds
 
 
@@ -99,24 +99,3 @@ def test_a_busy_machine_is_on_top_of_the_report(make_report, settings) -> None:
         assert places[-1] < text.index(doc.sections[0].title)
         assert all(text.index(conclusion.split(":")[0]) < places[-2] for conclusion in doc.conclusions)
     assert "takes" in doc.conclusions[0]
-
-
-def luminance(colour: str) -> float:
-    """WCAG 2.2, of #rrggbb."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_text_of_the_page_has_contrast(dark: bool) -> None:
-    light_part, dark_part = STYLE.split("@media (prefers-color-scheme: dark)")
-    part = dark_part if dark else light_part
-    declarations = [each.split(":") for each in part.replace("{", ";").replace("}", ";").split(";") if ":" in each]
-    values = [(name.strip(), value.strip()) for name, value in declarations if value.strip().startswith("#")]
-    [background] = [value for name, value in values if name == "background" and len(value) == 7]
-    texts = [value for name, value in values if name == "color"]
-    assert len(texts) == 2
-    for text in texts:
-        low, high = sorted((luminance(text), luminance(background)))
-        assert (high + 0.05) / (low + 0.05) >= 4.5

@@ -19,6 +19,7 @@ from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.native_file import native_bytes
 from histo_export.predict import pictures
+from histo_export.predict.colours import class_colours
 from histo_export.predict.grid import make_grid, make_layout
 from histo_export.predict.inputs import TileSetInput
 from histo_export.predict.loop import TileLoop
@@ -277,7 +278,7 @@ def test_the_heat_map_paints_the_tissue_of_each_cell(overlap: float, grid: str) 
     assert (layer[~has_tissue] == 0).all()  # glass
     layout = prediction.grid.layout
     chosen = prediction.probabilities.argmax(1)
-    colours = pictures.class_colours(3)
+    colours = class_colours(3)
     centre_x, centre_y = (
         axis.start[place] + side / 2
         for axis, place, side in zip(
@@ -389,13 +390,15 @@ def test_the_filter_is_the_bundles_or_the_one_that_is_named(pixels: Pixels) -> N
 
 
 def test_one_option_names_the_filter_of_slides_and_of_tiles(pixels: Pixels, tmp_path: Path) -> None:
+    parts = cli_predict.RuntimeOptions, cli_predict.SlideOptions, cli_predict.TileImageOptions
     one = cli_predict._settings(
         cli_predict.RuntimeOptions(resize=True, resample="bicubic"),
         cli_predict.SlideOptions(grid="tile", geojson_origin="level0"),
+        cli_predict.TileImageOptions(),
     )
     assert (one.resize, one.slide.resample) == ("bicubic", "bicubic")
     assert (one.slide.grid, one.slide.geojson_origin) == ("tile", "level0")
-    default = cli_predict._settings(cli_predict.RuntimeOptions(), cli_predict.SlideOptions())
+    default = cli_predict._settings(*(part() for part in parts))
     assert (default.resize, default.slide) == (None, SlideSettings())
     image = Image.fromarray(pixels[200:350, 300:450])
     image.save(tmp_path / "tile.png")

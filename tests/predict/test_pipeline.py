@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 from tiled_tiff import write_pyramid
 
+from histo_export.data.walk import DONE
 from histo_export.errors import UsageError
 from histo_export.predict import run as run_module
 from histo_export.predict import whole_slide, work
+from histo_export.predict.readers import open_slide
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings, SlideSettings
 from histo_export.predict.whole_slide import SlidePrediction
-from stub_model import StubRuntime, stub_model, write_tiles
+from stub_model import SIDE, StubRuntime, stub_model, write_tiles
 
 from .conftest import draw_slide
 
@@ -70,7 +72,7 @@ def slides(tmp_path: Path) -> list[Path]:
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest here."""
     monkeypatch.setattr(whole_slide, "tissue_picture", lambda *_: b"tissue")
-    monkeypatch.setattr(whole_slide, "heat_map", lambda *_: b"heat map")
+    monkeypatch.setattr(whole_slide, "heat_map", lambda *_, **__: b"heat map")
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -117,6 +119,44 @@ def test_readers_and_companions_change_no_byte(bundle: Path, slides: list[Path],
 
 
 @pytest.mark.usefixtures("_no_pictures")
+def test_given_places_pictures_of_tiles_and_pages_in_whole_batches(
+    bundle: Path, slides: list[Path], tmp_path: Path
+) -> None:
+    """Batches of any size and both readers keep each tile once, and give pages and tables of the same bytes."""
+    rng, places = np.random.default_rng(0), {}
+    (tmp_path / "coords").mkdir()
+    for name in NAMES:
+        places[name] = {(x, y) for x, y in rng.integers(-20, (1150, 390), (60, 2)).tolist()}
+        rows = "".join(f"{x},{y}\n" for x, y in sorted(places[name]))
+        (tmp_path / "coords" / f"{name}.csv").write_text("x,y\n" + rows, encoding="utf-8")
+    contents = []
+    for reader, batch in (("direct", 16), ("openslide", 7)):
+        settings = PredictSettings(
+            threads=2,
+            batch=batch,
+            reader=reader,  # type: ignore[arg-type]
+            slide=SlideSettings(coords=str(tmp_path / "coords"), smooth=True),
+            tiles_out=str(tmp_path / reader / "tiles"),
+        )
+        outcome = predict(bundle, slides, tmp_path / reader / "out", settings)
+        assert [done.name for done in outcome.done] == list(NAMES)
+        contents.append(
+            {name: data for name, data in files(tmp_path / reader / "out").items() if Path(name).name != DONE}
+        )
+        contents[-1] |= files(tmp_path / reader / "tiles")
+    assert contents[0] == contents[1]
+    for path, name in zip(slides, NAMES, strict=True):
+        assert {"index.html", "thumbnail.jpg"} <= {each.name for each in (tmp_path / "direct/out" / name).iterdir()}
+        pictures = {f"{name}_x{x}_y{y}.png" for x, y in places[name]}
+        assert {each.name for each in (tmp_path / "direct/tiles" / name).iterdir()} == pictures
+        slide = open_slide(path)
+        for x, y in sorted(places[name])[::9]:
+            with Image.open(tmp_path / "direct/tiles" / name / f"{name}_x{x}_y{y}.png") as picture:
+                np.testing.assert_array_equal(np.asarray(picture), slide.tile(x, y, (SIDE, SIDE), SIDE))
+        slide.close()
+
+
+@pytest.mark.usefixtures("_no_pictures")
 def test_the_reader_is_an_option_and_refuses_what_it_cannot_read(
     histo: Callable[..., tuple[int, str, str]], bundle: Path, tmp_path: Path, write_tiff: Callable[..., Path]
 ) -> None:
@@ -140,11 +180,11 @@ def test_while_pictures_are_drawn_the_next_slide_runs(
     tiles_of_second, order = threading.Event(), []
     real = SlidePrediction.write
 
-    def write(self: SlidePrediction, folder: Path) -> None:
+    def write(self: SlidePrediction, folder: Path, **options: Any) -> None:
         if self.name == "a.tif":
             assert tiles_of_second.wait(60)
         order.append(self.name)
-        real(self, folder)
+        real(self, folder, **options)
 
     run = whole_slide.PreparedSlide.run
 
@@ -223,7 +263,7 @@ def test_an_interruption_ends_all_threads_and_the_command_goes_on(
     assert not out.exists()
     assert len(predict(bundle, slides, out, SETTINGS).done) == 3
     assert threads() == before
-    assert {path.name for path in out.iterdir()} == {*NAMES, "run.json"}
+    assert {path.name for path in out.iterdir()} == {*NAMES, "run.json", "index.html"}
 
 
 @pytest.mark.usefixtures("_no_pictures")
@@ -245,7 +285,7 @@ def test_an_error_ends_one_slide_in_whichever_stage_it_comes(
         assert [done.name for done in outcome.done] == ["b", "c"], stage
         (failure,) = outcome.failures
         assert "broken" in failure.reason
-        assert {path.name for path in out.iterdir()} == {"b", "c", "run.json", "failed.csv"}
+        assert {path.name for path in out.iterdir()} == {"b", "c", "run.json", "index.html", "failed.csv"}
     assert threads() == before
 
 

@@ -40,6 +40,7 @@ from histo_export.spec import ModelSpec
 HISTO = str(Path(sys.executable).parent / "histo")
 SETTINGS = PredictSettings(threads=2, batch=7)
 OUTPUTS = {"tiles.csv", "tiles.geojson", "heatmap.png", "tissue.png", "summary.json", "done.json"}
+OUTPUTS |= {"probabilities.ome.tiff", "index.html", "thumbnail.jpg"}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -63,7 +64,7 @@ def test_a_slide(bundle: Path, large_slide_file: Path, tmp_path: Path) -> None:
     assert not outcome.failures
     folder = tmp_path / "large"
     assert content(folder).keys() == OUTPUTS
-    assert {path.name for path in tmp_path.iterdir()} == {"large", "run.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"large", "run.json", "index.html"}
     with (folder / "tiles.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["minx", "miny", "width", "height", *(f"prob_{name}" for name in CLASSES)]
@@ -204,7 +205,7 @@ def test_bad_inputs_end_nothing(
     assert "float32" in failed["floats.npy"]
     with (out / "failed.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
-    assert {path.name for path in out.iterdir()} == {"tiles", "large", "run.json", "failed.csv"}
+    assert {path.name for path in out.iterdir()} == {"tiles", "large", "run.json", "index.html", "failed.csv"}
     assert pq.read_table(out / "tiles/tiles.parquet").num_rows == 1
 
 
@@ -273,7 +274,7 @@ def test_a_set_goes_on_where_it_was_ended(bundle: Path, tmp_path: Path, monkeypa
     assert sorted(path.name for path in hidden.iterdir()) == ["0000000000.npz", "0000000016.npz"]
     (done,) = predict(bundle, [tmp_path / "array.npy"], tmp_path / "two", SETTINGS).done
     assert (done.tiles, done.run) == (50, 18)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"array", "run.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"array", "run.json", "index.html"}
     assert content(tmp_path / "one/array") == content(tmp_path / "two/array")
 
 
@@ -303,11 +304,11 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
 
     write = whole_slide.SlidePrediction.write
 
-    def full(self: whole_slide.SlidePrediction, folder: Path) -> None:
+    def full(self: whole_slide.SlidePrediction, folder: Path, **options: bool) -> None:
         if self.name == "large.tiff":
             (folder / "tiles.csv").write_text("half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, folder)
+        write(self, folder, **options)
 
     monkeypatch.setattr(whole_slide.SlidePrediction, "write", full)
     settings = PredictSettings(threads=1, slide=SlideSettings(min_tissue=0.9))
@@ -316,7 +317,7 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
     outcome = predict(bundle, [large_slide_file, other], tmp_path / "out", settings)
     assert [done.name for done in outcome.done] == ["other"]
     assert "No space left" in outcome.failures[0].reason
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "failed.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "index.html", "failed.csv"}
 
 
 def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_path: Path) -> None:
@@ -339,7 +340,8 @@ def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_pat
     skipped = {
         kind["kind"]: kind["count"] for kind in json.loads((root / "predictions/run.json").read_text())["skipped"]
     }
-    assert skipped == {"results of histo": 3, "files of other types": 3}  # the records of the three runs before
+    # The records of the three runs before, and their page.
+    assert skipped == {"results of histo": 3, "files of other types": 4}
 
 
 def test_what_is_left_out_is_told(bundle: Path, histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def test_one_tile_without_a_class_makes_a_set_unlabelled(tmp_path: Path) -> None
     assert "splits" not in summary
     assert "test" not in summary
     assert summary["warnings"] == []
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tiles.csv", "tiles.parquet", "summary.json"}
+    files = {"tiles.csv", "tiles.parquet", "summary.json", "index.html", "thumbnail.jpg"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
 
 
 def test_each_split_is_reported_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from histo_export.bench.document import Document
+from histo_export.html_page import html_page
 
 
 def to_markdown(doc: Document, plots: Sequence[Path]) -> str:
@@ -30,19 +31,8 @@ def to_markdown(doc: Document, plots: Sequence[Path]) -> str:
 
 
 STYLE = """
-:root { color-scheme: light dark }
-body { color: #1a1a1a; background: #ffffff }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 div { overflow-x: auto }
-th, td { padding: .15rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884 }
-th { border-bottom: 2px solid #888 } .left { text-align: left }
-p, ul { max-width: 60rem } .note { color: #595959; margin: .2rem 0 }
-.warning { border-left: 4px solid #b35900; padding-left: .7rem; font-weight: 600 }
-@media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #1a1a1a } .note { color: #b0b0b0 } }
 img { max-width: min(100%, 52rem); display: block; background: #fff; margin: 1rem 0 }
-summary { cursor: pointer }
 """
 
 
@@ -54,9 +44,6 @@ def to_html(doc: Document, plots: Sequence[Path]) -> str:
         return "".join(f"<{tag}{c}>{html.escape(v)}</{tag}>" for v, c in zip(values, left, strict=True))
 
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width'>",
-        f"<title>{html.escape(doc.title)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(doc.title)}</h1>",
         *(f"<p class=warning>{html.escape(warning)}</p>" for warning in doc.warnings),
         "<ul>" + "".join(f"<li>{html.escape(each)}</li>" for each in doc.conclusions) + "</ul>",
@@ -77,4 +64,4 @@ def to_html(doc: Document, plots: Sequence[Path]) -> str:
             if section.brief
             else f"<details><summary><b>{title}</b></summary>{table}</details>"
         )
-    return "\n".join(parts) + "\n"
+    return html_page(doc.title, "\n".join(parts), style=STYLE)

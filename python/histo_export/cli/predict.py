@@ -70,6 +70,18 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True)
+class TileImageOptions:
+    """The tiles of slides as pictures."""
+
+    tiles_out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each tile of a slide as a picture into DIR/<slide>/.")
+    ] = None
+    tiles_format: Annotated[str, typer.Option(metavar="F", help="Of these: [b]png[/b] or [b]webp[/b] (lossless).")] = (
+        "png"
+    )
+
+
+@dataclass(frozen=True)
 class SlideOptions:
     """How a slide is cut into tiles, and where it has tissue."""
 
@@ -89,6 +101,9 @@ class SlideOptions:
     stride: Annotated[
         float | None, typer.Option(metavar="UM", help="From square to square in µm, in place of --overlap.")
     ] = None
+    smooth: Annotated[
+        bool, typer.Option("--smooth", metavar="", help="Heat map of the mean of overlapping squares.")
+    ] = False
     min_tissue: Annotated[float, typer.Option(metavar="F", help="Fraction of a square that must be tissue.")] = 0.1
     tissue_threshold: Annotated[
         int | None,
@@ -99,6 +114,14 @@ class SlideOptions:
     everything: Annotated[
         bool, typer.Option("--everything", metavar="", help="Take every square of a slide, with tissue or without.")
     ] = False
+    coords: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Tiles at these places: a patch file of CLAM or TRIDENT (.h5), a CSV (x,y), or a folder with one for "
+            "each slide.",
+        ),
+    ] = None
     geojson_origin: Annotated[
         str,
         typer.Option(
@@ -127,6 +150,7 @@ def predict(
     ),
     runtime: RuntimeOptions,
     slide: SlideOptions,
+    tile_images: TileImageOptions,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -141,12 +165,13 @@ def predict(
 ) -> None:
     """Run a bundle over tiles and whole slides.
 
-    A slide gets tiles.csv, tiles.geojson (QuPath), heatmap.png, tissue.png and summary.json; a set of tiles tiles.csv
-    and summary.json, and where its folders are named like the classes, accuracy and mistakes. With the extra report, a
-    set of tiles gets tiles.parquet and pictures, too. The areas and figures are printed. After an interruption the same
-    command does what is missing. What can't be used is listed at the end and in failed.csv, and the exit code is 1.
+    A slide gets tiles.csv, tiles.geojson (QuPath), probabilities.ome.tiff, heatmap.png, tissue.png and summary.json; a
+    set of tiles tiles.csv and summary.json, and where its folders are named like the classes, accuracy and mistakes.
+    With the extra report, a set of tiles gets tiles.parquet and pictures, too. Open index.html to look at all results
+    in a browser. The areas and figures are printed. After an interruption the same command does what is missing. What
+    can't be used is listed at the end and in failed.csv, and the exit code is 1.
     """
-    settings = _settings(runtime, slide)
+    settings = _settings(runtime, slide, tile_images)
     from histo_export.predict.messages import collected_messages
 
     with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
@@ -165,7 +190,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
+def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileImageOptions) -> PredictSettings:
     from histo_export.predict.settings import PredictSettings
     from histo_export.runtimes import all_variants
 
@@ -183,6 +208,8 @@ def _settings(options: RuntimeOptions, slide: SlideOptions) -> PredictSettings:
         slide=_slide_settings(slide, options.resample),
         batch=options.batch,
         threads=options.threads or usable_cpus(),
+        tiles_out=None if tile_images.tiles_out is None else str(tile_images.tiles_out.absolute()),
+        tiles_format=tile_images.tiles_format,  # type: ignore[arg-type]  # checked by the class
         reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
     )
 
@@ -196,10 +223,12 @@ def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
         mpp=options.mpp,
         grid=options.grid,  # type: ignore[arg-type]  # these three are checked by the class
         overlap=options.overlap,
+        smooth=options.smooth,
         stride_um=options.stride,
         min_tissue=options.min_tissue,
         everything=options.everything,
         resample=resample,  # type: ignore[arg-type]
+        coords=None if options.coords is None else str(options.coords.absolute()),
         geojson_origin=options.geojson_origin,  # type: ignore[arg-type]
         tissue=TissueSettings(
             threshold=options.tissue_threshold, closing_um=options.closing, min_area_um2=options.min_area
@@ -266,7 +295,9 @@ def _print(out: Path, outcome: Outcome, verbose: bool) -> None:
     if verbose and outcome.done:
         _print_seconds(outcome)
     if outcome.done:
-        show.out_console.print(f"Tables, pictures and summary.json of each input are in {place}/<input>/.")
+        show.out_console.print(
+            f"Look at the results: {place}/index.html. Tables, pictures and summary.json are in {place}/<input>/."
+        )
     for done in outcome.done:
         for warning in done.summary.get("warnings", ()):
             show.log.print(f"[yellow]warning:[/] {escape(f'{done.name}: {warning}')}")

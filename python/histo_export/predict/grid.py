@@ -170,8 +170,8 @@ class Grid:
         Args:
             downsample: pixels of level 0 for one of the level that is read.
         """
-        columns = max(1, int(BAND * downsample / self.layout.stride[0]))
-        return np.lexsort((self.column, self.row, self.column // columns)).astype(np.int64)
+        band = (self.columns.start[self.column] // (BAND * downsample)).astype(np.int64)
+        return np.lexsort((self.column, self.row, band)).astype(np.int64)
 
     def index_at(self, x: Floats, y: Floats) -> Integers:
         """The used square whose cell holds each point, or -1: int64 `(len(y), len(x))` for all pairs of x and y."""

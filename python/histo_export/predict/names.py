@@ -28,7 +28,7 @@ REFUSED = frozenset('<>:"/\\|?*')
 """Characters that Windows refuses in names."""
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE)
 """Names that Windows keeps for devices, with any suffix."""
-RECORDS = (".json", ".csv")
+RECORDS = (".json", ".csv", ".html")
 """Ends of the names of files that a run writes beside the results."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,13 @@ from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch
 
 from histo_export.figures import INK, new_figure, percent_ticks, png_of, save_figure, shown
+from histo_export.predict.colours import class_colours
+from histo_export.predict.smooth import mean_at
 from histo_export.spec import percent
 
 if TYPE_CHECKING:  # they need the packages for slides, which sets of tiles do without
     from histo_export.predict.grid import Grid
     from histo_export.predict.tissue import Tissue
-
-CLASS_COLOURS = (
-    *("#2288DD", "#CC0000", "#AADD00", "#3311BB", "#EEBB88", "#772255", "#00EEEE", "#FF6699", "#778844", "#AA1199"),
-    *("#AAAA22", "#22BBEE", "#227755", "#880011", "#4455DD", "#88EE66", "#EE2299", "#660099", "#DD8877", "#77AA44"),
-)
-"""Colours that are far apart, also over grey and for readers who are blind to red or green.
-
-Chosen from a grid of sRGB so that the least CIELAB distance is large, with full colour vision and with protanopia and
-deuteranopia as simulated by Machado et al. 2009; none is the pink or purple of a stain. The first seven were chosen
-together, each further one for the rest.
-"""
 
 LONG_SIDE = 9.0
 """Inches of the longer side of a slide's picture."""
@@ -85,20 +75,14 @@ class Areas:
     unanalysed: float
 
 
-def class_colours(classes: int) -> list[tuple[float, float, float]]:
-    """A colour for each class, as red, green and blue in [0, 1]; the same for a class in every output."""
-    colours = [matplotlib.colors.to_rgb(colour) for colour in CLASS_COLOURS]
-    # Steps of the golden ratio around the colour circle keep neighbours apart, however many follow.
-    colours += [colorsys.hsv_to_rgb(0.618 * i % 1, 0.8, 0.85) for i in range(len(colours), classes)]
-    return colours[:classes]
-
-
 def heat_map(
     background: Background,
     grid: Grid,
     tissue: Tissue,
     probabilities: npt.NDArray[np.float32],
     areas: Areas,
+    *,
+    smooth: bool = False,
 ) -> bytes:
     """A PNG of the slide in grey, with the tissue of each cell in the colour of its class.
 
@@ -111,13 +95,12 @@ def heat_map(
         tissue: the mask.
         probabilities: float32 `(n, classes)` of the squares.
         areas: for the legend.
+        smooth: see `paint_cells`.
     """
     figure, axes = _canvas(background)
-    grey = 255 - PALE * (255 - background.pixels.mean(axis=2, keepdims=True, dtype=np.float32))
-    layer = paint_cells(background, grid, tissue, probabilities)
-    opacity = layer[..., 3:]
-    painted = np.rint(grey * (1 - opacity) + 255 * layer[..., :3] * opacity).astype(np.uint8)
-    axes.imshow(painted, extent=background.extent, interpolation="antialiased")  # one: matplotlib resamples each twice
+    layer = paint_cells(background, grid, tissue, probabilities, smooth=smooth)
+    # One image, because matplotlib resamples each one twice.
+    axes.imshow(over_grey(background, layer), extent=background.extent, interpolation="antialiased")
     _crop(axes, background)
     chosen = probabilities.argmax(1)
     colours = class_colours(len(areas.classes))
@@ -131,33 +114,58 @@ def heat_map(
         handles.append(Patch(facecolor="white", edgecolor="black", hatch="/////", linewidth=0, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize=9)
     _add_certainty(figure, axes, 1 / len(areas.classes))
-    axes.set_title(f"{shown(background.name)}: tissue by its most probable class", fontsize=10)
+    of_what = "tissue by the mean of its squares" if smooth else "tissue by its most probable class"
+    axes.set_title(f"{shown(background.name)}: {of_what}", fontsize=10)
     return png_of(figure, compression=1)
 
 
+def over_grey(background: Background, layer: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """What `paint_cells` gives over the slide in pale grey: uint8 RGB `(height, width, 3)`."""
+    grey = 255 - PALE * (255 - background.pixels.mean(axis=2, keepdims=True, dtype=np.float32))
+    opacity = layer[..., 3:]
+    painted: npt.NDArray[np.uint8] = np.rint(grey * (1 - opacity) + 255 * layer[..., :3] * opacity).astype(np.uint8)
+    return painted
+
+
 def paint_cells(
-    background: Background, grid: Grid, tissue: Tissue, probabilities: npt.NDArray[np.float32]
+    background: Background,
+    grid: Grid,
+    tissue: Tissue,
+    probabilities: npt.NDArray[np.float32],
+    *,
+    smooth: bool = False,
 ) -> npt.NDArray[np.float32]:
     """The colours of a heat map over the background's pixels.
+
+    Args:
+        background: the slide.
+        grid: its squares.
+        tissue: the mask.
+        probabilities: float32 `(n, classes)` of the squares.
+        smooth: paint the mean of all squares at each point (`smooth.mean_at`) in place of the cell's one square.
 
     Returns:
         Red, green, blue and opacity in [0, 1], float32 `(height, width, 4)`: of the class where there is tissue in a
         cell, black stripes where there is tissue in no cell, transparent elsewhere.
     """
     x, y = background.centres
-    index = grid.index_at(x, y)
+    if smooth:
+        chosen, top = mean_at(grid, probabilities, x, y)
+    else:
+        index = grid.index_at(x, y)
+        chosen = np.where(index >= 0, probabilities.argmax(1)[index], -1)
+        top = probabilities.max(1)[index]
     has_tissue = tissue.at(x[None, :], y[:, None])
     classes = probabilities.shape[1]
     chance = 1 / classes
-    opacity = WEAKEST + (STRONGEST - WEAKEST) * (probabilities.max(1) - chance) / (1 - chance)
-    layer = np.zeros((*index.shape, 4), np.float32)
-    painted = has_tissue & (index >= 0)
-    layer[painted, :3] = np.array(class_colours(classes))[probabilities.argmax(1)[index[painted]]]
-    layer[painted, 3] = opacity[index[painted]]
-    period = max(4, max(index.shape) // 200)
-    rows, columns = np.ogrid[: index.shape[0], : index.shape[1]]
+    layer = np.zeros((*chosen.shape, 4), np.float32)
+    painted = has_tissue & (chosen >= 0)
+    layer[painted, :3] = np.array(class_colours(classes))[chosen[painted]]
+    layer[painted, 3] = WEAKEST + (STRONGEST - WEAKEST) * (top[painted] - chance) / (1 - chance)
+    period = max(4, max(chosen.shape) // 200)
+    rows, columns = np.ogrid[: chosen.shape[0], : chosen.shape[1]]
     stripes = (rows + columns) % period < max(1, period // 4)
-    layer[has_tissue & (index < 0) & stripes] = (0, 0, 0, 1)
+    layer[has_tissue & (chosen < 0) & stripes] = (0, 0, 0, 1)
     return layer
 
 

@@ -22,23 +22,35 @@ from histo_export.predict.work import Worker
 from histo_export.spec import ModelSpec
 
 
-def check_place(out: Path) -> None:
-    """UsageError where results can't be put at `out`."""
+def check_places(out: Path, tiles_out: str | None) -> None:
+    """UsageError where results can't be put at `out`, or pictures of tiles at `tiles_out`."""
+    _check_place(out, "--out")
+    if tiles_out is None:
+        return
+    _check_place(Path(tiles_out), "--tiles-out")
+    place, results = (Path(os.path.realpath(path)) for path in (tiles_out, out))
+    if place.is_relative_to(results):  # a result could get the place of its folders
+        raise UsageError(tiles_out, f"lies in {out}, which is for results", "Choose another --tiles-out")
+
+
+def _check_place(out: Path, option: str) -> None:
+    """UsageError where nothing can be put at `out`, the value of `option`."""
     try:
         place = Path(os.path.realpath(out))
         for folder in (place, *place.parents):
             if folder.exists() and not folder.is_dir():
                 cause = "is a file" if folder == place else f"would lie in {folder}, which is a file"
-                raise UsageError(out, cause, "Choose another --out")
+                raise UsageError(out, cause, f"Choose another {option}")
             if (folder / CONFIG).is_file() and (folder / GOLDEN).is_file():
-                raise UsageError(out, f"would put results into the bundle {folder}", "Choose another --out")
+                raise UsageError(out, f"would put results into the bundle {folder}", f"Choose another {option}")
     except OSError as error:
-        raise not_written(out, error) from error
+        raise not_written(out, error, f"choose another {option}") from error
 
 
-def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> None:
-    """UsageError where `inputs` include a slide, and this model or this installation can't do slides at all."""
-    if not any(isinstance(item, SlideInput) for item in inputs):
+def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input], settings: PredictSettings) -> None:
+    """UsageError where `inputs` include a slide, and this model or this installation can't do slides as asked."""
+    slides = sum(isinstance(item, SlideInput) for item in inputs)
+    if not slides:
         return
     if spec.mpp is None:
         again = command_again(bundle, "--mpp", "0.5")
@@ -53,6 +65,10 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input]) -> No
     needs("Reading slides", "slides")
     for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so
         importlib.import_module(f"histo_export.predict.{module}")
+    if settings.slide.coords is not None:
+        from histo_export.predict.coords import check_coords
+
+        check_coords(settings.slide.coords, slides)
 
 
 def check_ray(address: str | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from histo_export.errors import HistoError, not_written
 from histo_export.files import write_atomic
 from histo_export.predict.inputs import Failure, text_of
+from histo_export.predict.pages.run import write_run_page
 from histo_export.strict_json import dump_json
 
 RUN, FAILED = "run.json", "failed.csv"
@@ -68,10 +69,16 @@ def earlier_failures(out: Path, paths: Iterable[Path], sources: Iterable[Path | 
     ]
 
 
-def write_record(out: Path, record: Mapping[str, Any], rows: Sequence[FailedRow]) -> None:
-    """Writes run.json and failed.csv, which is removed where nothing failed.
+def write_record(out: Path, record: Mapping[str, Any], rows: Sequence[FailedRow], names: Sequence[str]) -> None:
+    """Writes run.json, index.html and failed.csv, which is removed where nothing failed.
 
     The record of the run before is kept as run-<when it began>.json.
+
+    Args:
+        out: of the run.
+        record: the content of run.json.
+        rows: of failed.csv.
+        names: of the folders of the run's results, in their order.
 
     Raises:
         HistoError: they can't be written.
@@ -79,6 +86,7 @@ def write_record(out: Path, record: Mapping[str, Any], rows: Sequence[FailedRow]
     try:
         _keep_earlier(out)
         write_atomic(out / RUN, dump_json(record, indent=2, ascii_only=True) + "\n")
+        write_run_page(out, record, names, [astuple(row) for row in rows])
         if not rows:
             (out / FAILED).unlink(missing_ok=True)
             return

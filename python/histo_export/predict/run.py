@@ -37,7 +37,7 @@ from histo_export.predict.inputs import (
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.messages import collected_messages
 from histo_export.predict.names import name_inputs
-from histo_export.predict.preconditions import check_place, check_ray, check_slides, open_worker
+from histo_export.predict.preconditions import check_places, check_ray, check_slides, open_worker
 from histo_export.predict.record import FailedRow, earlier_failures, write_record
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import files_left_out, write_tile_set
@@ -166,9 +166,9 @@ def predict(
         check_ray(ray)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
-        check_place(out)
+        check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
-        check_slides(opened, spec, found.inputs)
+        check_slides(opened, spec, found.inputs, settings)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
@@ -188,7 +188,7 @@ def predict(
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
-            write_record(out, record, [*failed, *earlier])
+            write_record(out, record, [*failed, *earlier], run.results)
     return outcome
 
 
@@ -286,6 +286,11 @@ class _Run:
     def done(self) -> list[Done]:
         """What is complete, in the order of the inputs, whichever ended first."""
         return [each.done for each in self.inputs.values() if each.complete]
+
+    @property
+    def results(self) -> list[str]:
+        """The folders of what is complete, in the same order."""
+        return [name for name, each in self.inputs.items() if each.complete]
 
     @property
     def failures(self) -> list[Failure]:
@@ -425,6 +430,10 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
         facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
+        if settings.slide.coords is not None:
+            facts.append(_coords_facts(settings.slide.coords, item.path))
+        if settings.tiles_out is not None:
+            facts.append([settings.tiles_out, settings.tiles_format])
     else:
         files = [item.source] if item.rows is not None else item.files
         digest = hashlib.sha256()
@@ -432,6 +441,16 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _coords_facts(coords: str, slide: Path) -> list[int]:
+    """Of the slide's patch file; nothing where there is none, which is reported when the slide is run."""
+    from histo_export.predict.coords import coords_file
+
+    try:
+        return _size_and_time(coords_file(coords, slide))
+    except HistoError:
+        return []
 
 
 def _size_and_time(path: Path) -> list[int]:

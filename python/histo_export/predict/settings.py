@@ -23,6 +23,9 @@ Reader = Literal["auto", "direct", "openslide"]
 GeoJsonOrigin = Literal["bounds", "level0"]
 """The point that is (0, 0) in GeoJSON: the corner of the slide's bounds, as in QuPath, or that of level 0."""
 
+TileFormat = Literal["png", "webp"]
+"""Of the pictures of tiles; both keep each pixel."""
+
 WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
 """How many times pixels may be enlarged for the model: from the first on with a warning. Above the second, tiles hold
 less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the likely cause."""
@@ -79,9 +82,13 @@ class SlideSettings:
         resample: the filter for tiles of another resolution than the model's.
         geojson_origin: the origin of the coordinates in tiles.geojson.
         tissue: how tissue is found.
+        smooth: whether the heat map shows the mean of overlapping squares at each point.
+        coords: path of a patch file, or of a folder of them, that says where the squares are, in place of a grid on the
+            tissue.
 
     Raises:
-        UsageError: a value is impossible.
+        UsageError: a value is impossible, `smooth` is set and no square can overlap another one, or `coords` is set
+            with a value that is about a grid.
     """
 
     mpp: float | None = None
@@ -93,6 +100,8 @@ class SlideSettings:
     resample: SlideResample = "bilinear"
     geojson_origin: GeoJsonOrigin = "bounds"
     tissue: TissueSettings = field(default_factory=TissueSettings)
+    smooth: bool = False
+    coords: str | None = None
 
     def __post_init__(self) -> None:
         _check_range("--overlap", self.overlap, (0, 0.95), "", "0.5")
@@ -104,6 +113,14 @@ class SlideSettings:
         _check("--grid", self.grid, get_args(GridUnit))
         _check("--resample", self.resample, get_args(SlideResample))
         _check("--geojson-origin", self.geojson_origin, get_args(GeoJsonOrigin))
+        if self.coords is not None and (self.overlap or self.stride_um is not None or self.everything):
+            raise UsageError(
+                "--coords",
+                "says where the tiles are, as --overlap, --stride and --everything do",
+                "Leave one of them out",
+            )
+        if self.smooth and not self.overlap and self.stride_um is None and self.coords is None:
+            raise UsageError("--smooth", "is the mean of overlapping squares, and none overlap", "Add --overlap 0.5")
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,8 @@ class PredictSettings:
         slide: how slides are cut.
         batch: tiles per call of the runtime.
         threads: of the runtime; as many others read.
+        tiles_out: the folder that gets the tiles of slides as pictures, in a folder for each slide; None for none.
+        tiles_format: of these pictures, "png" or "webp".
         reader: what reads slides.
 
     Raises:
@@ -131,12 +150,15 @@ class PredictSettings:
     slide: SlideSettings = field(default_factory=SlideSettings)
     batch: int = 32
     threads: int = 1
+    tiles_out: str | None = None
+    tiles_format: TileFormat = "png"
     reader: Reader = "auto"
 
     def __post_init__(self) -> None:
         _check("--reader", self.reader, get_args(Reader))
         if self.resize is not None:
             _check("--resample", self.resize, get_args(Resample))
+        _check("--tiles-format", self.tiles_format, get_args(TileFormat))
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
             if not _is_integer(value, (1, MAX_COUNT)):
                 cause = f"is not an integer in 1 to {MAX_COUNT:,}"

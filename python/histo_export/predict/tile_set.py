@@ -19,10 +19,12 @@ import numpy.typing as npt
 from histo_export.data.images import BadImageError, decode_image, read_image_bytes, resampled
 from histo_export.errors import HistoError
 from histo_export.extras import install, installed
-from histo_export.predict.inputs import Failure, TileSetInput
+from histo_export.predict.inputs import Failure, TileSetInput, text_of
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import labels_of
 from histo_export.predict.loop import Logits, Pixels, Probabilities, StageSeconds, TileLoop, softmax
+from histo_export.predict.pages.samples import SampleChoice, read_samples, seen_part
+from histo_export.predict.pages.tile_set import write_set_page
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
@@ -165,7 +167,8 @@ def write_tile_set(
     resize: Resample | None,
     trained_on: TrainedOn | None,
 ) -> list[Failure]:
-    """Writes tiles.csv, tiles.parquet and summary.json of a set into `folder`, and pictures where `Judge` draws some.
+    """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, index.html, thumbnail.jpg, and
+    pictures where `Judge` draws some.
 
     Some need an extra, see `files_left_out`.
 
@@ -190,6 +193,7 @@ def write_tile_set(
     counts = np.zeros(len(spec.classes), np.int64)
     used: Counter[str] = Counter()
     enlarged: list[float] = []
+    choice = SampleChoice(len(spec.classes))
     first = 0
     with closing(_Writer(folder, spec.classes, judge is not None)) as writer:
         for results, ran in shards:
@@ -203,15 +207,18 @@ def write_tile_set(
             roles = None if trained_on is None else trained_on.splits(results.hashes[usable])
             used.update([] if roles is None else roles.tolist())
             ends: Sequence[Sequence[str]] = judge.add(first + usable, logits, roles) if judge else [()] * len(logits)
-            for i, name, row, end in zip(usable.tolist(), chosen.tolist(), softmax(logits), ends, strict=True):
+            probabilities = softmax(logits)
+            choice.add(first + usable, probabilities)
+            for i, name, row, end in zip(usable.tolist(), chosen.tolist(), probabilities, ends, strict=True):
                 writer.add(tiles.label(first + i), spec.classes[name], row, end)
             first += len(results.reasons)
     if not counts.any():
         reason = f"{failures[0].path}: {failures[0].reason}"
         raise HistoError(tiles.source, f"holds no tile that could be used ({reason})", "Repair them")
     seen = {split: used[split] for split in ("train", "val")}
+    read = open_tiles(tiles, spec, resize)
     if judge is not None:
-        verdict = judge.write(folder, tiles, open_tiles(tiles, spec, resize))
+        verdict = judge.write(folder, tiles, read)
     else:
         verdict = {"warnings": _seen_warnings(sum(seen.values()), int(counts.sum()))}
     verdict["warnings"] += _enlarged_warnings(enlarged, int(counts.sum()))
@@ -219,6 +226,8 @@ def write_tile_set(
     classes = dict(zip(spec.classes, counts.tolist(), strict=True))
     summary = {**facts, "classes": classes, "seen_in_training": "unknown" if trained_on is None else seen, **verdict}
     (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
+    samples = read_samples(choice, lambda index: seen_part(read(index), spec))
+    write_set_page(folder, text_of(tiles.source.name), samples, tiles.label, summary)
     return failures
 
 

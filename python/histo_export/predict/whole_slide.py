@@ -14,12 +14,19 @@ from typing import Any, TextIO
 import numpy as np
 
 from histo_export.errors import HistoError
+from histo_export.predict.colours import class_colours
+from histo_export.predict.coords import coords_file, patch_grid, read_coords, without_stride
 from histo_export.predict.grid import Floats, Grid, Integers, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
-from histo_export.predict.pictures import Areas, Background, class_colours, heat_map, tissue_picture
+from histo_export.predict.ome_tiff import PROBABILITIES, write_probabilities
+from histo_export.predict.pages.samples import PassingSamples, Samples
+from histo_export.predict.pages.slide import SlideView, write_slide_page
+from histo_export.predict.pictures import Areas, Background, heat_map, tissue_picture
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import NO_SCALE, MapAll, Pair, Pixels, Slide
+from histo_export.predict.smooth import can_average
+from histo_export.predict.tile_images import KeepTile
 from histo_export.predict.tissue import Tissue, find_tissue
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
@@ -56,6 +63,9 @@ class SlidePrediction:
         facts: further plain values for summary.json.
         geojson_origin: x and y, in pixels of level 0, of the point that is (0, 0) in tiles.geojson.
         warnings: sentences about what may make the result worse than it looks.
+        cell_mm2: float64 `(n,)`, tissue in the cell of each square.
+        samples: tiles that the result's page shows as pictures.
+        smooth: paint the mean of overlapping squares.
         drawn_tissue: tissue.png, if it has been drawn before.
     """
 
@@ -67,21 +77,26 @@ class SlidePrediction:
     unanalysed_mm2: float
     tissue: Tissue
     background: Background
+    cell_mm2: Floats
+    samples: Samples
     seconds: StageSeconds
     name: str
     facts: dict[str, Any]
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
+    smooth: bool = False
     drawn_tissue: Future[bytes] | None = None
 
     def __repr__(self) -> str:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
 
-    def write(self, folder: str | Path) -> None:
-        """Writes tiles.csv, tiles.geojson, heatmap.png, tissue.png and summary.json.
+    def write(self, folder: str | Path, *, in_run: bool = False) -> None:
+        """Writes tiles.csv, tiles.geojson, probabilities.ome.tiff (unless squares have no common stride), heatmap.png,
+        tissue.png, summary.json, index.html and thumbnail.jpg.
 
         Args:
             folder: made if it does not exist.
+            in_run: whether the folder above gets the page of a run, to which index.html then leads.
 
         Raises:
             OSError: it can't be written.
@@ -92,13 +107,21 @@ class SlidePrediction:
             self._write_csv(file)
         with (folder / "tiles.geojson").open("w", encoding="utf-8") as file:
             self._write_geojson(file)
+        write_probabilities(folder / PROBABILITIES, self.grid, self.probabilities, self.classes, self.mpp)
         drawn = self.drawn_tissue
         picture = drawn.result() if drawn else tissue_picture(self.background, self.grid, self.tissue)
         (folder / "tissue.png").write_bytes(picture)
         areas = Areas(self.area_mm2, self.unanalysed_mm2)
-        picture = heat_map(self.background, self.grid, self.tissue, self.probabilities, areas)
-        (folder / "heatmap.png").write_bytes(picture)
-        (folder / "summary.json").write_text(dump_json(self.summary(), indent=2) + "\n", encoding="utf-8")
+        squares = self.background, self.grid, self.tissue, self.probabilities
+        (folder / "heatmap.png").write_bytes(heat_map(*squares, areas, smooth=self.smooth))
+        summary = self.summary()
+        (folder / "summary.json").write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8")
+        write_slide_page(folder, self._view(), summary, in_run=in_run)
+
+    def _view(self) -> SlideView:
+        """What the result's page shows."""
+        where = self.background, self.grid, self.tissue
+        return SlideView(*where, self.probabilities, self.cell_mm2, self.samples, self.smooth)
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: plain values, the same in every run."""
@@ -243,12 +266,18 @@ class PreparedSlide:
         """The level that tiles are read from."""
         return self.slide.level_for(min(self.layout.tile) / self.spec.tile_size)
 
-    def run(self, loop: TileLoop, progress: Callable[[int, int], None] = lambda done, tiles: None) -> SlidePrediction:
+    def run(
+        self,
+        loop: TileLoop,
+        progress: Callable[[int, int], None] = lambda done, tiles: None,
+        keep: KeepTile = lambda corner, pixels: None,
+    ) -> SlidePrediction:
         """Runs the tiles.
 
         Args:
             loop: what runs them.
             progress: told the number of tiles done and in all.
+            keep: gets each tile, in one of several threads.
 
         Raises:
             HistoError: a part of the slide can't be read, or the runtime failed.
@@ -256,17 +285,23 @@ class PreparedSlide:
         slide, grid, spec, mpp = self.slide, self.grid, self.spec, self.mpp
         order = grid.reading_order(slide.levels[self.level].downsample)
         probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
+        samples = PassingSamples(spec)
         done = 0
 
-        def read(first: int) -> tuple[Integers, Pixels]:
+        def read(first: int) -> tuple[tuple[Integers, Pixels], Pixels]:
             # A HistoError ends the slide: without one of its tiles it would look as if there were glass.
             squares = order[first : first + loop.batch]
             corners = grid.corners_of(squares)
-            return squares, slide.tiles(corners, self.layout.tile, spec.tile_size, self.settings.resample)
+            tiles = slide.tiles(corners, self.layout.tile, spec.tile_size, self.settings.resample)
+            for corner, pixels in zip(corners.tolist(), tiles, strict=True):
+                keep(corner, pixels)
+            return (squares, tiles), tiles
 
-        def deliver(squares: Integers, some: Logits) -> None:
+        def deliver(place: tuple[Integers, Pixels], logits: Logits) -> None:
             nonlocal done
-            probabilities[squares] = softmax(some)
+            squares, tiles = place
+            probabilities[squares] = some = softmax(logits)
+            samples.add(squares, some, tiles)
             done += len(squares)
             progress(done, len(grid))
 
@@ -284,11 +319,14 @@ class PreparedSlide:
             unanalysed_mm2=max(0.0, self.tissue.area * mm2 - float(areas.sum())),
             tissue=self.tissue,
             background=self.background,
+            cell_mm2=self.cells * mm2,
+            samples=samples.chosen,
             seconds=seconds,
             name=text_of(slide.path.name),
             facts=_facts(self, loop.runtime.executed) | {"geojson_origin": list(origin)},
             geojson_origin=origin,
             warnings=self.warnings,
+            smooth=self.settings.smooth,
         )
 
 
@@ -311,11 +349,8 @@ def prepare_slide(slide: Slide, spec: ModelSpec, settings: SlideSettings, map_al
     layout = make_layout(spec, mpp, settings)
     warnings = (*check_scale(slide, mpp, layout, spec), *_check_dct(slide, settings))
     background, tissue = _survey(slide, mpp, settings, map_all)
-    grid, cells = make_grid((slide.width, slide.height), layout, settings, tissue)
-    if not len(grid):
-        raise HistoError(
-            slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
-        )
+    grid, cells, of_places = _place_squares(slide, layout, settings, tissue)
+    warnings += of_places
     seconds = time.perf_counter() - start
     return PreparedSlide(slide, spec, settings, mpp, layout, grid, cells, tissue, background, tuple(warnings), seconds)
 
@@ -340,6 +375,24 @@ def predict_slide(
     with ThreadPoolExecutor(loop.readers, thread_name_prefix="survey") as pool:
         prepared = prepare_slide(slide, loop.spec, settings, pool.map)
     return prepared.run(loop, progress)
+
+
+def _place_squares(
+    slide: Slide, layout: Layout, settings: SlideSettings, tissue: Tissue
+) -> tuple[Grid, Floats, tuple[str, ...]]:
+    """The squares, tissue in the cell of each in pixels² of level 0, and warnings; HistoError where there are none."""
+    size = slide.width, slide.height
+    if settings.coords is not None:
+        grid, cells, warnings = patch_grid(size, layout, read_coords(coords_file(settings.coords, slide.path)), tissue)
+    else:
+        (grid, cells), warnings = make_grid(size, layout, settings, tissue), ()
+    if not len(grid):
+        raise HistoError(
+            slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
+        )
+    if settings.smooth and not can_average(grid):
+        raise HistoError(slide.path, "has no squares that overlap, or they have no common rows", "Leave --smooth out")
+    return grid, cells, warnings
 
 
 def _check_dct(slide: Slide, settings: SlideSettings) -> tuple[str, ...]:
@@ -377,7 +430,7 @@ def _facts(prepared: PreparedSlide, executed: str) -> dict[str, Any]:
         um = pixels[0] * mpp[0], pixels[1] * mpp[1]
         return {f"{name}_pixels": [round(each, 3) for each in pixels], f"{name}_um": [round(each, 3) for each in um]}
 
-    return {
+    facts = {
         "slide": text_of(slide.path.name),
         "executed": executed,
         "vendor": slide.vendor,
@@ -394,6 +447,9 @@ def _facts(prepared: PreparedSlide, executed: str) -> dict[str, Any]:
         **({"decoded_at": f"1/{shrink}"} if settings.resample == "dct" else {}),
         "csv_origin": [0, 0],
     }
+    if settings.coords is None:
+        return facts
+    return without_stride(facts) | {"coords": text_of(coords_file(settings.coords, slide.path).name)}
 
 
 def _text(mpp: Pair) -> str:

@@ -11,6 +11,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ from histo_export.spec import ModelSpec, Precision
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
+    from histo_export.predict.tile_images import KeepTile
     from histo_export.predict.whole_slide import PreparedSlide, SlidePrediction
 
 SUMMARY = "summary.json"
@@ -198,7 +200,7 @@ class Worker:
                     yield self._do(unit, self._shard, unit, progress)
                     continue
                 predicted: list[SlidePrediction] = []
-                done = self._do(unit, self._tiles, prepared, predicted, progress, pools)
+                done = self._do(unit, self._tiles, unit, prepared, predicted, progress, pools)
                 if done.failure is None:
                     yield from pools.written(wait=True)
                     pools.write(self._write, done, predicted[0])
@@ -251,6 +253,7 @@ class Worker:
 
     def _tiles(
         self,
+        unit: Work,
         preparing: Future[PreparedSlide],
         predicted: list[SlidePrediction],
         progress: Progress,
@@ -258,9 +261,18 @@ class Worker:
     ) -> tuple[int, StageSeconds, str]:
         prepared = preparing.result()
         drawn = pools.draw(prepared)
-        prediction = prepared.run(self.loop, progress)
+        with self._tiles_kept(unit.item) as keep:
+            prediction = prepared.run(self.loop, progress, keep)
         predicted.append(replace(prediction, drawn_tissue=drawn))
         return len(prediction.grid), prediction.seconds, prepared.slide.chosen
+
+    def _tiles_kept(self, item: Input) -> AbstractContextManager[KeepTile]:
+        """Takes the tiles of a slide, and writes them where `--tiles-out` asks for it."""
+        from histo_export.predict.tile_images import tile_images
+
+        if self.settings.tiles_out is None:
+            return nullcontext(lambda corner, pixels: None)
+        return tile_images(Path(self.settings.tiles_out), item.name, self.settings.tiles_format)
 
     def _write(self, done: WorkDone, prediction: SlidePrediction) -> WorkDone:
         """Writes a slide's result; its outcome."""
@@ -269,7 +281,7 @@ class Worker:
     def _write_slide(self, done: WorkDone, prediction: SlidePrediction) -> tuple[int, StageSeconds, str]:
         start = time.perf_counter()
         with atomic_folder(done.work.place(self.out)) as folder:
-            prediction.write(folder)
+            prediction.write(folder, in_run=True)
             write_done(folder, done.work.key, done.tiles, source_of(done.work.item))
         spent = time.perf_counter() - start
         done.seconds.write += spent
