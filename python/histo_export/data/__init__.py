@@ -107,7 +107,7 @@ def open_data(
 
 
 def default_crop(spec: str | Path) -> int:
-    """The crop where the user names none: 128 pixels, as in the report, and less for the demo, whose tiles are small."""
+    """The crop where the user names none: 128 pixels as in the report, and less for the demo, whose tiles are small."""
     from histo_export.data.demo import CROP
 
     return CROP if spec == "demo" else 128

@@ -222,7 +222,9 @@ def _gland_nuclei(dysplasia: float) -> Nuclei:
 
 LYMPHOCYTE = Nuclei(long=(3.6, 5.0), aspect=(0.82, 1.0), dark=(1.05, 1.55), chromatin=0.22)
 FIBROBLAST = Nuclei(long=(6, 11), aspect=(0.2, 0.38), dark=(0.6, 1.1), chromatin=0.25)
-TUMOUR_CELL = Nuclei(long=(8.0, 11.5), aspect=(0.65, 0.95), dark=(0.7, 1.1), rim=0.5, nucleolus=0.6, ragged=0.1)
+TUMOUR_CELL = Nuclei(
+    long=(8.0, 11.5), aspect=(0.65, 0.95), dark=(0.7, 1.1), chromatin=0.12, rim=0.5, nucleolus=0.6, ragged=0.1
+)
 NUCLEAR_DUST = Nuclei(long=(0.9, 2.6), aspect=(0.5, 1.0), dark=(0.5, 1.4), ragged=0.2)
 
 
@@ -244,8 +246,8 @@ class _Canvas:
     def uniform(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
-    def fibres(self, eosin: float, clefts: float) -> None:
-        """Cover the canvas with wavy bundles along one direction, with pale clefts between them."""
+    def fibres(self, eosin: float, clefts: float, pitch: float = 1.0) -> None:
+        """Cover the canvas with wavy bundles along one direction, with pale clefts; `pitch`: how wide they are."""
         rng = self.rng
         angle = self.uniform(0, np.pi)
         c, s = float(np.cos(angle)), float(np.sin(angle))
@@ -255,7 +257,7 @@ class _Canvas:
         strand = rng.uniform(-1, 1, 2048)
         # Strands of 1 to 2 pixels on bundles of 4 to 5, at 4 table entries a pixel.
         strand = 0.55 * _mean_of(strand.repeat(6)[:4096], 5) + _mean_of(strand[::-1].repeat(6)[:4096], 27) * 2.6
-        value = strand.astype(np.float32)[(across * (4 / self.scale) + 2000).astype(np.intp) & 4095]
+        value = strand.astype(np.float32)[(across * (4 / (pitch * self.scale)) + 2000).astype(np.intp) & 4095]
         amount = np.clip(eosin * (0.85 + 0.25 * value + 0.18 * self.fine), 0.05, None)
         cleft = np.clip((clefts - 1.15 - value + 0.5 * self.coarse) * 3, 0, 1)
         self.e = amount * (1 - 0.85 * cleft)
@@ -446,7 +448,7 @@ class _Canvas:
             contrast: above -1; 0 gives the amounts of `_AMOUNTS`, above 0 more pixels are dark.
         """
         cut = np.s_[_PAD : _PAD + _PAINTED, _PAD : _PAD + _PAINTED]
-        dark = 1.6 * self.h[cut] + 0.6 * self.e[cut] + 0.02 * self.fine[cut]
+        dark = 1.6 * self.h[cut] + 0.6 * self.e[cut] + 0.05 * self.coarse[cut]
         rows = dark[::2] + dark[1::2]
         rank = np.empty(SIDE * SIDE, np.intp)
         rank[np.argsort(rows[:, ::2] + rows[:, 1::2], axis=None, kind="stable")] = np.arange(SIDE * SIDE)
@@ -490,17 +492,17 @@ def _disc(radius: Field, shorter: Field) -> Field:
 def _tumor(c: _Canvas) -> None:
     """Sheets of large nuclei with nucleoli."""
     c.fibres(0.55, 0.3)
-    c.cytoplasm(c.everywhere, c.uniform(0.45, 0.75), c.uniform(0.12, 0.3), 0.15)
-    y, x = c.sites(c.uniform(20, 24), 0.2)
+    c.cytoplasm(c.everywhere, c.uniform(0.45, 0.75), c.uniform(0.12, 0.3), 0.04)
+    y, x = c.sites(c.uniform(18, 22), 0.2)
     c.nuclei(y, x, TUMOUR_CELL, keep=0.95)
 
 
 def _stroma(c: _Canvas) -> None:
     """Wavy fibres with long, thin nuclei."""
-    c.fibres(c.uniform(0.5, 0.75), c.uniform(0.3, 0.6))
+    c.fibres(c.uniform(0.5, 0.75), c.uniform(0.5, 0.7), pitch=0.6)
     y, x = c.sites(22, 0.45)
     angle = c.uniform(0, np.pi) + c.rng.normal(0, 0.35, len(y))
-    c.nuclei(y, x, FIBROBLAST, angle=angle, keep=c.uniform(0.3, 0.6))
+    c.nuclei(y, x, FIBROBLAST, angle=angle, keep=c.uniform(0.1, 0.3))
 
 
 def _adipose(c: _Canvas) -> None:
