@@ -109,7 +109,7 @@ def seen_part(pixels: Pixels, spec: ModelSpec) -> Pixels:
 
 
 class PassingSamples:
-    """Chooses among tiles as they pass, and keeps what the network saw of the chosen ones, so that none is read again."""
+    """Chooses among tiles as they pass, and keeps what the network saw of the chosen ones: none is read again."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
