@@ -103,8 +103,9 @@ def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> di
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All result files; run.json holds times and does not count."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
+    """All result files; run.json and the page of the run hold times and do not count."""
+    times = {folder / "run.json", folder / "index.html"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path not in times)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

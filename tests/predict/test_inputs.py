@@ -610,7 +610,7 @@ def test_every_name_is_one_of_a_new_visible_folder(tmp_path: Path, name: str) ->
     found = find(tmp_path / "in") if not name.startswith(".") else find(tmp_path / "in" / name)
     out = tmp_path / "out"
     out.mkdir()
-    for record in ("run.json", "failed.csv"):
+    for record in ("run.json", "index.html", "failed.csv"):
         touch(out / record)
     (result,) = names_of(found.inputs, out)
     assert not result.startswith(".")

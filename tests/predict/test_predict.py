@@ -205,7 +205,7 @@ def test_bad_inputs_end_nothing(
     assert "float32" in failed["floats.npy"]
     with (out / "failed.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
-    assert {path.name for path in out.iterdir()} == {"tiles", "large", "run.json", "failed.csv"}
+    assert {path.name for path in out.iterdir()} == {"tiles", "large", "run.json", "index.html", "failed.csv"}
     assert pq.read_table(out / "tiles/tiles.parquet").num_rows == 1
 
 
@@ -274,7 +274,7 @@ def test_a_set_goes_on_where_it_was_ended(bundle: Path, tmp_path: Path, monkeypa
     assert sorted(path.name for path in hidden.iterdir()) == ["0000000000.npz", "0000000016.npz"]
     (done,) = predict(bundle, [tmp_path / "array.npy"], tmp_path / "two", SETTINGS).done
     assert (done.tiles, done.run) == (50, 18)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {"array", "run.json"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"array", "run.json", "index.html"}
     assert content(tmp_path / "one/array") == content(tmp_path / "two/array")
 
 
@@ -317,7 +317,7 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
     outcome = predict(bundle, [large_slide_file, other], tmp_path / "out", settings)
     assert [done.name for done in outcome.done] == ["other"]
     assert "No space left" in outcome.failures[0].reason
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "failed.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"other", "run.json", "index.html", "failed.csv"}
 
 
 def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def array_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
+    """All files; the record of the run and its page hold times."""
+    times = {folder / "run.json", folder / "index.html"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path not in times)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -245,7 +245,7 @@ def test_an_unforeseen_error_ends_one_input(
     assert (out / "good/done.json").is_file()
     monkeypatch.setattr(module, place, real)
     assert not predict(bundle, [odd, good], out, SETTINGS).failures, "it is tried again"
-    assert names(out) == {"odd", "good"} | {path.name for path in out.glob("run*.json")}
+    assert names(out) == {"odd", "good", "index.html"} | {path.name for path in out.glob("run*.json")}
 
 
 def test_an_interruption_leaves_no_empty_folder(
@@ -264,14 +264,14 @@ def test_a_full_disk_under_a_shard(bundle: Path, good: Path, tmp_path: Path, mon
     monkeypatch.setattr(np, "savez", full)
     (failure,) = predict(bundle, [good], tmp_path / "out", SETTINGS).failures
     assert failure.reason.startswith("could not be written (No space left on device). Free some space")
-    assert names(tmp_path / "out") == {"run.json", "failed.csv"}
+    assert names(tmp_path / "out") == {"run.json", "index.html", "failed.csv"}
 
 
 def test_a_full_disk_under_a_result(bundle: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet.ParquetTable, "_flush", full)
     (failure,) = predict(bundle, [good], tmp_path / "out", SETTINGS).failures
     assert "No space left on device" in failure.reason
-    (shards,) = {*names(tmp_path / "out")} - {"run.json", "failed.csv"}
+    (shards,) = {*names(tmp_path / "out")} - {"run.json", "index.html", "failed.csv"}
     assert shards.startswith(".good.shards-"), "what was computed stays for the next run"
     monkeypatch.undo()
     with stub_model(bundle):
@@ -493,7 +493,7 @@ def test_two_runs_in_two_pid_namespaces(tmp_path: Path) -> None:
     assert before, "the first run was at work"
     stdout, stderr = first.communicate()
     assert (first.returncode, stderr) == (0, b""), stdout
-    assert names(out) == {"many", "run.json"}
+    assert names(out) == {"many", "run.json", "index.html"}
     assert json.loads((out / "many/done.json").read_text(encoding="utf-8"))["tiles"] == 40_000
 
 

@@ -32,7 +32,7 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slides/ --out results",
         "histo predict bundles/tiles-pool2 slide.svs --overlap 0.5 --precision bf16",
         "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
-        "histo predict bundles/tiles-pool2 slides/ --coords patches/ --tiles-out tiles --tiles-format webp",
+        "histo predict bundles/tiles-pool2 slides/ --coords patches/",
     ),
     "inspect": (
         "histo inspect bundles/tiles-pool2",
