@@ -6,7 +6,7 @@ python benchmarks/predict_table.py BUNDLE SLIDE slide --keep out   # one part, a
 Parts: `slide` (a pyramid of 20,000 x 20,000 pixels, made of SLIDE's by mirroring: tiles per second and where the time
 goes), `memory` (1,000 and 100,000 tiles as PNG files), `kills` (SIGKILL at three random moments, resumed, bytes
 compared), `ray` (one and two workers with one thread each, bytes compared). Everything runs as the command does for
-its users, in a process of its own. Making the slide needs `pip install imagecodecs`, for tiles of JPEG.
+its users, in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from tiled_tiff import SHORT, TiledTiff
 
 from histo_export.machine import this_machine, versions
 from histo_export.predict.readers import open_slide
@@ -42,29 +42,25 @@ out = Console(width=120, highlight=False)
 log = Console(stderr=True, highlight=False)
 
 
-def make_slide(source: Path, path: Path, side: int = SIDE) -> Path:
-    """A tiled pyramid of JPEGs, as scanners write them: the source's pixels, mirrored over and over."""
+def make_slide(source: Path, path: Path, side: int = SIDE, levels: Sequence[int] = (1, 2, 4, 8, 16)) -> Path:
+    """A tiled pyramid of JPEGs, as scanners write them: the source's pixels, mirrored over and over.
+
+    Args:
+        source: a small slide.
+        path: of the file.
+        side: pixels of its width and height.
+        levels: their downsamples.
+    """
     slide = open_slide(source)
     pixels = whole(slide)
-    mpp = slide.mpp or (0.5, 0.5)
+    mpp = (slide.mpp or (0.5, 0.5))[0]
     slide.close()
-    resolution = (1e4 / mpp[0], 1e4 / mpp[1])
-    with tifffile.TiffWriter(path, bigtiff=True) as writer:
-        for level in range(5):
-            small = np.asarray(Image.fromarray(pixels).reduce(1 << level)) if level else pixels
-            writer.write(
-                jpeg_tiles(small, side >> level),
-                shape=(side >> level, side >> level, 3),
-                dtype=np.uint8,
-                tile=(TIFF_TILE, TIFF_TILE),
-                photometric="ycbcr",
-                subsampling=(1, 1),
-                compression="jpeg",
-                subfiletype=1 if level else 0,
-                resolution=resolution,
-                resolutionunit="CENTIMETER",
-                metadata=None,
-            )
+    with TiledTiff(path, bigtiff=True) as file:
+        for level in levels:
+            small = np.asarray(Image.fromarray(pixels).reduce(level))
+            tiles, size = jpeg_tiles(small, side // level), (side // level, side // level)
+            kind = {"compression": 7, "photometric": 6, "further": {530: (SHORT, [1, 1])}}
+            file.write(size, tiles, side=TIFF_TILE, mpp=mpp * level, reduced=level > 1, **kind)
     return path
 
 
@@ -90,11 +86,11 @@ def jpeg_tiles(pixels: Any, side: int) -> Iterator[bytes]:
             yield file.getvalue()
 
 
-def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str) -> dict[str, Any]:
-    """What the command prints with --json, with the seconds it took from start to end."""
+def predict(bundle: Path, inputs: list[Path], folder: Path, *options: str, histo: str = HISTO) -> dict[str, Any]:
+    """What the command `histo` prints with --json, with the seconds it took from start to end."""
     # Whole tiles edge to edge, so that figures stay comparable with those of earlier versions and of WSInfer.
     options = ("--grid", "tile", "--json", "--quiet", *options)
-    command = [HISTO, "predict", str(bundle), *map(str, inputs), "--out", str(folder), *options]
+    command = [histo, "predict", str(bundle), *map(str, inputs), "--out", str(folder), *options]
     start = time.perf_counter()
     run = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if run.returncode:

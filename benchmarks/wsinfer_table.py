@@ -93,14 +93,16 @@ def serve(job: Mapping[str, Any]) -> None:
     runtime = open_model(bundle, variant, job["threads"], "cpu")
     loop = TileLoop(runtime, spec, batch=job["batch"], readers=job["threads"])
     slide = open_slide(Path(job["slide"]))
-    probabilities = np.empty((len(job["corners"]), len(spec.classes)), np.float32)
+    corners = np.array(job["corners"], np.int64)
+    probabilities = np.empty((len(corners), len(spec.classes)), np.float32)
+
+    def read(first: int) -> tuple[slice, npt.NDArray[np.uint8]]:
+        some = slice(first, first + loop.batch)
+        return some, slide.tiles(corners[some], (job["side"], job["side"]), spec.tile_size)
+
     for _ in sys.stdin:
         start = time.perf_counter()
-        loop.run(
-            job["corners"],
-            lambda corner: slide.tile(*corner, (job["side"], job["side"]), spec.tile_size),
-            probabilities.__setitem__,
-        )
+        loop.run_batches(range(0, len(corners), loop.batch), read, probabilities.__setitem__)
         seconds = time.perf_counter() - start
         np.save(job["probabilities"], probabilities)
         print(json.dumps({"result": {"seconds": seconds}, "idle_cpu": 0, "idle": 0}), flush=True)

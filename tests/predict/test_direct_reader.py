@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import threading
 import zlib
@@ -14,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tiled_tiff import SHORT, UNDEFINED, write_pyramid
 
 from histo_export.errors import HistoError
 from histo_export.predict.readers import direct_reader, open_slide
 from histo_export.predict.readers.codecs import Jpeg
 from histo_export.predict.readers.tile_cache import TileCache
 from histo_export.predict.slide import Slide
-
-from tiled_tiff import SHORT, UNDEFINED, write_pyramid
 
 from .conftest import Pixels
 
@@ -179,9 +177,9 @@ def place(path: Path, tile: int) -> tuple[int, int]:
         return page.dataoffsets[tile], page.databytecounts[tile]
 
 
-def made(path: Path, encode: Encode = jpeg(), **options: Any) -> Path:
+def made(path: Path) -> Path:
     """A slide with four rows of six tiles, all of them with places of four bytes."""
-    return write(path, encode, **{**YCBCR, **options})
+    return write(path, jpeg(), **YCBCR)
 
 
 def test_other_layouts_go_to_openslide_with_the_reason(tmp_path: Path) -> None:
@@ -390,7 +388,7 @@ def test_levels_that_are_decoded_smaller(tmp_path: Path) -> None:
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's list of open files")

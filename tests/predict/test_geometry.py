@@ -303,7 +303,7 @@ def test_the_heat_map_paints_the_tissue_of_each_cell(overlap: float, grid: str) 
 
 def test_the_legend_names_what_is_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(pictures, "png_of", lambda figure, compression: figures.append(figure) or b"")
     pixels = coloured()
     pixels[(pixels == BLUE).all(2)] = GLASS
     for min_tissue in (0.0, 0.5):

@@ -399,6 +399,7 @@ def _print_seconds(outcome: Outcome) -> None:
     total = f"{run:,} tiles in {outcome.wall:.1f} s, {run / outcome.wall:.0f}/s. " if run else ""
     executed = f" Executed: {escape('; '.join(outcome.executed))}." if outcome.executed else ""
     show.out_console.print(
-        "[dim]Seconds of each stage; they overlap, also with those of other slides. read: all reader threads together; wait: the runtime had no tile.\n"
+        "[dim]Seconds of each stage; they overlap, also between slides. read: all reader threads together; wait: the "
+        "runtime had no tile.\n"
         f"{total}Peak memory {outcome.peak_mb:,.0f} MB.{executed}[/dim]\n"
     )

@@ -30,6 +30,9 @@ Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
 
+Reasons = list[HistoError | None]
+"""Why tiles are lost; None for those that are not."""
+
 AHEAD_TILES = 1024
 """Tiles that may wait for the runtime; a batch for each reader and one more if these have fewer."""
 
@@ -105,20 +108,20 @@ class TileLoop:
             HistoError: the runtime failed.
             Exception: whatever else `jobs`, `read`, `deliver` or `progress` raise.
         """
-        Outcome = list[HistoError | None]
 
-        def read_all(chunk: tuple[int, Sequence[Job]]) -> tuple[tuple[int, Outcome], Pixels]:
-            tiles, outcomes = [], []
+        def read_all(chunk: tuple[int, Sequence[Job]]) -> tuple[tuple[int, Reasons], Pixels]:
+            tiles: list[Pixels] = []
+            reasons: Reasons = []
             for job in chunk[1]:
                 try:
                     tiles.append(read(job))
-                    outcomes.append(None)
+                    reasons.append(None)
                 except HistoError as error:
-                    outcomes.append(error)
+                    reasons.append(error)
             side = self.spec.tile_size
-            return (chunk[0], outcomes), np.stack(tiles) if tiles else np.empty((0, side, side, 3), np.uint8)
+            return (chunk[0], reasons), np.stack(tiles) if tiles else np.empty((0, side, side, 3), np.uint8)
 
-        def deliver_all(place: tuple[int, Outcome], logits: Logits) -> None:
+        def deliver_all(place: tuple[int, Reasons], logits: Logits) -> None:
             rows = iter(logits)
             for index, lost in enumerate(place[1], place[0]):
                 deliver(index, next(rows) if lost is None else lost)

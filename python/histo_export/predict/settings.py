@@ -15,7 +15,7 @@ Resample = Literal["bilinear", "bicubic"]
 """PIL's filters, both antialiased."""
 
 SlideResample = Literal["bilinear", "bicubic", "dct"]
-"""For slides. "dct" decodes JPEG at a half, a quarter or an eighth where the model is as coarse; the rest is bilinear."""
+"""For slides. "dct" decodes JPEG at a half, a quarter or an eighth where the model is coarser; the rest is bilinear."""
 
 Reader = Literal["auto", "direct", "openslide"]
 """What reads slides. "auto" takes "direct" where it is proven to have OpenSlide's pixels."""

@@ -18,7 +18,7 @@ from histo_export.predict.formats import read_head, tiff_pages
 from histo_export.predict.readers.direct_reader import DirectReader
 from histo_export.predict.readers.flat_tiff import FlatTiffReader
 from histo_export.predict.readers.openslide_reader import OpenSlideReader
-from histo_export.predict.readers.tile_tables import Unproven
+from histo_export.predict.readers.tile_tables import UnprovenError
 from histo_export.predict.settings import Reader
 from histo_export.predict.slide import Slide
 
@@ -85,7 +85,7 @@ def _in_tiles(path: Path, reader: Reader, shrinks: bool) -> Slide:
     try:
         slide = DirectReader(path, shrinks=shrinks)
         slide.why = "Its layout is proven, and its tiles that were compared have OpenSlide's pixels."
-    except Unproven as error:
+    except UnprovenError as error:
         if reader == "direct":
             raise _not_direct(path, str(error)) from error
         slide = OpenSlideReader(path)

@@ -20,7 +20,7 @@ from PIL import Image
 from histo_export.errors import HistoError
 from histo_export.predict.readers.openslide_reader import OpenSlideReader
 from histo_export.predict.readers.tile_cache import TileCache
-from histo_export.predict.readers.tile_tables import TileTable, Unproven, read_tables
+from histo_export.predict.readers.tile_tables import UnprovenError, read_tables
 from histo_export.predict.settings import SlideResample
 from histo_export.predict.slide import Level, Pixels, Slide, filter_of
 
@@ -52,7 +52,7 @@ class DirectReader(Slide):
         shrinks: whether the levels include those that libjpeg decodes at a half, a quarter and an eighth of the size.
 
     Raises:
-        Unproven: OpenSlide must read this file.
+        UnprovenError: OpenSlide must read this file.
         OpenSlideError: OpenSlide can't open it.
     """
 
@@ -108,7 +108,8 @@ class DirectReader(Slide):
                 self._cut(out[first:last], level, places, (width, height), resample)
             except TileError:
                 for i in range(first, last):  # which read() does as well as it can be done
-                    out[i] = self.tile(*corners[i].tolist(), size, pixels, resample)
+                    x, y = corners[i].tolist()
+                    out[i] = self.tile(x, y, size, pixels, resample)
         return out
 
     def _strips(self, corners: npt.NDArray[np.int64], width: int, level: int) -> Iterator[tuple[int, int]]:
@@ -133,7 +134,7 @@ class DirectReader(Slide):
         """Reads a strip of the level and cuts tiles of this size out of it; TileError where that can't be done."""
         if None in places:
             raise TileError("lies between the pixels of its level")
-        lefts, tops = zip(*places, strict=True)  # type: ignore[arg-type]
+        lefts, tops = zip(*places, strict=True)
         (width, height), side = size, out.shape[1]
         same = (width, height) == (side, side)
         strip = self._region(level, lefts[0], tops[0], lefts[-1] - lefts[0] + width, height, 3 if same else 4)
@@ -146,7 +147,8 @@ class DirectReader(Slide):
         method = filter_of(resample)
         for tile, left in zip(out, lefts, strict=True):
             part = image.crop((left - lefts[0], 0, left - lefts[0] + width, height))
-            tile[:] = np.asarray(part.resize((side, side), method))[..., :3]
+            rgb = part.resize((side, side), method).tobytes("raw", "RGB")
+            tile[:] = np.frombuffer(rgb, np.uint8).reshape(side, side, 3)
 
     def _all_levels(self, shrinks: bool) -> tuple[list[Source], list[Level]]:
         """The levels of the file, and between them those that are decoded smaller where there is no other."""
@@ -230,7 +232,7 @@ class DirectReader(Slide):
         return image if shrink == 1 else image.reduce(shrink)
 
     def _compare(self) -> None:
-        """Compares some tiles of each level with OpenSlide's; Unproven where one differs, or none can be decoded."""
+        """Compares tiles of each level with OpenSlide's; UnprovenError where one differs, or none can be decoded."""
         for base, (table, level) in enumerate(zip(self._tables, self._slide.levels, strict=True)):
             present = np.flatnonzero(table.sizes > 0)
             compared, damage = 0, None
@@ -243,10 +245,10 @@ class DirectReader(Slide):
                 if compared == CHECKED:
                     break
             if damage and not compared:
-                raise Unproven(f"is not decoded directly: {damage}")
+                raise UnprovenError(f"is not decoded directly: {damage}")
 
     def _same(self, base: int, level: Level, column: int, row: int) -> bool:
-        """Whether this tile has OpenSlide's pixels: Unproven if not, False if OpenSlide cannot read it exactly."""
+        """Whether this tile has OpenSlide's pixels: UnprovenError if not, False if OpenSlide cannot read it exactly."""
         codec = self._tables[base].codec
         x, y = column * codec.width, row * codec.height
         width, height = min(codec.width, level.width - x), min(codec.height, level.height - y)
@@ -256,5 +258,5 @@ class DirectReader(Slide):
             return False
         found = self._region(number, x, y, width, height)
         if not np.array_equal(found, np.asarray(self._slide.read(base, *at, width, height))):
-            raise Unproven(f"has other pixels than OpenSlide finds in tile ({column}, {row}) of level {base}")
+            raise UnprovenError(f"has other pixels than OpenSlide finds in tile ({column}, {row}) of level {base}")
         return True

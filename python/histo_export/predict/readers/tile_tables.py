@@ -1,6 +1,7 @@
 """Where the tiles of a TIFF's levels lie in the file, and how each is decoded.
 
-Only layouts are accepted whose pixels have been proven to be those of OpenSlide. `Unproven` says why another one is not.
+Only layouts are accepted whose pixels have been proven to be those of OpenSlide. `UnprovenError` says why another one
+is not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ RGB, YCBCR = 2, 6
 """Values of the tag PhotometricInterpretation."""
 
 
-class Unproven(Exception):
+class UnprovenError(Exception):
     """Why OpenSlide reads a file; the message is a predicate of the file."""
 
 
@@ -63,23 +64,23 @@ def read_tables(path: Path, vendor: str, levels: Sequence[Level]) -> list[TileTa
         levels: of the same file, from OpenSlide.
 
     Raises:
-        Unproven: the layout is another one than those that have been proven.
+        UnprovenError: the layout is another one than those that have been proven.
     """
     if vendor not in LAYOUTS:
-        raise Unproven(f"is of the format {vendor}")
+        raise UnprovenError(f"is of the format {vendor}")
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = LAYOUTS[vendor](tiff)
             sizes = [(page.imagewidth, page.imagelength) for page in pages]
             if sizes != [(level.width, level.height) for level in levels]:
-                raise Unproven("has other levels than OpenSlide finds")
+                raise UnprovenError("has other levels than OpenSlide finds")
             tables = [_table(page, vendor) for page in pages]
-    except Unproven:
+    except UnprovenError:
         raise
     except Exception as error:  # tifffile may raise anything on damaged input
-        raise Unproven(f"has tables that cannot be read ({one_line(error, 80)})") from error
+        raise UnprovenError(f"has tables that cannot be read ({one_line(error, 80)})") from error
     if vendor == "aperio" and len(tables) > 1 and any((table.sizes == 0).any() for table in tables):
-        raise Unproven("lacks tiles, which OpenSlide draws from other levels")
+        raise UnprovenError("lacks tiles, which OpenSlide draws from other levels")
     return tables
 
 
@@ -93,7 +94,7 @@ def _generic(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     pages = _pages(tiff)
     levels = [page for i, page in enumerate(pages) if page.is_tiled and (i == 0 or page.is_reduced)]
     if len({page.imagewidth for page in levels}) < len(levels):
-        raise Unproven("has several levels of one width")
+        raise UnprovenError("has several levels of one width")
     return sorted(levels, key=lambda page: -page.imagewidth)
 
 
@@ -123,23 +124,23 @@ def _table(page: tifffile.TiffPage, vendor: str) -> TileTable:
     for name, (only, what) in fixed.items():
         value = tags.valueof(name, only)
         if value != only and value != (only,) * 3:
-            raise Unproven(f"has {value} {what}")
+            raise UnprovenError(f"has {value} {what}")
     width, height = int(page.tilewidth), int(page.tilelength)
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise Unproven(f"has tiles of {width}×{height} pixels")
+        raise UnprovenError(f"has tiles of {width}×{height} pixels")
     across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
     if across * down > MAX_TILES:
-        raise Unproven(f"has {across * down:,} tiles")
+        raise UnprovenError(f"has {across * down:,} tiles")
     offsets, sizes = (_numbers(tags.valueof(name, ())) for name in ("TileOffsets", "TileByteCounts"))
     if not len(offsets) == len(sizes) == across * down:
-        raise Unproven(f"states {len(offsets):,} places and {len(sizes):,} sizes of {across * down:,} tiles")
+        raise UnprovenError(f"states {len(offsets):,} places and {len(sizes):,} sizes of {across * down:,} tiles")
     return TileTable(page.imagewidth, page.imagelength, across, offsets, sizes, _codec(page, vendor, width, height))
 
 
 def _numbers(value: Any) -> Integers:
     numbers = np.atleast_1d(np.asarray(value))
     if numbers.dtype == np.uint64 and (numbers > np.iinfo(np.int64).max).any():
-        raise Unproven("states places beyond any file")
+        raise UnprovenError("states places beyond any file")
     return numbers.astype(np.int64)
 
 
@@ -148,11 +149,11 @@ def _codec(page: tifffile.TiffPage, vendor: str, width: int, height: int) -> Cod
     compression, photometric = (int(tags.valueof(name, 1)) for name in ("Compression", "PhotometricInterpretation"))
     predictor = int(tags.valueof("Predictor", 1))
     if photometric not in ((RGB, YCBCR) if compression == 7 else (RGB,)):
-        raise Unproven(f"has {photometric} as colour model")
+        raise UnprovenError(f"has {photometric} as colour model")
     if compression == 7:
         tables = tags.valueof("JPEGTables", b"")
         if not isinstance(tables, bytes) or len(tables) > MAX_TABLES:
-            raise Unproven("has tables of JPEG that are too large")
+            raise UnprovenError("has tables of JPEG that are too large")
         return Jpeg(width, height, tables, rgb=photometric == RGB)
     if compression == 33005 and vendor == "aperio":
         return Jpeg2000(width, height)
@@ -160,7 +161,7 @@ def _codec(page: tifffile.TiffPage, vendor: str, width: int, height: int) -> Cod
         return Deflate(width, height, differences=predictor == 2)
     if compression == 1:
         return Uncompressed(width, height)
-    raise Unproven(f"is compressed with {COMPRESSIONS.get(compression, f'codec {compression}')}")
+    raise UnprovenError(f"is compressed with {COMPRESSIONS.get(compression, f'codec {compression}')}")
 
 
 COMPRESSIONS = {5: "LZW", 32773: "PackBits", 33003: "JPEG 2000 in YCbCr", 50000: "Zstandard"}
