@@ -238,8 +238,8 @@ Raises:
 }  // namespace
 
 void register_engine(py::module_& m) {
-  py::class_<histo::Engine> engine(m, "Engine", engine_doc);
-  engine
+  py::class_<histo::Engine> engine_class(m, "Engine", engine_doc);
+  engine_class
       .def(py::init(&make_engine), py::arg("model"), py::kw_only(), py::arg("threads") = 0,
            py::arg("precision") = "fp32", py::arg("isa") = py::none(), py::arg("crop") = py::none(),
            py::arg("profile") = "throughput", py::arg("algorithm") = "fastest")
@@ -259,7 +259,7 @@ void register_engine(py::module_& m) {
       .def_property_readonly("classes", &histo::Engine::classes,
                              "Number of logits; their names are ``model.classes``.")
       .def("__repr__", &engine_repr);
-  register_outputs(engine);
+  register_outputs(engine_class);
 
   m.def("preprocess", &preprocess, py::arg("tiles"), py::arg("model"), py::arg("crop") = py::none(),
         preprocess_doc);
