@@ -304,11 +304,11 @@ def test_a_full_disk_leaves_nothing_and_is_listed(
 
     write = whole_slide.SlidePrediction.write
 
-    def full(self: whole_slide.SlidePrediction, folder: Path) -> None:
+    def full(self: whole_slide.SlidePrediction, folder: Path, **options: bool) -> None:
         if self.name == "large.tiff":
             (folder / "tiles.csv").write_text("half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, folder)
+        write(self, folder, **options)
 
     monkeypatch.setattr(whole_slide.SlidePrediction, "write", full)
     settings = PredictSettings(threads=1, slide=SlideSettings(min_tissue=0.9))
@@ -340,7 +340,8 @@ def test_output_inside_of_the_input_and_inputs_of_one_name(bundle: Path, tmp_pat
     skipped = {
         kind["kind"]: kind["count"] for kind in json.loads((root / "predictions/run.json").read_text())["skipped"]
     }
-    assert skipped == {"results of histo": 3, "files of other types": 3}  # the records of the three runs before
+    # The records of the three runs before, and their page.
+    assert skipped == {"results of histo": 3, "files of other types": 4}
 
 
 def test_what_is_left_out_is_told(bundle: Path, histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
