@@ -140,16 +140,16 @@ def test_while_pictures_are_drawn_the_next_slide_runs(
     tiles_of_second, order = threading.Event(), []
     real = SlidePrediction.write
 
-    def write(self: SlidePrediction, folder: Path) -> None:
+    def write(self: SlidePrediction, folder: Path, **options: bool) -> None:
         if self.name == "a.tif":
             assert tiles_of_second.wait(60)
         order.append(self.name)
-        real(self, folder)
+        real(self, folder, **options)
 
     run = whole_slide.PreparedSlide.run
 
-    def run_and_tell(self: whole_slide.PreparedSlide, *arguments: Any) -> SlidePrediction:
-        prediction = run(self, *arguments)
+    def run_and_tell(self: whole_slide.PreparedSlide, *arguments: Any, **options: Any) -> SlidePrediction:
+        prediction = run(self, *arguments, **options)
         if prediction.name == "b.tif":
             tiles_of_second.set()
         return prediction
