@@ -27,6 +27,7 @@ class StubRuntime:
 
     name = "stub"
     executed = "cpu fp32, stub"
+    features = 0
 
     def batch_target(self) -> StubRuntime:
         return self

@@ -15,8 +15,12 @@ import tifffile
 from PIL import Image
 
 from histo_export import HistoError, UsageError
+from histo_export.model.checkpoint import Checkpoint
+from histo_export.model.lowering import lower
+from histo_export.model.native_file import native_bytes
+from histo_export.predict import work
 from histo_export.predict.coords import read_coords
-from histo_export.predict.features import FeaturePlaces, write_hdf5, write_parquet
+from histo_export.predict.features import FeaturePlaces, VectorStore, write_hdf5, write_parquet
 from histo_export.predict.inputs import SlideInput
 from histo_export.predict.names import plain_name
 from histo_export.predict.ome_tiff import write_probabilities
@@ -24,7 +28,8 @@ from histo_export.predict.readers import open_slide
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_images import tile_images, tile_name
-from stub_model import SPEC, stub_model
+from histo_export.runtimes.native import NativeRuntime
+from stub_model import SIDE, SPEC, StubRuntime, stub_model
 
 from .test_geometry import ArraySlide, coloured, run
 
@@ -182,6 +187,69 @@ def test_features_as_parquet(tmp_path: Path) -> None:
 def test_vectors_that_are_not_those_of_the_tiles_are_refused(tmp_path: Path, vectors) -> None:
     with pytest.raises(ValueError, match="vectors"):
         write_parquet(tmp_path / "a.parquet", PLACES, 8, vectors)
+
+
+def test_vectors_come_in_any_order_and_leave_in_that_of_the_tiles() -> None:
+    vectors = np.random.default_rng(1).normal(size=(2500, 3)).astype(np.float32)
+    store = VectorStore(2500, 3)
+    for part in np.array_split(np.random.default_rng(2).permutation(2500), 40):
+        store.put(part, vectors[part])
+    np.testing.assert_array_equal(np.concatenate(list(store.batches())), vectors)
+    store.close()
+
+
+class WithFeatures(StubRuntime):
+    """Its feature vector is the mean of each channel."""
+
+    features = 3
+
+    def run_with_features(self, tiles: Any) -> Any:
+        return np.concatenate([self.run(tiles), tiles.mean((1, 2)).astype(np.float32)], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["h5", "parquet"])
+def test_the_features_of_a_slide(large_slide_file: Path, tmp_path: Path, monkeypatch, kind) -> None:
+    reader = pytest.importorskip({"h5": "h5py", "parquet": "pyarrow.parquet"}[kind])
+    settings = replace(SETTINGS, features=kind)
+    with stub_model(tmp_path / "bundle") as bundle:
+        with pytest.raises(UsageError, match=r"stub: gives logits only, and no feature vectors\. Use --runtime native"):
+            predict(bundle, [large_slide_file], tmp_path / "out", settings)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.setattr(work, "open_model", lambda *_: WithFeatures())
+        plain = predict(bundle, [large_slide_file], tmp_path / "plain", SETTINGS)
+        outcome = predict(bundle, [large_slide_file], tmp_path / "out", settings)
+    assert not outcome.failures
+    assert outcome.done[0].tiles == plain.done[0].tiles
+    folder = tmp_path / "out/large"
+    tables = [(each / "large/tiles.csv").read_bytes() for each in (tmp_path / "out", tmp_path / "plain")]
+    assert tables[0] == tables[1]
+    if kind == "h5":
+        with reader.File(folder / "features.h5") as file:
+            corners, features = file["coords"][:], file["features"][:]
+    else:
+        table = reader.read_table(folder / "features.parquet")
+        corners = np.stack([table["x"], table["y"]], 1)
+        features = np.array(table["features"].to_pylist())
+    assert len(corners) == len(features) == outcome.done[0].tiles
+    slide = open_slide(large_slide_file)
+    for (x, y), vector in list(zip(corners.tolist(), features, strict=True))[::40]:
+        np.testing.assert_allclose(slide.tile(x, y, (SIDE, SIDE), SIDE).mean((0, 1)), vector, rtol=1e-6)
+    slide.close()
+    assert f"features.{kind}" in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_native_engine_gives_the_embedding(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(native_bytes(lower(checkpoint.net(), checkpoint.spec), checkpoint.spec))
+    runtime = NativeRuntime(path, threads=1)
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 75, 75, 3), dtype=np.uint8)
+    both = runtime.run_with_features(tiles)
+    assert runtime.features == 512 * 3 * 3
+    assert both.shape == (3, len(checkpoint.spec.classes) + runtime.features)
+    np.testing.assert_array_equal(both[:, : len(checkpoint.spec.classes)], runtime.run(tiles))
+    weight, bias = (checkpoint.state_dict[f"fc.{name}"].numpy() for name in ("weight", "bias"))
+    logits = both[:, len(checkpoint.spec.classes) :] @ weight.T + bias
+    np.testing.assert_allclose(logits, runtime.run(tiles), rtol=1e-3, atol=1e-3)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

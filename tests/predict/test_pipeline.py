@@ -188,8 +188,8 @@ def test_while_pictures_are_drawn_the_next_slide_runs(
 
     run = whole_slide.PreparedSlide.run
 
-    def run_and_tell(self: whole_slide.PreparedSlide, *arguments: Any) -> SlidePrediction:
-        prediction = run(self, *arguments)
+    def run_and_tell(self: whole_slide.PreparedSlide, *arguments: Any, **options: Any) -> SlidePrediction:
+        prediction = run(self, *arguments, **options)
         if prediction.name == "b.tif":
             tiles_of_second.set()
         return prediction

@@ -70,8 +70,17 @@ class RuntimeOptions:
 
 
 @dataclass(frozen=True)
-class TileImageOptions:
-    """The tiles of slides as pictures."""
+class FurtherOptions:
+    """What other programs get of a slide."""
+
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F",
+            help="Write the feature vector of each tile, which the linear layer gets: [b]h5[/b] (as CLAM and TRIDENT "
+            "read it) or [b]parquet[/b].",
+        ),
+    ] = None
 
     tiles_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each tile of a slide as a picture into DIR/<slide>/.")
@@ -150,7 +159,7 @@ def predict(
     ),
     runtime: RuntimeOptions,
     slide: SlideOptions,
-    tile_images: TileImageOptions,
+    further: FurtherOptions,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -171,7 +180,7 @@ def predict(
     in a browser. The areas and figures are printed. After an interruption the same command does what is missing. What
     can't be used is listed at the end and in failed.csv, and the exit code is 1.
     """
-    settings = _settings(runtime, slide, tile_images)
+    settings = _settings(runtime, slide, further)
     from histo_export.predict.messages import collected_messages
 
     with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
@@ -190,7 +199,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileImageOptions) -> PredictSettings:
+def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOptions) -> PredictSettings:
     from histo_export.predict.settings import PredictSettings
     from histo_export.runtimes import all_variants
 
@@ -208,8 +217,9 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, tile_images: TileIma
         slide=_slide_settings(slide, options.resample),
         batch=options.batch,
         threads=options.threads or usable_cpus(),
-        tiles_out=None if tile_images.tiles_out is None else str(tile_images.tiles_out.absolute()),
-        tiles_format=tile_images.tiles_format,  # type: ignore[arg-type]  # checked by the class
+        features=further.features,  # type: ignore[arg-type]  # checked by the class
+        tiles_out=None if further.tiles_out is None else str(further.tiles_out.absolute()),
+        tiles_format=further.tiles_format,  # type: ignore[arg-type]  # checked by the class
         reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
     )
 

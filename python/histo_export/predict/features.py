@@ -6,6 +6,7 @@ batch, because those of a slide can have gigabytes.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from histo_export.errors import not_written
 from histo_export.extras import needs
+from histo_export.files import ELSEWHERE
+from histo_export.predict.settings import FeatureFormat
 
 Vectors = npt.NDArray[np.float32]
 """`(n, length)`, one vector for each tile."""
 
+FILES = {"h5": "features.h5", "parquet": "features.parquet"}
+"""Format → name of the file in the folder of a slide."""
 ROWS = 1024
 """Of a chunk of the HDF5 file: 2 to 8 MB for vectors of 512 to 2048 numbers."""
 
@@ -39,6 +45,61 @@ class FeaturePlaces:
     tile: tuple[int, int]
     tile_size: int
     mpp: tuple[float, float]
+
+
+class VectorStore:
+    """Vectors of tiles in a temporary file, in any order in, and in the order of the tiles out.
+
+    Not a memory map: on a full disk, that would end the process.
+
+    Args:
+        tiles: how many.
+        length: of a vector.
+
+    Raises:
+        HistoError: the file can't be made.
+    """
+
+    def __init__(self, tiles: int, length: int) -> None:
+        self.tiles, self.length = tiles, length
+        try:
+            self._file = tempfile.TemporaryFile(prefix="histo-features-")  # noqa: SIM115  `close` closes it
+        except OSError as error:
+            raise not_written("A temporary file", error, ELSEWHERE) from error
+
+    def put(self, indices: npt.NDArray[np.int64], vectors: Vectors) -> None:
+        """Keeps the vectors of these tiles; HistoError if they can't be written."""
+        try:
+            for index, vector in zip(indices.tolist(), np.ascontiguousarray(vectors, np.float32), strict=True):
+                self._file.seek(index * 4 * self.length)
+                self._file.write(vector)
+        except OSError as error:
+            raise not_written("A temporary file", error, ELSEWHERE) from error
+
+    def batches(self) -> Iterator[Vectors]:
+        """All vectors, `ROWS` at a time."""
+        self._file.seek(0)
+        for first in range(0, self.tiles, ROWS):
+            rows = min(ROWS, self.tiles - first)
+            yield np.frombuffer(self._file.read(rows * 4 * self.length), np.float32).reshape(rows, self.length)
+
+    def close(self) -> None:
+        """Removes the file."""
+        self._file.close()
+
+
+def check_features(kind: FeatureFormat) -> None:
+    """MissingExtraError where the package that writes this format is not installed."""
+    if kind == "h5":
+        needs("--features h5", "features")
+    else:
+        needs("--features parquet", "report", modules=["pyarrow"])
+
+
+def write_features(folder: Path, kind: FeatureFormat, places: FeaturePlaces, store: VectorStore) -> None:
+    """Writes the vectors of a slide into its folder, in the order of the tiles; OSError if they can't be written."""
+    write = write_hdf5 if kind == "h5" else write_parquet
+    write(folder / FILES[kind], places, store.length, store.batches())
 
 
 def write_hdf5(path: Path, places: FeaturePlaces, length: int, vectors: Iterable[Vectors]) -> None:

@@ -134,6 +134,8 @@ class TileLoop:
         jobs: Iterable[Job],
         read: Callable[[Job], tuple[Place, Pixels]],
         deliver: Callable[[Place, Logits], None],
+        *,
+        features: bool = False,
     ) -> StageSeconds:
         """Reads, infers and delivers whole batches.
 
@@ -142,6 +144,7 @@ class TileLoop:
             read: called in one of the reader threads; gives uint8 `(n, side, side, 3)`, n at most `batch`, and what
                 `deliver` is to know of them.
             deliver: called in order with that, and with float32 logits `(n, classes)`.
+            features: `deliver` gets the feature vectors, too: `(n, classes + runtime.features)`.
 
         Returns:
             The seconds of each stage.
@@ -161,7 +164,7 @@ class TileLoop:
             before = time.perf_counter()
             for place, tiles in batches:
                 ready = time.perf_counter()
-                logits = self._infer(tiles)
+                logits = self._infer(tiles, features)
                 inferred = time.perf_counter()
                 deliver(place, logits)
                 seconds.wait += ready - before
@@ -171,13 +174,14 @@ class TileLoop:
         seconds.wall, seconds.read = time.perf_counter() - start, timed.seconds
         return seconds
 
-    def _infer(self, tiles: Pixels) -> Logits:
-        """Float32 `(n, classes)`, also for no tile; HistoError where the runtime fails."""
-        shape = len(tiles), len(self.spec.classes)
+    def _infer(self, tiles: Pixels, features: bool) -> Logits:
+        """Float32 `(n, classes)` or with features, also for no tile; HistoError where the runtime fails."""
+        shape = len(tiles), len(self.spec.classes) + (self.runtime.features if features else 0)
         if not len(tiles):
             return np.empty(shape, np.float32)
         try:
-            logits = self.runtime.batch_target().run(tiles)
+            run = self.runtime.run_with_features if features else self.runtime.batch_target().run
+            logits = run(tiles)
             if logits.shape != shape:
                 raise ValueError(f"it gave {logits.shape} for {shape}")
         except Exception as error:  # runtimes raise errors of many types

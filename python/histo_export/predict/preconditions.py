@@ -16,6 +16,7 @@ from histo_export.errors import HistoError, UsageError, not_written
 from histo_export.export.again import RUN, command_again
 from histo_export.export.bundle import Bundle
 from histo_export.extras import needs
+from histo_export.predict.features import check_features
 from histo_export.predict.inputs import Input, SlideInput
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import Worker
@@ -65,6 +66,8 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input], setti
     needs("Reading slides", "slides")
     for module in ("readers", "whole_slide"):  # what is installed may still not load; the command line tells so
         importlib.import_module(f"histo_export.predict.{module}")
+    if settings.features is not None:
+        check_features(settings.features)
     if settings.slide.coords is not None:
         from histo_export.predict.coords import check_coords
 

@@ -432,6 +432,8 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
         if settings.slide.coords is not None:
             facts.append(_coords_facts(settings.slide.coords, item.path))
+        if settings.features is not None:
+            facts.append(settings.features)
         if settings.tiles_out is not None:
             facts.append([settings.tiles_out, settings.tiles_format])
     else:

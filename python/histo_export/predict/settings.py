@@ -26,6 +26,9 @@ GeoJsonOrigin = Literal["bounds", "level0"]
 TileFormat = Literal["png", "webp"]
 """Of the pictures of tiles; both keep each pixel."""
 
+FeatureFormat = Literal["h5", "parquet"]
+"""Of the file of feature vectors: HDF5 as CLAM and TRIDENT write it, or Parquet."""
+
 WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
 """How many times pixels may be enlarged for the model: from the first on with a warning. Above the second, tiles hold
 less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the likely cause."""
@@ -137,6 +140,7 @@ class PredictSettings:
         threads: of the runtime; as many others read.
         tiles_out: the folder that gets the tiles of slides as pictures, in a folder for each slide; None for none.
         tiles_format: of these pictures, "png" or "webp".
+        features: the format of the file of feature vectors that each slide gets; None for no file.
         reader: what reads slides.
 
     Raises:
@@ -152,12 +156,15 @@ class PredictSettings:
     threads: int = 1
     tiles_out: str | None = None
     tiles_format: TileFormat = "png"
+    features: FeatureFormat | None = None
     reader: Reader = "auto"
 
     def __post_init__(self) -> None:
         _check("--reader", self.reader, get_args(Reader))
         if self.resize is not None:
             _check("--resample", self.resize, get_args(Resample))
+        if self.features is not None:
+            _check("--features", self.features, get_args(FeatureFormat))
         _check("--tiles-format", self.tiles_format, get_args(TileFormat))
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
             if not _is_integer(value, (1, MAX_COUNT)):

@@ -16,6 +16,7 @@ import numpy as np
 from histo_export.errors import HistoError
 from histo_export.predict.colours import class_colours
 from histo_export.predict.coords import coords_file, patch_grid, read_coords, without_stride
+from histo_export.predict.features import FeaturePlaces, VectorStore
 from histo_export.predict.grid import Floats, Grid, Integers, Layout, make_grid, make_layout
 from histo_export.predict.inputs import text_of
 from histo_export.predict.loop import Logits, Probabilities, StageSeconds, TileLoop, softmax
@@ -66,6 +67,7 @@ class SlidePrediction:
         cell_mm2: float64 `(n,)`, tissue in the cell of each square.
         samples: tiles that the result's page shows as pictures.
         smooth: paint the mean of overlapping squares.
+        features: the feature vectors, and where their tiles are; None if they were not asked for.
         drawn_tissue: tissue.png, if it has been drawn before.
     """
 
@@ -85,6 +87,7 @@ class SlidePrediction:
     geojson_origin: tuple[int, int] = (0, 0)
     warnings: tuple[str, ...] = ()
     smooth: bool = False
+    features: tuple[FeaturePlaces, VectorStore] | None = None
     drawn_tissue: Future[bytes] | None = None
 
     def __repr__(self) -> str:
@@ -271,6 +274,8 @@ class PreparedSlide:
         loop: TileLoop,
         progress: Callable[[int, int], None] = lambda done, tiles: None,
         keep: KeepTile = lambda corner, pixels: None,
+        *,
+        features: bool = False,
     ) -> SlidePrediction:
         """Runs the tiles.
 
@@ -278,6 +283,7 @@ class PreparedSlide:
             loop: what runs them.
             progress: told the number of tiles done and in all.
             keep: gets each tile, in one of several threads.
+            features: keep the feature vectors, too; the runtime must give them.
 
         Raises:
             HistoError: a part of the slide can't be read, or the runtime failed.
@@ -286,6 +292,7 @@ class PreparedSlide:
         order = grid.reading_order(slide.levels[self.level].downsample)
         probabilities = np.empty((len(grid), len(spec.classes)), np.float32)
         samples = PassingSamples(spec)
+        store = VectorStore(len(grid), loop.runtime.features) if features else None
         done = 0
 
         def read(first: int) -> tuple[tuple[Integers, Pixels], Pixels]:
@@ -300,12 +307,14 @@ class PreparedSlide:
         def deliver(place: tuple[Integers, Pixels], logits: Logits) -> None:
             nonlocal done
             squares, tiles = place
-            probabilities[squares] = some = softmax(logits)
-            samples.add(squares, some, tiles)
+            probabilities[squares] = softmax(logits[:, : len(spec.classes)])
+            samples.add(squares, probabilities[squares], tiles)
+            if store is not None:
+                store.put(squares, logits[:, len(spec.classes) :])
             done += len(squares)
             progress(done, len(grid))
 
-        seconds = loop.run_batches(range(0, len(grid), loop.batch), read, deliver)
+        seconds = loop.run_batches(range(0, len(grid), loop.batch), read, deliver, features=features)
         seconds.prepare = self.seconds
         mm2 = mpp[0] * mpp[1] / 1e6
         areas = np.bincount(probabilities.argmax(1), weights=self.cells, minlength=len(spec.classes)) * mm2
@@ -327,7 +336,12 @@ class PreparedSlide:
             geojson_origin=origin,
             warnings=self.warnings,
             smooth=self.settings.smooth,
+            features=None if store is None else (self._feature_places(), store),
         )
+
+    def _feature_places(self) -> FeaturePlaces:
+        corners, tile_size = self.grid.tile_corners, self.spec.tile_size
+        return FeaturePlaces(text_of(self.slide.path.name), corners, self.layout.tile, tile_size, self.mpp)
 
 
 def prepare_slide(slide: Slide, spec: ModelSpec, settings: SlideSettings, map_all: MapAll = map) -> PreparedSlide:

@@ -24,6 +24,7 @@ from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
 from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
+from histo_export.predict.features import write_features
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
@@ -169,6 +170,8 @@ class Worker:
     def __init__(self, bundle: Bundle, spec: ModelSpec, out: Path, settings: PredictSettings) -> None:
         self.out, self.settings, self.spec = out, settings, spec
         self.runtime = open_model(bundle, Variant.parse(settings.runtime), settings.threads, settings.device)
+        if settings.features is not None and not self.runtime.features:
+            raise UsageError(self.runtime.name, "gives logits only, and no feature vectors", "Use --runtime native")
         self.loop = TileLoop(self.runtime, spec, batch=settings.batch, readers=settings.threads)
 
     def __call__(self, work: Work) -> WorkDone:
@@ -262,7 +265,7 @@ class Worker:
         prepared = preparing.result()
         drawn = pools.draw(prepared)
         with self._tiles_kept(unit.item) as keep:
-            prediction = prepared.run(self.loop, progress, keep)
+            prediction = prepared.run(self.loop, progress, keep, features=self.settings.features is not None)
         predicted.append(replace(prediction, drawn_tissue=drawn))
         return len(prediction.grid), prediction.seconds, prepared.slide.chosen
 
@@ -281,6 +284,9 @@ class Worker:
     def _write_slide(self, done: WorkDone, prediction: SlidePrediction) -> tuple[int, StageSeconds, str]:
         start = time.perf_counter()
         with atomic_folder(done.work.place(self.out)) as folder:
+            if prediction.features is not None and self.settings.features is not None:
+                write_features(folder, self.settings.features, *prediction.features)
+                prediction.features[1].close()
             prediction.write(folder, in_run=True)
             write_done(folder, done.work.key, done.tiles, source_of(done.work.item))
         spent = time.perf_counter() - start

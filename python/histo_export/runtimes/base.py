@@ -116,6 +116,20 @@ class Runtime(ABC):
         check_tiles(tiles, self.side)
         return self._run(tiles)
 
+    @property
+    def features(self) -> int:
+        """Floats of a tile's feature vector, which is what the linear layer gets; 0 if the runtime gives none."""
+        return 0
+
+    def run_with_features(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        """Logits and, after them, the feature vector: `(n, classes + features)`.
+
+        Raises:
+            UsageError: as `run`, or the runtime gives no feature vectors.
+        """
+        check_tiles(tiles, self.side)
+        return self._run_with_features(tiles)
+
     def stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         """The outputs of `spec.STAGES` in their order, each `(n, channels, h, w)`; the head's are the logits.
 
@@ -128,6 +142,10 @@ class Runtime(ABC):
     @abstractmethod
     def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         """`run` for tiles that have been checked."""
+
+    def _run_with_features(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        """`run_with_features` for tiles that have been checked."""
+        raise UsageError(self.name, "gives logits only, and no feature vectors", "Use --runtime native")
 
     @abstractmethod
     def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:

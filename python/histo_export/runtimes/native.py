@@ -91,6 +91,14 @@ class NativeRuntime(Runtime):
     def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
         return self.engine.run(np.ascontiguousarray(tiles))
 
+    @property
+    def features(self) -> int:
+        return int(self.engine.info()["embedding_size"])
+
+    def _run_with_features(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        outputs = self.engine.outputs(np.ascontiguousarray(tiles), ("logits", "embedding"))
+        return np.concatenate([outputs["logits"], outputs["embedding"]], axis=1)
+
     def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
         return self.engine.stages(np.ascontiguousarray(tiles))
 
