@@ -139,7 +139,11 @@ class TrainingOptions:
     ] = "none"
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="[b]strong[/b] (default), or [b]report[/b]: the report's, no augmentation."),
+        typer.Option(
+            metavar="NAME",
+            help="[b]strong[/b] (default), [b]report[/b] (the report's, no augmentation), or [b]short[/b] (for a few "
+            "hundred steps).",
+        ),
     ] = None
     epochs: Annotated[
         int | None,
