@@ -96,6 +96,10 @@ def histo() -> ctypes.CDLL:
         *(c_size_t, c_size_t, c_size_t, POINTER(c_float), c_size_t, POINTER(c_float), c_size_t),
         *(POINTER(HeadOptions), POINTER(c_void_p)),
     ]
+    library.histo_head_run_f32.argtypes = [
+        *(c_void_p, POINTER(c_float), c_size_t, c_size_t, c_size_t, c_size_t, c_int, c_int),
+        *(POINTER(c_float), c_size_t),
+    ]
     for name in ("histo_model_free", "histo_engine_free", "histo_head_free"):
         getattr(library, name).restype, getattr(library, name).argtypes = None, [c_void_p]
     return library
@@ -336,6 +340,11 @@ def test_zero_threads_of_a_head_are_all_cpus(histo: ctypes.CDLL, threads: int, e
     before = len(list(Path("/proc/self/task").iterdir()))
     options = HeadOptions(ctypes.sizeof(HeadOptions), threads)
     assert histo.histo_head_create(1, 1, 2, weight, 2, bias, 2, byref(options), byref(head)) == 0, last_error(histo)
+    assert len(list(Path("/proc/self/task").iterdir())) == before, "the first run starts them"
+    tiles, side = 64, 64  # enough work to be divided
+    features, out = (c_float * (tiles * side**2))(), (c_float * (2 * tiles))()
+    status = histo.histo_head_run_f32(head, features, len(features), tiles, side, side, 0, 0, out, len(out))
+    assert status == 0, last_error(histo)
     started = len(list(Path("/proc/self/task").iterdir())) - before
     histo.histo_head_free(head)
     assert started + 1 == expected  # the caller's thread works, too

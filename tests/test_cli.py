@@ -365,7 +365,7 @@ def test_from_tiles_to_a_bundle_in_one_command(histo: Histo, tmp_path: Path, mon
     assert code == 0, err
     assert "bundles/demo-pool2: ResNet34, pool 2, 6 classes, trained on synthetic tiles" in stdout
     assert "test accuracy" in stdout
-    assert "the network sees the centre 32 pixels, 5 % of the area; --crop 150 uses all" in err
+    assert "the network sees the centre 32 pixels, 18 % of the area; --crop 75 uses all" in err
     assert "histo verify bundles/demo-pool2" in stdout
     assert "tritonserver --model-repository bundles/demo-pool2/triton" in stdout
     assert "Traceback" not in err

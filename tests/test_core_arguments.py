@@ -14,7 +14,12 @@ from histo_export import _core
 from histo_export._core import BatchRunner, Engine, FusedHead
 
 CLASSES = [value for value in vars(_core).values() if inspect.isclass(value)]
-ARGUMENTS = {"tensor": ("fc.weight",), "run": (np.zeros((1, 1, 1, 3), np.uint8), print), "results": ([],)}
+ARGUMENTS = {
+    "tensor": ("fc.weight",),
+    "run": (np.zeros((1, 1, 1, 3), np.uint8), print),
+    "results": ([],),
+    "outputs_of_regions": (np.zeros((1, 1, 3), np.uint8), np.zeros((1, 2), np.int64), 1),
+}
 OF_ITSELF = {"BatchResults.__iter__", "BatchResults.__enter__"}  # return the object itself, whatever is in it
 PYTHONS = {"__init__", "__new__", "_pybind11_conduit_v1_"}
 

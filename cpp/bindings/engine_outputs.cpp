@@ -120,8 +120,11 @@ histo::ImageView image_of(const py::array& image, histo::PixelFormat format) {
     throw py::value_error("image has shape " + shape_of(image) + "; " + axes + " is needed");
   }
   const auto row = static_cast<py::ssize_t>(extent(image, 1) * channels);
-  if (image.size() > 0 && (image.strides(2) != 1 || image.strides(1) != static_cast<py::ssize_t>(channels) ||
-                           (image.shape(0) > 1 && image.strides(0) < row))) {
+  // NumPy gives an axis of one element any stride.
+  const bool pixels_lie_together =
+      (channels == 1 || image.strides(2) == 1) &&
+      (image.shape(1) == 1 || image.strides(1) == static_cast<py::ssize_t>(channels));
+  if (image.size() > 0 && (!pixels_lie_together || (image.shape(0) > 1 && image.strides(0) < row))) {
     throw py::value_error("image of shape " + shape_of(image) +
                           " has rows that are not contiguous, or that go upwards. Convert it with "
                           "numpy.ascontiguousarray(image)");

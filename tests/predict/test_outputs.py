@@ -208,14 +208,14 @@ class WithFeatures(StubRuntime):
 
 
 @pytest.mark.parametrize("kind", ["h5", "parquet"])
-def test_the_features_of_a_slide(large_slide_file: Path, tmp_path: Path, monkeypatch, kind) -> None:
+def test_the_features_of_a_slide(large_slide_file: Path, tmp_path: Path, kind: str) -> None:
     reader = pytest.importorskip({"h5": "h5py", "parquet": "pyarrow.parquet"}[kind])
     settings = replace(SETTINGS, features=kind)
-    with stub_model(tmp_path / "bundle") as bundle:
+    with stub_model(tmp_path / "bundle") as bundle, pytest.MonkeyPatch.context() as patch:
         with pytest.raises(UsageError, match=r"stub: gives logits only, and no feature vectors\. Use --runtime native"):
             predict(bundle, [large_slide_file], tmp_path / "out", settings)
         assert not (tmp_path / "out").exists()
-        monkeypatch.setattr(work, "open_model", lambda *_: WithFeatures())
+        patch.setattr(work, "open_model", lambda *_: WithFeatures())
         plain = predict(bundle, [large_slide_file], tmp_path / "plain", SETTINGS)
         outcome = predict(bundle, [large_slide_file], tmp_path / "out", settings)
     assert not outcome.failures

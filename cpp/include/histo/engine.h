@@ -166,8 +166,7 @@ class HISTO_API Engine {
   /// The outputs that are wanted, of tiles where and how the host holds them; they may differ in all but in
   /// that each holds the crop. The bits of the logits are those of the other functions.
   /// \throws Error  as run() above, with the number of the tile in the message; invalid_argument also where
-  /// no
-  ///                output is wanted or `top` does not fit; all outputs are untouched then
+  ///                no output is wanted or `top` does not fit; all outputs are untouched then
   void run(std::span<const ImageView> tiles, const Outputs& outputs) const;
 
   /// The same for packed tiles, as above. Of a tile with NaN or infinity, any output may be NaN.

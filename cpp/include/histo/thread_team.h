@@ -31,11 +31,16 @@ struct ThreadTeamOptions {
 ///
 /// Each call takes parts of the work until none is left, and the caller does what nobody took. So nothing is
 /// wrong where the host makes fewer calls, or none at all because its threads are busy; where it makes more;
-/// or where a call begins after the loop has ended. No call may begin after the team is gone.
+/// or where a call begins after the loop has ended. When the team and the engines of it go, no call may be
+/// running or begin any more.
+///
+/// While the caller waits for the loop, it must not do other work of the host that calls the same engine or
+/// its queue: that call would wait for the run of which it is a part.
 ///
 /// \code
 /// const histo::ParallelFor on_tbb = [](std::size_t threads, const std::function<void()>& body) {
-///   tbb::parallel_for(std::size_t{0}, threads, [&](std::size_t) { body(); });
+///   tbb::this_task_arena::isolate(
+///       [&] { tbb::parallel_for(std::size_t{0}, threads, [&](std::size_t) { body(); }); });
 /// };
 /// \endcode
 ///

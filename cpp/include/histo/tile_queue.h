@@ -76,7 +76,10 @@ struct TileQueueStats {
 /// The thread is started by the first submission and, over an engine, has signals blocked, in callbacks too:
 /// a process that is started there inherits that mask. Callbacks run in the floating-point environment that
 /// the thread of the first submission had. In a forked child a queue begins empty, with a thread of its own:
-/// the tiles of the parent are answered in the parent alone. pthread_cancel() takes effect when a call has
+/// the tiles of the parent are answered in the parent alone; a child that is forked in a callback must not
+/// return from it. A callback may call cancel() and cancel_all(), but each answer of these comes from within
+/// the call: a callback that calls cancel_all() again for each of them needs stack for all that wait.
+/// pthread_cancel() takes effect when a call has
 /// returned.
 ///
 /// \code

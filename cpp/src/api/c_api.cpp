@@ -213,7 +213,7 @@ histo::ImageView view_of(const char* name, const histo_image_view* given) {
 // The first one says how far they lie apart: the caller may have been compiled with another structure.
 std::vector<histo::ImageView> views_of(const histo_image_view* tiles, std::size_t batch) {
   std::vector<histo::ImageView> views;
-  const std::size_t size = tiles->struct_size;
+  const std::size_t size = batch == 0 ? 0 : tiles->struct_size;  // without a tile, any pointer is given
   for (std::size_t i = 0; i < batch; ++i) {
     const auto* const bytes = reinterpret_cast<const unsigned char*>(tiles) + i * size;
     const auto* const tile = reinterpret_cast<const histo_image_view*>(bytes);

@@ -107,8 +107,13 @@ class Line {
 
   [[nodiscard]] std::size_t full_batch() const { return std::min(options_.max_batch, options_.capacity); }
 
-  // The queue whose callback this thread is in.
-  static thread_local const Line* answering;
+  // The callbacks that this thread is in, from the innermost one: one queue's may call another queue.
+  struct Callbacks {
+    const Line* line;
+    const Callbacks* outer;
+  };
+  static thread_local const Callbacks* callbacks;
+  [[nodiscard]] bool in_callback() const;
 
   const std::shared_ptr<const Runtime> runtime_;
   const TileQueueOptions options_;
@@ -139,7 +144,16 @@ class Line {
   std::thread thread_;
 };
 
-thread_local const Line* Line::answering = nullptr;
+thread_local const Line::Callbacks* Line::callbacks = nullptr;
+
+bool Line::in_callback() const {
+  for (const Callbacks* one = callbacks; one != nullptr; one = one->outer) {
+    if (one->line == this) {
+      return true;
+    }
+  }
+  return false;
+}
 
 // --- submitting --------------------------------------------------------------------------------------------
 
@@ -184,7 +198,7 @@ std::uint8_t* Line::take_slot(std::unique_lock<std::mutex>& lock, WhenFull when_
   if (free_.empty() && when_full == WhenFull::refuse) {
     return nullptr;
   }
-  if (free_.empty() && answering == this) {
+  if (free_.empty() && in_callback()) {
     throw Error(ErrorCode::busy, "the queue is full, and its callback cannot wait for it",
                 "submit from another thread, or make capacity larger");
   }
@@ -248,11 +262,11 @@ void Line::work() {
 bool Line::wait_for_batch(std::unique_lock<std::mutex>& lock) {
   for (;;) {
     changed_.wait(lock, [this] { return ended_ || !waiting_.empty(); });
-    if (waiting_.empty()) {
+    if (ended_ || waiting_.empty()) {  // at the end, what waits is cancelled
       return false;
     }
     const Clock::time_point latest = waiting_.front().arrived + options_.max_wait;
-    if (ended_ || draining_ > 0 || waiting_.size() >= full_batch() || Clock::now() >= latest) {
+    if (draining_ > 0 || waiting_.size() >= full_batch() || Clock::now() >= latest) {
       return true;
     }
     changed_.wait_until(lock, latest);
@@ -392,7 +406,8 @@ std::size_t Line::cancel_all() {
 
 // Without the lock, which the callback may need, and the destructors of what it has captured.
 void Line::answer(TileCallback callback, const TileAnswer& given) noexcept {
-  const Line* const outer = std::exchange(answering, this);
+  const Callbacks here{.line = this, .outer = callbacks};
+  callbacks = &here;
   try {
     std::exchange(callback, {})(given);
   } catch (...) {
@@ -401,7 +416,7 @@ void Line::answer(TileCallback callback, const TileAnswer& given) noexcept {
       return "queue: the callback of submission " + std::to_string(given.id) + " threw: " + failed.message;
     });
   }
-  answering = outer;
+  callbacks = here.outer;
 }
 
 void Line::count(Outcome outcome, std::size_t answers) {
@@ -415,7 +430,7 @@ void Line::count(Outcome outcome, std::size_t answers) {
 }
 
 void Line::drain() {
-  if (answering == this) {
+  if (in_callback()) {
     throw Error(ErrorCode::invalid_argument, "drain() was called from a callback of the queue",
                 "call it from another thread");
   }
@@ -441,6 +456,10 @@ void Line::end() {
     thread_.detach();  // a callback destroys its queue; the thread ends when it has returned
   } else {
     thread_.join();
+    if (!in_callback()) {  // another thread may be inside cancel(), which calls a callback
+      std::unique_lock lock(mutex_);
+      drained_.wait(lock, [this] { return unanswered_ == 0; });
+    }
   }
 }
 

@@ -244,7 +244,7 @@ ThreadAffinity::ThreadAffinity(std::span<const unsigned> cpus) {
   if (cpus.empty()) {
     return;
   }
-  const std::vector<unsigned> allowed = allowed_cpus();
+  std::vector<unsigned> allowed = allowed_cpus();
   const auto forbidden =
       std::ranges::find_if(cpus, [&](unsigned cpu) { return !std::ranges::binary_search(allowed, cpu); });
   if (forbidden != cpus.end() || !allow_cpus(cpus)) {
@@ -253,7 +253,7 @@ ThreadAffinity::ThreadAffinity(std::span<const unsigned> cpus) {
                     std::to_string(forbidden != cpus.end() ? *forbidden : cpus.front()),
                 "name CPUs of its affinity mask (taskset -p, cpuset.cpus)");
   }
-  before_ = allowed;
+  before_ = std::move(allowed);  // nothing can fail any more
 }
 
 ThreadAffinity::~ThreadAffinity() {

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.extras import needs
 from histo_export.predict.grid import MAX_SQUARES, Axis, Floats, Grid, Integers, Layout
+from histo_export.predict.inputs import text_of
 from histo_export.predict.slide import Pair
 from histo_export.predict.tissue import Tissue
 
@@ -240,15 +241,13 @@ def _centres(length: int, step: float) -> Floats:
 
 
 def _warnings(patches: PatchFile, used: int, layout: Layout) -> list[str]:
-    warnings = []
+    warnings, name = [], text_of(patches.path.name)
     if patches.size is None:
-        warnings.append(
-            f"{patches.path.name} does not state the size of its patches: that of the model's tiles is taken."
-        )
+        warnings.append(f"{name} does not state the size of its patches: that of the model's tiles is taken.")
     elif any(abs(side / own - 1) > SAME_SIZE for side, own in zip(patches.size, layout.tile, strict=True)):
         sizes = [f"{width:g} × {height:g}" for width, height in (patches.size, layout.tile)]
         warnings.append(
-            f"{patches.path.name} has patches of {sizes[0]} pixels of level 0, and the model's tiles are {sizes[1]}: "
+            f"{name} has patches of {sizes[0]} pixels of level 0, and the model's tiles are {sizes[1]}: "
             "each tile is the centre of its patch, or reaches beyond it."
         )
     if (again := len(patches.corners) - used) > 0:

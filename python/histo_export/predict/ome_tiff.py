@@ -12,6 +12,7 @@ import tifffile
 
 from histo_export.predict.grid import Axis, Grid
 from histo_export.predict.slide import Pair
+from histo_export.predict.smooth import MOST_SUMS
 
 PROBABILITIES = "probabilities.ome.tiff"
 
@@ -40,9 +41,9 @@ def write_probabilities(
     strides = [
         _stride(axis, stride) for axis, stride in zip((grid.columns, grid.rows), grid.layout.stride, strict=True)
     ]
-    if None in strides:
-        return False
     shape = len(grid.rows.start), len(grid.columns.start)
+    if None in strides or shape[0] * shape[1] > MOST_SUMS:
+        return False
 
     def planes() -> Iterator[npt.NDArray[np.float32]]:
         for i in range(len(classes)):  # one at a time: all of a large grid would take gigabytes
@@ -50,7 +51,11 @@ def write_probabilities(
             plane[grid.row, grid.column] = probabilities[:, i]
             yield plane
 
-    corner = [float(axis.start[0]) * um for axis, um in zip((grid.columns, grid.rows), mpp, strict=True)]
+    # Of the first cell: a pixel is a stride wide, and shows the middle of its square.
+    corner = [
+        (float(axis.start[0]) + (square - float(stride or 0)) / 2) * um
+        for axis, square, stride, um in zip((grid.columns, grid.rows), grid.layout.square, strides, mpp, strict=True)
+    ]
     size = [float(stride or 0) * um for stride, um in zip(strides, mpp, strict=True)]
     metadata = {
         "axes": "CYX",

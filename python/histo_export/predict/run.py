@@ -430,6 +430,8 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
         facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
+        if settings.slide.resample == "dct":  # which OpenSlide cannot do: the reader decides the pixels
+            facts.append(settings.reader == "openslide")
         if settings.slide.coords is not None:
             facts.append(_coords_facts(settings.slide.coords, item.path))
         if settings.features is not None:

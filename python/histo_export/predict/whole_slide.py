@@ -335,7 +335,7 @@ class PreparedSlide:
             facts=_facts(self, loop.runtime.executed) | {"geojson_origin": list(origin)},
             geojson_origin=origin,
             warnings=self.warnings,
-            smooth=self.settings.smooth,
+            smooth=self.settings.smooth and can_average(grid),
             features=None if store is None else (self._feature_places(), store),
         )
 
@@ -405,7 +405,11 @@ def _place_squares(
             slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
         )
     if settings.smooth and not can_average(grid):
-        raise HistoError(slide.path, "has no squares that overlap, or they have no common rows", "Leave --smooth out")
+        strides = zip(layout.stride, layout.square, strict=True)
+        if settings.coords is not None or all(stride >= side for stride, side in strides):
+            cause = "has no squares that overlap, or they have no common rows"
+            raise HistoError(slide.path, cause, "Leave --smooth out")
+        warnings = (*warnings, "No squares overlap here: the heat map shows the single squares, as without --smooth.")
     return grid, cells, warnings
 
 

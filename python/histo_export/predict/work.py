@@ -249,7 +249,7 @@ class Worker:
         settings = self.settings.slide
         slide = open_slide(unit.item.path, self.settings.reader, shrinks=settings.resample == "dct")
         try:
-            return prepare_slide(slide, self.spec, settings, pools.surveying.map)
+            return prepare_slide(slide, self.spec, settings, pools.survey)
         except BaseException:
             slide.close()
             raise
@@ -311,14 +311,23 @@ class _Pools:
 
     Attributes:
         preparing: opens one slide after another.
-        surveying: reads the parts of its overview.
     """
 
     def __init__(self, threads: int) -> None:
         self.preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self.surveying = ThreadPoolExecutor(threads, thread_name_prefix="survey")
+        self._surveying = ThreadPoolExecutor(threads, thread_name_prefix="survey")
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._written: deque[Future[WorkDone]] = deque()
+
+    def survey(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        """As `map`, but no call is running any more when it ends, also by an error: then the slide may be closed."""
+        futures = [self._surveying.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                if not future.cancel():
+                    future.exception()
 
     def write(self, function: Callable[[WorkDone, SlidePrediction], WorkDone], *arguments: Any) -> None:
         """Begins to write a result."""
@@ -338,9 +347,9 @@ class _Pools:
 
     def __exit__(self, *error: object) -> None:
         # What is being written is complete in a moment; what is being prepared is stopped.
-        for pool in (self.surveying, self.preparing, self._writing):
+        for pool in (self._surveying, self.preparing, self._writing):
             pool.shutdown(wait=False, cancel_futures=True)
-        for pool in (self.surveying, self.preparing, self._writing):
+        for pool in (self._surveying, self.preparing, self._writing):
             pool.shutdown()
 
 

@@ -106,6 +106,8 @@ class Jpeg(Codec):
     def _check_frame(self, marker: int, frame: bytes) -> None:
         if marker not in self.FRAMES:
             raise ValueError(f"is JPEG of another kind (marker {marker:02X})")
+        if len(frame) < 6:
+            raise ValueError("has a damaged JPEG header")
         bits, channels = frame[0], frame[5]
         height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
         if (bits, channels, width, height) != (8, 3, self.width, self.height):

@@ -30,6 +30,10 @@ MAX_STRIP = 8192
 """Pixels of the width of a strip, which holds tiles that lie side by side."""
 MAX_REGION = 4096
 """OpenSlide divides wider regions, and rounds the place of each part."""
+MOST_BYTES = 8
+"""Of a compressed tile for each of its pixels; no codec needs more than a few."""
+SMALL = 1 << 16
+"""Bytes of a tile beside these, such as tables."""
 CHECKED = 3
 """Tiles of each level whose pixels are compared with OpenSlide's when a slide is opened."""
 
@@ -214,7 +218,13 @@ class DirectReader(Slide):
             raise TileError(f"{name} is missing")
         if offset < 0 or offset + size > self._bytes:
             raise TileError(f"{name} lies beyond the end of the file")
-        data = os.pread(self._file, size, offset)
+        if size > MOST_BYTES * table.codec.width * table.codec.height + SMALL:
+            raise TileError(f"{name} has {size:,} bytes, more than its pixels can need")
+        try:
+            data = os.pread(self._file, size, offset)
+        except OSError as error:
+            step = "Check the disk or the network, and run it again"
+            raise HistoError(self.path, f"cannot be read ({error.strerror})", step) from error
         try:
             return table.codec.decode(data, channels, source.shrink)
         except (ValueError, MemoryError) as error:
@@ -235,6 +245,8 @@ class DirectReader(Slide):
         """Compares tiles of each level with OpenSlide's; UnprovenError where one differs, or none can be decoded."""
         for base, (table, level) in enumerate(zip(self._tables, self._slide.levels, strict=True)):
             present = np.flatnonzero(table.sizes > 0)
+            if not len(present):
+                raise UnprovenError(f"has no tile in level {base}")
             compared, damage = 0, None
             for index in present[np.unique(np.linspace(0, len(present) - 1, 3 * CHECKED).astype(int))]:
                 row, column = divmod(int(index), table.across)
