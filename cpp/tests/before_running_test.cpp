@@ -155,7 +155,7 @@ double resident_bytes() { return 0; }
 constexpr bool counts_memory = false;
 #endif
 
-TEST_CASE("estimate: what an engine really takes, to 2 %") {
+TEST_CASE("engine: it takes what is estimated, to 2 %") {
   for (const EngineOptions& options : options_to_estimate()) {
     CAPTURE(histo::name(options.precision));
     constexpr std::size_t batch = 5, side = 64;
@@ -178,7 +178,7 @@ TEST_CASE("estimate: what an engine really takes, to 2 %") {
   }
 }
 
-TEST_CASE("estimate: fails as the engine would") {
+TEST_CASE("engine: an estimate fails as the engine would") {
   CHECK(code_of([] { (void)histo::estimate(model(), {}, 0); }) == ErrorCode::invalid_argument);
   CHECK(code_of([] { (void)histo::estimate(model(), {.threads = 5000}, 1); }) == ErrorCode::invalid_argument);
   CHECK(code_of([] { (void)histo::estimate(model(), {.crop = 10000}, 1); }) == ErrorCode::unsupported);
@@ -229,7 +229,7 @@ TEST_CASE("log: off, on, and what it tells") {
 
 // --- stopping a run ----------------------------------------------------------------------------------------
 
-TEST_CASE("cancel flag: a run ends between layers with its own error, its output untouched") {
+TEST_CASE("engine: a cancelled run ends between layers with its own error, its output untouched") {
   const Engine engine(model(), {.threads = 2, .algorithm = histo::AlgorithmPolicy::direct});
   constexpr std::size_t batch = 40;
   const TileShape shape{.batch = batch, .height = 32, .width = 32};

@@ -101,7 +101,7 @@ std::vector<HostLoop> host_loops() {
   };
 }
 
-TEST_CASE("thread team: threads of the host, whatever they do, change no bit") {
+TEST_CASE("engine: threads of the host, whatever they do, change no bit") {
   for (const HostLoop& host : host_loops()) {
     CAPTURE(host.name);
     std::atomic<int> loops{0};
@@ -133,7 +133,7 @@ TEST_CASE("thread team: a call of the host that comes too late does nothing") {
   CHECK(visits == std::vector<int>(7, 2));
 }
 
-TEST_CASE("thread team: an exception of the host comes out, and the next run is right") {
+TEST_CASE("engine: an exception of the host's threads comes out, and the next run is right") {
   std::atomic<bool> fails{false};
   const auto team = std::make_shared<ThreadTeam>(2, [&](std::size_t, const std::function<void()>& body) {
     body();
@@ -149,7 +149,7 @@ TEST_CASE("thread team: an exception of the host comes out, and the next run is 
   CHECK(run(engine) == expected());
 }
 
-TEST_CASE("thread team: threads of the host get their floating-point environment back") {
+TEST_CASE("engine: threads of the host get their floating-point environment back") {
   std::atomic<int> wrong{0};
   const auto team = std::make_shared<ThreadTeam>(2, [&](std::size_t, const std::function<void()>& body) {
     std::thread([&] {
@@ -162,7 +162,7 @@ TEST_CASE("thread team: threads of the host get their floating-point environment
   CHECK(wrong == 0);
 }
 
-TEST_CASE("thread team: engines, copies and queues share it, also at the same time") {
+TEST_CASE("engine: engines, copies and queues share a team, also at the same time") {
   const auto team = std::make_shared<ThreadTeam>(ThreadTeamOptions{.threads = 3});
   const Engine first(model(), with(team));
   const Engine second(
@@ -209,7 +209,7 @@ std::size_t threads_called(const std::string& name) {
   return static_cast<std::size_t>(std::ranges::count(thread_names(), name));
 }
 
-TEST_CASE("thread team: no thread before first use, and their names") {
+TEST_CASE("engine: no thread before first use, and the names of a team's") {
   if (under_emulation) {
     return;
   }
@@ -236,7 +236,7 @@ TEST_CASE("thread team: no thread before first use, and their names") {
   CHECK(thread_names().size() == before);
 }
 
-TEST_CASE("thread team: the CPUs that its threads may run on") {
+TEST_CASE("engine: the CPUs that a team's threads may run on") {
   if (under_emulation) {
     return;
   }

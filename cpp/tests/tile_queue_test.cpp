@@ -410,7 +410,7 @@ std::vector<Sized> random_tiles(std::size_t count) {
   return tiles;
 }
 
-TEST_CASE("tile queue: the bits are those of Engine::run(), from any number of threads") {
+TEST_CASE("engine: a queue gives the bits of run(), from any number of threads") {
   const std::vector<Sized> tiles = random_tiles(12);
   for (const histo::Precision precision : histo::usable_precisions()) {
     if (precision == histo::Precision::int8) {  // the model has no scales
@@ -447,7 +447,7 @@ TEST_CASE("tile queue: the bits are those of Engine::run(), from any number of t
   }
 }
 
-TEST_CASE("tile queue: a run ends early when all of its tiles are cancelled, and the queue goes on") {
+TEST_CASE("engine: a queue's run ends early when all of its tiles are cancelled, and the queue goes on") {
   const Engine engine(model(), {.threads = 1, .algorithm = histo::AlgorithmPolicy::direct});
   const Sized tile = random_tiles(1).front();
   TileQueue queue(engine, {.max_batch = 64, .capacity = 64});
@@ -478,7 +478,7 @@ TEST_CASE("tile queue: a run ends early when all of its tiles are cancelled, and
 
 #ifndef _WIN32
 
-TEST_CASE("tile queue: its signals are the host's") {
+TEST_CASE("engine: the signals of a queue are the host's") {
   const auto blocks = [](int signal) {
     sigset_t mask;
     pthread_sigmask(SIG_SETMASK, nullptr, &mask);
