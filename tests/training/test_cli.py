@@ -61,7 +61,7 @@ def test_tiles_may_be_named_without_an_option(histo: Histo, trained: Trained) ->
         assert code == 1
         assert STOP in err
         spec, config, out, existing = trained.last
-        assert (spec.crop, config.recipe, config.epochs) == (64, "report", 3)
+        assert (spec.crop, config.recipe, config.epochs) == (64, "short", 6)
         assert (out, existing) == (Path("runs/demo-pool1"), "refuse")
     code, _, err = histo("train", "demo", "--data", "demo")
     assert code == 2
@@ -104,7 +104,7 @@ def test_all_changed_options_are_named_before_tiles_are_read(
         "train", "--resume", "run", "--seed", 0, "--pool", 2, "--lr", 1, "--classes", "TUMOR,MUCOSA", "--epochs", 9
     )
     assert code == 2
-    for text in ("--seed 0 was 5", "--pool 2 was 1", "--lr 1.0 was 0.0003", "--classes TUMOR,MUCOSA was not given"):
+    for text in ("--seed 0 was 5", "--pool 2 was 1", "--lr 1.0 was 0.001", "--classes TUMOR,MUCOSA was not given"):
         assert text in err
     assert "epochs" not in err
     assert len(trained.calls) == 1
@@ -209,7 +209,7 @@ def test_export_goes_on_with_the_run_beside_its_bundle(histo: Histo, trained: Tr
         code, _, err = histo("--data", "demo", "--pool", 2, "--crop", 64, *more, entry=cli.export_main)
         assert code == 1, err
         spec, config, out, asked = trained.last
-        assert (spec.pool, spec.crop, config.epochs) == (2, 64, 3)
+        assert (spec.pool, spec.crop, config.epochs) == (2, 64, 6)
         assert (out, asked) == (Path("bundles/demo-pool2-run"), existing)
 
 
