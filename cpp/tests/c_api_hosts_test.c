@@ -7,26 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "c_check.h"
 #include "histo/c_api.h"
-
-static int failures = 0;
-
-#define CHECK(condition)                                                                           \
-  do {                                                                                             \
-    if (!(condition)) {                                                                            \
-      ++failures;                                                                                  \
-      fprintf(stderr, "%s:%d: CHECK(%s) failed; last error: %s\n", __FILE__, __LINE__, #condition, \
-              histo_last_error());                                                                 \
-    }                                                                                              \
-  } while (0)
-
-/* The call must fail with this status and a message with `word`. */
-#define CHECK_FAILS(call, status, word)                           \
-  do {                                                            \
-    CHECK((call) == (status));                                    \
-    CHECK(strstr(histo_last_error(), (word)) != NULL);            \
-    CHECK((status) == HISTO_FAILED || *histo_last_remedy() != 0); \
-  } while (0)
 
 enum { SIDE = 40, TILE = SIDE * SIDE * 3, TILES = 6 };
 
