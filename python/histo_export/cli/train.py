@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from histo_export.training.run import Existing
 
 DEMO = TrainingOptions(recipe="short", epochs=6, batch=16, lr=1e-3)
-"""What trains on the demo tiles within a minute on two cores: 138 steps."""
+"""What trains on the demo tiles in one to two minutes on two cores: 138 steps."""
 
 
 CHANGEABLE = ("epochs", "steps", "device", "groups", "allow_duplicates", "calibrate", "positive", "specificity")
