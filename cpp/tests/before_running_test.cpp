@@ -31,13 +31,6 @@
 #include "histo/tile_queue.h"
 #include "joined_threads.h"
 #include "model_file.h"
-#include "sanitizers.h"
-#include "under_emulation.h"
-
-#ifdef __GLIBC__
-#include <malloc.h>
-#include <unistd.h>
-#endif
 
 namespace {
 
@@ -131,52 +124,6 @@ TEST_CASE("model info: a file that is not a model is refused") {
 }
 
 // --- memory ------------------------------------------------------------------------------------------------
-
-std::vector<EngineOptions> options_to_estimate() {
-  std::vector<EngineOptions> all;
-  for (const Precision precision : histo::usable_precisions()) {
-    all.push_back({.threads = 2, .precision = precision, .profile = histo::Profile::latency});
-  }
-  all.push_back({.threads = 1, .isa = histo::Isa::portable, .algorithm = histo::AlgorithmPolicy::direct});
-  return all;
-}
-
-#if defined(__GLIBC__) && !HISTO_ADDRESS_SANITIZER && !HISTO_THREAD_SANITIZER  // which keep what was freed
-// Of this process, as the system counts, without what was freed and would be used again.
-double resident_bytes() {
-  malloc_trim(0);
-  std::size_t total = 0, resident = 0;
-  std::ifstream("/proc/self/statm") >> total >> resident;
-  return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE));
-}
-constexpr bool counts_memory = !under_emulation;
-#else
-double resident_bytes() { return 0; }
-constexpr bool counts_memory = false;
-#endif
-
-TEST_CASE("engine: it takes what is estimated, to 2 %") {
-  for (const EngineOptions& options : options_to_estimate()) {
-    CAPTURE(histo::name(options.precision));
-    constexpr std::size_t batch = 5, side = 64;
-    const histo::MemoryEstimate memory = histo::estimate(model(), options, batch);
-    const std::vector<std::uint8_t> tiles(batch * side * side * 3);
-    std::vector<float> logits(batch * 6);
-    const double before = resident_bytes();
-    const Engine engine(model(), options);
-    engine.run(std::span<const std::uint8_t>(tiles), {.batch = batch, .height = side, .width = side}, logits);
-    const double taken = resident_bytes() - before;
-    CHECK(memory.model_bytes == model_bytes().size());
-    CHECK(memory.weight_bytes == engine.info().weight_bytes);
-    CHECK(memory.workspace_bytes == engine.info().workspace_bytes);
-    CHECK(memory.thread_bytes * engine.info().threads < memory.workspace_bytes);
-    if (counts_memory) {
-      const auto least = static_cast<double>(memory.weight_bytes + memory.workspace_bytes);
-      CHECK(taken >= 0.98 * least);
-      CHECK(taken <= 1.02 * (least + static_cast<double>(memory.huge_page_bytes)));
-    }
-  }
-}
 
 TEST_CASE("engine: an estimate fails as the engine would") {
   CHECK(code_of([] { (void)histo::estimate(model(), {}, 0); }) == ErrorCode::invalid_argument);
