@@ -102,21 +102,19 @@ class Check:
         no_device = why_no_driver() if self.device == "cuda" else None
         with tempfile.TemporaryDirectory(prefix="histo-gpu-check-") as folder:
             for row in self.rows:
-                self.write("running", row.name)
-                self.results[row.name] = self.result(row, Path(folder), no_device)
+                try:
+                    self.write("running", row.name)
+                    self.results[row.name] = self.result(row, Path(folder), no_device)
+                except KeyboardInterrupt:
+                    self.results.setdefault(row.name, Result(row.name, row.what, "not run", "interrupted"))
+                    raise
                 print(self.results[row.name].line(), flush=True)
         self.write("complete")
 
     def result(self, row: Row, folder: Path, no_device: str | None) -> Result:
         """What comes out of a row, whether it is started or not."""
         reason = f"no device: {no_device}" if no_device else self.why_not(row)
-        if reason:
-            return Result(row.name, row.what, "not run", reason)
-        try:
-            return self.start(row, folder)
-        except KeyboardInterrupt:
-            self.results[row.name] = Result(row.name, row.what, "not run", "interrupted")
-            raise
+        return Result(row.name, row.what, "not run", reason) if reason else self.start(row, folder)
 
     def why_not(self, row: Row) -> str | None:
         """Why a row is not to be started; None where it is."""

@@ -30,12 +30,21 @@ using histo::EngineOptions;
 using histo::Model;
 using histo::Precision;
 
-std::vector<EngineOptions> options_to_estimate() {
-  std::vector<EngineOptions> all;
+struct Case {
+  EngineOptions options;
+  std::size_t batch;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
   for (const Precision precision : histo::usable_precisions()) {
-    all.push_back({.threads = 2, .precision = precision, .profile = histo::Profile::latency});
+    all.push_back({{.threads = 2, .precision = precision, .profile = histo::Profile::latency}, 5});
   }
-  all.push_back({.threads = 1, .isa = histo::Isa::portable, .algorithm = histo::AlgorithmPolicy::direct});
+  all.push_back(
+      {{.threads = 1, .isa = histo::Isa::portable, .algorithm = histo::AlgorithmPolicy::direct}, 5});
+  for (const std::size_t batch : {1, 5}) {  // weights that are transformed on the fly, and before
+    all.push_back({{.threads = 2, .profile = histo::Profile::throughput}, batch});
+  }
   return all;
 }
 
@@ -62,9 +71,10 @@ std::optional<double> private_bytes() {
 TEST_CASE("engine: it takes what is estimated, to 2 %") {
   const std::vector<std::byte> bytes = make_model_file(2, 6, 32, 1, [](const std::string&) { return true; });
   const Model model = Model::from_memory(bytes);
-  for (const EngineOptions& options : options_to_estimate()) {
+  for (const auto& [options, batch] : cases()) {
     CAPTURE(histo::name(options.precision));
-    constexpr std::size_t batch = 5, side = 64;
+    CAPTURE(batch);
+    constexpr std::size_t side = 64;
     const histo::MemoryEstimate memory = histo::estimate(model, options, batch);
     const std::vector<std::uint8_t> tiles(batch * side * side * 3);
     std::vector<float> logits(batch * 6);

@@ -265,6 +265,43 @@ TEST_CASE("engine: bits do not depend on batch, position, threads or copies") {
   }
 }
 
+// A single tile of a small crop makes at most 4 of Winograd's tiles in layers 3 and 4, nine tiles more
+// than 4.
+TEST_CASE("engine: weights are transformed when a batch needs it, and give the bits of a single tile") {
+  const Model model =
+      Model::from_memory(make_model_file(2, 6, 64, 1, [](const std::string&) { return true; }));
+  const TileShape nine{.batch = 9, .height = 64, .width = 64}, one{.batch = 1, .height = 64, .width = 64};
+  const Bytes tiles = random_tiles(nine, 11);
+  const Bytes first(tiles.begin(), tiles.begin() + 64 * 64 * 3);
+  std::vector<EngineOptions> all;
+  for (const Isa isa : histo::usable_isas()) {
+    all.push_back({.threads = 2, .isa = isa});
+  }
+  const auto usable = histo::usable_precisions();
+  if (std::ranges::find(usable, Precision::int8) != usable.end()) {
+    all.push_back({.threads = 2, .precision = Precision::int8});
+  }
+  for (const EngineOptions& options : all) {
+    const Engine engine(model, options);
+    CAPTURE(histo::name(engine.info().isa));
+    CAPTURE(histo::name(options.precision));
+    const std::size_t as_trained = engine.info().weight_bytes;
+    const std::vector<float> alone = run(engine, first, one);
+    CHECK(engine.info().weight_bytes == as_trained);
+    const Engine copy = engine;
+    const std::vector<float> together = run(engine, tiles, nine);
+    const auto layers = engine.layer_times(tiles, nine);
+    const bool grows = std::ranges::any_of(layers, [](const histo::LayerTime& layer) {
+      return layer.algorithm == Algorithm::winograd4 && layer.name.starts_with("layer3");
+    });
+    CHECK((engine.info().weight_bytes > as_trained) == grows);
+    CHECK(copy.info().weight_bytes == engine.info().weight_bytes);  // they share it
+    CHECK(std::ranges::equal(alone, std::span(together).first(alone.size())));
+    CHECK(run(engine, first, one) == alone);
+    CHECK(run(copy, first, one) == alone);
+  }
+}
+
 TEST_CASE("engine: floats in [0, 1] give the bits of the bytes that they came from") {
   const Engine engine(make_model(1, 32), {.threads = 2});
   const TileShape shape{.batch = 3, .height = 37, .width = 36};

@@ -320,9 +320,10 @@ bool has_kernels(const KernelSet& set, const Case& c) {
          (c.algorithm == Algorithm::direct || winograd_of(set, c)->input != nullptr);
 }
 
-// `cut` tiles at a time, and one block of channels after the other.
+// `cut` tiles at a time, and one block of channels after the other. Either `weight` or `plain_weight` is
+// null.
 void run_winograd(const KernelSet& set, const Problem& p, const histo::kernels::Epilogue& epilogue,
-                  const std::uint32_t* weight, std::size_t cut) {
+                  const std::uint32_t* weight, const std::uint32_t* plain_weight, std::size_t cut) {
   const Case& c = p.c;
   const histo::kernels::WinogradKernels& winograd = *winograd_of(set, c);
   const std::size_t m = histo::winograd_tile(c.algorithm), points = (m + 2) * (m + 2);
@@ -334,6 +335,7 @@ void run_winograd(const KernelSet& set, const Problem& p, const histo::kernels::
                                    .tile_rows = (epilogue.height + m - 1) / m,
                                    .tile_columns = (epilogue.width + m - 1) / m,
                                    .weight = weight,
+                                   .plain_weight = plain_weight,
                                    .epilogue = epilogue};
   const std::size_t total = c.images * w.tile_rows * w.tile_columns;
   for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
@@ -349,11 +351,19 @@ void run_winograd(const KernelSet& set, const Problem& p, const histo::kernels::
   }
 }
 
-// With the work cut at `cut` pixels or tiles, and a canary where nothing may be written.
-Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cut) {
+// With the work cut at `cut` pixels or tiles, and a canary where nothing may be written. `on_the_fly`:
+// weights are transformed then.
+Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cut, bool on_the_fly = false) {
   const Case& c = p.c;
   const histo::kernels::ConvKernels& kernels = *set.of[c.precision];
-  const histo::Packing packing{p.layer, c.algorithm, c.precision, kernels.block, kernels.pair};
+  const histo::Packing packing{.layer = p.layer,
+                               .algorithm = c.algorithm,
+                               .precision = c.precision,
+                               .block = kernels.block,
+                               .pair = kernels.pair,
+                               .lanes = set.lanes,
+                               .plain = on_the_fly,
+                               .transform = kernels.winograd4.weights};
   const std::size_t blocks = packing.blocks();
   std::vector<std::uint32_t> weight(blocks * packing.block_units());
   std::vector<float> bias(blocks * kernels.block), scale(blocks * kernels.block);
@@ -378,7 +388,8 @@ Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cu
       .width = output.width,
       .relu = c.relu};
   if (c.algorithm != Algorithm::direct) {
-    run_winograd(set, p, epilogue, weight.data(), cut);
+    run_winograd(set, p, epilogue, on_the_fly ? nullptr : weight.data(), on_the_fly ? weight.data() : nullptr,
+                 cut);
     return output;
   }
   const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
@@ -479,6 +490,15 @@ void check(const Case& c) {
           CAPTURE(cut);
           CHECK(run(*set, problem, format, cut).data == expected.data);
         }
+      }
+    }
+
+    // Weights that are transformed on the fly have the bits of those that were transformed before.
+    if (c.algorithm == Algorithm::winograd4 && winograd_of(*set, c)->weights != nullptr) {
+      const Map expected = run(*set, problem, format_of(problem.storage, 0.03F), all);
+      for (std::size_t tiles = 1; tiles <= histo::kernels::most_tiles_on_the_fly; ++tiles) {
+        CAPTURE(tiles);
+        CHECK(run(*set, problem, expected.format, tiles, true).data == expected.data);
       }
     }
 

@@ -14,6 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,38 @@ LINUX = sys.platform == "linux"
 
 NVIDIA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 """The library that every program needs which uses an NVIDIA GPU."""
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class SharedFile:
+    """A file that several threads read at once, each at a place of its own. Dropping it closes it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+        self.size = os.fstat(self._file.fileno()).st_size
+        """Bytes of the file when it was opened."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on, fewer at the end of the file. OSError where they cannot be read."""
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:  # Windows has one place for all
+            self._file.seek(offset)
+            return self._file.read(size) or b""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # it was opened
+            self.close()
+
 
 # --- processors ------------------------------------------------------------------------------------------------------
 

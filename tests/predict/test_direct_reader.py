@@ -155,6 +155,8 @@ def test_a_real_slide() -> None:
     for size in ((150, 150), (298, 298)):
         np.testing.assert_array_equal(slide.tiles(corners, size, 150), other.tiles(corners, size, 150))
     np.testing.assert_array_equal(slide.overview((16, 16))[0], other.overview((16, 16))[0])
+    slide.close()
+    other.close()
 
 
 def entries(path: Path, name: str, page: int = 0) -> list[int]:

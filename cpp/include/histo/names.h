@@ -76,7 +76,7 @@ inline constexpr auto name_table<Precision> = std::to_array<Named<Precision>>({
 /// What the algorithms are chosen for. The choice is made once for an Engine and does not depend on the batch
 /// that is run, so that a tile's logits do not depend on its batch.
 enum class Profile : int {
-  throughput = 0,  ///< fewest operations: for batches of 8 and more
+  throughput = 0,  ///< fewest operations: for every batch; best from 8 tiles on
   latency = 1,     ///< fewer bytes of weights in the deep layers: for single tiles
 };
 

@@ -62,9 +62,17 @@ MemoryEstimate Executor::estimate(std::shared_ptr<const Program> program, const 
   const auto unpacked = std::make_shared<const Prepared>(std::move(program), isa);
   const Executor executor(unpacked, std::make_shared<ThreadPool>(threads), false);
   const std::size_t images = std::min(batch, unpacked->plan().deep_images);
-  const std::vector<std::size_t> of_weights = unpacked->buffers(), of_workspace = executor.buffers(images);
+  std::vector<std::size_t> of_weights = unpacked->buffers();
+  const std::size_t packed = of_weights.size();
+  for (const Step& step : unpacked->plan().steps) {
+    if (executor.needs_transformed(step, images)) {
+      const Packing packing = unpacked->packing_of(step);
+      of_weights.push_back(packing.blocks() * packing.transformed_units());
+    }
+  }
+  const std::vector<std::size_t> of_workspace = executor.buffers(images);
   return {.model_bytes = unpacked->program->model.size_bytes(),
-          .weight_bytes = unpacked->weight_bytes(),
+          .weight_bytes = unpacked->weight_bytes() + bytes_of(std::span(of_weights).subspan(packed)),
           .workspace_bytes = bytes_of(of_workspace),
           .thread_bytes = executor.scratch_for(images).of_thread * sizeof(std::uint32_t),
           .huge_page_bytes = rounding_bytes(of_weights) + rounding_bytes(of_workspace)};
@@ -86,6 +94,10 @@ std::uint32_t* Executor::pixels(Workspace& workspace, std::size_t map, std::size
 WinogradTasks Executor::tasks_of(const Step& step, std::size_t count) const {
   return winograd_tasks(step, prepared_->plan().maps[step.output], count, prepared_->kernels_of(step).block,
                         threads_->threads());
+}
+
+bool Executor::needs_transformed(const Step& step, std::size_t images) const {
+  return step.weights_on_the_fly && tasks_of(step, images).tiles > kernels::most_tiles_on_the_fly;
 }
 
 // The division into tasks, and with it the scratch, depends on the number of images, but not monotonically.
@@ -130,6 +142,12 @@ void Executor::reserve(Workspace& workspace, std::size_t count) {
   workspace = Workspace();
   for (const Map& map : plan.maps) {
     workspace.maps.emplace_back(map_units(map, wanted));
+  }
+  workspace.transformed.resize(plan.steps.size());
+  for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+    if (needs_transformed(plan.steps[i], wanted)) {
+      workspace.transformed[i] = prepared_->transformed(i, *threads_);
+    }
   }
   workspace.not_finite = std::vector<std::atomic<bool>>(wanted);
   workspace.shared_scratch = AlignedBuffer(scratch.shared);
@@ -230,7 +248,7 @@ void Executor::run_step(Workspace& workspace, std::size_t index, std::size_t fir
   if (step.algorithm == Algorithm::direct) {
     run_direct(workspace, step, packed, epilogue, first, count);
   } else {
-    run_winograd(workspace, step, packed, epilogue, first, count);
+    run_winograd(workspace, index, epilogue, first, count);
   }
 }
 
@@ -280,8 +298,13 @@ void Executor::run_direct(Workspace& workspace, const Step& step, const PackedLa
   });
 }
 
-void Executor::run_winograd(Workspace& workspace, const Step& step, const PackedLayer& packed,
-                            const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
+void Executor::run_winograd(Workspace& workspace, std::size_t index, const kernels::Epilogue& epilogue,
+                            std::size_t first, std::size_t count) {
+  const Step& step = prepared_->plan().steps[index];
+  const PackedLayer& packed = prepared_->layers[index];
+  const bool on_the_fly = step.weights_on_the_fly && !needs_transformed(step, count);
+  const AlignedBuffer& weight =
+      step.weights_on_the_fly && !on_the_fly ? *workspace.transformed[index] : packed.weight;
   const Map& input = prepared_->plan().maps[step.input];
   const std::size_t m = winograd_tile(step.algorithm);
   const kernels::ConvKernels& of_precision = prepared_->kernels_of(step);
@@ -292,7 +315,8 @@ void Executor::run_winograd(Workspace& workspace, const Step& step, const Packed
                             .channels = input.channels,
                             .tile_rows = ceil_div(epilogue.height, m),
                             .tile_columns = ceil_div(epilogue.width, m),
-                            .weight = packed.weight.units(),
+                            .weight = weight.units(),
+                            .plain_weight = on_the_fly ? packed.weight.units() : nullptr,
                             .epilogue = epilogue};
   const WinogradTasks t = tasks_of(step, count);
   if (t.fused) {
@@ -370,7 +394,8 @@ PerPrecision<AlgorithmSupport> algorithm_support(const IsaRecord& isa) {
   const auto support = [](const kernels::ConvKernels* kernels) {
     return kernels == nullptr ? AlgorithmSupport{}
                               : AlgorithmSupport{.winograd2 = kernels->winograd2.input != nullptr,
-                                                 .winograd4 = kernels->winograd4.input != nullptr};
+                                                 .winograd4 = kernels->winograd4.input != nullptr,
+                                                 .weights_on_the_fly = kernels->winograd4.weights != nullptr};
   };
   const auto& of = isa.kernels->of;
   return {.fp32 = support(of.fp32),

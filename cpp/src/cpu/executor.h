@@ -43,6 +43,8 @@ class Executor final : public Backend {
   struct Workspace {
     std::vector<AlignedBuffer> maps;
     std::size_t images = 0;  // that the maps hold, at most
+    std::vector<std::shared_ptr<const AlignedBuffer>>
+        transformed;  // Prepared::transformed() of steps that need it
     AlignedBuffer shared_scratch;
     std::vector<AlignedBuffer> private_scratch;  // per thread
     std::vector<std::atomic<bool>> not_finite;   // of the images in the maps; int8 only: see run_images()
@@ -63,8 +65,8 @@ class Executor final : public Backend {
   void run_step(Workspace& workspace, std::size_t index, std::size_t first, std::size_t count);
   void run_direct(Workspace& workspace, const Step& step, const PackedLayer& packed,
                   const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
-  void run_winograd(Workspace& workspace, const Step& step, const PackedLayer& packed,
-                    const kernels::Epilogue& epilogue, std::size_t first, std::size_t count);
+  void run_winograd(Workspace& workspace, std::size_t index, const kernels::Epilogue& epilogue,
+                    std::size_t first, std::size_t count);
   void run_head(Workspace& workspace, Range images);
   void run_map_outputs(Workspace& workspace, Range images);
 
@@ -72,6 +74,8 @@ class Executor final : public Backend {
                                 std::size_t first) const;
   std::uint32_t* pixels(Workspace& workspace, std::size_t map, std::size_t first) const;
   WinogradTasks tasks_of(const Step& step, std::size_t count) const;
+  // Whether so many images are too many to transform the weights of this step on the fly.
+  bool needs_transformed(const Step& step, std::size_t images) const;
 
   // Allocates what up to `count` images need.
   void reserve(Workspace& workspace, std::size_t count);

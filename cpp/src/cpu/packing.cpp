@@ -11,42 +11,18 @@ namespace {
 
 // --- Winograd's transform of weights -----------------------------------------------------------------------
 
-// G of Winograd's algorithm, whose other matrices are in kernels/winograd.inl: row i is (1, p, p^2) / N for
-// the point p, N being the product of its distances to the other finite points; the last row is for infinity.
-template <std::size_t points>
-using Matrix = std::array<std::array<double, 3>, points>;
-
-constexpr Matrix<4> g2 = {{{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}}};
-
-constexpr Matrix<6> make_g4() {
-  constexpr double a = 0.625, b = 1.5;
-  constexpr std::array<double, 5> finite = {0, a, -a, b, -b};
-  Matrix<6> g{};
-  for (std::size_t i = 0; i < finite.size(); ++i) {
-    double n = 1;
-    for (std::size_t j = 0; j < finite.size(); ++j) {
-      n *= i == j ? 1 : finite[i] - finite[j];
-    }
-    g[i] = {1 / n, finite[i] / n, finite[i] * finite[i] / n};
-  }
-  g[5] = {0, 0, 1};
-  return g;
-}
-
-constexpr Matrix<6> g4 = make_g4();
-
-// For the points 0, +-1, +-2 and infinity, without their denominators: see F4Integer of
-// kernels/avx512_vnni.cpp.
-constexpr Matrix<6> g4_integer = {{{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {1, 2, 4}, {1, -2, 4}, {0, 0, 1}}};
+// G of F(2 x 2), whose other matrices are in kernels/winograd.inl.
+constexpr std::array<std::array<double, 3>, 4> g2 = {
+    {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}}};
 
 // G w G^T of a 3 x 3 kernel, in double.
-template <std::size_t points>
-std::array<float, points * points> transform(const Matrix<points>& g, const std::array<float, 9>& w) {
+std::array<float, 16> transform(std::span<const float> w) {
+  constexpr std::size_t points = g2.size();
   std::array<std::array<double, 3>, points> rows_done{};
   for (std::size_t i = 0; i < points; ++i) {
     for (std::size_t x = 0; x < 3; ++x) {
       for (std::size_t y = 0; y < 3; ++y) {
-        rows_done[i][x] += g[i][y] * static_cast<double>(w[y * 3 + x]);
+        rows_done[i][x] += g2[i][y] * static_cast<double>(w[y * 3 + x]);
       }
     }
   }
@@ -55,7 +31,7 @@ std::array<float, points * points> transform(const Matrix<points>& g, const std:
     for (std::size_t j = 0; j < points; ++j) {
       double sum = 0;
       for (std::size_t x = 0; x < 3; ++x) {
-        sum += rows_done[i][x] * g[j][x];
+        sum += rows_done[i][x] * g2[j][x];
       }
       result[i * points + j] = static_cast<float>(sum);
     }
@@ -99,13 +75,6 @@ struct Int8 {
   static constexpr std::size_t per_unit = 4, parts = 1;
   static std::uint32_t bits(float w, std::size_t) {
     return static_cast<std::uint8_t>(static_cast<std::int8_t>(w));
-  }
-};
-
-struct Int16 {  // of Winograd's transforms alone, which have one part
-  static constexpr std::size_t per_unit = 2;
-  static std::uint32_t bits(float w, std::size_t) {
-    return static_cast<std::uint16_t>(static_cast<std::int16_t>(w));
   }
 };
 
@@ -164,17 +133,39 @@ void pack_direct(const Packing& p, std::size_t index, std::uint32_t* out) {
 }
 
 // (points, units of the input channels, block).
-template <typename Encoding, std::size_t points>
-void pack_winograd(const Packing& p, const Matrix<points>& g, std::size_t index, std::uint32_t* out) {
+template <typename Encoding>
+void pack_winograd2(const Packing& p, std::size_t index, std::uint32_t* out) {
   const std::size_t point_units = transformed_units(p.precision, p.layer.inputs) * p.block;
   for_each_kernel(p, index, [&](std::size_t c, std::size_t k, std::span<const float> weight) {
-    std::array<float, 9> w{};
-    std::ranges::copy(weight, w.begin());
-    const auto transformed = transform(g, w);
+    const auto transformed = transform(weight);
     for (std::size_t point = 0; point < transformed.size(); ++point) {
       put<Encoding>(p, out + point * point_units, c, k, Encoding::bits(transformed[point], 0));
     }
   });
+}
+
+// As kernels::Winograd::plain_weight: (vectors, units of the transformed input channels, 9, lanes, channels
+// of a unit).
+template <typename Encoding>
+void pack_plain(const Packing& p, std::size_t index, std::uint32_t* out) {
+  const std::size_t units = transformed_units(p.precision, p.layer.inputs), of_unit = p.layer.inputs / units;
+  for_each_kernel(p, index, [&](std::size_t c, std::size_t k, std::span<const float> weight) {
+    const std::size_t kernel = k / p.lanes * units + c / of_unit;
+    for (std::size_t tap = 0; tap < weight.size(); ++tap) {
+      const std::size_t i = ((kernel * weight.size() + tap) * p.lanes + k % p.lanes) * of_unit + c % of_unit;
+      out[i / Encoding::per_unit] |= Encoding::bits(weight[tap], 0)
+                                     << i % Encoding::per_unit * (32 / Encoding::per_unit);
+    }
+  });
+}
+
+// The same of F(4 x 4), by the kernels.
+template <typename Encoding>
+void pack_winograd4(const Packing& p, std::size_t index, std::uint32_t* out) {
+  std::vector<std::uint32_t> plain(p.plain_units());
+  pack_plain<Encoding>(p, index, plain.data());
+  const std::size_t units = transformed_units(p.precision, p.layer.inputs);
+  p.transform(plain.data(), units, out);
 }
 
 PackedLayer allocate(const Packing& p) {
@@ -213,32 +204,39 @@ std::size_t transformed_units(Precision precision, std::size_t channels) {
   return precision == Precision::fp32 ? channels : channels / 2;  // bf16, or the integers of 16 bits of int8
 }
 
+std::size_t Packing::plain_units() const {
+  return 9 * layer.inputs * block / (precision == Precision::int8 ? Int8::per_unit : Float32::per_unit);
+}
+
 std::size_t Packing::block_units() const {
   if (algorithm == Algorithm::direct) {
     return layer.kernel * window_run() * block;
   }
+  return plain ? plain_units() : transformed_units();
+}
+
+std::size_t Packing::transformed_units() const {
   const std::size_t points = algorithm == Algorithm::winograd4 ? 36 : 16;
-  return points * transformed_units(precision, layer.inputs) * block;
+  return points * histo::transformed_units(precision, layer.inputs) * block;
 }
 
 void Packing::pack(std::size_t index, std::uint32_t* out) const {
-  // Every float of a complete block is written once. Smaller numbers share units, which begin as zero.
-  if (precision != Precision::fp32 || (index + 1) * block > layer.outputs) {
-    std::fill_n(out, block_units(), 0U);
-  }
-  const bool direct = algorithm == Algorithm::direct, four = algorithm == Algorithm::winograd4;
+  std::fill_n(out, block_units(), 0U);  // numbers that share a unit are added to it
+  const bool direct = algorithm == Algorithm::direct, two = algorithm == Algorithm::winograd2;
   switch (precision) {
     case Precision::fp32:
-      return direct ? pack_direct<Float32>(*this, index, out)
-             : four ? pack_winograd<Float32>(*this, g4, index, out)
-                    : pack_winograd<Float32>(*this, g2, index, out);
+      return direct  ? pack_direct<Float32>(*this, index, out)
+             : two   ? pack_winograd2<Float32>(*this, index, out)
+             : plain ? pack_plain<Float32>(*this, index, out)
+                     : pack_winograd4<Float32>(*this, index, out);
     case Precision::bf16:
-      return direct ? pack_direct<Bf16>(*this, index, out) : pack_winograd<Bf16>(*this, g2, index, out);
+      return direct ? pack_direct<Bf16>(*this, index, out) : pack_winograd2<Bf16>(*this, index, out);
     case Precision::bf16x3:
       return pack_direct<Bf16x3>(*this, index, out);
     case Precision::int8:
-      return direct ? pack_direct<Int8>(*this, index, out)
-                    : pack_winograd<Int16>(*this, g4_integer, index, out);
+      return direct  ? pack_direct<Int8>(*this, index, out)
+             : plain ? pack_plain<Int8>(*this, index, out)
+                     : pack_winograd4<Int8>(*this, index, out);
   }
 }
 
@@ -260,6 +258,16 @@ std::vector<PackedLayer> pack(std::span<const Packing> packings, ThreadPool& thr
                  layers[tasks[i].layer].weight.units() + tasks[i].block * packing.block_units());
   });
   return layers;
+}
+
+AlignedBuffer transform(const Packing& packing, const PackedLayer& packed, ThreadPool& threads) {
+  AlignedBuffer weight = AlignedBuffer::uninitialised(packed.blocks * packing.transformed_units());
+  const std::size_t units = transformed_units(packing.precision, packing.layer.inputs);
+  threads.for_each(packed.blocks, [&](std::size_t block) {
+    packing.transform(packed.weight.units() + block * packing.block_units(), units,
+                      weight.units() + block * packing.transformed_units());
+  });
+  return weight;
 }
 
 }  // namespace histo

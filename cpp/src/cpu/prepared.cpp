@@ -34,13 +34,38 @@ Packing stem_packing(const Program& program, const kernels::KernelSet& kernels) 
   return {program.network.stem, Algorithm::direct, precision, stem.block, stem.pair};
 }
 
+Packing Prepared::packing_of(const Step& step) const {
+  const kernels::ConvKernels& of_step = kernels_of(step);
+  return {.layer = *step.layer,
+          .algorithm = step.algorithm,
+          .precision = step.precision,
+          .block = of_step.block,
+          .pair = of_step.pair,
+          .lanes = kernels.lanes,
+          .plain = step.weights_on_the_fly,
+          .transform = of_step.winograd4.weights};
+}
+
 std::vector<Packing> Prepared::packings() const {
   std::vector<Packing> packings{stem_packing(*program, kernels)};
   for (const Step& step : plan().steps) {
-    const kernels::ConvKernels& of_step = kernels_of(step);
-    packings.push_back({*step.layer, step.algorithm, step.precision, of_step.block, of_step.pair});
+    packings.push_back(packing_of(step));
   }
   return packings;
+}
+
+std::shared_ptr<const AlignedBuffer> Prepared::transformed(std::size_t index, ThreadPool& threads) const {
+  std::shared_ptr<const AlignedBuffer> weight;
+  transformed_.use([&](Transformed& known) {
+    std::shared_ptr<const AlignedBuffer>& made = known[index];
+    if (made == nullptr) {
+      const Packing packing = packing_of(plan().steps[index]);
+      made = std::make_shared<const AlignedBuffer>(transform(packing, layers[index], threads));
+      transformed_units_ += made->size();
+    }
+    weight = made;
+  });
+  return weight;
 }
 
 Prepared::Prepared(std::shared_ptr<const Program> given, const IsaRecord& isa)
@@ -68,7 +93,7 @@ std::vector<std::size_t> Prepared::buffers() const {
 std::size_t Prepared::weight_bytes() const {
   const std::vector<std::size_t> packed = buffers();
   const std::size_t of_head = program->model.tensor("head.linear.weight").data.size() + head.classes();
-  return std::accumulate(packed.begin(), packed.end(), of_head) * sizeof(float);
+  return std::accumulate(packed.begin(), packed.end(), of_head + transformed_units_) * sizeof(float);
 }
 
 }  // namespace histo

@@ -7,6 +7,10 @@
 namespace histo {
 namespace {
 
+// Where weights are much larger than maps: the first stage whose weights Winograd's algorithm can transform
+// on the fly.
+constexpr std::size_t on_the_fly_stage = 3;
+
 // Units of the maps of the shallow part and of the deep part: 8 and 64 images at 128 pixels in float32.
 // Larger tiles run fewer at a time, which bounds the memory of an Engine.
 constexpr std::size_t shallow_units = std::size_t{1} << 21U;
@@ -132,8 +136,12 @@ class Planner {
   void add(std::size_t stage, const ConvLayer& layer, std::size_t from, std::size_t to,
            const MapFormat& format, bool relu) {
     const Precision precision = precision_of(layer, options_.precision);
+    const Algorithm algorithm = choose(layer, stage, precision, options_);
     plan_.steps.push_back({.layer = &layer,
-                           .algorithm = choose(layer, stage, precision, options_),
+                           .algorithm = algorithm,
+                           .weights_on_the_fly = algorithm == Algorithm::winograd4 &&
+                                                 stage >= on_the_fly_stage &&
+                                                 options_.kernels[precision].weights_on_the_fly,
                            .precision = precision,
                            .input = from,
                            .output = to,

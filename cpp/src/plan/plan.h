@@ -33,6 +33,8 @@ struct Map {
 struct Step {
   const ConvLayer* layer;
   Algorithm algorithm;
+  bool weights_on_the_fly;  // they are kept as trained, and Winograd's algorithm transforms them when it runs
+                            // on few tiles
   Precision precision;
   std::size_t input, output;  // indices into Plan::maps
   std::optional<std::size_t> residual;
@@ -63,6 +65,7 @@ struct Plan {
 // Which of Winograd's algorithms have kernels; the direct convolution always has.
 struct AlgorithmSupport {
   bool winograd2 = false, winograd4 = false;
+  bool weights_on_the_fly = false;  // of winograd4
 };
 
 struct PlanOptions {

@@ -71,6 +71,19 @@ struct F4Integer {
     v[5] = d5.minus(odd).minus(d3.shifted<2>());
   }
 
+  static void transform_weight_low(const Int16Vec* g, Int16Vec* u) {
+    const Int16Vec even = g[0].plus(g[2]);
+    u[0] = g[0];
+    u[1] = even.plus(g[1]);
+    u[2] = even.minus(g[1]);
+  }
+  static void transform_weight_high(const Int16Vec* g, Int16Vec* u) {
+    const Int16Vec even = g[0].plus(g[2].shifted<2>()), odd = g[1].shifted<1>();
+    u[0] = even.plus(odd);
+    u[1] = even.minus(odd);
+    u[2] = g[2];
+  }
+
   // Twenty-four times the transform.
   static void transform_output(const IntVec* p, IntVec* y) {
     const __m512i plus1 = _mm512_add_epi32(p[1].v, p[2].v), minus1 = _mm512_sub_epi32(p[1].v, p[2].v);
@@ -88,7 +101,7 @@ struct F4Integer {
 struct Int8Winograd {
   using Products = Int16;
   using Numbers = Int16Vec;
-  static constexpr std::size_t map_channels = 4, channels_per_unit = 2;
+  static constexpr std::size_t map_channels = 4, channels_per_unit = 2, weights_per_unit = 4;
 
   static Numbers read(const Unit* pixel, std::size_t channel) {
     return {_mm512_cvtepu8_epi16(
@@ -97,6 +110,12 @@ struct Int8Winograd {
   static void write(Numbers v, Unit* row, std::size_t channel) {
     _mm512_storeu_si512(row + channel / channels_per_unit, v.v);
   }
+  static Numbers read_weight(const Unit* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Numbers resume_weight(const Unit* p) { return {_mm512_loadu_si512(p)}; }
+  static void keep_weight(Numbers v, Unit* p) { _mm512_storeu_si512(p, v.v); }
+  static Products::Units factor(Numbers weight) { return weight.v; }
   static void finish(const Epilogue& e, IntVec sum, Vec, std::size_t channel, const Unit* residual,
                      Unit* output) {
     constexpr int inverse_of_nine = 0x38E38E39;
@@ -113,7 +132,8 @@ constexpr ConvKernels bf16_by_float{.block = conv_block, .direct = conv<Bf16ByFl
 const ConvKernels avx512_int8{.block = conv_block,
                               .direct = conv<Int8>,
                               .winograd4 = {.input = winograd_input<F4Integer, Int8Winograd>,
-                                            .output = winograd_output<F4Integer, Int8Winograd>}};
+                                            .output = winograd_output<F4Integer, Int8Winograd>,
+                                            .weights = winograd_weights<F4Integer, Int8Winograd>}};
 
 namespace {
 

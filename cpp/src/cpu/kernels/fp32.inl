@@ -54,10 +54,14 @@ struct Fp32 : LanesOf<Vec> {
 struct Fp32Winograd {
   using Products = Fp32;
   using Numbers = Vec;
-  static constexpr std::size_t map_channels = 1, channels_per_unit = 1;
+  static constexpr std::size_t map_channels = 1, channels_per_unit = 1, weights_per_unit = 1;
 
   static Numbers read(const Unit* pixel, std::size_t channel) { return Vec::load(floats(pixel) + channel); }
   static void write(Numbers v, Unit* row, std::size_t channel) { v.store(floats(row) + channel); }
+  static Numbers read_weight(const Unit* p) { return Vec::load(floats(p)); }
+  static Numbers resume_weight(const Unit* p) { return read_weight(p); }
+  static void keep_weight(Numbers v, Unit* p) { v.store(floats(p)); }
+  static Products::Units factor(Numbers weight) { return weight; }
   static void finish(const Epilogue& e, Vec sum, Vec bias, std::size_t channel, const Unit* residual,
                      Unit* output) {
     Products::finish(e, sum.plus(bias), channel, residual, output);
@@ -74,7 +78,9 @@ constexpr ConvKernels fp32_convolutions{
     .block = conv_block,
     .direct = conv<Fp32>,
     .winograd2 = {.input = winograd_input<F2, Fp32Winograd>, .output = winograd_output<F2, Fp32Winograd>},
-    .winograd4 = {.input = winograd_input<F4, Fp32Winograd>, .output = winograd_output<F4, Fp32Winograd>}};
+    .winograd4 = {.input = winograd_input<F4, Fp32Winograd>,
+                  .output = winograd_output<F4, Fp32Winograd>,
+                  .weights = winograd_weights<F4, Fp32Winograd>}};
 
 template <typename Feature>
 constexpr HeadKernels<Feature> head_kernels{.runs = head_runs<Feature>,

@@ -80,8 +80,14 @@ struct Winograd {
   std::size_t channels;  // of the input
   std::size_t tile_rows, tile_columns;
   const Unit* weight;  // transformed: (blocks, (m + 2) * (m + 2), units of the channels, block)
+  // Or, of at most most_tiles_on_the_fly tiles at a time, as trained; null where `weight` is wanted: (blocks,
+  // vectors of the block, units of the channels, 9, lanes, channels of a unit).
+  const Unit* plain_weight;
   Epilogue epilogue;
 };
+
+// Tiles that WinogradKernels::output can take untransformed weights for: their sums stay in registers.
+constexpr std::size_t most_tiles_on_the_fly = 4;
 
 struct WinogradKernels {
   // Transforms the input of the tiles [tiles.begin, tiles.end) to `out`:
@@ -92,6 +98,11 @@ struct WinogradKernels {
   // `products` has room for ((m + 2) * (m + 2), tiles, block) floats, outermost stride `products_plane`.
   void (*output)(const Winograd& w, Range tiles, Range blocks, const Unit* input, std::size_t plane,
                  float* products, std::size_t products_plane);
+
+  // Transforms the weights of one block, from `plain` (as Winograd::plain_weight) to `out` (as
+  // Winograd::weight). `units`: of the input channels. Null where packing.cpp does it, and `output` reads
+  // transformed weights alone.
+  void (*weights)(const Unit* plain, std::size_t units, Unit* out) = nullptr;
 };
 
 // The convolutions of one precision.

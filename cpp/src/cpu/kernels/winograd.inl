@@ -10,14 +10,20 @@
 //   Numbers                             a vector of numbers that inputs are transformed in
 //   map_channels, channels_per_unit     channels in a unit of the map, and of the transformed input
 //   read(pixel, channel), write(v, row, channel)    from the map, and to the transformed input
+//   weights_per_unit, read_weight(p), write_weight(v, p)    where the kernels transform weights: how many
+//   share a
+//                                       unit before that; from these, and to the transformed weights
 //   Products                            how products are summed: an Arithmetic of conv.inl
 //   finish(epilogue, sum, bias, channel, residual, output)    from the transformed sum to the output
 //
 // Source: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 // those of Toom and Cook for the points 0, +-a, +-b and infinity. F(4 x 4) has a = 5/8, b = 3/2 in place of
 // the usual 1 and 2: rounding errors halve (relative to the outputs 6.8e-7 instead of 1.4e-6 rms at 64
-// channels; direct convolution has 3.1e-7), and all constants are exact in binary. packing.cpp has the
-// third matrix, G.
+// channels; direct convolution has 3.1e-7), and all constants are exact in binary.
+//
+// Weights become G w G^T: four times as many numbers as w, in int8 eight times as many bytes. A few tiles
+// would wait for them, so their products are made of w itself: products_on_the_fly(). The bits are the same,
+// because the same functions transform weights there and in winograd_weights(), which makes all of them once.
 
 namespace {
 
@@ -58,6 +64,26 @@ struct F4 {
     v[4] = even_b.minus_product(Vec::broadcast(b), odd_b);
     v[5] = d[5].minus_product(sum, d3).plus_product(product, d1);
   }
+
+  // The row of G for the point p is (1, p, p^2) / N, N being the product of its distances to the other finite
+  // points; the last one is for infinity.
+  static constexpr double g0 = 1.0 / (a2 * b2);
+  static constexpr double ga = 1.0 / (2.0 * a2 * (a2 - b2)), gb = 1.0 / (2.0 * b2 * (b2 - a2));
+
+  // Half of G times a column of weights.
+  static void transform_weight_low(const Vec* g, Vec* u) {
+    const Vec even = g[0].times(constant(ga)).plus_product(constant(ga * a2), g[2]);
+    u[0] = g[0].times(constant(g0));
+    u[1] = even.plus_product(constant(ga * a), g[1]);
+    u[2] = even.minus_product(constant(ga * a), g[1]);
+  }
+  static void transform_weight_high(const Vec* g, Vec* u) {
+    const Vec even = g[0].times(constant(gb)).plus_product(constant(gb * b2), g[2]);
+    u[0] = even.plus_product(constant(gb * b), g[1]);
+    u[1] = even.minus_product(constant(gb * b), g[1]);
+    u[2] = g[2];
+  }
+  static Vec constant(double x) { return Vec::broadcast(static_cast<float>(x)); }
 
   static void transform_output(const Vec* p, Vec* y) {
     const Vec plus_a = p[1].plus(p[2]), minus_a = p[1].minus(p[2]);
@@ -173,6 +199,196 @@ void product(const Unit* input, std::size_t tiles, std::size_t units, const Unit
   }
 }
 
+constexpr std::size_t cache_line = 16;  // units
+
+// Units of the weights, as trained, of a vector of output channels and a unit of input channels.
+template <typename Arithmetic>
+constexpr std::size_t plain_tap = Vec::lanes * Arithmetic::channels_per_unit / Arithmetic::weights_per_unit;
+template <typename Arithmetic>
+constexpr std::size_t plain_kernel = 9 * plain_tap<Arithmetic>;
+
+// G w for each column of a kernel, of one vector of output channels: from `plain` (units, 9, lanes, channels
+// of a unit) to `out` (m + 2, units, 3, lanes).
+template <typename F, typename Arithmetic>
+void transform_columns(const Unit* plain, std::size_t units, Unit* out) {
+  using Numbers = typename Arithmetic::Numbers;
+  constexpr std::size_t n = F::input;
+  for (std::size_t unit = 0; unit < units; ++unit, plain += plain_kernel<Arithmetic>) {
+#pragma GCC unroll 8
+    for (std::size_t x = 0; x < 3; ++x) {
+      Numbers column[3];
+#pragma GCC unroll 8
+      for (std::size_t y = 0; y < 3; ++y) {
+        column[y] = Arithmetic::read_weight(plain + (y * 3 + x) * plain_tap<Arithmetic>);
+      }
+      Numbers done[n];
+      F::transform_weight_low(column, done);
+      F::transform_weight_high(column, done + n / 2);
+#pragma GCC unroll 8
+      for (std::size_t y = 0; y < n; ++y) {
+        Arithmetic::keep_weight(done[y], out + ((y * units + unit) * 3 + x) * Vec::lanes);
+      }
+    }
+  }
+}
+
+// As WinogradKernels::weights.
+template <typename F, typename Arithmetic>
+void winograd_weights(const Unit* plain, std::size_t units, Unit* out) {
+  using Numbers = typename Arithmetic::Numbers;
+  constexpr std::size_t n = F::input;
+  alignas(64) Unit columns[n * 3 * Vec::lanes];
+  for (std::size_t j = 0; j < conv_vectors; ++j) {
+    for (std::size_t unit = 0; unit < units; ++unit, plain += plain_kernel<Arithmetic>) {
+      transform_columns<F, Arithmetic>(plain, 1, columns);
+      for (std::size_t y = 0; y < n; ++y) {
+        Numbers row[3], done[n];
+#pragma GCC unroll 8
+        for (std::size_t x = 0; x < 3; ++x) {
+          row[x] = Arithmetic::resume_weight(columns + (y * 3 + x) * Vec::lanes);
+        }
+        F::transform_weight_low(row, done);
+        F::transform_weight_high(row, done + n / 2);
+#pragma GCC unroll 8
+        for (std::size_t x = 0; x < n; ++x) {
+          Arithmetic::keep_weight(done[x], out + ((y * n + x) * units + unit) * conv_block + j * Vec::lanes);
+        }
+      }
+    }
+  }
+}
+
+// The input of a row of points, and where its products lie.
+struct PointRow {
+  const Unit* columns;  // of this row, from transform_columns()
+  std::size_t units;
+  const Unit* input;          // of the first point and tile, and of the first of these units
+  std::size_t plane, stride;  // from one point, and from one tile, to the next
+  std::size_t products_plane;
+  bool first;  // the products are of these channels alone, not added to those of earlier ones
+};
+
+// Products of the points of a row, the first half of it (`low`), the second (`high`) or both: their weights
+// are made in registers, used for `tiles` tiles and forgotten.
+template <typename F, typename Arithmetic, std::size_t tiles, bool low, bool high>
+void row_products(const PointRow& row, typename Arithmetic::Products::Kept* products) {
+  using Products = typename Arithmetic::Products;
+  using Numbers = typename Arithmetic::Numbers;
+  constexpr std::size_t half = F::input / 2, begin = low ? 0 : half, points = low && high ? F::input : half;
+  typename Products::Sum sums[points][tiles];
+  const Unit* x[points];
+#pragma GCC unroll 8
+  for (std::size_t p = 0; p < points; ++p) {
+    x[p] = row.input + (begin + p) * row.plane;
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < tiles; ++t) {
+      const auto* const kept = products + (begin + p) * row.products_plane + t * conv_block;
+      sums[p][t] = row.first ? Products::Sum::zero() : Products::resume(kept);
+    }
+  }
+  for (std::size_t unit = 0; unit < row.units; ++unit) {
+    Numbers columns[3], weights[points];
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 3; ++i) {
+      columns[i] = Arithmetic::resume_weight(row.columns + (unit * 3 + i) * Vec::lanes);
+    }
+    if constexpr (low) {
+      F::transform_weight_low(columns, weights);
+    }
+    if constexpr (high) {
+      F::transform_weight_high(columns, weights + (points - half));
+    }
+#pragma GCC unroll 8
+    for (std::size_t p = 0; p < points; ++p) {
+      const auto weight = Arithmetic::factor(weights[p]);
+#pragma GCC unroll 8
+      for (std::size_t t = 0; t < tiles; ++t) {
+        sums[p][t] = Products::plus_product(sums[p][t], Products::broadcast(x[p] + t * row.stride), weight);
+      }
+      ++x[p];
+    }
+  }
+#pragma GCC unroll 8
+  for (std::size_t p = 0; p < points; ++p) {
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < tiles; ++t) {
+      Products::keep(sums[p][t], products + (begin + p) * row.products_plane + t * conv_block);
+    }
+  }
+}
+
+// The products of one block of output channels, by weights that were transformed before.
+template <typename F, typename Arithmetic>
+void products_of_block(const Winograd& w, std::size_t block, bool last, std::size_t tiles, const Unit* input,
+                       std::size_t plane, typename Arithmetic::Products::Kept* products,
+                       std::size_t products_plane) {
+  constexpr std::size_t points = F::input * F::input;
+  const std::size_t units = w.channels / Arithmetic::channels_per_unit;
+  for (std::size_t point = 0; point < points; ++point) {
+    const Unit* const weight = w.weight + (block * points + point) * units * conv_block;
+    const Unit* const next = last && point + 1 == points ? weight : weight + units * conv_block;
+    product<typename Arithmetic::Products>(input + point * plane, tiles, units, weight, next,
+                                           products + point * products_plane);
+  }
+}
+
+// Units of channels whose columns are transformed at a time: 9 KiB in AVX-512, so they stay in the
+// first-level cache.
+constexpr std::size_t columns_chunk = 8;
+
+// Units of channels from the weights that are used to those that are prefetched.
+constexpr std::size_t plain_ahead = 16;
+
+// The same by weights as trained, of which only the columns are transformed in memory.
+template <typename F, typename Arithmetic, std::size_t tiles>
+void products_on_the_fly(const Winograd& w, std::size_t block, const Unit* input, std::size_t plane,
+                         typename Arithmetic::Products::Kept* products, std::size_t products_plane) {
+  constexpr std::size_t n = F::input, kernel = plain_kernel<Arithmetic>;
+  constexpr bool whole_rows = Vec::registers == 32 && tiles <= 2;
+  const std::size_t units = w.channels / Arithmetic::channels_per_unit;
+  alignas(64) Unit columns[n * columns_chunk * 3 * Vec::lanes];
+  const Unit* plain = w.plain_weight + block * conv_vectors * units * kernel;
+  for (std::size_t j = 0; j < conv_vectors; ++j) {
+    for (std::size_t first = 0; first < units; first += columns_chunk) {
+      const std::size_t count = units - first < columns_chunk ? units - first : columns_chunk;
+      transform_columns<F, Arithmetic>(plain, count, columns);
+      plain += count * kernel;
+      for (std::size_t y = 0; y < n; ++y) {
+        // Spread over the rows: a core waits for a dozen lines at a time.
+        for (std::size_t i = y * count * kernel / n; i < (y + 1) * count * kernel / n; i += cache_line) {
+          __builtin_prefetch(plain + plain_ahead * kernel + i, 0, 2);
+        }
+        const PointRow row{.columns = columns + y * count * 3 * Vec::lanes,
+                           .units = count,
+                           .input = input + y * n * plane + first,
+                           .plane = plane,
+                           .stride = units,
+                           .products_plane = products_plane,
+                           .first = first == 0};
+        auto* const to = products + y * n * products_plane + j * Vec::lanes;
+        if constexpr (whole_rows) {
+          row_products<F, Arithmetic, tiles, true, true>(row, to);
+        } else {
+          row_products<F, Arithmetic, tiles, true, false>(row, to);
+          row_products<F, Arithmetic, tiles, false, true>(row, to);
+        }
+      }
+    }
+  }
+}
+
+template <typename F, typename Arithmetic>
+void products_on_the_fly(const Winograd& w, std::size_t block, std::size_t tiles, const Unit* input,
+                         std::size_t plane, typename Arithmetic::Products::Kept* products,
+                         std::size_t products_plane) {
+  using Kept = typename Arithmetic::Products::Kept;
+  using OfTiles = void (*)(const Winograd&, std::size_t, const Unit*, std::size_t, Kept*, std::size_t);
+  static constexpr OfTiles of_tiles[most_tiles_on_the_fly] = {
+      products_on_the_fly<F, Arithmetic, 1>, products_on_the_fly<F, Arithmetic, 2>,
+      products_on_the_fly<F, Arithmetic, 3>, products_on_the_fly<F, Arithmetic, 4>};
+  of_tiles[tiles - 1](w, block, input, plane, products, products_plane);
+}
+
 template <typename F, typename Arithmetic>
 void winograd_output(const Winograd& w, Range tiles, Range blocks, const Unit* input, std::size_t plane,
                      float* products_memory, std::size_t products_plane) {
@@ -181,13 +397,13 @@ void winograd_output(const Winograd& w, Range tiles, Range blocks, const Unit* i
   auto* const products = reinterpret_cast<typename Products::Kept*>(products_memory);
   constexpr std::size_t n = F::input, m = F::output;
   const Epilogue& e = w.epilogue;
-  const std::size_t count = tiles.end - tiles.begin, units = w.channels / Arithmetic::channels_per_unit;
+  const std::size_t count = tiles.end - tiles.begin;
   for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
-    for (std::size_t point = 0; point < n * n; ++point) {
-      const Unit* const weight = w.weight + (block * n * n + point) * units * conv_block;
-      const bool last = point + 1 == n * n && block + 1 == blocks.end;
-      product<Products>(input + point * plane, count, units, weight,
-                        last ? weight : weight + units * conv_block, products + point * products_plane);
+    if (w.plain_weight == nullptr) {
+      products_of_block<F, Arithmetic>(w, block, block + 1 == blocks.end, count, input, plane, products,
+                                       products_plane);
+    } else if constexpr (requires { &F::transform_weight_low; }) {
+      products_on_the_fly<F, Arithmetic>(w, block, count, input, plane, products, products_plane);
     }
     for (std::size_t tile = 0; tile < count; ++tile) {
       const TilePosition at = position<F>(w, tiles.begin + tile);

@@ -7,7 +7,6 @@ the scale, it reads what cannot be proven to have the same pixels, and its pixel
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from histo_export.predict.readers.tile_cache import TileCache
 from histo_export.predict.readers.tile_tables import UnprovenError, read_tables
 from histo_export.predict.settings import SlideResample
 from histo_export.predict.slide import Level, Pixels, Slide, filter_of
+from histo_export.system import SharedFile
 
 CACHE_BYTES = 64 << 20
 """Of decoded tiles. Tiles of a slide are read in bands (`grid.BAND`) whose rows fit in it."""
@@ -65,12 +65,11 @@ class DirectReader(Slide):
     def __init__(self, path: Path, *, shrinks: bool = False) -> None:
         self.path = path
         self._slide = OpenSlideReader(path)
-        self._file = -1
+        self._file: SharedFile | None = None
         try:
             self.mpp, self.bounds, self.vendor = self._slide.mpp, self._slide.bounds, self._slide.vendor
             self._tables = read_tables(path, self.vendor, self._slide.levels)
-            self._file = os.open(path, os.O_RDONLY)
-            self._bytes = os.fstat(self._file).st_size
+            self._file = SharedFile(path)
             self._cache = TileCache(CACHE_BYTES)
             self._sources, self.levels = self._all_levels(shrinks)
             self._compare()
@@ -80,9 +79,8 @@ class DirectReader(Slide):
 
     def close(self) -> None:
         self._slide.close()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        if self._file is not None:
+            self._file.close()
 
     def shrink_of(self, level: int) -> int:
         return self._sources[level].shrink
@@ -213,15 +211,16 @@ class DirectReader(Slide):
         table = self._tables[source.base]
         index = row * table.across + column
         offset, size = int(table.offsets[index]), int(table.sizes[index])
+        assert self._file is not None
         name = f"tile ({column}, {row}) of level {source.base}"
         if size <= 0:
             raise TileError(f"{name} is missing")
-        if offset < 0 or offset + size > self._bytes:
+        if offset < 0 or offset + size > self._file.size:
             raise TileError(f"{name} lies beyond the end of the file")
         if size > MOST_BYTES * table.codec.width * table.codec.height + SMALL:
             raise TileError(f"{name} has {size:,} bytes, more than its pixels can need")
         try:
-            data = os.pread(self._file, size, offset)
+            data = self._file.read_at(offset, size)
         except OSError as error:
             step = "Check the disk or the network, and run it again"
             raise HistoError(self.path, f"cannot be read ({error.strerror})", step) from error
