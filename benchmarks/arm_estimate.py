@@ -174,7 +174,7 @@ def network_table(cpus: Sequence[str]) -> Table:
     layers = Layers()
     rows = {
         "fp32, direct": ((layers.stem + layers.winograd + layers.other) / 4, 81),
-        "fp32, throughput profile: F(4x4)": ((layers.stem + layers.winograd / 4 + layers.other) / 4, 304),
+        "fp32, throughput profile: F(4x4)": ((layers.stem + layers.winograd / 4 + layers.other) / 4, 96),
         "int8, SDOT": (layers.stem / 4 + (layers.winograd + layers.other) / 16, 22),
         "int8, USMMLA": (layers.stem / 4 + (layers.winograd + layers.other) / 32, 22),
         "bf16, throughput profile: F(2x2)": (

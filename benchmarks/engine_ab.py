@@ -3,7 +3,7 @@
 python benchmarks/engine_ab.py OLD/_core.so NEW/_core.so bundles/tiles-pool2 --profile latency --batch 1
 
 OLD and NEW are copies of the compiled module that `pip install` puts into `site-packages/histo_export`. A round is the
-median of some calls of `Engine.run` on noise of 128 pixels; the order turns around from round to round. The ratio of
+median of some calls of `Engine.run` on noise of the crop's size; the order turns around from round to round. The ratio of
 times comes with a 95 % interval; below 1, NEW is faster. The logits of both builds must agree.
 """
 
@@ -31,9 +31,10 @@ def serve(module: str, job: dict[str, Any]) -> None:
     assert spec is not None
     core = importlib.util.module_from_spec(spec)
     loader.exec_module(core)
-    options = {name: job[name] for name in ("threads", "precision", "profile", "isa")}
+    options = {name: job[name] for name in ("threads", "precision", "profile", "isa", "crop")}
     engine = core.Engine(job["model"], **options)
-    tiles = np.random.default_rng(0).integers(0, 256, (job["batch"], 128, 128, 3), np.uint8)
+    crop = engine.info()["crop"]
+    tiles = np.random.default_rng(0).integers(0, 256, (job["batch"], crop, crop, 3), np.uint8)
     logits = engine.run(tiles).tolist()
     for _ in sys.stdin:
         seconds = []
@@ -41,7 +42,7 @@ def serve(module: str, job: dict[str, Any]) -> None:
             start = time.perf_counter()
             engine.run(tiles)
             seconds.append(time.perf_counter() - start)
-        result = {"seconds": statistics.median(seconds), "logits": logits, "isa": engine.info()["isa"]}
+        result = {"seconds": statistics.median(seconds), "logits": logits, "isa": engine.info()["isa"], "crop": crop}
         print(json.dumps({"result": result, "idle_cpu": 0, "idle": 0}), flush=True)
 
 
@@ -63,11 +64,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=_core.usable_cpus())
     parser.add_argument("--isa", default=_core.default_isa())
+    parser.add_argument("--crop", type=int, help="pixels; default: the model's")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, help="in a round; default: about half a second of them")
     args = parser.parse_args()
     job = {"model": str(args.bundle / "model.safetensors"), "calls": args.calls or max(1, 100 // args.batch)}
-    job |= {name: getattr(args, name) for name in ("precision", "profile", "batch", "threads", "isa")}
+    job |= {name: getattr(args, name) for name in ("precision", "profile", "batch", "threads", "isa", "crop")}
     workers = [
         Worker(str(module), [sys.executable, __file__, "serve", str(module), json.dumps(job)])
         for module in (args.old, args.new)
@@ -88,7 +90,7 @@ def main() -> None:
     old, new = (statistics.median(each) / args.batch * 1e3 for each in seconds)
     isas = " and ".join(dict.fromkeys(result["isa"] for result in first))  # executed, not those asked for
     print(
-        f"{args.precision}, {isas}, {args.profile}, batch {args.batch}, {args.threads} threads, "
+        f"{args.precision}, {isas}, {args.profile}, crop {first[0]['crop']}, batch {args.batch}, {args.threads} threads, "
         f"{args.rounds} rounds: {old:.3f} and {new:.3f} ms per tile, "
         f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
     )
