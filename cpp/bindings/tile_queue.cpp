@@ -196,18 +196,14 @@ class Queue {
     }
   }
 
-  TileQueueStats stats() {
-    if (queue_ != nullptr) {
-      last_ = queue_->stats();
-    }
-    return last_;
-  }
+  [[nodiscard]] TileQueueStats stats() const { return queue_ == nullptr ? last_ : queue_->stats(); }
 
   void close() {
     open().erase(this);
     if (queue_ == nullptr) {
       return;
     }
+    last_ = queue_->stats();
     std::shared_ptr<histo::TileQueue> queue = std::exchange(queue_, nullptr);
     const auto answers = answers_;
     const Unlocked unlocked;
@@ -350,8 +346,8 @@ void register_tile_queue(py::module_& m) {
       .def("__enter__", [](const py::object& self) { return self; })
       .def("__exit__", [](Queue& self, const py::args&) { self.close(); })
       .def_property_readonly("stats", &Queue::stats,
-                             "The TileQueueStats; of a closed queue, the last that were read.")
-      .def("__repr__", [](Queue& self) {
+                             "The TileQueueStats; of a closed queue, those before it was closed.")
+      .def("__repr__", [](const Queue& self) {
         const TileQueueStats stats = self.stats();
         return "<TileQueue: " + counted(stats.submitted, "tile") + ", " + std::to_string(stats.waiting) +
                " waiting>";

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from histo_export.errors import HistoError, place_of
-from histo_export.serve.refusals import Refused
+from histo_export.serve.refusals import Refused, malformed
 from histo_export.serve.settings import LOOPBACK, ServeSettings
 from histo_export.serve.telemetry import Log, Metrics, Record
 from histo_export.strict_json import dump_json
@@ -100,15 +100,14 @@ class Guard:
             async with asyncio.timeout(self.settings.limits.seconds):
                 await self.app(scope, receive, send)
         except Refused as error:
-            headers = error.headers | {"connection": "close"}  # what is left of the body is not read
-            return as_json({"error": str(error)}, error.status, headers)
+            return as_json({"error": str(error)}, error.status, error.headers)
         except HistoError as error:
             return as_json({"error": str(error)}, 500)
         except TimeoutError:
             if record.status:  # the answer has begun
                 raise
             text = f"The request: took more than {self.settings.limits.seconds:g} s. Ask again, with fewer images."
-            return as_json({"error": text}, 504, {"connection": "close"})
+            return as_json({"error": text}, 504)
         except (ClientDisconnect, ClientGoneError):
             raise
         except Exception as error:  # which nobody foresaw; the server goes on
@@ -116,17 +115,19 @@ class Guard:
             if record.status:
                 raise ClientGoneError from error
             text = f"The server: failed unexpectedly ({type(error).__name__}). Report this; its log has the place."
-            return as_json({"error": text}, 500, {"connection": "close"})
+            return as_json({"error": text}, 500)
         return None
 
     def _check(self, scope: Scope) -> None:
         """Refused where the client may not ask."""
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may see another end of the request
+            raise malformed("content-length", "contradicts transfer-encoding", "Send one of them")
         host = headers.get("host", "")
         # A page of another site can make a browser send requests here, by a name that leads to this machine even ones
         # whose answers it may read.
         if self.settings.loopback and _name_of(host) not in LOOPBACK:
-            raise Refused(403, f"host {host[:80]!r}", "is not this machine", f"Use http://{self.settings.host}")
+            raise Refused(403, f"host {host[:80]!r}", "is not this machine", "Use the address that the server printed")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             raise Refused(403, f"origin {origin[:80]!r}", "is another site", "Send the request from this server's page")

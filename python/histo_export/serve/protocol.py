@@ -132,7 +132,7 @@ def _numbers(data: Any, shape: tuple[int, ...]) -> Pixels:
     try:
         array = np.asarray(data)
     except ValueError as error:  # lists of different lengths, or nested deeper than arrays are
-        raise malformed(INPUT, "holds lists of different lengths", step) from error
+        raise malformed(INPUT, "holds lists that make no array", step) from error
     if array.dtype.kind not in "iu" or array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
         raise malformed(INPUT, f"holds {array.dtype} {array.shape} for {shape}", step)
     if array.min() < 0 or array.max() > 255:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -100,6 +101,7 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
     listening = _listen(settings.host, settings.port)  # a port that is taken is told before bundles are read
     with listening, ThreadPoolExecutor(settings.threads, thread_name_prefix="decode") as pool, _logged(log):
         repository = await Repository.open(bundles, settings)
+        reloads: set[asyncio.Task[None]] = set()
         try:
             metrics = Metrics(lambda: repository.models)
             routes = Routes(repository, settings, pool, log, metrics)
@@ -113,7 +115,7 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
 
             host, port = listening.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            with _signals(loop, stop, lambda: _reload(repository, log)):
+            with _signals(loop, stop, lambda: reloads.add(asyncio.ensure_future(_reload(repository, log)))):
                 served = asyncio.create_task(server.serve(sockets=[listening]))
                 while not server.started and not served.done():
                     await asyncio.sleep(0.01)
@@ -122,9 +124,10 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
                     log.event("started", address=address, models=facts)
                     started(address, repository.models, lambda: loop.call_soon_threadsafe(stop))
                 await served
-            log.event("stopped")
         finally:
+            await asyncio.gather(*reloads)
             await repository.close()
+        log.event("stopped")
 
 
 def _config(routes: Routes, settings: ServeSettings) -> uvicorn.Config:
@@ -150,7 +153,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number and not isinstance(error, socket.gaierror) else one_line(error)
         step = "Choose another --port or --host; --port 0 takes a free port"
         raise UsageError(f"{host}:{port}", f"can't be listened on ({reason})", step) from error
 
@@ -176,24 +180,14 @@ def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: 
             signal.signal(number, handler)
 
 
-def _reload(repository: Repository, log: Log) -> None:
+async def _reload(repository: Repository, log: Log) -> None:
     """Reads all bundles again; those that can't be opened are told in the log, and their models stay."""
-
-    async def reload() -> None:
-        for name in dict.fromkeys(model.name for model in repository.models):
-            try:
-                for model in await repository.reload(name):
-                    log.event("loaded", model=model.name, version=model.version)
-            except HistoError as error:
-                log.event("reload failed", error=str(error))
-
-    task = asyncio.ensure_future(reload())
-    _reloads.add(task)
-    task.add_done_callback(_reloads.discard)
-
-
-_reloads: set[asyncio.Task[None]] = set()
-"""The loop itself would forget them."""
+    for name in dict.fromkeys(model.name for model in repository.models):
+        try:
+            for model in await repository.reload(name):
+                log.event("loaded", model=model.name, version=model.version)
+        except HistoError as error:
+            log.event("reload failed", error=str(error))
 
 
 @contextmanager

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -91,7 +98,7 @@ class LogHandler(logging.Handler):
     """Puts what libraries log into the log, one line each."""
 
     def __init__(self, log: Log) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.ERROR)  # a warning for each line of nonsense that a client sends would be a flood
         self.log = log
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -109,6 +116,7 @@ class Metrics:
     """
 
     def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
+        disable_created_metrics()  # the time of each counter's birth, which nobody asks for
         self._registry = CollectorRegistry()
         self._requests = Counter("histo_requests", "Requests answered", ["route", "status"], registry=self._registry)
         self._seconds = Histogram(

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from histo_export.data.images import BadImageError, decode_image
@@ -21,6 +22,7 @@ from histo_export.spec import ModelSpec
 
 Pixels = npt.NDArray[np.uint8]
 MB = 1 << 20
+CURL = "Send each image as a file of the form: curl -F image=@a.png -F image=@b.png"
 
 
 class Upload:
@@ -78,33 +80,81 @@ class Upload:
         return [("", body)]
 
     async def _files(self) -> list[tuple[str, bytes]]:
-        most = self._uploads.limits.images
-        parser = _InMemory(self.request.headers, self.chunks(), max_files=most, max_fields=0)
-        parser.spool_max_size = self._uploads.limits.request_bytes + 1  # so that no file reaches the disk
-        step = "Send each image as a file of the form: curl -F image=@a.png -F image=@b.png"
-        try:
-            form = await parser.parse()
-        except MultiPartException as error:
-            if parser.too_many_files:
-                raise too_large("The request", f"has more than {most} images", "Send fewer at a time") from error
-            raise malformed("The form", f"can't be read ({one_line(error)})", step) from error
-        try:
-            parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-            files = [(part.filename or "", await part.read()) for part in parts]
-        finally:
-            await form.close()
-        if not files:
-            raise malformed("The form", "holds no file", step)
-        return files
+        form = _Form(self.request.headers["content-type"], self._uploads.limits.images)
+        async for chunk in self.chunks():
+            form.write(chunk)
+        if not form.ended:  # a last image that is cut off would be left out without a word
+            raise malformed("The form", "is cut off", "Send it again")
+        if not form.files:
+            raise malformed("The form", "holds no file", CURL)
+        return [(name, bytes(content)) for name, content in form.files]
 
 
-class _InMemory(MultiPartParser):
-    """Starlette's parser, told how large a file may be in memory."""
+class _Form:
+    """Collects the files of a form, which come in pieces.
 
-    @property
-    def too_many_files(self) -> bool:
-        """Why it has failed."""
-        return self._current_files > self.max_files
+    Args:
+        content_type: the header of that name.
+        most: files of a form.
+
+    Raises:
+        Refused: it states no boundary.
+    """
+
+    def __init__(self, content_type: str, most: int) -> None:
+        self.files: list[tuple[str, bytearray]] = []
+        self.ended = False
+        self._most = most
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        with _form_errors():
+            if not boundary:
+                raise FormParserError("it states no boundary")
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._begin_file,
+                    "on_part_data": lambda data, start, end: self.files[-1][1].extend(data[start:end]),
+                    "on_end": self._end,
+                },
+            )
+
+    def write(self, chunk: bytes) -> None:
+        """Takes the next bytes; Refused where they can't be those of a form with files alone."""
+        with _form_errors():
+            self._parser.write(chunk)
+
+    def _begin_part(self) -> None:
+        self._disposition = b""
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
+
+    def _begin_file(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        if b"filename" not in options:
+            raise malformed("The form", "has a field that is not a file", CURL)
+        if len(self.files) == self._most:
+            raise too_large("The request", f"has more than {self._most} images", "Send fewer at a time")
+        self.files.append((options[b"filename"].decode(errors="replace"), bytearray()))
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+@contextmanager
+def _form_errors() -> Iterator[None]:
+    """Turns what the library says of a damaged form into a refusal."""
+    try:
+        yield
+    except FormParserError as error:
+        raise malformed("The form", f"can't be read ({one_line(error)})", CURL) from error
 
 
 class Uploads:
