@@ -26,6 +26,11 @@ async function errorOf(answer) {
   }
 }
 
+// What to say of an error; fetch itself throws TypeErrors alone.
+function reason(error) {
+  return error instanceof TypeError ? "The server can't be reached. Start it again, then reload this page." : error.message;
+}
+
 function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, 1000 * seconds);
@@ -40,7 +45,6 @@ async function start() {
   const refused = answer.status === 401;
   byId("token-form").hidden = !refused;
   if (refused) {
-    if (token) say("");
     byId("lead").textContent = token ? "This is not the server's token." : "";
     byId("token").focus();
     return;
@@ -58,13 +62,13 @@ async function choose({ name, version }) {
   const answer = await ask(`v2/models/${encodeURIComponent(name)}/versions/${encodeURIComponent(version)}`);
   if (!answer.ok) throw new Error(await errorOf(answer));
   model = { name, version, ...(await answer.json()).parameters };
-  const scale = model.mpp === null ? "" : ` of ${number(model.mpp, 3)} µm per pixel`;
+  const scale = model.mpp === null ? "" : ` of ${model.mpp} µm per pixel`;
   byId("lead").textContent = `${name}: ${count(model.classes.length, "class", "classes")}. `
     + (model.calibration ? `Calibrated: ${model.calibration.description}.` : "The probabilities are not calibrated.");
   byId("wanted").textContent = `JPEG, PNG or TIFF, ${model.tile_size} × ${model.tile_size} pixels${scale}. `
     + "They are sent to this server and kept nowhere.";
   byId("warnings").replaceChildren();
-  const warnings = model.synthetic ? ["This model was trained on made tiles, as a demonstration. Its answers mean nothing."] : [];
+  const warnings = model.synthetic ? ["This model was trained on made tiles, as a demonstration. Its answers mean nothing for real tissue."] : [];
   showWarnings(warnings, byId("warnings"));
   clear();
 }
@@ -102,7 +106,7 @@ async function run() {
     say(`${count(done, "image")} done.`);
   } catch (error) {
     waiting.length = 0;
-    say(error.name === "AbortError" ? `Stopped after ${count(done, "image")}.` : `${error.message}`);
+    say(error.name === "AbortError" ? `Stopped after ${count(done, "image")}.` : reason(error));
   } finally {
     running = null;
     byId("stop").hidden = true;
@@ -165,7 +169,7 @@ function clear() {
 
 // --- what the user does ------------------------------------------------------------------------------------
 
-const failed = (error) => say(`The server can't be reached, or refused: ${error.message}`);
+const failed = (error) => { byId("lead").textContent = reason(error); };
 byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = byId("token").value.trim();
