@@ -29,6 +29,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -230,11 +231,12 @@ def run_clients(load: Load, count: int, during: Callable[[], None] = lambda: Non
 
 
 @contextmanager
-def started(command: Sequence[object]) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server that prints its address, and its port."""
-    with subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-    ) as process:
+def started(command: Sequence[object], log: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server that prints its address, and its port; its stderr goes into `log`."""
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
@@ -263,6 +265,13 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS:"))
 
 
+def answers_in(log: Path) -> int:
+    """Requests that the server says it has answered."""
+    with log.open(encoding="utf-8") as lines:
+        events = (json.loads(line) for line in lines)
+        return sum(event["event"] == "request" and event["status"] != 499 for event in events)
+
+
 def report(title: str, tally: Tally, wall: float, alone: float) -> list[str]:
     """Lines about a run; the faults, of which there should be none, come last."""
     times = np.array(tally.seconds or [np.nan]) * 1e3
@@ -277,8 +286,8 @@ def report(title: str, tally: Tally, wall: float, alone: float) -> list[str]:
     ]
 
 
-def measure(args: argparse.Namespace) -> bool:
-    """Runs all parts and prints what they gave; whether every answer was right."""
+def measure(args: argparse.Namespace, folder: Path) -> bool:
+    """Runs all parts and prints what they gave; whether every answer was right. `folder` gets logs."""
     engine = Engine(args.bundle / NATIVE, threads=args.threads)
     tiles, images = tiles_of(engine.model.tile_size)
     logits = engine.run(tiles)
@@ -292,7 +301,7 @@ def measure(args: argparse.Namespace) -> bool:
     options = ("--port", 0, "--threads", args.threads, "--batch", args.batch)
     command = [sys.executable, "-m", "histo_export", "serve", args.bundle, *options]
     memory: list[float] = []
-    with started(command) as (process, port):
+    with started(command, folder / "log") as (process, port):
         memory.append(resident_mb(process.pid))
         start = time.monotonic()
         main = run_clients(load(port), args.clients)
@@ -305,18 +314,23 @@ def measure(args: argparse.Namespace) -> bool:
 
         drained = run_clients(load(port), min(args.clients, 32), end)
         code = process.wait(120)
+    lost = answers_in(folder / "log") - len(main.seconds) - len(drained.seconds)
     alone = statistics.mean([before, engine_speed(engine, tiles, args.batch, args.alone)])
     print(f"{args.clients} clients, {args.threads} threads, batch {args.batch}")
     print(*report("histo serve", main, wall, alone), sep="\n")
     print(f"  memory {memory[0]:.0f} MB before, {memory[1]:.0f} MB after")
-    print(f"SIGTERM among requests: exit code {code}, {len(drained.seconds):,} answered, {len(drained.faults)} wrong")
+    print(
+        f"SIGTERM among requests: exit code {code}, {len(drained.seconds):,} answered, {len(drained.faults)} wrong, "
+        f"{lost} answered by the server but not received"
+    )
     faults = main.faults + drained.faults
     if args.peer:
-        with started([sys.executable, __file__, args.bundle, "--be-peer", "--threads", args.threads]) as (_, port):
+        command = [sys.executable, __file__, args.bundle, "--be-peer", "--threads", args.threads]
+        with started(command, folder / "peer") as (_, port):
             start = time.monotonic()
             peer = run_clients(load(port, exact=False), args.clients)
             print(*report("Starlette and ONNX Runtime", peer, time.monotonic() - start, alone), sep="\n")
-    return not faults and code == 0 and main.cut_off == 0
+    return not faults and not lost and code == 0 and main.cut_off == 0
 
 
 def be_peer(bundle: Path, threads: int) -> None:
@@ -383,7 +397,8 @@ def main() -> None:
         be_peer(args.bundle, args.threads)
         return
     os.environ.pop("HISTO_SERVE_TOKEN", None)  # the clients know none
-    sys.exit(0 if measure(args) else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(0 if measure(args, Path(folder)) else 1)
 
 
 if __name__ == "__main__":
