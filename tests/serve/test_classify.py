@@ -115,7 +115,7 @@ def test_forms_that_are_none_are_refused(server: Server, kind: str, body: bytes,
         ("?model=other", 404, "model 'other': is not served. Choose from bundle."),
         ("?version=0", 404, "version '0' of bundle: is not served"),
         ("?seen=yes", 400, "seen: is 'yes'. Give 1"),
-        ("?modle=bundle", 400, "'modle': is not a parameter"),
+        ("?mode=bundle", 400, "'mode': is not a parameter"),
     ],
 )
 def test_queries_are_judged(server: Server, query: str, status: int, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -330,6 +331,15 @@ def test_what_cannot_be_served_is_told_at_the_start(server: Server, bundle: Path
     assert (code, "The token: is empty" in err) == (2, True)
     with pytest.raises(HistoError, match="more than images may have"), serving([bundle], limits=Limits(pixels=5000)):
         pass
+
+
+def test_the_second_signal_ends_a_server_at_once(bundle: Path, tiles: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(monkeypatch) as waiting, ThreadPoolExecutor(1) as client, serving([bundle], threads=1) as server:
+        answer = client.submit(server.classify, [("a", png(tiles[0]))])
+        until(lambda: waiting == [1])
+        server.stop()
+        server.stop()
+        assert isinstance(answer.exception(30), OSError | http.client.HTTPException)
 
 
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="no signals")

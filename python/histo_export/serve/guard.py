@@ -88,6 +88,7 @@ class Guard:
         except (ClientDisconnect, ClientGoneError, TimeoutError):
             record.status = GONE
         finally:
+            record.status = record.status or GONE
             seconds = time.perf_counter() - began
             self.metrics.request(record, seconds)
             self.log.request(record, seconds)

@@ -101,20 +101,19 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
     listening = _listen(settings.host, settings.port)  # a port that is taken is told before bundles are read
     with listening, ThreadPoolExecutor(settings.threads, thread_name_prefix="decode") as pool, _logged(log):
         repository = await Repository.open(bundles, settings)
+        routes = Routes(repository, settings, pool, log, Metrics(lambda: repository.models))
+        server = _Server(_config(routes, settings))
         reloads: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            routes.draining = True
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         try:
-            metrics = Metrics(lambda: repository.models)
-            routes = Routes(repository, settings, pool, log, metrics)
-            server = _Server(_config(routes, settings))
-            loop = asyncio.get_running_loop()
-
-            def stop() -> None:
-                routes.draining = True
-                server.force_exit = server.should_exit
-                server.should_exit = True
-
-            host, port = listening.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             with _signals(loop, stop, lambda: reloads.add(asyncio.ensure_future(_reload(repository, log)))):
                 served = asyncio.create_task(server.serve(sockets=[listening]))
                 while not server.started and not served.done():
@@ -125,8 +124,9 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
                     started(address, repository.models, lambda: loop.call_soon_threadsafe(stop))
                 await served
         finally:
-            await asyncio.gather(*reloads)
-            await repository.close()
+            if not server.force_exit:
+                await asyncio.gather(*reloads)
+                await repository.close()
         log.event("stopped")
 
 
