@@ -36,7 +36,7 @@ EXAMPLES = {
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",
-        "histo serve bundles/tiles-pool2 bundles/tiles-pool4 --port 9000 --max-wait-ms 5",
+        "histo serve bundles/tiles-pool2 bundles/tiles-pool4 --port 9000",
         "histo serve bundles/tiles-pool2 --host 0.0.0.0 --token-file token.txt",
     ),
     "inspect": (

@@ -23,7 +23,7 @@ from histo_export.serve.guard import SENDING_S
 from histo_export.serve.models import Model, Repository
 from histo_export.serve.settings import ServeSettings
 from histo_export.serve.telemetry import Log, LogHandler, Metrics
-from histo_export.system import ending_signals
+from histo_export.system import ending_signals, reloading_signals
 
 HEADER_S = 10.0
 """For a client to send the headers of a request."""
@@ -166,8 +166,7 @@ def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: 
         yield
         return
     handlers: dict[signal.Signals, Callable[[], Any]] = dict.fromkeys((signal.SIGINT, *ending_signals()), stop)
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = reload
+    handlers |= dict.fromkeys(reloading_signals(), reload)
 
     def handle(number: int, frame: object) -> None:
         loop.call_soon_threadsafe(handlers[signal.Signals(number)])

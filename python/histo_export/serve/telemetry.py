@@ -105,7 +105,7 @@ class LogHandler(logging.Handler):
         """Called by logging."""
         error = record.exc_info[1] if record.exc_info else None
         facts = {"error": f"{type(error).__name__}: {one_line(error)}"} if error else {}
-        self.log.event("message", of=record.name, text=record.getMessage()[:500], **facts)
+        self.log.event("library", of=record.name, message=record.getMessage()[:500], **facts)
 
 
 class Metrics:
