@@ -195,7 +195,7 @@ def test_http_that_is_none_is_refused(server: Server, sent: bytes, status: int) 
 
 
 def test_headers_without_bounds_are_refused(server: Server) -> None:
-    with suppress(ConnectionError):  # the answer may be lost behind what was sent
+    with suppress(OSError):  # the answer may be lost behind what was sent
         assert raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 3_000_000).startswith(b"HTTP/1.1 400 ")
     assert server.get("/v2/health/ready").status == 200
 
