@@ -57,6 +57,7 @@ REFUSED: Sequence[tuple[str, str]] = [
     ("predict {bundle} {tiles} --out {out}/x --runtime torch", "train"),
     ("predict {bundle} {tiles} --out {out}/x --runtime torch --device cuda", "train"),
     ("predict {bundle} {tiles} --out {out}/x --ray local", "ray"),
+    ("serve {bundle}", "serve"),
     ("predict {bundle} {slide} --out {out}/x", "slides"),
     ("predict {bundle} {dicom} --out {out}/x", "slides"),
     ("predict {bundle} {tiles} {slide} --out {out}/x", "slides"),

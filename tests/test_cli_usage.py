@@ -136,7 +136,8 @@ WRONG = {
     "export --accept_drop": "--accept_drop: is not an option of histo export. Did you mean --accept-drop?",
     "export --pools=2": "--pools: is not an option of histo export. Did you mean --pool?",
     "train --formats onnx": "--formats: is not an option of histo train. histo export has it. See histo train --help.",
-    "export --threads 2": "--threads: is not an option of histo export. histo bench and histo predict have it.",
+    "export --threads 2": "--threads: is not an option of histo export. histo bench, histo predict and "
+    "histo serve have it.",
     "doctor --gpu": "--gpu: is not an option of histo doctor. histo export, histo train, histo verify, histo bench and "
     "histo predict have --device cuda. See histo doctor --help.",
     "doctor --xyzzy": "--xyzzy: is not an option of histo doctor. See histo doctor --help.",

@@ -20,7 +20,8 @@ ARGUMENTS = {
     "results": ([],),
     "outputs_of_regions": (np.zeros((1, 1, 3), np.uint8), np.zeros((1, 2), np.int64), 1),
 }
-OF_ITSELF = {"BatchResults.__iter__", "BatchResults.__enter__"}  # return the object itself, whatever is in it
+OF_ITSELF = {f"{name}.{m}" for name in ("BatchResults", "TileQueue") for m in ("__iter__", "__enter__")}
+"""They return the object itself, whatever is in it."""
 PYTHONS = {"__init__", "__new__", "_pybind11_conduit_v1_"}
 
 

@@ -61,7 +61,7 @@ def test_a_module_belongs_to_its_package() -> None:
     distributions = importlib.metadata.packages_distributions()
     for module, package in {pair for modules in EXTRAS.values() for pair in modules.items()}:
         if module != "onnxruntime":  # of two packages, of which one may be installed
-            assert package in distributions[module]
+            assert package in {name.replace("_", "-") for name in distributions[module]}
 
 
 def test_every_import_is_of_the_light_install_or_of_an_extra(project: Any) -> None:

@@ -19,9 +19,10 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from histo_export.bundle_files import model_name
 from histo_export.errors import HistoError
 from histo_export.export.bundle import open_bundle
-from histo_export.export.triton import model_name, write_repository
+from histo_export.export.triton import write_repository
 
 NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 

@@ -34,6 +34,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::register_model(m);
   bindings::register_engine(m);
   bindings::register_batch_runner(m);
+  bindings::register_tile_queue(m);
   bindings::register_machine(m);
   bindings::refuse_uninitialised(m);
 }

@@ -10,6 +10,7 @@ void register_head(pybind11::module_& m);          // FusedHead
 void register_model(pybind11::module_& m);         // Model
 void register_engine(pybind11::module_& m);        // Engine, preprocess, self_test
 void register_batch_runner(pybind11::module_& m);  // BatchRunner, BatchResults, BatchRunnerStats, TileResult
+void register_tile_queue(pybind11::module_& m);    // TileQueue, TileAnswer, TileQueueStats
 void register_machine(pybind11::module_& m);       // the names, the build, the CPU
 
 }  // namespace bindings

@@ -8,7 +8,7 @@ from histo_export.embedding import cmake_prefix
 from histo_export.errors import HistoError, UsageError
 
 if TYPE_CHECKING:
-    from histo_export._core import BatchRunner, Engine, FusedHead, Model
+    from histo_export._core import BatchRunner, Engine, FusedHead, Model, TileQueue
     from histo_export.predict import load
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "FusedHead",
     "HistoError",
     "Model",
+    "TileQueue",
     "UsageError",
     "__version__",
     "cmake_prefix",
@@ -37,7 +38,7 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """What needs the compiled core, loaded when it is asked for: the sources can be imported without it."""
-    if name in ("BatchRunner", "Engine", "FusedHead", "Model"):
+    if name in ("BatchRunner", "Engine", "FusedHead", "Model", "TileQueue"):
         return getattr(importlib.import_module("histo_export._core"), name)
     if name == "load":
         return importlib.import_module("histo_export.predict").load

@@ -1,4 +1,9 @@
-"""The names of the files in a bundle. Imports nothing, so that runtimes, exports and commands can share them."""
+"""The names of a bundle and of its files. Imports nothing else of the package, so that all its rooms can share them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
 
 CONFIG, GOLDEN, CARD = "config.json", "golden.safetensors", "README.md"
 TRAINED_ON = "trained_on.safetensors"
@@ -14,3 +19,8 @@ NATIVE = "model.safetensors"
 PT2 = "model.pt2"
 MODELS = (ONNX, INT8_ONNX, TORCHSCRIPT, NATIVE, PT2)
 """What runtimes open."""
+
+
+def model_name(bundle: Path) -> str:
+    """What servers call a bundle: its folder's name, with dashes for characters that a URL would escape."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", bundle.absolute().name).strip("-") or "model"

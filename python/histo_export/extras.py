@@ -38,6 +38,12 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     },
     "features": {"h5py": "h5py"},
     "ray": {"ray": "ray"},
+    "serve": {
+        "starlette": "starlette",
+        "uvicorn": "uvicorn",
+        "python_multipart": "python-multipart",
+        "prometheus_client": "prometheus-client",
+    },
     "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""

@@ -38,7 +38,22 @@ SCRIPT_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 """Of characters that could end a script block, or begin a comment in it; in JSON they occur in strings only."""
 
 
-def html_page(title: str, body: str, *, style: str = "", script: str = "", data: Any = None) -> str:
+def content_policy(style: str, script: str, *, live: bool = False) -> str:
+    """The content security policy of a page; the arguments are those of `html_page`."""
+    none = "'none'"
+    policy = [
+        f"default-src {none}",
+        f"base-uri {none}",
+        f"form-action {none}",
+        "img-src data: file: 'self'",
+        f"style-src {_hash(BASE_STYLE + style)}",
+        f"script-src {_hash(script) if script else none}",
+        *(["connect-src 'self'"] if live else []),
+    ]
+    return "; ".join(policy)
+
+
+def html_page(title: str, body: str, *, style: str = "", script: str = "", data: Any = None, live: bool = False) -> str:
     """The text of a page.
 
     Args:
@@ -47,25 +62,17 @@ def html_page(title: str, body: str, *, style: str = "", script: str = "", data:
         style: CSS besides `BASE_STYLE`.
         script: JavaScript that runs when the body is there.
         data: plain values, which the script finds as JSON in the element with the id "data"; None for none.
+        live: the script may ask the server that the page came from, and no other one.
     """
-    css = BASE_STYLE + style
-    none = "'none'"
-    policy = [
-        f"default-src {none}",
-        f"base-uri {none}",
-        f"form-action {none}",
-        "img-src data: file: 'self'",
-        f"style-src {_hash(css)}",
-        f"script-src {_hash(script) if script else none}",
-    ]
+    policy = content_policy(style, script, live=live)
     parts = [
         "<!doctype html>",
         '<html lang="en">',
         '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(policy)}">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title>",
-        f"<style>{css}</style>",
+        f"<style>{BASE_STYLE + style}</style>",
         body,
     ]
     if data is not None:

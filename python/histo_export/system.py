@@ -252,6 +252,11 @@ def ending_signals() -> list[signal.Signals]:
     return [signal.Signals[name] for name in names if name in signal.Signals.__members__]
 
 
+def reloading_signals() -> list[signal.Signals]:
+    """Signals that ask a server to read its files again: SIGHUP, which Windows does not have."""
+    return [signal.Signals[name] for name in ("SIGHUP",) if name in signal.Signals.__members__]
+
+
 def _psutil() -> Any:
     import psutil
 

@@ -34,6 +34,11 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
         "histo predict bundles/tiles-pool2 slides/ --coords patches/",
     ),
+    "serve": (
+        "histo serve bundles/tiles-pool2",
+        "histo serve bundles/tiles-pool2 bundles/tiles-pool4 --port 9000",
+        "histo serve bundles/tiles-pool2 --host 0.0.0.0 --token-file token.txt",
+    ),
     "inspect": (
         "histo inspect bundles/tiles-pool2",
         "histo inspect bundles/tiles-pool2 --plan throughput",

@@ -96,8 +96,12 @@ def read_image_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, most_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode JPEG, PNG or TIFF bytes in full.
+
+    Args:
+        data: of a file.
+        most_pixels: an image that states more is refused before it is decoded.
 
     Returns:
         uint8 RGB `(h, w, 3)`, C-contiguous.
@@ -107,9 +111,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """
     with _bad_images():
         if is_tiff(data[:4]):
-            return opaque_pixels(_load_tiff(io.BytesIO(data)))
+            return opaque_pixels(_load_tiff(io.BytesIO(data), most_pixels))
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return opaque_pixels(_load(image, data))
+            return opaque_pixels(_load(image, data, most_pixels))
 
 
 def image_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -144,18 +148,18 @@ def _bad_images() -> Iterator[None]:
         raise BadImageError(f"cannot be decoded ({text[:120]})") from error
 
 
-def _load_tiff(file: io.BytesIO) -> Image.Image:
+def _load_tiff(file: io.BytesIO, most_pixels: int) -> Image.Image:
     pages = read_pages(file)
     if (count := sum(page.main for page in pages)) > 1:
         raise BadImageError(f"holds {count} pages, not one")
     index = choose_page(pages)
-    _check_size(pages[index].size)
+    _check_size(pages[index].size, most_pixels)
     return load_page(file, index, pages[index])
 
 
-def _load(image: Image.Image, data: bytes) -> Image.Image:
+def _load(image: Image.Image, data: bytes, most_pixels: int) -> Image.Image:
     """A JPEG or PNG, decoded if it is accepted."""
-    _check_size(image.size)
+    _check_size(image.size, most_pixels)
     # PIL converts 16-bit RGB to 8 bits, and its mode hides that. IHDR: 8-byte signature, 8-byte chunk head, width,
     # height, bit depth.
     if image.format == "PNG" and data[24] > 8:
@@ -170,8 +174,8 @@ def _load(image: Image.Image, data: bytes) -> Image.Image:
     return image
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+def _check_size(size: tuple[int, int], most_pixels: int) -> None:
+    if size[0] * size[1] > most_pixels:
         raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
 
 

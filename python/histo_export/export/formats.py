@@ -38,7 +38,7 @@ class Source:
         checkpoint: the trained network.
         kind: what the graphs take, see `lowering.InputKind`.
         scales: of an int8 model, by convolution; None for a model without.
-        name: what a server calls the model, see `triton.model_name`.
+        name: what a server calls the model, see `bundle_files.model_name`.
         opset: of ONNX files, from `LOWEST_OPSET` to `HIGHEST_OPSET`.
         precision: that the bundle is made for.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import histo_export
-from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE, TRAINED_ON
+from histo_export.bundle_files import CARD, CONFIG, GOLDEN, INT8_ONNX, NATIVE, TRAINED_ON, model_name
 from histo_export.errors import UsageError
 from histo_export.export import bundle
 from histo_export.export.card import model_card
@@ -28,7 +28,6 @@ from histo_export.export.low_precision import (
     raise_if_lossy,
     raise_if_onnx_differs,
 )
-from histo_export.export.triton import model_name
 from histo_export.machine import package_versions
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower

@@ -10,7 +10,6 @@ ordinary file with the same content. A symbolic link would break as soon as `tri
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from collections.abc import Collection, Sequence
@@ -69,11 +68,6 @@ dynamic_batching {{
 """
 
 
-def model_name(out: Path) -> str:
-    """The name that clients use: that of the bundle's folder, with dashes for characters that a URL would escape."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", out.absolute().name).strip("-") or "model"
-
-
 def write(folder: Path, source: Source) -> Sequence[str]:
     """See `formats.Writer`."""
     return write_repository(folder, source.name, source.spec.classes)
@@ -95,7 +89,7 @@ def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[st
 
     Args:
         bundle: the bundle's folder.
-        name: of the model, from `model_name`.
+        name: of the model, from `bundle_files.model_name`.
         classes: in the order of the logits.
 
     Returns:

@@ -25,10 +25,11 @@ def page(kind: Kind, title: str, data: Mapping[str, Any]) -> str:
         title: of the window; any text.
         data: plain values for its JavaScript, which shows texts as texts.
     """
-    script = _file("shared.js") + _file(f"{kind}.js")
-    return html_page(title, _file(f"{kind}.html"), style=_file("page.css"), script=script, data=data)
+    script = shared_file("shared.js") + shared_file(f"{kind}.js")
+    return html_page(title, shared_file(f"{kind}.html"), style=shared_file("page.css"), script=script, data=data)
 
 
 @cache
-def _file(name: str) -> str:
+def shared_file(name: str) -> str:
+    """The text of a file in this folder."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
