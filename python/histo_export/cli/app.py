@@ -23,6 +23,7 @@ from histo_export.cli.export import export
 from histo_export.cli.inspect import inspect
 from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
+from histo_export.cli.study import study
 from histo_export.cli.train import train
 from histo_export.cli.usage import Command, Group, first_paragraph
 from histo_export.cli.verify import verify
@@ -55,6 +56,7 @@ def _add(program: typer.Typer, name: str, command: Callable[..., Any]) -> None:
 # In the order of `histo --help`.
 _add(app, "export", expand_options(export, TRAINING_ORDER))
 _add(app, "train", expand_options(train, TRAINING_ORDER))
+_add(app, "study", expand_options(study))
 _add(app, "verify", verify)
 _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))

@@ -22,6 +22,12 @@ EXAMPLES = {
         "histo train --data tiles/ --classes TUMOR,STROMA --weights imagenet",
         "histo train --data tiles.npy --epochs 30 --batch 64 --device cuda",
     ),
+    "study": (
+        "histo study tiles/ --pools 1,2,4,8",
+        "histo study --data demo --quick",
+        "histo study --data tiles/ --pools 1,2 --recipes strong,report --groups slides.csv --budget 4h",
+        "histo export --study study",
+    ),
     "verify": ("histo verify bundles/tiles-pool2", "histo verify bundles/tiles-pool2 --device cuda --json"),
     "bench": (
         "histo bench bundles/tiles-pool2",
