@@ -145,10 +145,8 @@ def sentences(study: Study, answer: Answer) -> list[str]:
     elif largest:
         lines.append(f"How sure: it is the largest pool, and better than each smaller one by the rule ({basis}).")
     else:
-        least = percent(recommendation.sure)
-        lines.append(
-            f"How sure: with a probability of at least {least}, no larger pool is better by more than {margin} ({basis})."
-        )
+        sure = f"with a probability of at least {percent(recommendation.sure)}"
+        lines.append(f"How sure: {sure}, no larger pool is better by more than {margin} ({basis}).")
     lines.append(_surer(study, answer))
     if known and count < FEW_GROUPS:
         lines.append(f"The test has {count} groups only, so that all intervals say little about other ones.")

@@ -32,7 +32,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from histo_export.statistics import LEVEL, POWER, RESAMPLES, resample_weights
+from histo_export.statistics import LEVEL, POWER, RESAMPLES
 from histo_export.study.design import Arm
 
 Floats = npt.NDArray[np.float64]
@@ -141,7 +141,7 @@ class Comparison:
         needed: of `better` or `worse` for a verdict.
         verdict: see the module.
         visible: the smallest difference that these seeds and tiles would have found to be better than the margin with a
-            probability of `POWER`.
+            probability of about `POWER`: the spread is an estimate from few seeds.
         more_seeds: seeds at which the question of the rule would be decided if this difference is the true one; None
             where no number does it, or where it is decided.
         more_tiles: how many times as many test tiles (of as many more groups) would decide it with these seeds; None
@@ -256,13 +256,14 @@ def two_way_bootstrap(differences: Floats, groups: npt.NDArray[np.int64], seed: 
         seed: of the draws.
     """
     sums, sizes = _by_group(differences, groups)
-    of_seeds = np.concatenate(list(resample_weights(len(sums), RESAMPLES, seed)))
-    means, done = [], 0
-    for weights in resample_weights(len(sizes), RESAMPLES, seed + 1):
-        rows = of_seeds[done : done + len(weights)]
-        done += len(weights)
-        means.append(((rows @ sums) * weights).sum(1) / (len(sums) * (weights @ sizes)))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    seeds, count = sums.shape
+    # Groups that are alike (tiles, mostly) are drawn together: how many of them are drawn is a multinomial draw.
+    alike, counts = np.unique(np.vstack([sums, sizes]), axis=1, return_counts=True)
+    random = np.random.default_rng(seed)
+    of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
+    of_groups = random.multinomial(count, counts / count, RESAMPLES)
+    means = ((of_seeds @ alike[:-1]) * of_groups).sum(1) / (seeds * (of_groups @ alike[-1]))
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
