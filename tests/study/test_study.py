@@ -318,3 +318,29 @@ def test_the_recommended_checkpoint(design: Design, make_study: Make, tmp_path: 
     study.folder.json.write_text(good.replace('"quick": false', '"quick": true'), encoding="utf-8")
     with pytest.raises(UsageError, match="is a quick study"):
         report.recommended_checkpoint(folder)
+
+
+def test_pool_8_on_a_map_of_4_is_pool_4_with_larger_steps_of_its_head() -> None:
+    """docs/study.md argues it: each cell is repeated four times, so that four equal steps of weights add up."""
+    maps = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    four, eight = (torch.nn.functional.adaptive_avg_pool2d(maps, pool) for pool in (4, 8))
+    assert torch.equal(eight, four.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    torch.manual_seed(0)
+    large = torch.nn.Linear(3 * 64, 2)
+    small = torch.nn.Linear(3 * 16, 2)
+
+    def summed(weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().view(2, 3, 4, 2, 4, 2).sum((3, 5)).flatten(1)
+
+    with torch.no_grad():
+        small.weight.copy_(summed(large.weight))
+        small.bias.copy_(large.bias)
+    torch.testing.assert_close(large(eight.flatten(1)), small(four.flatten(1)))
+    steps = []
+    for head, inputs in ((large, eight), (small, four)):
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+        before = head.weight.detach().clone()
+        torch.nn.functional.cross_entropy(head(inputs.flatten(1)), torch.tensor([0, 1, 0, 1, 1])).backward()
+        optimizer.step()
+        steps.append(head.weight.detach() - before)
+    torch.testing.assert_close(summed(steps[0]), 4 * steps[1], rtol=1e-3, atol=1e-6)

@@ -126,22 +126,33 @@ def test_the_smallest_visible_difference_is_found_mostly() -> None:
     assert 0.65 < np.mean(found) < 0.9
 
 
-def test_what_is_needed_is_enough() -> None:
-    """As many more tiles as it says, and the same difference, decide."""
-    random = np.random.default_rng(3)
-    right = {LARGE: answers(0.75, 5, 1000, random), SMALL: answers(0.75, 5, 1000, random)}
-    found = compare(LARGE, SMALL, right, np.arange(1000), margin=0.05)
-    assert found is not None
-    assert found.more_tiles is None, "it is decided that it is not better"
-    margin = found.difference + 0.006
-    found = compare(LARGE, SMALL, right, np.arange(1000), margin=margin)
-    assert found is not None
-    assert found.more_tiles is not None
-    more = int(1.3 * found.more_tiles)
-    several = {arm: {s: np.tile(values, more) for s, values in of.items()} for arm, of in right.items()}
-    decided = compare(LARGE, SMALL, several, np.arange(1000 * more), margin=margin, brief=True)
-    assert decided is not None
-    assert decided.better <= 0.05
+def equally_good(tiles: int, seeds: int) -> dict[Arm, dict[int, np.ndarray]]:
+    """Two networks that are right about as many tiles in each seed, and differ on 30 %."""
+    right: dict[Arm, dict[int, np.ndarray]] = {LARGE: {}, SMALL: {}}
+    for seed in range(seeds):
+        order = np.random.default_rng([tiles, seed]).permutation(tiles)
+        part = 15 * tiles // 100
+        for arm, wrong in ((LARGE, order[:part]), (SMALL, order[part : 2 * part])):
+            right[arm][seed] = np.ones(tiles, bool)
+            right[arm][seed][wrong] = False
+    return right
+
+
+def test_what_is_needed_is_enough_and_not_much_more() -> None:
+    def found(tiles: int) -> Comparison:
+        pair = compare(LARGE, SMALL, equally_good(tiles, 5), np.arange(tiles), margin=0.01)
+        assert pair is not None
+        assert pair.difference == 0
+        return pair
+
+    few = found(500)
+    assert few.better > 0.05
+    assert few.more_tiles is not None
+    assert few.more_seeds is not None
+    assert found(int(1.5 * few.more_tiles * 500)).better <= 0.05
+    assert found(int(0.4 * few.more_tiles * 500)).better > 0.05
+    many = found(20_000)
+    assert (many.more_tiles, many.more_seeds) == (None, None), "it is decided that it is not better"
 
 
 def test_the_two_way_bootstrap_has_both_sources() -> None:
