@@ -18,7 +18,7 @@ from PIL import Image
 from drawn_studies import drawn_outcome
 from drawn_tiles import coloured_data
 from histo_export.data import TileData
-from histo_export.study import runs, timings
+from histo_export.study import plots, runs, timings
 from histo_export.study.design import Design
 from histo_export.study.runs import Runner, StudyFolder
 
@@ -96,12 +96,13 @@ def test_a_folder_of_something_else_is_not_used(histo: Histo, tmp_path: Path) ->
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are drawn."""
+    """Runs are drawn, and no pictures, which take seconds."""
 
     def runner(design: Design, data: TileData, folder: StudyFolder) -> Runner:
         return lambda arm, seed: drawn_outcome(data, arm, seed, 0.9)
 
     monkeypatch.setattr(runs, "train_runner", runner)
+    monkeypatch.setattr(plots, "draw", lambda *rest: [])
 
 
 @pytest.mark.usefixtures("untimed", "drawn")

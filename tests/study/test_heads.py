@@ -26,9 +26,8 @@ def placed(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def maps() -> _Maps:
-    drawn = {
-        split: placed(count, seed) for seed, (split, count) in enumerate({"train": 48, "val": 24, "test": 30}.items())
-    }
+    counts = {"train": 48, "val": 24, "test": 30}
+    drawn = {split: placed(count, seed) for seed, (split, count) in enumerate(counts.items())}
     return _Maps({k: v[0] for k, v in drawn.items()}, {k: v[1] for k, v in drawn.items()}, torch.device("cpu"))
 
 
