@@ -140,7 +140,7 @@ WRONG = {
     "doctor --gpu": "--gpu: is not an option of histo doctor. histo export, histo train, histo study, histo verify, "
     "histo bench and histo predict have --device cuda. See histo doctor --help.",
     "doctor --xyzzy": "--xyzzy: is not an option of histo doctor. See histo doctor --help.",
-    "--quiet train": "--quiet: is not an option of histo. histo export, histo train, histo study, histo verify, histo bench",
+    "--quiet train": "--quiet: is not an option of histo. histo export, histo train, histo study, histo verify,",
     "-v": "-v: is not an option of histo. Did you mean --version?",
     # values
     "export --epochs two": "--epochs two: is not an integer. See histo export --help.",

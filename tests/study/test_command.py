@@ -30,7 +30,8 @@ TIMINGS = {
     "inference": {"threads": 2, "batches": {"1": {"rounds": {"1": CALLS, "2": CALLS}}}},
 }
 DESIGN = ["--pools", "1,2", "--recipes", "report", "--seeds", "2", "--max-seeds", "2"]
-SMALL = [*DESIGN, "--crop", "32", "--epochs", "1", "--batch", "8", "--device", "cpu"]
+TINY = [*DESIGN, "--crop", "32", "--batch", "8", "--device", "cpu"]
+SMALL = [*TINY, "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_a_killed_study_goes_on_to_the_same_bytes(tmp_path: Path, tiles: Path) -
     program = "import sys, torch; torch.set_num_threads(1); from histo_export.cli import main; main()"
 
     def command(out: Path) -> list[str]:
-        rest = [*SMALL, "--epochs", "3", "--quiet", "--out", str(out)]
+        rest = [*TINY, "--epochs", "3", "--quiet", "--out", str(out)]
         return [sys.executable, "-c", program, "study", str(tiles), *rest]
 
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)

@@ -219,7 +219,7 @@ def test_a_test_of_one_group_is_refused(design: Design, data: TileData, tmp_path
 
     test = data.test
     one = TileSet(test.classes, test.labels, test.names, test.tile, test.hashes, np.full(len(test), "a"))
-    with pytest.raises(UsageError, match=r"fewer than two group \(slide or patient\)s"):
+    with pytest.raises(UsageError, match=r"drawn: has fewer than two groups \(slides or patients\) in the test"):
         Study(design, replace(data, test=one), StudyFolder(tmp_path), lambda arm, seed: None)  # type: ignore[arg-type,return-value]
 
 
@@ -257,7 +257,8 @@ def test_the_report_opens_offline_and_tells_the_answer_first(design: Design, mak
     text = study.folder.markdown.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     assert lines[0] == "- Ship pool 2 with recipe report."
-    assert lines[1].startswith("- How sure: it is the largest pool, and better than each smaller one")
+    assert lines[1].startswith("- How sure: with a probability of at least 9")
+    assert "no larger pool and no other recipe is better by more than 1 point (2 seeds, 300 test tiles of" in lines[1]
     assert "What it costs: a linear layer of 6,147 numbers (25 kB, 0.03 % of the network); 10.40 ms" in lines[2]
     assert "a training step 1.010 (1.010 to 1.010) of pool 1's" in lines[2]
     page = study.folder.html.read_text(encoding="utf-8")

@@ -247,8 +247,11 @@ def _run(
     if output.force:
         folder.remove()
     check_disk(design, folder)
+    from histo_export.training.duplicates import judge_duplicates
+
     with _live(output.quiet) as (line, report):
-        unjudged = Study(design, data, folder, train_runner(design, data, folder), budget_s, report=report)
+        judge_duplicates(data, design.config.allow_duplicates, None, show.log)  # as each run would, before the first
+        work = Study(design, data, folder, train_runner(design, data, folder), budget_s, report=report)
         folder.begin(design)
         short = {"rounds": QUICK_ROUNDS, "seconds": QUICK_SECONDS} if design.quick else {}
         timings = timed(
@@ -261,13 +264,13 @@ def _run(
             **short,  # type: ignore[arg-type]
         )
         if not design.quick:
-            unjudged.estimate_s = estimated_seconds(design, data, timings["training"])
-            return unjudged, unjudged.run(), timings
+            work.estimate_s = estimated_seconds(design, data, timings["training"])
+            return work, work.run(), timings
         from histo_export.study.heads import head_runner
 
         with head_runner(design, data, folder) as runner:
-            unjudged.runner = runner
-            return unjudged, unjudged.run(), timings
+            work.runner = runner
+            return work, work.run(), timings
 
 
 @contextmanager

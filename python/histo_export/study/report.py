@@ -139,14 +139,15 @@ def sentences(study: Study, answer: Answer) -> list[str]:
     lines = [
         f"Ship {which}." if recommendation.decided else f"Not decided. Ship {which} as long as nothing else is known."
     ]
-    largest = arm.pool == design.pools[-1]
+    rivals = [each for each, baseline in design.pairs if baseline == arm]
     if recommendation.sure is None:
         lines.append("How sure: unknown, because some pairs have fewer than two seeds.")
-    elif largest:
-        lines.append(f"How sure: it is the largest pool, and better than each smaller one by the rule ({basis}).")
+    elif not rivals:
+        lines.append(f"How sure: for each smaller pool, a larger one is better by more than {margin} ({basis}).")
     else:
         sure = f"with a probability of at least {percent(recommendation.sure)}"
-        lines.append(f"How sure: {sure}, no larger pool is better by more than {margin} ({basis}).")
+        other = " and no other recipe" if any(each.recipe != arm.recipe for each in rivals) else ""
+        lines.append(f"How sure: {sure}, no larger pool{other} is better by more than {margin} ({basis}).")
     lines.append(_surer(study, answer))
     if known and count < FEW_GROUPS:
         lines.append(f"The test has {count} groups only, so that all intervals say little about other ones.")
@@ -172,7 +173,8 @@ def _surer(study: Study, answer: Answer) -> str:
     blocking = next(iter(answer.recommendation.open), None)
     if blocking is None:
         return f"To be surer: more seeds{stopped}."
-    pair = f"pool {blocking.arm.pool} is {100 * blocking.difference:+.1f} points from pool {blocking.baseline.pool}"
+    names = [_short(each, study) for each in (blocking.arm, blocking.baseline)]
+    pair = f"{names[0]} is {100 * blocking.difference:+.1f} points from {names[1]}"
     ways = []
     if blocking.more_seeds is not None:
         ways.append(f"about {blocking.more_seeds} seeds")
@@ -183,6 +185,10 @@ def _surer(study: Study, answer: Answer) -> str:
         return f"To be surer{stopped}: more seeds and more test tiles together; {pair}, too close to the margin."
     only = "" if blocking.more_seeds is not None else ", because more seeds alone do not help"
     return f"To be surer{stopped}: {' or '.join(ways)}{only}, if what was found is true: {pair}."
+
+
+def _short(arm: Arm, study: Study) -> str:
+    return str(arm) if len(study.design.recipes) > 1 else f"pool {arm.pool}"
 
 
 def document(study: Study, answer: Answer, timings: Mapping[str, Any]) -> Document:

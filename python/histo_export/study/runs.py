@@ -49,6 +49,7 @@ class StudyFolder:
         self.path = path
         self.design, self.timings = path / "design.json", path / "timings.json"
         self.json, self.markdown, self.html = path / "study.json", path / "study.md", path / "study.html"
+        self.pictures = [path / f"{name}.png" for name in ("curves", "differences", "accuracy", "calibration")]
         self.runs = path / "runs"
 
     def run(self, arm: Arm, seed: int) -> Path:
@@ -108,7 +109,7 @@ class StudyFolder:
         try:
             if self.runs.is_dir():
                 shutil.rmtree(self.runs)
-            for file in (self.json, self.markdown, self.html, self.timings, *self.path.glob("*.png"), self.design):
+            for file in (self.json, self.markdown, self.html, self.timings, *self.pictures, self.design):
                 file.unlink(missing_ok=True)
         except OSError as error:
             raise not_written(self.path, error) from error
@@ -221,8 +222,8 @@ class Study:
         else:
             self.groups = np.unique(test.groups[self.judged], return_inverse=True)[1].reshape(-1)
         if len(self.labels) == 0 or self.groups.max() == 0:
-            what = "group (slide or patient)" if test.groups is not None else "tile that is in no other split"
-            cause = f"the test has fewer than two {what}s, so that nothing is known of others"
+            what = "groups (slides or patients)" if test.groups is not None else "tiles that are in no other split"
+            cause = f"has fewer than two {what} in the test, so that nothing is known of others"
             raise UsageError(self.data.name, cause, "Put more of them into test")
 
     def run(self) -> Answer:

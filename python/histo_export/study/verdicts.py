@@ -273,8 +273,8 @@ class Recommendation:
 
     Attributes:
         arm: the smallest pool that no larger one is better than by more than the margin.
-        sure: least probability that none of the larger pools is better by more than the margin: 1 minus the sum of
-            theirs (Bonferroni); None where a pair has fewer than two seeds.
+        sure: least probability that no larger pool, and no recipe that is named later, is better by more than the
+            margin: 1 minus the sum of theirs (Bonferroni); None where a pair has fewer than two seeds.
         decided: `sure` is 0.95 or more.
         open: comparisons that keep the question open, the most open one first.
     """
@@ -303,11 +303,7 @@ def recommend(
         other = comparisons.get((Arm(recipe, chosen.pool), chosen))
         if other is not None and other.verdict == "better":
             chosen = smallest(recipe, pools, comparisons)
-    against = [
-        comparison
-        for (_, baseline), comparison in comparisons.items()
-        if baseline == chosen and (comparison is None or comparison.arm.recipe == chosen.recipe)
-    ]
+    against = [comparison for (_, baseline), comparison in comparisons.items() if baseline == chosen]
     known = [comparison for comparison in against if comparison is not None]
     sure = None if len(known) < len(against) else max(0.0, 1 - sum(each.better for each in known))
     decided = sure is not None and sure >= LEVEL
