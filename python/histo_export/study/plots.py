@@ -104,7 +104,9 @@ def _differences(study: Study, answer: Answer, path: Path) -> Path:
     figure = new_figure(7.6, 1.5 + 0.42 * len(pairs))
     axes = figure.subplots()
     margin = 100 * study.design.margin
-    axes.axvspan(-margin, margin, color="#e8e8e8", linewidth=0, label=f"margin: ±{margin:g} points")
+    axes.axvspan(
+        -margin, margin, color="#e8e8e8", linewidth=0, label=f"margin: ±{margin:g} point{'' if margin == 1 else 's'}"
+    )
     axes.axvline(0, color=CHANCE, linewidth=0.8)
     for place, pair in enumerate(pairs):
         interval, bootstrap = (100 * np.array(each) for each in (pair.interval, pair.bootstrap))
@@ -121,7 +123,7 @@ def _differences(study: Study, answer: Answer, path: Path) -> Path:
     axes.set_xlabel("difference of test accuracy, points (right: the first one is better)", fontsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
     _tidy(axes)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.5 / len(pairs)), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     figure.suptitle(
         f"{_title(study, 'paired differences')}\nthick: 95 % of the posterior; thin: bootstrap over seeds and "
         f"{'groups' if study.data.test.groups is not None else 'tiles'}; ticks: single seeds",
@@ -156,8 +158,7 @@ def _accuracy(study: Study, answer: Answer, timings: Mapping[str, Any], path: Pa
         if arm == answer.recommendation.arm:
             word = "recommended" if answer.recommendation.decided else "recommended so far"
             axes.plot(x, mean, "o", mfc="none", color=INK, markersize=15, label=word, linestyle="none")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.15)
+    axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     axes.yaxis.set_major_formatter(percent_ticks())
     axes.set_xlabel(f"ms for one tile, native engine, {timings['inference']['threads']} threads", fontsize=9)
     axes.set_ylabel("test accuracy", fontsize=9)

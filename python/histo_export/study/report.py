@@ -129,7 +129,7 @@ CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
 def sentences(study: Study, answer: Answer) -> list[str]:
     """What to ship, how sure that is, and what would make it surer; without times."""
     design, recommendation = study.design, answer.recommendation
-    margin = f"{100 * design.margin:g} point{'' if design.margin == 0.01 else 's'}"
+    margin = _margin(study)
     arm = recommendation.arm
     which = f"pool {arm.pool}" + (f" with recipe {arm.recipe}" if len(design.recipes) > 1 else "")
     seeds = len([1 for each, _ in study.outcomes if each == arm])
@@ -161,6 +161,11 @@ def sentences(study: Study, answer: Answer) -> list[str]:
     if study.failed:
         lines.append(f"{len(study.failed)} run{'s' * (len(study.failed) > 1)} failed; see below.")
     return lines
+
+
+def _margin(study: Study) -> str:
+    points = 100 * study.design.margin
+    return f"{points:g} point{'' if points == 1 else 's'}"
 
 
 def _surer(study: Study, answer: Answer) -> str:
@@ -205,8 +210,8 @@ def document(study: Study, answer: Answer, timings: Mapping[str, Any]) -> Docume
     lead = [
         f"{data.name}: {data.description}",
         f"{kind}, {len(study.outcomes)} runs, {in_words(study.spent_s)} of training",
-        f"Rule: ship the smallest pool unless a larger one is better by more than {100 * design.margin:g} points of "
-        "test accuracy; a recipe that is named later, unless it is better by more than that, is not shipped.",
+        f"Rule: ship the smallest pool unless a larger one is better by more than {_margin(study)} of test accuracy, "
+        "and the first recipe unless another one is",
     ]
     if "machine" in timings:
         lead.append(f"Times: {timings['machine']}")
@@ -235,7 +240,7 @@ def _cost(study: Study, answer: Answer, timings: Mapping[str, Any]) -> str:
     _, step = summaries(rounds_of(timings["training"]))[pool]
     ms = f"{1e3 * latency.median / int(batch):.2f} ms for a tile in the native engine"
     if ratio is None or step is None:
-        return f"{text}; {ms}. It is the cheapest one that was tried."
+        return f"{text}; {ms}. It is the smallest one that was tried."
     return f"{text}; {ms}, {_ratio(ratio)} of pool {first}'s; a training step {_ratio(step)} of pool {first}'s."
 
 
