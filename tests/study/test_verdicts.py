@@ -230,3 +230,11 @@ def test_better_is_rarely_false_in_simulated_studies() -> None:
     clear = study_verdicts.rates(study_verdicts.Population((0.15,), 400, 400, luck=0.01), 0.01, 10, most=5)
     assert clear["found better"] >= 0.9
     assert clear["wrong pool"] == 0
+
+
+def test_advice_is_given_as_long_as_several_pairs_together_keep_the_question_open() -> None:
+    """Three pairs of 4 % each leave 12 %, so that none of them is decided for the rule."""
+    pair = compare(LARGE, SMALL, equally_good(1000, 5), np.arange(1000), margin=0.014, comparisons=6)
+    assert pair is not None
+    assert 0.05 / 6 < pair.better < 0.05
+    assert pair.more_tiles is not None

@@ -116,8 +116,9 @@ class Design:
         if not repeated:
             return None
         return (
-            f"the last feature map has {side}×{side} cells at crop {self.spec.crop}, so that pool "
-            f"{' and '.join(map(str, repeated))} see{'s' * (len(repeated) == 1)} nothing that pool {side} does not: "
+            f"the last feature map has {side}×{side} cells at crop {self.spec.crop}, so that "
+            f"pool{'s' * (len(repeated) > 1)} {' and '.join(map(str, repeated))} "
+            f"see{'s' * (len(repeated) == 1)} nothing that pool {side} does not: "
             "cells are repeated, and what differs is how the linear layer begins and learns"
         )
 

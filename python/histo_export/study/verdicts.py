@@ -212,7 +212,7 @@ def compare(
         verdict=_word(worse, equal, better, needed),
         visible=float(margin + reach),
     )
-    if brief or found.verdict == "better" or better <= 1 - LEVEL:
+    if brief or found.verdict == "better" or better <= 1 - needed:
         return found
     seeds_then, tiles_then = _more(table, margin, needed)
     return replace(found, more_seeds=seeds_then, more_tiles=tiles_then)
@@ -231,10 +231,9 @@ def _more(table: Squares, margin: float, needed: float) -> tuple[int | None, flo
     from scipy import stats
 
     distance = abs(table.mean - margin)
-    level = needed if table.mean > margin else LEVEL
 
     def first(values: Floats, variances: Sequence[float], freedoms: Floats) -> float | None:
-        enough = distance >= stats.t(freedoms).ppf(level) * np.sqrt(variances)
+        enough = distance >= stats.t(freedoms).ppf(needed) * np.sqrt(variances)
         return float(values[enough][0]) if enough.any() else None
 
     seeds = np.arange(table.seeds + 1.0, MOST_SEEDS + 1)
