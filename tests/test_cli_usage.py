@@ -123,7 +123,7 @@ WRONG = {
     "trainn": "trainn: is not a command. Did you mean histo train?",
     "infer x": "infer: is not a command. Did you mean histo predict?",
     "version": "version: is not a command. Did you mean histo --version?",
-    "slide.svs": "slide.svs: is not a command. Use one of export, train, verify,",
+    "slide.svs": "slide.svs: is not a command. Use one of export, train, study, verify,",
     "help fit": "fit: is not a command. Did you mean histo train?",
     # options that the command does not have
     "export --batch-size 3": "--batch-size: is not an option of histo export. Did you mean --batch?",
@@ -138,10 +138,10 @@ WRONG = {
     "train --formats onnx": "--formats: is not an option of histo train. histo export has it. See histo train --help.",
     "export --threads 2": "--threads: is not an option of histo export. histo bench, histo predict and "
     "histo serve have it.",
-    "doctor --gpu": "--gpu: is not an option of histo doctor. histo export, histo train, histo verify, histo bench and "
-    "histo predict have --device cuda. See histo doctor --help.",
+    "doctor --gpu": "--gpu: is not an option of histo doctor. histo export, histo train, histo study, histo verify, "
+    "histo bench and histo predict have --device cuda. See histo doctor --help.",
     "doctor --xyzzy": "--xyzzy: is not an option of histo doctor. See histo doctor --help.",
-    "--quiet train": "--quiet: is not an option of histo. histo export, histo train, histo verify, histo bench and",
+    "--quiet train": "--quiet: is not an option of histo. histo export, histo train, histo study, histo verify,",
     "-v": "-v: is not an option of histo. Did you mean --version?",
     # values
     "export --epochs two": "--epochs two: is not an integer. See histo export --help.",

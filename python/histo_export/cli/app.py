@@ -24,6 +24,7 @@ from histo_export.cli.inspect import inspect
 from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
 from histo_export.cli.serve import serve
+from histo_export.cli.study import study
 from histo_export.cli.train import train
 from histo_export.cli.usage import Command, Group, first_paragraph
 from histo_export.cli.verify import verify
@@ -56,6 +57,7 @@ def _add(program: typer.Typer, name: str, command: Callable[..., Any]) -> None:
 # In the order of `histo --help`.
 _add(app, "export", expand_options(export, TRAINING_ORDER))
 _add(app, "train", expand_options(train, TRAINING_ORDER))
+_add(app, "study", expand_options(study))
 _add(app, "verify", verify)
 _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))

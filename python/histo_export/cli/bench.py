@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -195,17 +195,6 @@ def _print(document: Document) -> None:
         show.out_console.print(f"[b]{escape(conclusion)}[/b]", soft_wrap=True)
     for line in document.lead:
         show.out_console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
-    for section in document.sections:
-        if section.brief:
-            show.out_console.print()
-            table = show.table(section.title)
-            for column in section.columns:
-                justify: Any = "left" if column.startswith("<") else "right"
-                table.add_column(escape(column.removeprefix("<")), justify=justify, no_wrap=True)
-            for row in section.rows:
-                table.add_row(*map(escape, row))
-            show.print_table(table)
-            if section.note:
-                show.out_console.print(f"[dim]{escape(section.note)}[/]")
+    show.print_sections(document.sections)
     for note in document.notes:
         show.out_console.print(f"[yellow]note:[/] {escape(note)}")

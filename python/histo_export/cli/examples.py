@@ -12,6 +12,7 @@ EXAMPLES = {
     "export": (
         "histo export --data tiles/ --pool 2 --mpp 0.5",
         "histo export runs/tiles-pool2",
+        "histo export --study study",
         "histo export --checkpoint runs/tiles-pool2/best.ckpt --formats all",
         "histo export --data tiles/ --precision int8 --out bundles/small",
         "histo export --weights w.pth --classes A,B --mean imagenet --std imagenet",
@@ -21,6 +22,11 @@ EXAMPLES = {
         "histo train --resume runs/tiles-pool2",
         "histo train --data tiles/ --classes TUMOR,STROMA --weights imagenet",
         "histo train --data tiles.npy --epochs 30 --batch 64 --device cuda",
+    ),
+    "study": (
+        "histo study tiles/ --pools 1,2,4,8",
+        "histo study --data demo --quick",
+        "histo study --data tiles/ --recipes strong,report --budget 4h",
     ),
     "verify": ("histo verify bundles/tiles-pool2", "histo verify bundles/tiles-pool2 --device cuda --json"),
     "bench": (

@@ -91,6 +91,10 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="CKPT", help="Export what [b]histo train[/b] wrote instead of training.")
     ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Export the network that the [b]histo study[/b] in this folder recommends."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The bundle.  [dim]\\[default: bundles/DATA-poolN][/dim]")
     ] = None,
@@ -104,7 +108,8 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
-    if (checkpoint := _checkpoint_file(source, checkpoint)) is not None:
+    checkpoint = _checkpoint_file(source, checkpoint) if study is None else _of_study(study, source or checkpoint)
+    if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
     foreign = file_to_export(training, data, checkpoint)
     model = model_of_options(foreign, pool, tiles, training, elsewhere, bundle.precision)
@@ -189,6 +194,15 @@ def _checkpoint_file(source: Path | None, checkpoint: Path | None) -> Path | Non
         cause = f"is not the folder of a training run (no {best.name})"
         raise UsageError(path, cause, f"To train on the tiles in it: {show.command_line('--data', path)}")
     return best
+
+
+def _of_study(study: Path, other: Path | None) -> Path:
+    """The checkpoint that a study recommends; UsageError where another one is named, too."""
+    if other is not None:
+        raise UsageError(f"--study {study}", f"names another model than {other}", "Leave one of them out")
+    from histo_export.study.report import recommended_checkpoint
+
+    return recommended_checkpoint(study)
 
 
 def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileData, TrainResult]:

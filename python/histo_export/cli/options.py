@@ -209,7 +209,7 @@ class OutputOptions:
 
 
 TRAINING_ORDER = (
-    *("context", "source", "pool", "data", "checkpoint", "weights", "recipe", "epochs", "steps"),
+    *("context", "source", "pool", "data", "checkpoint", "study", "weights", "recipe", "epochs", "steps"),
     *("classes", "split", "groups", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
     *("balance", "keep", "calibrate", "positive", "specificity"),

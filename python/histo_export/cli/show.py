@@ -20,6 +20,7 @@ from histo_export.spec import percent
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
+    from histo_export.bench.sections import Section
     from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
     from histo_export.export.checks import Checks
     from histo_export.parity import FileParity
@@ -106,6 +107,22 @@ def _print_rows(table: Table) -> None:
         for heading, cell in filled:
             out_console.print(f"{heading}: {cell}" if heading else cell, soft_wrap=True)
         out_console.print()
+
+
+def print_sections(sections: Iterable[Section]) -> None:
+    """The tables of a report that are short enough for a terminal."""
+    for section in sections:
+        if section.brief:
+            out_console.print()
+            shown = table(section.title)
+            for column in section.columns:
+                justify: Any = "left" if column.startswith("<") else "right"
+                shown.add_column(escape(column.removeprefix("<")), justify=justify, no_wrap=True)
+            for row in section.rows:
+                shown.add_row(*map(escape, row))
+            print_table(shown)
+            if section.note:
+                out_console.print(f"[dim]{escape(section.note)}[/]")
 
 
 def file_facts(folder: Path, result: FileParity) -> dict[str, Any]:

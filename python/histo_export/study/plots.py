@@ -1,0 +1,200 @@
+"""The pictures of a study, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from histo_export.figures import (
+    CHANCE,
+    INK,
+    LINES,
+    draw_reliability,
+    new_figure,
+    percent_ticks,
+    save_figure,
+    shown,
+)
+from histo_export.measures import calibration_error, probabilities_of
+from histo_export.spec import percent
+from histo_export.study.design import Arm
+from histo_export.study.runs import Answer, Study
+from histo_export.study.timings import rounds_of, summaries
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "osD^vP*Xh"
+MOST_PANELS = 4
+"""In a row."""
+
+
+def draw(study: Study, answer: Answer, timings: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draws every picture that there are data for; returns the files in the order in which they are best read."""
+    files = [_curves(study, folder / "curves.png")]
+    if any(answer.comparisons.values()):
+        files.append(_differences(study, answer, folder / "differences.png"))
+    if "inference" in timings:
+        files.append(_accuracy(study, answer, timings, folder / "accuracy.png"))
+    files.append(_calibration(study, answer, folder / "calibration.png"))
+    return files
+
+
+def _colour(study: Study, pool: int) -> str:
+    return LINES[study.design.pools.index(pool) % len(LINES)]
+
+
+def _tidy(axes: Axes) -> None:
+    axes.tick_params(labelsize=8)
+    axes.grid(linewidth=0.4, color="#dddddd")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _title(study: Study, what: str) -> str:
+    quick = ", heads on frozen feature maps" if study.design.quick else ""
+    synthetic = " (synthetic tiles)" if study.data.synthetic else ""
+    return f"{shown(study.data.name)}{synthetic}: {what}{quick}"
+
+
+def _curves(study: Study, path: Path) -> Path:
+    """Accuracy and loss of training and validation over the epochs: mean over seeds, and a band from least to most."""
+    design = study.design
+    rows = [(recipe, quantity) for recipe in design.recipes for quantity in ("accuracy", "loss")]
+    figure = new_figure(8.4, 2.7 * len(rows))
+    panels = figure.subplots(len(rows), 2, squeeze=False, sharey="row", sharex=False)
+    for line, (recipe, quantity) in zip(panels, rows, strict=True):
+        for axes, split, name in zip(line, ("train", "val"), ("training", "validation"), strict=True):
+            for pool in design.pools:
+                _band(study, axes, Arm(recipe, pool), f"{split}_{quantity}")
+            axes.set_title(f"{recipe}: {name}" if len(design.recipes) > 1 else name, fontsize=9)
+            axes.set_xlabel("epoch", fontsize=9)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            _tidy(axes)
+        line[0].set_ylabel("accuracy" if quantity == "accuracy" else "cross entropy (nats)", fontsize=9)
+        if quantity == "accuracy":
+            line[0].yaxis.set_major_formatter(percent_ticks())
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(design.pools), frameon=False, fontsize=8)
+    seeds = max(len(own) for own in study.right().values())
+    figure.suptitle(f"{_title(study, 'learning curves')}\nmean of {seeds} seeds, band from least to most", fontsize=9.5)
+    save_figure(figure, path)
+    return path
+
+
+def _band(study: Study, axes: Axes, arm: Arm, column: str) -> None:
+    histories = [outcome.history for (each, _), outcome in sorted(study.outcomes.items()) if each == arm]
+    if not histories:
+        return
+    values = np.array([[row[column] for row in history] for history in histories])
+    epochs = [row["epoch"] for row in histories[0]]
+    colour, marker = _colour(study, arm.pool), MARKERS[study.design.pools.index(arm.pool) % len(MARKERS)]
+    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    few = marker if len(epochs) <= 30 else None
+    axes.plot(epochs, values.mean(0), color=colour, linewidth=1.5, marker=few, markersize=3, label=f"pool {arm.pool}")
+
+
+def _differences(study: Study, answer: Answer, path: Path) -> Path:
+    """Each pair: the difference of each seed, its mean, both intervals, and the margin as a band."""
+    pairs = [each for each in answer.comparisons.values() if each is not None]
+    figure = new_figure(7.6, 1.5 + 0.42 * len(pairs))
+    axes = figure.subplots()
+    margin = 100 * study.design.margin
+    axes.axvspan(
+        -margin, margin, color="#e8e8e8", linewidth=0, label=f"margin: ±{margin:g} point{'' if margin == 1 else 's'}"
+    )
+    axes.axvline(0, color=CHANCE, linewidth=0.8)
+    for place, pair in enumerate(pairs):
+        interval, bootstrap = (100 * np.array(each) for each in (pair.interval, pair.bootstrap))
+        colour = _colour(study, pair.arm.pool)
+        axes.plot(bootstrap, [place + 0.16] * 2, color=colour, linewidth=1, alpha=0.7)
+        axes.plot(interval, [place] * 2, color=colour, linewidth=2.6, solid_capstyle="butt")
+        axes.plot(100 * np.array(pair.by_seed), [place - 0.2] * len(pair.by_seed), "|", color=INK, markersize=6)
+        axes.plot(100 * pair.difference, place, "o", color=colour, markersize=6)
+        axes.annotate(pair.verdict, (1, place), (6, 0), ("axes fraction", "data"), "offset points", va="center", size=8)
+    several = len(study.design.recipes) > 1
+    names = [f"{_name(pair.arm, several)} against {_name(pair.baseline, several)}" for pair in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.set_ylim(len(pairs) - 0.5, -0.6)
+    axes.set_xlabel("difference of test accuracy, points (right: the first one is better)", fontsize=9)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    _tidy(axes)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{_title(study, 'paired differences')}\nthick: 95 % of the posterior; thin: bootstrap over seeds and "
+        f"{'groups' if study.data.test.groups is not None else 'tiles'}; ticks: single seeds",
+        fontsize=9,
+    )
+    save_figure(figure, path)
+    return path
+
+
+def _name(arm: Arm, with_recipe: bool) -> str:
+    return f"{arm.recipe}, pool {arm.pool}" if with_recipe else f"pool {arm.pool}"
+
+
+def _accuracy(study: Study, answer: Answer, timings: Mapping[str, Any], path: Path) -> Path:
+    """Test accuracy over the latency of one tile, with the recommended arm marked."""
+    batch = min(timings["inference"]["batches"], key=int)
+    times = summaries(rounds_of(timings["inference"]["batches"][batch]))
+    figure = new_figure(6.4, 4.0)
+    axes = figure.subplots()
+    right = study.right()
+    for arm in study.design.arms:
+        accuracies = [float(own.mean()) for own in right[arm].values()]
+        if not accuracies or arm.pool not in times:
+            continue
+        summary, mean = times[arm.pool][0], float(np.mean(accuracies))
+        marker = MARKERS[study.design.recipes.index(arm.recipe) % len(MARKERS)]
+        x, colour = 1e3 * summary.median / int(batch), _colour(study, arm.pool)
+        error_x = [[x - 1e3 * summary.low / int(batch)], [1e3 * summary.high / int(batch) - x]]
+        error_y = [[mean - min(accuracies)], [max(accuracies) - mean]]
+        look: dict[str, Any] = {"elinewidth": 0.9, "capsize": 3, "markersize": 7}
+        axes.errorbar(x, mean, error_y, error_x, fmt=marker, color=colour, label=str(arm), **look)
+        if arm == answer.recommendation.arm:
+            word = "recommended" if answer.recommendation.decided else "recommended so far"
+            axes.plot(x, mean, "o", mfc="none", color=INK, markersize=15, label=word, linestyle="none")
+    axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
+    axes.yaxis.set_major_formatter(percent_ticks())
+    axes.set_xlabel(f"ms for one tile, native engine, {timings['inference']['threads']} threads", fontsize=9)
+    axes.set_ylabel("test accuracy", fontsize=9)
+    _tidy(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle(
+        f"{_title(study, 'accuracy and latency')}\nwhiskers: least and most of the seeds; 95 % interval of the median",
+        fontsize=9,
+    )
+    save_figure(figure, path)
+    return path
+
+
+def _calibration(study: Study, answer: Answer, path: Path) -> Path:
+    """The reliability diagram of each pool with the recommended recipe, all seeds together."""
+    recipe = answer.recommendation.arm.recipe
+    arms = [arm for arm in study.design.arms if arm.recipe == recipe and study.right()[arm]]
+    columns = min(MOST_PANELS, len(arms))
+    lines = -(-len(arms) // columns)
+    figure = new_figure(2.9 * columns, 3.3 * lines)
+    panels: Sequence[Axes] = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[len(arms) :]:
+        axes.set_axis_off()
+    for axes, arm in zip(panels, arms, strict=False):
+        own = [study.logits(outcome) for (each, _), outcome in sorted(study.outcomes.items()) if each == arm]
+        probabilities, labels = probabilities_of(np.concatenate(own)), np.tile(study.labels, len(own))
+        draw_reliability(axes, probabilities, labels)
+        error = percent(calibration_error(probabilities, labels))
+        axes.set_title(f"pool {arm.pool}\ncalibration error {error}", fontsize=8.5)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_box_aspect(1)
+        axes.yaxis.set_major_formatter(percent_ticks())
+        axes.xaxis.set_major_formatter(percent_ticks())
+        axes.xaxis.label.set_fontsize(8)
+        axes.yaxis.label.set_fontsize(8)
+        _tidy(axes)
+    figure.suptitle(f"{_title(study, 'calibration')}, recipe {recipe}, all seeds", fontsize=9)
+    save_figure(figure, path)
+    return path

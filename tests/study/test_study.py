@@ -1,0 +1,347 @@
+"""What a study runs, that it goes on, and what it writes; runs are drawn, not trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from histo_export.data import TileData
+from histo_export.data.transforms import Augmentation, TorchTiles
+from histo_export.errors import HistoError, UsageError
+from histo_export.model.net import TileNet
+from histo_export.strict_json import dump_json
+from histo_export.study import report, runs
+from histo_export.study.design import Arm, Design, differences
+from histo_export.study.outcome import Outcome
+from histo_export.study.runs import Study, StudyFolder, check_disk
+from histo_export.training.module import EpochSampler, derived_seed
+
+Make = Callable[..., Study]
+
+
+def test_backbone_order_and_augmentation_do_not_depend_on_the_pool(design: Design, data: TileData) -> None:
+    """As `training.run` makes them: the weights after the seed, and everything else of seed, epoch and tile."""
+    states, draws = [], []
+    for arm in replace(design, pools=(1, 2, 5)).arms:
+        config, spec = design.config_of(arm, 7), design.spec_of(arm)
+        torch.manual_seed(derived_seed(config.seed))
+        states.append(TileNet.of(spec).state_dict())
+        order = list(EpochSampler(len(data.train), config.batch_size, config.seed, epoch=2))
+        tiles = TorchTiles(data.train, spec.crop, Augmentation(spec.crop, flips=True, stain=0.1), config.seed)
+        tiles.set_epoch(2)
+        draws.append((order, tiles[order[0][1]][0]))
+    first, drawn = states[0], draws[0]
+    for state, (order, tile) in zip(states[1:], draws[1:], strict=True):
+        own = [key for key in first if not key.startswith("fc.")]
+        assert len(own) > 200
+        assert all(torch.equal(first[key], state[key]) for key in own)
+        assert order == drawn[0]
+        assert torch.equal(tile, drawn[1])
+
+
+def test_pairs_are_larger_pools_and_later_recipes(design: Design) -> None:
+    wide = replace(design, pools=(4, 1, 2), recipes=("strong", "report"))
+    assert wide.pools == (1, 2, 4)
+    assert len(wide.pairs) == 2 * 3 + 3
+    for arm, baseline in wide.pairs:
+        same = arm.recipe == baseline.recipe
+        assert arm.pool > baseline.pool if same else (arm.recipe, baseline.recipe) == ("report", "strong")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pools": (2,)}, "--pools 2: leaves nothing to compare"),
+        ({"pools": (2, 2)}, "names one twice"),
+        ({"seeds": 1}, "--seeds 1: tells nothing about the spread"),
+        ({"max_seeds": 1}, "--max-seeds 1: is below --seeds 2"),
+        ({"margin": 0.0}, "--margin 0: is not a number of points"),
+        ({"margin": float("nan")}, "--margin nan: is not"),
+        ({"recipes": ("weak",)}, "recipe 'weak': is unknown"),
+    ],
+)
+def test_impossible_designs_are_refused(design: Design, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(design, **change)
+
+
+def test_one_pool_and_two_recipes_is_a_study(design: Design) -> None:
+    assert len(replace(design, pools=(2,), recipes=("strong", "report")).pairs) == 1
+
+
+def test_a_pool_above_the_map_is_told(design: Design) -> None:
+    assert design.spec.map_size == 1
+    assert "pool 2 sees nothing that pool 1 does not" in str(design.map_note())
+    assert replace(design, spec=replace(design.spec, crop=36, tile_size=36)).map_note() is None
+
+
+def test_seeds_are_added_until_the_rule_decides(design: Design, make_study: Make) -> None:
+    log: list[tuple[Arm, int]] = []
+    study = make_study(design, {1: 0.9, 2: 0.5}, log)
+    answer = study.run()
+    assert [seed for _, seed in log] == [0, 0, 1, 1], "two seeds are enough"
+    assert answer.recommendation.decided
+    assert answer.recommendation.arm.pool == 1
+    assert study.stopped == ""
+    log.clear()
+    shutil.rmtree(study.folder.path)
+    undecided = make_study(replace(design, margin=0.001), {1: 0.7, 2: 0.7}, log)
+    assert not undecided.run().recommendation.decided
+    assert len(log) == 6
+    assert undecided.stopped == "--max-seeds 3 was reached"
+
+
+def test_what_is_done_is_not_done_again(design: Design, make_study: Make) -> None:
+    log: list[tuple[Arm, int]] = []
+    first = make_study(design, {1: 0.9, 2: 0.5}, log)
+    before = json.dumps(report.content(first, first.run()))
+    first.folder.outcome(Arm("report", 2), 1).unlink()
+    log.clear()
+    again = make_study(design, {1: 0.9, 2: 0.5}, log)
+    assert json.dumps(report.content(again, again.run())) == before
+    assert log == [(Arm("report", 2), 1)]
+
+
+def test_a_kill_between_outcome_and_clearing_up_is_repaired(design: Design, make_study: Make) -> None:
+    study = make_study(design, {1: 0.9, 2: 0.5})
+    study.run()
+    run = study.folder.run(Arm("report", 1), 0)
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv", "events.out.tfevents.1", "report.json", "duplicates.csv"):
+        (run / name).touch()
+    make_study(design, {1: 0.9, 2: 0.5}).run()
+    assert sorted(path.name for path in run.iterdir()) == ["best.ckpt", "outcome.safetensors"]
+
+
+def test_a_failed_run_is_listed_and_the_others_go_on(design: Design, make_study: Make, data: TileData) -> None:
+    good = make_study(design, {1: 0.8, 2: 0.8}).runner
+
+    def fail_once(arm: Arm, seed: int) -> Outcome:
+        if (arm.pool, seed) == (2, 0):
+            raise HistoError("epoch 1", "the loss is no longer finite", "Train again")
+        if (arm.pool, seed) == (1, 1):
+            raise RuntimeError("out of memory")
+        return good(arm, seed)
+
+    study = make_study(design, {}, runner=fail_once)
+    answer = study.run()
+    content = report.content(study, answer)
+    assert [(each["arm"]["pool"], each["seed"]) for each in content["failed"]] == [(1, 1), (2, 0)]
+    assert "RuntimeError: out of memory" in content["failed"][0]["reason"]
+    assert content["failed"][1]["reason"].startswith("epoch 1: the loss is no longer finite")
+    assert "2 runs failed; see below." in content["answer"]
+    assert answer.comparisons[Arm("report", 2), Arm("report", 1)] is None, "one seed in common"
+    again = make_study(design, {1: 0.8, 2: 0.8})
+    again.run()
+    assert not again.failed, "the same command tries them again"
+
+
+def test_a_study_of_which_every_run_fails_is_an_error(design: Design, make_study: Make) -> None:
+    def fail(arm: Arm, seed: int) -> Outcome:
+        raise ValueError("no")
+
+    with pytest.raises(HistoError, match=r"every run failed; the first one, report, pool 1, seed 0: ValueError: no"):
+        make_study(design, {}, runner=fail).run()
+
+
+def test_wrong_use_and_interruption_end_a_study(design: Design, make_study: Make) -> None:
+    for error in (UsageError("folder", "is in use", "Wait"), KeyboardInterrupt()):
+
+        def fail(arm: Arm, seed: int, error: BaseException = error) -> Outcome:
+            raise error
+
+        with pytest.raises(type(error)):
+            make_study(design, {}, runner=fail).run()
+
+
+def test_the_budget_ends_a_study(design: Design, make_study: Make) -> None:
+    log: list[tuple[Arm, int]] = []
+    study = make_study(replace(design, margin=0.001), {1: 0.7, 2: 0.7}, log, budget_s=45.0)
+    study.run()
+    assert len(log) == 4, "a drawn run counts 10 s"
+    assert study.stopped == "the budget of 45 s was spent"
+    more = make_study(replace(design, margin=0.001), {1: 0.7, 2: 0.7}, log, budget_s=100.0)
+    more.run()
+    assert len(log) == 6
+    shutil.rmtree(more.folder.path)
+    small = make_study(design, {}, budget_s=45.0, estimate_s={1: 100.0, 2: 100.0})
+    with pytest.raises(UsageError, match=r"--budget 45 s: is too little for one run of pool 1, .* about 2 min"):
+        small.run()
+
+
+def test_progress_tells_runs_time_and_the_answer_so_far(design: Design, make_study: Make) -> None:
+    seen: list[runs.Progress] = []
+    make_study(replace(design, margin=0.001), {1: 0.7, 2: 0.7}, report=seen.append).run()
+    assert [(each.done, each.left) for each in seen] == [
+        *((0, 4), (1, 3), (1, 3), (2, 2), (2, 2), (3, 1), (3, 1), (4, 0)),
+        *((4, 0), (5, 1), (5, 1), (6, 0)),
+    ]
+    assert seen[0].left_s is None
+    assert seen[1].left_s == pytest.approx(30)
+    assert seen[2].answer is None
+    assert seen[-1].answer is not None
+
+
+def test_another_study_in_the_folder_is_refused(design: Design, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    folder.begin(design)
+    folder.begin(design)
+    with pytest.raises(UsageError, match=r"holds a study of other options: pools 1,2,4 was 1,2; margin 0.02 was 0.01"):
+        folder.begin(replace(design, pools=(1, 2, 4), margin=0.02))
+    with pytest.raises(UsageError, match=r"runs.report.epochs 2 was 1"):
+        folder.begin(replace(design, config=replace(design.config, epochs=2)))
+    folder.design.write_text("{", encoding="utf-8")
+    with pytest.raises(HistoError, match="cannot be read"):
+        folder.begin(design)
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1, "c": [1, 2]}}) == ["a.c 1,2 was None"]
+
+
+def test_a_disk_without_room_is_refused(design: Design, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StudyFolder(tmp_path / "not" / "yet")
+    check_disk(design, folder)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900_000_000))
+    with pytest.raises(UsageError, match=r"has 0.9 GB left, and a study of up to 3 seeds needs about 1.0 GB"):
+        check_disk(design, folder)
+    check_disk(replace(design, quick=True), folder)
+    assert not folder.path.exists()
+
+
+def test_a_test_of_one_group_is_refused(design: Design, data: TileData, tmp_path: Path) -> None:
+    from histo_export.data import TileSet
+
+    test = data.test
+    one = TileSet(test.classes, test.labels, test.names, test.tile, test.hashes, np.full(len(test), "a"))
+    with pytest.raises(UsageError, match=r"drawn: has fewer than two groups \(slides or patients\) in the test"):
+        Study(design, replace(data, test=one), StudyFolder(tmp_path), lambda arm, seed: None)  # type: ignore[arg-type,return-value]
+
+
+def test_a_damaged_outcome_is_one_line(design: Design, make_study: Make) -> None:
+    study = make_study(design, {1: 0.9, 2: 0.5})
+    study.run()
+    path = study.folder.outcome(Arm("report", 1), 0)
+    whole = path.read_bytes()
+    for content in (
+        whole[:-10],
+        b"",
+        b"\xff" * 200,
+        whole.replace(b'"format":1', b'"format":7').replace(b'format\\": 1', b'format\\": 7'),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(HistoError, match=r"outcome.safetensors: is not the outcome of a run of this study"):
+            make_study(design, {}).run()
+
+
+TIMES = [[0.010 + 0.0001 * i] for i in range(9)]
+TIMINGS = {
+    "machine": "a machine",
+    "training": {"batch": 8, "rounds": {"1": TIMES, "2": [[1.01 * call for call in calls] for calls in TIMES]}},
+    "inference": {"threads": 2, "batches": {"1": {"rounds": {"1": TIMES, "2": TIMES}}}},
+}
+
+
+def test_the_report_opens_offline_and_tells_the_answer_first(design: Design, make_study: Make) -> None:
+    study = make_study(replace(design, recipes=("report", "strong")), {1: 0.6, 2: 0.95})
+    answer = study.run()
+    written = report.write_report(study, answer, TIMINGS)
+    assert all(path.stat().st_size > 0 for path in written if path.name != "timings.json")
+    names = {path.name for path in written}
+    assert {"curves.png", "differences.png", "accuracy.png", "calibration.png", "study.html", "study.md"} <= names
+    text = study.folder.markdown.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    assert lines[0] == "- Ship pool 2 with recipe report."
+    assert lines[1].startswith("- How sure: with a probability of at least 9")
+    assert "no larger pool and no other recipe is better by more than 1 point (2 seeds, 300 test tiles of" in lines[1]
+    assert "What it costs: a linear layer of 6,147 numbers (25 kB, 0.03 % of the network); 10.40 ms" in lines[2]
+    assert "a training step 1.010 (1.010 to 1.010) of pool 1's" in lines[2]
+    page = study.folder.html.read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 4
+    content = json.loads(study.folder.json.read_text(encoding="utf-8"))
+    assert content["schema"] == report.SCHEMA
+    assert content["recommendation"]["checkpoint"] == "runs/report-pool2-seed0/best.ckpt"
+    assert len(content["comparisons"]) == 4
+    assert "10.0" not in study.folder.json.read_text(encoding="utf-8"), "no seconds"
+    again = make_study(replace(design, recipes=("report", "strong")), {})
+    assert dump_json(report.content(again, again.run()), indent=1) + "\n" == study.folder.json.read_text("utf-8")
+
+
+def test_what_would_make_it_surer(design: Design, make_study: Make) -> None:
+    study = make_study(replace(design, max_seeds=2), {1: 0.70, 2: 0.705})
+    lines = report.sentences(study, study.run())
+    assert lines[0] == "Not decided. Ship pool 1 as long as nothing else is known."
+    assert lines[2].startswith("To be surer (--max-seeds 2 was reached): ")
+    assert "pool 2 is +" in lines[2]
+
+
+def test_the_seed_to_ship_is_chosen_by_validation(design: Design, make_study: Make) -> None:
+    study = make_study(design, {1: 0.9, 2: 0.5})
+    study.run()
+    for seed, accuracy in ((0, 0.5), (1, 0.7)):
+        key = (Arm("report", 1), seed)
+        study.outcomes[key] = replace(study.outcomes[key], val_accuracy=accuracy)
+    assert report.shipped_seed(study, Arm("report", 1)) == 1
+
+
+def test_the_recommended_checkpoint(design: Design, make_study: Make, tmp_path: Path) -> None:
+    study = make_study(design, {1: 0.9, 2: 0.5})
+    folder = study.folder.path
+    with pytest.raises(UsageError, match=r"holds no complete study .*Check the path"):
+        report.recommended_checkpoint(folder)
+    study.folder.begin(design)
+    with pytest.raises(UsageError, match="Complete it with the same histo study command"):
+        report.recommended_checkpoint(folder)
+    report.write_report(study, study.run(), {})
+    with pytest.raises(HistoError, match=r"best.ckpt: is missing"):
+        report.recommended_checkpoint(folder)
+    best = study.folder.checkpoint(Arm("report", 1), 0)
+    best.touch()
+    assert report.recommended_checkpoint(folder) == best
+    good = study.folder.json.read_text(encoding="utf-8")
+    for old, new in (
+        ('"recipe": "report"', '"recipe": "../../x"'),
+        ('"schema": 1', '"schema": 2'),
+        (
+            "{",
+            "[",
+        ),
+    ):
+        study.folder.json.write_text(good.replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(HistoError, match="is not the answer of a study"):
+            report.recommended_checkpoint(folder)
+    study.folder.json.write_text(good.replace('"quick": false', '"quick": true'), encoding="utf-8")
+    with pytest.raises(UsageError, match="is a quick study"):
+        report.recommended_checkpoint(folder)
+
+
+def test_pool_8_on_a_map_of_4_is_pool_4_with_larger_steps_of_its_head() -> None:
+    """docs/study.md argues it: each cell is repeated four times, so that four equal steps of weights add up."""
+    maps = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    four, eight = (torch.nn.functional.adaptive_avg_pool2d(maps, pool) for pool in (4, 8))
+    assert torch.equal(eight, four.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    torch.manual_seed(0)
+    large = torch.nn.Linear(3 * 64, 2)
+    small = torch.nn.Linear(3 * 16, 2)
+
+    def summed(weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach().view(2, 3, 4, 2, 4, 2).sum((3, 5)).flatten(1)
+
+    with torch.no_grad():
+        small.weight.copy_(summed(large.weight))
+        small.bias.copy_(large.bias)
+    torch.testing.assert_close(large(eight.flatten(1)), small(four.flatten(1)))
+    steps = []
+    for head, inputs in ((large, eight), (small, four)):
+        optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+        before = head.weight.detach().clone()
+        torch.nn.functional.cross_entropy(head(inputs.flatten(1)), torch.tensor([0, 1, 0, 1, 1])).backward()
+        optimizer.step()
+        steps.append(head.weight.detach() - before)
+    torch.testing.assert_close(summed(steps[0]), 4 * steps[1], rtol=1e-3, atol=1e-6)
