@@ -3,8 +3,8 @@
 python benchmarks/engine_ab.py OLD/_core.so NEW/_core.so bundles/tiles-pool2 --profile latency --batch 1
 
 OLD and NEW are copies of the compiled module that `pip install` puts into `site-packages/histo_export`. A round is the
-median of some calls of `Engine.run` on noise of the crop's size; the order turns around from round to round. The ratio of
-times comes with a 95 % interval; below 1, NEW is faster. The logits of both builds must agree.
+median of some calls of `Engine.run` on noise of the crop's size; the order turns around from round to round. The ratio
+of times comes with a 95 % interval; below 1, NEW is faster. The logits of both builds must agree.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def main() -> None:
     old, new = (statistics.median(each) / args.batch * 1e3 for each in seconds)
     isas = " and ".join(dict.fromkeys(result["isa"] for result in first))  # executed, not those asked for
     print(
-        f"{args.precision}, {isas}, {args.profile}, crop {first[0]['crop']}, batch {args.batch}, {args.threads} threads, "
-        f"{args.rounds} rounds: {old:.3f} and {new:.3f} ms per tile, "
+        f"{args.precision}, {isas}, {args.profile}, crop {first[0]['crop']}, batch {args.batch}, "
+        f"{args.threads} threads, {args.rounds} rounds: {old:.3f} and {new:.3f} ms per tile, "
         f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] of the time"
     )
 

@@ -24,8 +24,8 @@ struct MemoryEstimate {
 /// What an Engine with these options takes when it has run `batch` tiles at once: the same numbers as
 /// EngineInfo has then. Packs no weights and starts no thread.
 ///
-/// A larger batch runs in parts, so the estimate does not grow beyond some batch. That of one tile is much smaller in
-/// Profile::throughput: see EngineInfo::weight_bytes.
+/// A larger batch runs in parts, so the estimate does not grow beyond some batch. That of one tile is much
+/// smaller in Profile::throughput: see EngineInfo::weight_bytes.
 ///
 /// \throws Error  as the constructor of Engine, so that it also tells whether the options are possible here;
 ///                invalid_argument where `batch` is 0
