@@ -14,6 +14,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -165,7 +166,8 @@ TEST_CASE("log: off, on, and what it tells") {
   histo::set_log(Messages::take, &second);
   {
     histo::TileQueue queue([](auto, TileShape, auto) { throw 1; }, 1, 1);
-    queue.submit(std::vector<std::uint8_t>(3), 1, 1, [](const auto&) { throw 2; });
+    queue.submit(std::vector<std::uint8_t>(3), 1, 1,
+                 [](const auto&) { throw std::runtime_error("of two\nlines"); });
     queue.drain();
   }
   CHECK(second.warnings == 2);  // the batch, and the callback

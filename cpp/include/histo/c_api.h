@@ -535,7 +535,8 @@ typedef struct histo_queue histo_queue;
 typedef struct histo_queue_options {
   size_t struct_size; /**< sizeof(histo_queue_options) */
   size_t max_batch;   /**< tiles per run of the engine, at most; 0: 32 */
-  size_t max_wait_us; /**< microseconds that the oldest tile may wait for a full batch; 0: it does not wait */
+  size_t max_wait_us; /**< microseconds that the oldest tile may wait for a full batch, at most an hour; 0: it
+                         does not wait */
   size_t capacity;    /**< tiles that may wait; 0: 1024 */
 } histo_queue_options;
 

@@ -1,7 +1,9 @@
 #include "api/log.h"
 
+#include <algorithm>
 #include <atomic>
 #include <new>
+#include <string>
 
 #include "histo/error.h"
 
@@ -34,8 +36,11 @@ bool log_is_on() noexcept {
   return now != nullptr && now->callback != nullptr;
 }
 
-void write_log(LogLevel level, const std::string& message) noexcept {
+void write_log(LogLevel level, std::string message) noexcept {
   const Listener* const now = listener.load(std::memory_order_acquire);
+  // A text of the host, such as that of an exception, may have several lines, or control a terminal.
+  std::ranges::replace_if(
+      message, [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7F'; }, ' ');
   if (now != nullptr && now->callback != nullptr) {
     now->callback(now->user, level, message.empty() ? "out of memory" : message.c_str());
   }

@@ -9,7 +9,8 @@ namespace histo {
 
 [[nodiscard]] bool log_is_on() noexcept;
 
-void write_log(LogLevel level, const std::string& message) noexcept;
+// One line: characters that control a terminal become spaces.
+void write_log(LogLevel level, std::string message) noexcept;
 
 // `message()` is called where someone listens. Nothing fails because of a message.
 template <typename Message>

@@ -10,11 +10,12 @@
 //   Numbers                             a vector of numbers that inputs are transformed in
 //   map_channels, channels_per_unit     channels in a unit of the map, and of the transformed input
 //   read(pixel, channel), write(v, row, channel)    from the map, and to the transformed input
-//   weights_per_unit, read_weight(p), write_weight(v, p)    where the kernels transform weights: how many
-//   share a
-//                                       unit before that; from these, and to the transformed weights
 //   Products                            how products are summed: an Arithmetic of conv.inl
 //   finish(epilogue, sum, bias, channel, residual, output)    from the transformed sum to the output
+// and, where these kernels transform weights,
+//   weights_per_unit                    of w, in a unit
+//   read_weight(p)                      from w
+//   keep_weight(v, p), resume_weight(p), factor(v)    to memory and back; as a factor of `Products`
 //
 // Source: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 // those of Toom and Cook for the points 0, +-a, +-b and infinity. F(4 x 4) has a = 5/8, b = 3/2 in place of
