@@ -163,6 +163,23 @@ def test_a_damaged_patch_file_is_refused(h5py: Any, tmp_path: Path) -> None:
             read_coords(tmp_path / "a.h5")
 
 
+def test_a_patch_file_with_changed_bytes_is_read_or_refused(h5py: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["coords"] = np.arange(40).reshape(20, 2)
+        file["coords"].attrs["patch_size"] = 256
+    content, random, causes = path.read_bytes(), np.random.default_rng(0), set()
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[random.integers(len(content))] = random.integers(256)
+        path.write_bytes(changed)
+        try:
+            read_coords(path)
+        except HistoError as error:
+            causes.add(type(error.__cause__))
+    assert {OSError, KeyError, RuntimeError} <= causes  # what h5py raises
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

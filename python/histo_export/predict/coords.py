@@ -26,6 +26,8 @@ ENDINGS = (".h5", "_patches.h5", ".hdf5", ".csv")
 """Of the names of patch files in a folder, after the name of the slide without its suffix: CLAM's, then TRIDENT's."""
 CSV_COLUMNS = (("x", "y"), ("minx", "miny"))
 """Names of the columns of a table, in any case; the second ones are WSInfer's and those of our tiles.csv."""
+DAMAGED_HDF5 = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+"""What h5py raises where a file can't be read or is damaged."""
 FARTHEST = 1 << 31
 """Pixels; no slide is as large."""
 SAME_SIZE = 0.02
@@ -69,8 +71,9 @@ def check_coords(coords: str, slides: int) -> None:
     if path.is_file() and slides > 1:
         cause = f"is one patch file, and there are {slides} slides"
         raise UsageError(f"--coords {coords}", cause, "Name the folder with a patch file for each slide")
-    if path.is_file() and path.suffix.lower() in HDF5_SUFFIXES:
-        needs(f"Reading {path.name}", "features")
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.suffix.lower() in HDF5_SUFFIXES:
+            needs(f"Reading {file.name}", "features")
 
 
 def coords_file(coords: str, slide: Path) -> Path:
@@ -96,9 +99,10 @@ def read_coords(path: Path) -> PatchFile:
         HistoError: it can't be read, or does not hold the places of patches.
         MissingExtraError: it is HDF5, and h5py is not installed.
     """
+    hdf5 = path.suffix.lower() in HDF5_SUFFIXES
     try:
-        found = _read_hdf5(path) if path.suffix.lower() in HDF5_SUFFIXES else _read_csv(path)
-    except OSError as error:
+        found = _read_hdf5(path) if hdf5 else _read_csv(path)
+    except DAMAGED_HDF5 if hdf5 else OSError as error:
         raise HistoError(path, f"can't be read ({one_line(error)})", "Check what wrote it") from error
     if not len(found.corners):
         raise HistoError(path, "holds no patch", "Check what wrote it")
