@@ -26,7 +26,7 @@ ENDINGS = (".h5", "_patches.h5", ".hdf5", ".csv")
 """Of the names of patch files in a folder, after the name of the slide without its suffix: CLAM's, then TRIDENT's."""
 CSV_COLUMNS = (("x", "y"), ("minx", "miny"))
 """Names of the columns of a table, in any case; the second ones are WSInfer's and those of our tiles.csv."""
-DAMAGED_HDF5 = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+DAMAGED_HDF5: tuple[type[Exception], ...] = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 """What h5py raises where a file can't be read or is damaged."""
 FARTHEST = 1 << 31
 """Pixels; no slide is as large."""
@@ -99,10 +99,10 @@ def read_coords(path: Path) -> PatchFile:
         HistoError: it can't be read, or does not hold the places of patches.
         MissingExtraError: it is HDF5, and h5py is not installed.
     """
-    hdf5 = path.suffix.lower() in HDF5_SUFFIXES
+    read, faults = (_read_hdf5, DAMAGED_HDF5) if path.suffix.lower() in HDF5_SUFFIXES else (_read_csv, (OSError,))
     try:
-        found = _read_hdf5(path) if hdf5 else _read_csv(path)
-    except DAMAGED_HDF5 if hdf5 else OSError as error:
+        found = read(path)
+    except faults as error:
         raise HistoError(path, f"can't be read ({one_line(error)})", "Check what wrote it") from error
     if not len(found.corners):
         raise HistoError(path, "holds no patch", "Check what wrote it")
