@@ -166,6 +166,38 @@ TEST_CASE("memory runs out in a run: the logits are untouched, and the next run 
   }
 }
 
+TEST_CASE("memory runs out while the first large batch transforms weights: the next one goes on") {
+  const Model model = Model::from_memory(model_bytes());
+  constexpr TileShape large{.batch = 6, .height = 40, .width = 43},
+      one{.batch = 1, .height = 40, .width = 43};
+  const std::vector<float> tiles(large.batch * tile_size, 0.5F);
+  std::vector<float> expected(classes), logits(large.batch * classes);
+  const std::vector<float> untouched(large.batch * classes, -7.0F);
+  const Engine single(model, {.threads = 2});
+  single.run(std::span(tiles).first(tile_size), one, expected);
+  std::optional<Engine> engine;
+  fail_each_allocation(
+      [&] {
+        if (engine && logits == untouched) {  // after a failure
+          engine->run(tiles, large, logits);
+          CHECK(std::ranges::equal(std::span(logits).last(classes), expected));
+        }
+        engine.emplace(model, EngineOptions{.threads = 2});
+        CHECK(engine->info().weight_bytes == single.info().weight_bytes);
+        logits = untouched;
+      },
+      [&] {
+        try {
+          engine->run(tiles, large, logits);
+        } catch (...) {
+          CHECK(logits == untouched);
+          throw;
+        }
+      },
+      15);
+  CHECK(engine->info().weight_bytes > single.info().weight_bytes);
+}
+
 TEST_CASE("memory runs out in a run with all outputs: they are untouched, and the next run is right") {
   const Model model = Model::from_memory(model_bytes());
   const std::vector<std::uint8_t> bytes(tile_size, 127);

@@ -120,6 +120,36 @@ TEST_CASE("engine: threads of the host, whatever they do, change no bit") {
   }
 }
 
+// The first large batch transforms weights that copies share.
+TEST_CASE("engine: a thread of the host that runs a copy before it helps is not waited for in vain") {
+  constexpr TileShape large{.batch = 6, .height = 32, .width = 32};
+  const std::vector<std::uint8_t> tiles(large.batch * 32 * 32 * 3, 100);
+  const auto run_large = [&](const Engine& engine) {
+    std::vector<float> logits(large.batch * classes);
+    engine.run(std::span<const std::uint8_t>(tiles), large, logits);
+    return logits;
+  };
+  std::unique_ptr<Engine> copy;
+  std::vector<float> of_copy;
+  std::atomic<bool> begun{false};
+  const auto team = std::make_shared<ThreadTeam>(2, [&](std::size_t, const std::function<void()>& body) {
+    JoinedThreads worker;
+    worker.emplace_back([&] {
+      if (copy != nullptr && !begun.exchange(true)) {
+        of_copy = run_large(*copy);
+      }
+      body();
+    });
+  });
+  const Engine engine(model(), {.team = team});
+  copy = std::make_unique<Engine>(engine);
+  const std::vector<float> logits = run_large(engine);
+  CHECK(begun);
+  CHECK(logits == run_large(Engine(model(), {.threads = 1})));
+  CHECK(of_copy == logits);
+  CHECK(engine.info().weight_bytes == copy->info().weight_bytes);
+}
+
 TEST_CASE("thread team: a call of the host that comes too late does nothing") {
   std::function<void()> late;
   ThreadPool pool(ThreadPool::Options{

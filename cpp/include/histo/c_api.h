@@ -153,7 +153,7 @@ typedef struct histo_engine_info {
   size_t threads;
   size_t crop;
   size_t classes;
-  size_t weight_bytes; /**< shared between copies of an engine; grows at the first batch of several tiles */
+  size_t weight_bytes;    /**< shared between copies of an engine; grows at the first large batch */
   size_t workspace_bytes; /**< of this engine alone */
   const char* profile;
   const char* algorithm;

@@ -52,7 +52,7 @@ struct EngineInfo {
   unsigned threads;
   std::size_t crop;
   std::size_t weight_bytes;  ///< packed weights, shared between copies of an Engine; in Profile::throughput
-                             ///< they grow at the first batch of several tiles, which transforms some
+                             ///< they grow at the first batch that is large enough: 2 tiles at crop 128
   std::size_t workspace_bytes;  ///< activations, of this Engine alone; grows at the first large batch
   std::size_t embedding_size;   ///< floats of a tile: see Outputs::embedding
   std::size_t map_side;         ///< cells along a side: see Outputs::contributions

@@ -25,7 +25,7 @@ struct MemoryEstimate {
 /// EngineInfo has then. Packs no weights and starts no thread.
 ///
 /// A larger batch runs in parts, so the estimate does not grow beyond some batch. That of one tile is much
-/// smaller in Profile::throughput: see EngineInfo::weight_bytes.
+/// smaller in Profile::throughput at crop 128: see EngineInfo::weight_bytes.
 ///
 /// \throws Error  as the constructor of Engine, so that it also tells whether the options are possible here;
 ///                invalid_argument where `batch` is 0

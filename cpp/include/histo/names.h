@@ -77,7 +77,7 @@ inline constexpr auto name_table<Precision> = std::to_array<Named<Precision>>({
 /// that is run, so that a tile's logits do not depend on its batch.
 enum class Profile : int {
   throughput = 0,  ///< fewest operations: for every batch; best from 8 tiles on
-  latency = 1,     ///< fewer bytes of weights in the deep layers: for single tiles
+  latency = 1,     ///< a little faster for single tiles, slower for batches
 };
 
 template <>

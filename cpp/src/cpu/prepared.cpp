@@ -56,14 +56,21 @@ std::vector<Packing> Prepared::packings() const {
 
 std::shared_ptr<const AlignedBuffer> Prepared::transformed(std::size_t index, ThreadPool& threads) const {
   std::shared_ptr<const AlignedBuffer> weight;
+  transformed_.use([&](Transformed& known) { weight = known[index]; });
+  if (weight != nullptr) {
+    return weight;
+  }
+  // Not while the state is held: a loop of the host may wait for a thread that runs a copy, and so would wait
+  // here. Two that come at once make it twice, and one of them is kept.
+  const auto made = std::make_shared<const AlignedBuffer>(
+      transform(packing_of(plan().steps[index]), layers[index], threads));
   transformed_.use([&](Transformed& known) {
-    std::shared_ptr<const AlignedBuffer>& made = known[index];
-    if (made == nullptr) {
-      const Packing packing = packing_of(plan().steps[index]);
-      made = std::make_shared<const AlignedBuffer>(transform(packing, layers[index], threads));
+    std::shared_ptr<const AlignedBuffer>& kept = known[index];
+    if (kept == nullptr) {
+      kept = made;
       transformed_units_ += made->size();
     }
-    weight = made;
+    weight = kept;
   });
   return weight;
 }

@@ -49,8 +49,8 @@ MapFormat format_for(const ConvLayer& layer, Precision precision) {
 }
 
 // For a 3 x 3 convolution of stride 1. The fewest multiplications are not the fastest where few images share
-// one pass over the weights, which grow from 9 to 16 or 36 numbers per pair of channels. In int8 these
-// numbers also double in size.
+// one pass over the weights, which grow from 9 to 16 or 36 numbers per pair of channels, or are transformed
+// for each pass (Step::weights_on_the_fly). In int8 these numbers also double in size.
 Algorithm fastest(const ConvLayer& layer, std::size_t stage, Precision precision,
                   const PlanOptions& options) {
   const bool latency = options.profile == Profile::latency;

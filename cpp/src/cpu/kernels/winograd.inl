@@ -20,7 +20,7 @@
 // Source: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 // those of Toom and Cook for the points 0, +-a, +-b and infinity. F(4 x 4) has a = 5/8, b = 3/2 in place of
 // the usual 1 and 2: rounding errors halve (relative to the outputs 6.8e-7 instead of 1.4e-6 rms at 64
-// channels; direct convolution has 3.1e-7), and all constants are exact in binary.
+// channels; direct convolution has 3.1e-7), and all constants of A and B are exact in binary.
 //
 // Weights become G w G^T: four times as many numbers as w, in int8 eight times as many bytes. A few tiles
 // would wait for them, so their products are made of w itself: products_on_the_fly(). The bits are the same,
@@ -355,9 +355,12 @@ void products_on_the_fly(const Winograd& w, std::size_t block, const Unit* input
       transform_columns<F, Arithmetic>(plain, count, columns);
       plain += count * kernel;
       for (std::size_t y = 0; y < n; ++y) {
-        // Spread over the rows: a core waits for a dozen lines at a time.
+        // Spread over the rows: a core waits for a dozen lines at a time. Behind the last block this may be
+        // no memory of ours, so it is an address and not a pointer.
         for (std::size_t i = y * count * kernel / n; i < (y + 1) * count * kernel / n; i += cache_line) {
-          __builtin_prefetch(plain + plain_ahead * kernel + i, 0, 2);
+          const auto ahead =
+              reinterpret_cast<std::uintptr_t>(plain) + (plain_ahead * kernel + i) * sizeof(Unit);
+          __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
         }
         const PointRow row{.columns = columns + y * count * 3 * Vec::lanes,
                            .units = count,
