@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,23 @@ def test_one_bad_image_fails_alone(server: Server, tiles: Pixels, logits: Any) -
     assert results[5]["error"].startswith("image 6: ")
     answer = server.classify([("a", b"no image")])
     assert (answer.status, list(answer.json["results"][0])) == (422, ["error"])
+
+
+def test_what_was_decoded_is_kept_no_longer_than_needed(
+    server: Server, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[weakref.ref[Any]] = []
+    kept: list[int] = []
+
+    def wrong_size(*_: object) -> Pixels:
+        pixels = np.zeros((SIDE + 1, SIDE, 3), np.uint8)
+        kept.append(sum(pixels() is not None for pixels in decoded))
+        decoded.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("histo_export.serve.uploads.decode_image", wrong_size)
+    assert server.classify([("a", png(tiles[0]))] * 8).status == 422
+    assert max(kept) <= 1  # the one before, in a pool of one thread
 
 
 def test_the_tile_that_the_network_saw_is_shown(server: Server, tiles: Pixels) -> None:

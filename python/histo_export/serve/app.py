@@ -34,7 +34,7 @@ from histo_export.serve.protocol import (
 from histo_export.serve.refusals import Refused, malformed
 from histo_export.serve.settings import ServeSettings
 from histo_export.serve.telemetry import Log, Metrics
-from histo_export.serve.uploads import Uploads, tile_of
+from histo_export.serve.uploads import Uploads, tile_or_fault
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -179,14 +179,11 @@ class Routes:
         self, request: Request, images: Sequence[tuple[str, bytes]], model: Model, show: bool
     ) -> Response:
         jobs = (
-            self._in_pool(tile_of, data, number, model.spec, self.settings)
+            self._in_pool(tile_or_fault, data, number, model.spec, self.settings)
             for number, (_, data) in enumerate(images, start=1)
         )
-        found = await asyncio.gather(*jobs, return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException) and not isinstance(each, HistoError):
-                raise each
-        tiles = [each[0] for each in found if not isinstance(each, BaseException)]
+        found = await asyncio.gather(*jobs)
+        tiles = [each[0] for each in found if not isinstance(each, str)]
         rows = iter(await model.batcher.run(tiles))
         record = record_of(request.scope)
         record.tiles, record.refused = len(tiles), len(images) - len(tiles)
@@ -211,7 +208,7 @@ class Routes:
 
 
 def _result(
-    found: tuple[Pixels, tuple[int, int]] | BaseException, rows: Iterator[Logits], model: Model, show: bool
+    found: tuple[Pixels, tuple[int, int]] | str, rows: Iterator[Logits], model: Model, show: bool
 ) -> dict[str, Any]:
     """What is told of an image.
 
@@ -221,8 +218,8 @@ def _result(
         model: that gave them.
         show: with the tile as a picture.
     """
-    if isinstance(found, BaseException):
-        return {"error": str(found)}
+    if isinstance(found, str):
+        return {"error": found}
     tile, size = found
     logits = next(rows)
     probabilities = softmax(logits).tolist()

@@ -26,7 +26,8 @@ GONE = 499
 """The status in the log and the metrics where the client did not wait for the answer; it is nginx's."""
 
 SENDING_S = 30.0
-"""For a client to take its answer, besides the time of the request."""
+"""For a client to take its answer: `run` closes the connection where bytes wait for longer. While an answer still
+waits for the bytes before it, this is added to the time of the request."""
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token: they tell nothing of the models, and browsers and orchestrators can't send one."""

@@ -36,13 +36,24 @@ LIBRARIES = ("uvicorn", "asyncio")
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP, with a time for headers: it has none itself, and idle connections would be kept for ever."""
+    """uvicorn's HTTP, with a time for headers and one to take an answer: it has neither itself, and clients that say
+    nothing or read nothing would keep their connections, and the memory of their answers, for ever."""
 
     _headers_due: asyncio.TimerHandle | None = None
+    _taken_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so writing is paused while any byte waits, and resumed after it
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken_due = self.loop.call_later(SENDING_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -50,6 +61,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
@@ -63,6 +75,11 @@ class _Protocol(H11Protocol):
         if self._headers_due is not None:
             self._headers_due.cancel()
             self._headers_due = None
+
+    def _stop_waiting(self) -> None:
+        if self._taken_due is not None:
+            self._taken_due.cancel()
+            self._taken_due = None
 
 
 class _Server(uvicorn.Server):
@@ -99,7 +116,8 @@ def serve(
 
 async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, started: Callable[..., None]) -> None:
     listening = _listen(settings.host, settings.port)  # a port that is taken is told before bundles are read
-    with listening, ThreadPoolExecutor(settings.threads, thread_name_prefix="decode") as pool, _logged(log):
+    with listening, _logged(log):
+        pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         repository = await Repository.open(bundles, settings)
         routes = Routes(repository, settings, pool, log, Metrics(lambda: repository.models))
         server = _Server(_config(routes, settings))
@@ -108,7 +126,10 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
 
         def stop() -> None:
             routes.draining = True
-            server.force_exit = server.should_exit
+            if server.should_exit:  # already: this is the second time
+                server.force_exit = True
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()  # the server waits for open ones, from Python 3.12 on
             server.should_exit = True
 
         host, port = listening.getsockname()[:2]
@@ -127,6 +148,7 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
             if not server.force_exit:
                 await asyncio.gather(*reloads)
                 await repository.close()
+            pool.shutdown(wait=not server.force_exit, cancel_futures=True)
         log.event("stopped")
 
 

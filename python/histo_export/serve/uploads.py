@@ -179,8 +179,12 @@ class Uploads:
         self.bytes += count
 
 
-def tile_of(data: bytes, number: int, spec: ModelSpec, settings: ServeSettings) -> tuple[Pixels, tuple[int, int]]:
-    """What the network sees of an image, and the size of the image in pixels.
+def tile_or_fault(
+    data: bytes, number: int, spec: ModelSpec, settings: ServeSettings
+) -> tuple[Pixels, tuple[int, int]] | str:
+    """What the network sees of an image, and the size of the image in pixels; or why it can't be a tile of this model.
+
+    The fault is a text, not an exception: an exception holds what was decoded, until all images of its request are.
 
     Args:
         data: of a JPEG, PNG or TIFF file.
@@ -189,17 +193,16 @@ def tile_of(data: bytes, number: int, spec: ModelSpec, settings: ServeSettings) 
         settings: the filter for other sizes, and the most pixels.
 
     Returns:
-        C-contiguous uint8 RGB `(crop, crop, 3)`; width and height.
-
-    Raises:
-        HistoError: it is not an image, or can't be a tile of this model.
+        C-contiguous uint8 RGB `(crop, crop, 3)`; width and height. Or one line of text.
     """
     name = f"image {number}"
+    if not data:
+        return str(HistoError(name, "is empty (0 bytes)", "Leave it out"))
     try:
-        pixels = decode_image(data, settings.limits.pixels) if data else None
+        pixels = decode_image(data, settings.limits.pixels)
+        tile = fitted(pixels, spec, settings.resize, name, "Start the server with --resize")
     except BadImageError as error:
-        raise HistoError(name, str(error), "Repair it, or leave it out") from error
-    if pixels is None:
-        raise HistoError(name, "is empty (0 bytes)", "Leave it out")
-    tile = fitted(pixels, spec, settings.resize, name, "Start the server with --resize")
+        return str(HistoError(name, str(error), "Repair it, or leave it out"))
+    except HistoError as error:
+        return str(error)
     return np.ascontiguousarray(seen_part(tile, spec)), (pixels.shape[1], pixels.shape[0])
