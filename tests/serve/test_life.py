@@ -153,7 +153,7 @@ def test_all_uploads_together_are_bounded(bundle: Path) -> None:
                     or answers[-1].status == 503
                 )
             )  # as soon as the first body has come
-            assert (answers[-1].headers["Retry-After"], "MiB of other requests" in answers[-1].error) == ("1", True)
+            assert (answers[-1].headers["Retry-After"], "MiB of requests" in answers[-1].error) == ("1", True)
         until(lambda: server.post("/classify", bytes(90_000), content_type="image/png").status == 422)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,8 +25,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from histo_export.errors import one_line
-from histo_export.serve.models import Model
 from histo_export.strict_json import dump_json
+
+if TYPE_CHECKING:
+    from histo_export.serve.models import Model
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 """Upper ends of the histogram of times."""
@@ -67,7 +69,7 @@ class Log:
         self.stream, self.names = stream or sys.stderr, names
 
     def event(self, name: str, **facts: object) -> None:
-        """Writes an event. A stream that is closed or full is no reason to stop serving."""
+        """Writes an event. A stream that is closed, or a disk that is full, is no reason to stop serving."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             self.stream.write(dump_json({"time": now, "event": name} | facts, ascii_only=True) + "\n")
@@ -78,7 +80,7 @@ class Log:
     def request(self, record: Record, seconds: float) -> None:
         """Writes what became of a request."""
         facts = {
-            "method": record.method,
+            "method": record.method[:20],
             "route": record.route,
             "status": record.status,
             "ms": round(1000 * seconds, 1),

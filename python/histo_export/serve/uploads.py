@@ -175,7 +175,7 @@ class Uploads:
     def take(self, count: int) -> None:
         """Counts bytes that came; Refused where they are too many."""
         if self.bytes + count > self.limits.upload_bytes:
-            raise busy("The server", f"holds {self.bytes // MB:,} MiB of other requests")
+            raise busy("The server", f"holds {self.bytes // MB:,} MiB of requests")
         self.bytes += count
 
 
