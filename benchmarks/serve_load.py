@@ -213,7 +213,7 @@ def _same(load: Load, found: Logits, expected: Logits) -> bool:
 
 
 def clients(load: Load, count: int, first: int, begin: Any, results: Any) -> None:
-    """Some clients in threads of a process, which begin with those of other processes; their tally goes into a queue."""
+    """Some clients in threads of a process; all processes begin together. Their tally goes into the queue."""
     begin.wait(START_S)
     tallies = [Tally() for _ in range(count)]
     threads = [threading.Thread(target=client, args=(load, first + i, tallies[i])) for i in range(count)]

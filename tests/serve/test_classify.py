@@ -171,6 +171,9 @@ def test_images_are_judged_by_their_headers(bundle: Path, tiles: Pixels) -> None
         larger = png(np.zeros((SIDE + 1, SIDE, 3), np.uint8))
         results = strict.classify([("a", larger), ("b", png(tiles[0]))]).json["results"]
         assert "too large for a tile" in results[0]["error"]
+        # A size is judged before the rest is decoded, so that this is not "truncated".
+        (cut_off,) = strict.classify([("a", png(tiles[0][:, :-1])[:200])]).json["results"]
+        assert cut_off["error"].startswith("image 1: is 74×75 pixels, and the model takes 75×75.")
         assert "class" in results[1]
         answer = strict.post("/classify", bytes(100_001), content_type="image/png")
         assert (answer.status, answer.error) == (413, "The request: has 100,001 bytes. Send at most 0 MiB at a time.")

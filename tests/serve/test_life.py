@@ -262,14 +262,15 @@ def test_a_body_that_is_cut_off_is_counted(server: Server) -> None:
     assert server.logged(status=499, route="/v2/models/{name}/infer", bytes=10)
 
 
-def test_what_the_form_parser_complains_of_goes_nowhere_else(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_form_parser_complains_of_goes_nowhere_else(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", records.append)
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     kind = f"multipart/form-data; boundary={BOUNDARY}"
-    assert server.post("/classify", b"nonsense", content_type=kind).status == 400
-    assert records == []
+    with serving([bundle], threads=1) as server:
+        assert server.post("/classify", b"nonsense", content_type=kind).status == 400
+    assert [record.name for record in records] == []
 
 
 def test_a_connection_whose_body_ended_after_the_answer_stays_open(

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from histo_export.data.images import BadImageError, decode_image
 from histo_export.errors import HistoError, one_line
 from histo_export.predict.pages.samples import seen_part
-from histo_export.predict.tile_set import fitted
+from histo_export.predict.tile_set import fitted, judge_size
 from histo_export.serve.refusals import Refused, busy, malformed, too_large
 from histo_export.serve.settings import Limits, ServeSettings
 from histo_export.spec import ModelSpec
@@ -196,11 +196,12 @@ def tile_or_fault(
         C-contiguous uint8 RGB `(crop, crop, 3)`; width and height. Or one line of text.
     """
     name = f"image {number}"
+    wanted = spec, settings.resize, name, "Start the server with --resize"
     if not data:
         return str(HistoError(name, "is empty (0 bytes)", "Leave it out"))
     try:
-        pixels = decode_image(data, settings.limits.pixels)
-        tile = fitted(pixels, spec, settings.resize, name, "Start the server with --resize")
+        pixels = decode_image(data, settings.limits.pixels, lambda width, height: judge_size(width, height, *wanted))
+        tile = fitted(pixels, *wanted)
     except BadImageError as error:
         return str(HistoError(name, str(error), "Repair it, or leave it out"))
     except HistoError as error:
