@@ -20,7 +20,7 @@ from histo_export.runtimes.native import NativeRuntime
 from histo_export.serve.batching import Batcher
 from histo_export.serve.refusals import Refused
 from histo_export.serve.settings import ServeSettings
-from histo_export.serve.telemetry import Log
+from histo_export.serve.telemetry import Log, QueueFigures
 from histo_export.spec import ModelSpec, Precision
 
 VERSION_DIGITS = 12
@@ -191,6 +191,13 @@ class Repository:
     def models(self) -> list[Model]:
         """All models, in the order of the command line."""
         return [slot.model for slot in self._slots]
+
+    def queues(self) -> list[QueueFigures]:
+        """What the queues of all models tell."""
+        return [
+            QueueFigures(model.name, model.version, model.batcher.waiting, model.batcher.batches)
+            for model in self.models
+        ]
 
     def find(self, name: str | None = None, version: str | None = None) -> Model:
         """A model by its name, which may be left out where all have one name; the default version where None is given.

@@ -126,7 +126,7 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
     with listening, _logged(log), _signals(loop, dict.fromkeys(reloading_signals(), lambda: None)):
         repository = await Repository.open(bundles, settings, log)
         pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
-        routes = Routes(repository, settings, pool, log, Metrics(lambda: repository.models))
+        routes = Routes(repository, settings, pool, log, Metrics(repository.queues))
         server = _Server(_config(routes, settings))
 
         def stop() -> None:
