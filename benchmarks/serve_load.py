@@ -57,18 +57,28 @@ SIZES = (1, 1, 1, 2, 4, 8)
 """Images of a request, drawn from these."""
 PEER_TOLERANCE = 1e-3
 """Of a tile's largest logit."""
+START_S = 120
+"""For processes of clients to start."""
 BOUNDARY = "serve-load"
 
 
 @dataclass
 class Tally:
-    """What some clients saw."""
+    """What some clients saw.
+
+    Attributes:
+        wall: seconds from the start of the first client to the end of the last.
+        unlogged: answers of uvicorn itself, which is out of connections; the server's log has none of them.
+        cut_off: requests without an answer.
+    """
 
     seconds: list[float] = field(default_factory=list)
     tiles: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    unlogged: int = 0
     cut_off: int = 0
+    wall: float = 0.0
 
     def add(self, other: Tally) -> None:
         """Adds what other clients saw."""
@@ -76,6 +86,7 @@ class Tally:
         self.tiles += other.tiles
         self.statuses += other.statuses
         self.faults += other.faults
+        self.unlogged += other.unlogged
         self.cut_off += other.cut_off
 
 
@@ -87,7 +98,7 @@ class Load:
         port, name: of the server and the model.
         tiles, images, logits: the tiles, as PNG, and the engine's logits.
         exact: answers must be the engine's bits.
-        until, requests: each client ends at this time of the clock `time.monotonic`, or after so many requests.
+        seconds, requests: each client ends so long after its own start, or after so many requests.
     """
 
     port: int
@@ -96,7 +107,7 @@ class Load:
     images: Sequence[bytes]
     logits: Logits
     exact: bool
-    until: float
+    seconds: float
     requests: int
 
 
@@ -116,7 +127,8 @@ def client(load: Load, seed: int, tally: Tally) -> None:
     rng = np.random.default_rng(seed)
     connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=120)
     sent = 0
-    while time.monotonic() < load.until and sent < load.requests:
+    until = time.monotonic() + load.seconds
+    while time.monotonic() < until and sent < load.requests:
         sent += 1
         chosen = rng.integers(0, TILES, int(rng.choice(SIZES))).tolist()
         tensor = bool(rng.random() < 0.3)
@@ -130,13 +142,14 @@ def client(load: Load, seed: int, tally: Tally) -> None:
         except (ConnectionError, http.client.HTTPException, OSError):
             tally.cut_off += 1  # the server was told to end; whoever it had taken has an answer
             connection.close()
-            if time.monotonic() < load.until and not _listens(load.port):
+            if time.monotonic() < until and not _listens(load.port):
                 return
             continue
         tally.seconds.append(time.perf_counter() - start)
         tally.statuses[response.status] += 1
         if response.status == 503:
-            time.sleep(float(response.headers["Retry-After"]))
+            tally.unlogged += "Retry-After" not in response.headers
+            time.sleep(float(response.headers.get("Retry-After", 1)))
             continue
         fault = (_tensor_fault if tensor else _form_fault)(load, chosen, bad, response, answer)
         if fault:
@@ -199,8 +212,9 @@ def _same(load: Load, found: Logits, expected: Logits) -> bool:
     return bool(np.abs(found - expected).max() <= PEER_TOLERANCE * np.abs(expected).max())
 
 
-def clients(load: Load, count: int, first: int, results: Any) -> None:
-    """Some clients in threads of a process; their tally goes into the queue."""
+def clients(load: Load, count: int, first: int, begin: Any, results: Any) -> None:
+    """Some clients in threads of a process; all processes begin together. Their tally goes into the queue."""
+    begin.wait(START_S)
     tallies = [Tally() for _ in range(count)]
     threads = [threading.Thread(target=client, args=(load, first + i, tallies[i])) for i in range(count)]
     for thread in threads:
@@ -214,17 +228,21 @@ def clients(load: Load, count: int, first: int, results: Any) -> None:
 
 
 def run_clients(load: Load, count: int, during: Callable[[], None] = lambda: None) -> Tally:
-    """All clients, in processes of up to 50; `during` is called while they send."""
+    """All clients, in processes of up to 50, which begin together; `during` is called while they send."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     sizes = [min(50, count - first) for first in range(0, count, 50)]
-    workers = [context.Process(target=clients, args=(load, n, 50 * i, results)) for i, n in enumerate(sizes)]
+    begin = context.Barrier(len(sizes) + 1)
+    workers = [context.Process(target=clients, args=(load, n, 50 * i, begin, results)) for i, n in enumerate(sizes)]
     for worker in workers:
         worker.start()
+    begin.wait(START_S)
+    start = time.monotonic()
     during()
     total = Tally()
     for _ in workers:
         total.add(results.get())
+    total.wall = time.monotonic() - start
     for worker in workers:
         worker.join()
     return total
@@ -272,13 +290,13 @@ def answers_in(log: Path) -> int:
         return sum(event["event"] == "request" and event["status"] != 499 for event in events)
 
 
-def report(title: str, tally: Tally, wall: float, alone: float) -> list[str]:
+def report(title: str, tally: Tally, alone: float) -> list[str]:
     """Lines about a run; the faults, of which there should be none, come last."""
     times = np.array(tally.seconds or [np.nan]) * 1e3
-    rate = tally.tiles / wall
+    rate = tally.tiles / tally.wall
     statuses = ", ".join(f"{status}: {count:,}" for status, count in sorted(tally.statuses.items()))
     return [
-        f"{title}: {len(tally.seconds):,} requests ({statuses}), {tally.tiles:,} tiles in {wall:.1f} s",
+        f"{title}: {len(tally.seconds):,} requests ({statuses}), {tally.tiles:,} tiles in {tally.wall:.1f} s",
         f"  p50 {np.percentile(times, 50):.1f} ms, p99 {np.percentile(times, 99):.1f} ms, {rate:.0f} tiles/s, "
         f"{100 * rate / alone:.0f} % of the engine's {alone:.0f}",
         f"  wrong, mixed or lost answers: {len(tally.faults)}",
@@ -294,18 +312,16 @@ def measure(args: argparse.Namespace, folder: Path) -> bool:
     before = engine_speed(engine, tiles, args.batch, args.alone)
 
     def load(port: int, exact: bool = True) -> Load:
-        until = time.monotonic() + (1e9 if args.requests else args.seconds)
+        seconds = 1e9 if args.requests else args.seconds
         each = -(-args.requests // args.clients) if args.requests else sys.maxsize
-        return Load(port, model_name(args.bundle), tiles, images, logits, exact, until, each)
+        return Load(port, model_name(args.bundle), tiles, images, logits, exact, seconds, each)
 
     options = ("--port", 0, "--threads", args.threads, "--batch", args.batch)
     command = [sys.executable, "-m", "histo_export", "serve", args.bundle, *options]
     memory: list[float] = []
     with started(command, folder / "log") as (process, port):
         memory.append(resident_mb(process.pid))
-        start = time.monotonic()
         main = run_clients(load(port), args.clients)
-        wall = time.monotonic() - start
         memory.append(resident_mb(process.pid))
 
         def end() -> None:
@@ -314,10 +330,10 @@ def measure(args: argparse.Namespace, folder: Path) -> bool:
 
         drained = run_clients(load(port), min(args.clients, 32), end)
         code = process.wait(120)
-    lost = answers_in(folder / "log") - len(main.seconds) - len(drained.seconds)
+    lost = answers_in(folder / "log") - sum(len(tally.seconds) - tally.unlogged for tally in (main, drained))
     alone = statistics.mean([before, engine_speed(engine, tiles, args.batch, args.alone)])
     print(f"{args.clients} clients, {args.threads} threads, batch {args.batch}")
-    print(*report("histo serve", main, wall, alone), sep="\n")
+    print(*report("histo serve", main, alone), sep="\n")
     print(f"  memory {memory[0]:.0f} MB before, {memory[1]:.0f} MB after")
     print(
         f"SIGTERM among requests: exit code {code}, {len(drained.seconds):,} answered, {len(drained.faults)} wrong, "
@@ -327,10 +343,10 @@ def measure(args: argparse.Namespace, folder: Path) -> bool:
     if args.peer:
         command = [sys.executable, __file__, args.bundle, "--be-peer", "--threads", args.threads]
         with started(command, folder / "peer") as (_, port):
-            start = time.monotonic()
             peer = run_clients(load(port, exact=False), args.clients)
-            print(*report("Starlette and ONNX Runtime", peer, time.monotonic() - start, alone), sep="\n")
-    return not faults and not lost and code == 0 and main.cut_off == 0
+            print(*report("Starlette and ONNX Runtime", peer, alone), sep="\n")
+    answered = bool(main.seconds and drained.seconds)
+    return answered and not faults and lost <= 0 and code == 0 and main.cut_off == 0
 
 
 def be_peer(bundle: Path, threads: int) -> None:

@@ -29,7 +29,7 @@ from light_commands import REFUSED, WORK
 
 ROOT = Path(__file__).parents[1]
 Histo = Callable[..., tuple[int, str, str]]
-BROUGHT_BY_OTHERS = {"lightning_fabric": "train", "lightning_utilities": "train"}
+BROUGHT_BY_OTHERS = {"h11": "serve", "lightning_fabric": "train", "lightning_utilities": "train"}
 """Modules of packages that packages of the extra require."""
 
 

@@ -144,6 +144,20 @@ def test_figures_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     assert system.load_average() >= 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_open_files_are_allowed_as_far_as_the_system_permits() -> None:
+    import resource
+
+    earlier = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, earlier[1]))
+        for asked, allowed in ((300, 300), (280, 300)):  # never fewer than before
+            system.allow_open_files(asked)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, earlier[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, earlier)
+
+
 def test_windows_is_never_asked_by_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     """There os.kill(pid, 0) is Ctrl-C."""
 

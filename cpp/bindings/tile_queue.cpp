@@ -207,7 +207,8 @@ class Queue {
     std::shared_ptr<histo::TileQueue> queue = std::exchange(queue_, nullptr);
     const auto answers = answers_;
     const Unlocked unlocked;
-    queue.reset();  // cancels
+    queue->cancel_all();  // a thread that is in drain() or try_submit() has the queue, too
+    queue.reset();
     answers->close();
   }
 

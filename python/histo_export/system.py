@@ -257,6 +257,21 @@ def reloading_signals() -> list[signal.Signals]:
     return [signal.Signals[name] for name in ("SIGHUP",) if name in signal.Signals.__members__]
 
 
+def allow_open_files(count: int) -> None:
+    """Lets this process have so many files and connections open at a time, or as many as the system permits it.
+
+    Many shells give a program 1024 at first, and let it ask for more. Windows has no such limit.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _psutil() -> Any:
     import psutil
 

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,23 @@ def test_one_bad_image_fails_alone(server: Server, tiles: Pixels, logits: Any) -
     assert results[5]["error"].startswith("image 6: ")
     answer = server.classify([("a", b"no image")])
     assert (answer.status, list(answer.json["results"][0])) == (422, ["error"])
+
+
+def test_what_was_decoded_is_kept_no_longer_than_needed(
+    server: Server, tiles: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[weakref.ref[Any]] = []
+    kept: list[int] = []
+
+    def wrong_size(*_: object) -> Pixels:
+        pixels = np.zeros((SIDE + 1, SIDE, 3), np.uint8)
+        kept.append(sum(pixels() is not None for pixels in decoded))
+        decoded.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("histo_export.serve.uploads.decode_image", wrong_size)
+    assert server.classify([("a", png(tiles[0]))] * 8).status == 422
+    assert max(kept) <= 1  # the one before, in a pool of one thread
 
 
 def test_the_tile_that_the_network_saw_is_shown(server: Server, tiles: Pixels) -> None:
@@ -153,6 +171,9 @@ def test_images_are_judged_by_their_headers(bundle: Path, tiles: Pixels) -> None
         larger = png(np.zeros((SIDE + 1, SIDE, 3), np.uint8))
         results = strict.classify([("a", larger), ("b", png(tiles[0]))]).json["results"]
         assert "too large for a tile" in results[0]["error"]
+        # A size is judged before the rest is decoded, so that this is not "truncated".
+        (cut_off,) = strict.classify([("a", png(tiles[0][:, :-1])[:200])]).json["results"]
+        assert cut_off["error"].startswith("image 1: is 74×75 pixels, and the model takes 75×75.")
         assert "class" in results[1]
         answer = strict.post("/classify", bytes(100_001), content_type="image/png")
         assert (answer.status, answer.error) == (413, "The request: has 100,001 bytes. Send at most 0 MiB at a time.")

@@ -18,4 +18,5 @@ def test_no_answer_is_lost_or_mixed_under_load(
     assert serve_load.measure(serve_load.parser().parse_args(), tmp_path), capsys.readouterr().out
     printed = capsys.readouterr().out
     assert printed.count("wrong, mixed or lost answers: 0") == 2
+    assert printed.count(" requests (200: ") == 2
     assert "0 answered by the server but not received" in printed

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histo_export.serve.settings import Limits
+
 from .conftest import Pixels, Server, png, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason='pages need pip install "histo-export[test]"')
@@ -129,6 +131,16 @@ def test_files_that_are_dropped_beside_the_field_are_taken(page: Any, tiles: Pix
     )
     status(page, "1 image done.")
     assert "dropped.png" in page.inner_text(".card")
+
+
+def test_requests_of_the_page_keep_to_the_limits(browser: Any, bundle: Path, tiles: Pixels) -> None:
+    sizes = [len(png(tile)) for tile in tiles]
+    limits = Limits(images=3, request_bytes=max(sizes) + 1000)  # so that two images are too large together
+    with serving([bundle], threads=1, limits=limits) as server:
+        for page in opened(browser, server, ["413"]):
+            page.wait_for_selector("#work:visible")
+            drop(page, [file(f"{i}.png", png(tile)) for i, tile in enumerate(tiles[:4])])
+            status(page, "4 images done.")
 
 
 def test_the_policy_lets_nothing_else_run(server: Server) -> None:

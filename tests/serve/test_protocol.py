@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -98,23 +99,28 @@ BINARY = {"data": None, "parameters": {"binary_data_size": TILE.nbytes}}
         (b'{"inputs":[{"name":"tiles","shape":[1],"datatype":"UINT8","data":[1e999]}]}', 400, "not a finite number"),
         (b" " * (16 << 20) + b"{}", 413, "Send the tensor as bytes"),
         ({"inputs": []}, 400, "The inputs: are 0. Send one input 'tiles'"),
-        ({"inputs": [tensor(TILE, data=[])] * 10_000}, 400, "The inputs: are 10000"),
+        ({"inputs": [tensor(TILE, data=[])] * 2}, 400, "The inputs: are 2"),
+        ({"inputs": [1] * 1_000_000}, 400, "at most 64 items"),
+        ({"inputs": [tensor(TILE)], "outputs": [1] * 1_000_000}, 400, "at most 64 items"),
+        (("{" + ",".join(f'"{i}":1' for i in range(100_000)) + ',"99999":1}').encode(), 400, "the key '99999' twice"),
         ({"inputs": [tensor(TILE, name="x")]}, 400, "The inputs: are 1 ('x')"),
-        ({"inputs": [tensor(TILE, datatype="FP32")]}, 400, "tiles: is FP32 (1, 75, 75, 3). Send one input"),
-        ({"inputs": [tensor(TILE, shape=[1, 64, 64, 3])]}, 400, "tiles: is UINT8 (1, 64, 64, 3)"),
-        ({"inputs": [tensor(TILE, shape=[0, SIDE, SIDE, 3], data=[])]}, 400, "tiles: is UINT8 (0,"),
+        ({"inputs": [tensor(TILE, datatype="FP32")]}, 400, "tiles: is 'FP32' (1, 75, 75, 3). Send one input"),
+        ({"inputs": [tensor(TILE, shape=[1, 64, 64, 3])]}, 400, "tiles: is 'UINT8' (1, 64, 64, 3)"),
+        ({"inputs": [tensor(TILE, shape=[0, SIDE, SIDE, 3], data=[])]}, 400, "tiles: is 'UINT8' (0,"),
         ({"inputs": [tensor(TILE, shape=[-1, SIDE, SIDE, 3])]}, 400, "greater than or equal to 0"),
         ({"inputs": [tensor(TILE, shape=[1.0, SIDE, SIDE, 3])]}, 400, "valid integer"),
         ({"inputs": [tensor(TILE, shape=[2**39, SIDE, SIDE, 3])]}, 413, "tiles: holds 549,755,813,888 tiles"),
-        ({"inputs": [tensor(TILE, data=None)]}, 400, "tiles: holds object ()"),
-        ({"inputs": [tensor(TILE, data=[1])]}, 400, "tiles: holds int64 (1,)"),
-        ({"inputs": [tensor(TILE, data=[[1, 2], [3]])]}, 400, "lists that make no array"),
-        ({"inputs": [tensor(TILE, data=[0.5] * TILE.size)]}, 400, "tiles: holds float64"),
+        ({"inputs": [tensor(TILE, data=None)]}, 400, "tiles: has no list as data"),
+        ({"inputs": [tensor(TILE, data=[1])]}, 400, "tiles: holds data of shape (1,)"),
+        ({"inputs": [tensor(TILE, data=[[1, 2], [3]])]}, 400, "tiles: holds data of shape (2,)"),
+        ({"inputs": [tensor(TILE, data=[0.5] * TILE.size)]}, 400, "tiles: holds float"),
         ({"inputs": [tensor(TILE, data=[True] * TILE.size)]}, 400, "tiles: holds bool"),
-        ({"inputs": [tensor(TILE, data=[256] * TILE.size)]}, 400, "numbers from 256 to 256"),
-        ({"inputs": [tensor(TILE, data=[-1] * TILE.size)]}, 400, "numbers from -1 to -1"),
-        ({"inputs": [tensor(TILE, data=[2**70] * TILE.size)]}, 400, "tiles: holds object"),
-        ({"inputs": [tensor(TILE, **BINARY)]}, 400, "states 16875, and 0 came"),
+        ({"inputs": [tensor(TILE, data=[[]] * (TILE.size - 1) + [[1]])]}, 400, "tiles: holds list"),
+        ({"inputs": [tensor(TILE, data=[{}, *[1] * (TILE.size - 1)])]}, 400, "tiles: holds dict, int"),
+        ({"inputs": [tensor(TILE, data=[256] * TILE.size)]}, 400, "tiles: holds 256. Give integers"),
+        ({"inputs": [tensor(TILE, data=[-1] * TILE.size)]}, 400, "tiles: holds -1. Give integers"),
+        ({"inputs": [tensor(TILE, data=[2**70] * TILE.size)]}, 400, "tiles: holds a number of many digits"),
+        ({"inputs": [tensor(TILE, **BINARY)]}, 400, "states '16875', and 0 came"),
         ({"inputs": [tensor(TILE, parameters={"shared_memory_region": "x"})]}, 400, "parameter 'shared_memory_region'"),
         ({"inputs": [tensor(TILE)], "parameters": {"timeout": 1}}, 400, "parameter 'timeout', which is unknown"),
         ({"inputs": [tensor(TILE)], "parameters": {"binary_data_output": 1}}, 400, "binary_data_output: is '1'"),
@@ -131,6 +137,16 @@ def test_what_is_no_request_is_refused(server: Server, request_of: Any, status: 
     answer = infer(server, request_of)
     assert (answer.status, words in answer.error) == (status, True), answer.error
     assert "\n" not in answer.error
+
+
+def test_a_long_string_among_numbers_costs_no_memory(server: Server) -> None:
+    tracemalloc.start()
+    try:
+        answer = infer(server, {"inputs": [tensor(TILE, data=["x" * 10_000, *[1] * (TILE.size - 1)])]})
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # not 4 bytes for each letter of the string, for each number
+    finally:
+        tracemalloc.stop()
+    assert (answer.status, "tiles: holds int, str" in answer.error) == (400, True)
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "9" * 30, "100000", "1e1"])

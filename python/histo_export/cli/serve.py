@@ -162,10 +162,14 @@ def _settings(address: AddressOptions, engine: EngineOptions, limits: LimitOptio
 def _token(file: Path | None) -> str | None:
     """The token of the file, or of the environment; None where neither has one."""
     if file is None:
-        return os.environ.get(TOKEN) or None
+        token = os.environ.get(TOKEN)
+        return None if token is None else token.strip()  # an empty one is refused, not taken for none
     try:
         with file.open("rb") as stream:
-            return stream.read(MOST_TOKEN).decode().strip()
+            content = stream.read(MOST_TOKEN + 1)
+        if len(content) <= MOST_TOKEN:
+            return content.decode().strip()
+        reason = f"it has more than {MOST_TOKEN:,} bytes"
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"--token-file {file}", f"can't be read ({reason})", "Name a file with one line") from error
+    raise UsageError(f"--token-file {file}", f"can't be read ({reason})", "Name a file with one line")

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from PIL import Image, UnidentifiedImageError
 
 from histo_export.data.pillow import quiet_pillow
 from histo_export.data.tiff import TiffError, choose_page, is_tiff, load_page, read_pages
+from histo_export.errors import HistoError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 MAX_PIXELS = 8192 * 8192
@@ -96,24 +97,34 @@ def read_image_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_image(data: bytes, most_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, most_pixels: int = MAX_PIXELS, judge_size: Callable[[int, int], None] = lambda width, height: None
+) -> NDArray[np.uint8]:
     """Decode JPEG, PNG or TIFF bytes in full.
 
     Args:
         data: of a file.
         most_pixels: an image that states more is refused before it is decoded.
+        judge_size: called with width and height before it is decoded; raises a HistoError where they do not fit.
 
     Returns:
         uint8 RGB `(h, w, 3)`, C-contiguous.
 
     Raises:
-        BadImageError: for any other bytes; no other exception is raised.
+        BadImageError: for any other bytes.
+        HistoError: that of `judge_size`; no other exception is raised.
     """
+
+    def judge(size: tuple[int, int]) -> None:
+        if size[0] * size[1] > most_pixels:
+            raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
+        judge_size(*size)
+
     with _bad_images():
         if is_tiff(data[:4]):
-            return opaque_pixels(_load_tiff(io.BytesIO(data), most_pixels))
+            return opaque_pixels(_load_tiff(io.BytesIO(data), judge))
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return opaque_pixels(_load(image, data, most_pixels))
+            return opaque_pixels(_load(image, data, judge))
 
 
 def image_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -132,10 +143,10 @@ def _bad_images() -> Iterator[None]:
     try:
         with quiet_pillow():
             yield
-    except BadImageError:
-        raise
     except TiffError as error:
         raise BadImageError(f"{error.cause}; {error.next_step[0].lower()}{error.next_step[1:]}") from error
+    except (BadImageError, HistoError):
+        raise
     except UnidentifiedImageError as error:
         raise BadImageError("is not a JPEG, PNG or TIFF image, or its header is damaged") from error
     except MemoryError as error:
@@ -148,18 +159,18 @@ def _bad_images() -> Iterator[None]:
         raise BadImageError(f"cannot be decoded ({text[:120]})") from error
 
 
-def _load_tiff(file: io.BytesIO, most_pixels: int) -> Image.Image:
+def _load_tiff(file: io.BytesIO, judge: Callable[[tuple[int, int]], None]) -> Image.Image:
     pages = read_pages(file)
     if (count := sum(page.main for page in pages)) > 1:
         raise BadImageError(f"holds {count} pages, not one")
     index = choose_page(pages)
-    _check_size(pages[index].size, most_pixels)
+    judge(pages[index].size)
     return load_page(file, index, pages[index])
 
 
-def _load(image: Image.Image, data: bytes, most_pixels: int) -> Image.Image:
+def _load(image: Image.Image, data: bytes, judge: Callable[[tuple[int, int]], None]) -> Image.Image:
     """A JPEG or PNG, decoded if it is accepted."""
-    _check_size(image.size, most_pixels)
+    judge(image.size)
     # PIL converts 16-bit RGB to 8 bits, and its mode hides that. IHDR: 8-byte signature, 8-byte chunk head, width,
     # height, bit depth.
     if image.format == "PNG" and data[24] > 8:
@@ -172,11 +183,6 @@ def _load(image: Image.Image, data: bytes, most_pixels: int) -> Image.Image:
         raise BadImageError(f"holds {frames} pages, not one")
     image.load()
     return image
-
-
-def _check_size(size: tuple[int, int], most_pixels: int) -> None:
-    if size[0] * size[1] > most_pixels:
-        raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
 
 
 def opaque_pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -108,10 +108,19 @@ def fitted(pixels: Pixels, spec: ModelSpec, resize: Resample | None, name: objec
     """
     height, width = pixels.shape[:2]
     side = spec.tile_size
+    judge_size(width, height, spec, resize, name, how_to_resize)
     if (height, width) == (side, side):
         return pixels
-    if resize is None and height == width == spec.resized_from:
-        return resampled(pixels, side)
+    return resampled(pixels, side) if resize is None else resampled(pixels, side, resize)
+
+
+def judge_size(
+    width: int, height: int, spec: ModelSpec, resize: Resample | None, name: object, how_to_resize: str
+) -> None:
+    """Raises what `fitted` would for a tile of this size."""
+    side = spec.tile_size
+    if (height, width) == (side, side) or (resize is None and height == width == spec.resized_from):
+        return
     if resize is None:
         raise HistoError(
             name,
@@ -124,7 +133,6 @@ def fitted(pixels: Pixels, spec: ModelSpec, resize: Resample | None, name: objec
             f"is {width}×{height} pixels, which would be enlarged {enlarged:.3g} times (at most {MAX_ENLARGED:g})",
             f"Give tiles of {side}×{side} pixels",
         )
-    return resampled(pixels, side, resize)
 
 
 def predict_tiles(

@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from histo_export.errors import HistoError
 from histo_export.predict.loop import softmax
 from histo_export.serve.guard import Guard, as_json, record_of, unless_gone
 from histo_export.serve.models import Model, Repository
@@ -34,7 +33,7 @@ from histo_export.serve.protocol import (
 from histo_export.serve.refusals import Refused, malformed
 from histo_export.serve.settings import ServeSettings
 from histo_export.serve.telemetry import Log, Metrics
-from histo_export.serve.uploads import Uploads, tile_of
+from histo_export.serve.uploads import Uploads, tile_or_fault
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -86,7 +85,7 @@ class Routes:
 
     async def page(self, request: Request) -> Response:
         """The page for browsers. It holds nothing of the models: its script asks for them, with a token if need be."""
-        text, policy = page()
+        text, policy = page(self.settings.limits.images)
         return Response(text, headers={"content-security-policy": policy}, media_type="text/html")
 
     async def live(self, request: Request) -> Response:
@@ -128,12 +127,9 @@ class Routes:
             models = await self.repository.reload(request.path_params["name"])
         except Refused:
             raise
-        except HistoError as error:  # its text has paths of this machine, and so is for the log
-            self.log.event("reload failed", error=str(error))
+        except Exception as error:  # its text has paths of this machine, and so is for the log
             step = "See the server's log; the earlier model still answers"
             raise Refused(500, request.path_params["name"], "could not be opened", step) from error
-        for model in models:
-            self.log.event("loaded", model=model.name, version=model.version)
         return as_json({"versions": [model.version for model in models]})
 
     async def metrics_text(self, request: Request) -> Response:
@@ -144,8 +140,10 @@ class Routes:
         """Tensors in, tensors out."""
         model = self._model(request)
         with self.uploads.of(request) as upload, self._use(request, model):
-            body = await upload.body()
-            record_of(request.scope).bytes = upload.received
+            try:
+                body = await upload.body()
+            finally:
+                record_of(request.scope).bytes = upload.received
             header = request.headers.get(JSON_HEADER)
             most = self.settings.limits.images
 
@@ -179,14 +177,11 @@ class Routes:
         self, request: Request, images: Sequence[tuple[str, bytes]], model: Model, show: bool
     ) -> Response:
         jobs = (
-            self._in_pool(tile_of, data, number, model.spec, self.settings)
+            self._in_pool(tile_or_fault, data, number, model.spec, self.settings)
             for number, (_, data) in enumerate(images, start=1)
         )
-        found = await asyncio.gather(*jobs, return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException) and not isinstance(each, HistoError):
-                raise each
-        tiles = [each[0] for each in found if not isinstance(each, BaseException)]
+        found = await asyncio.gather(*jobs)
+        tiles = [each[0] for each in found if not isinstance(each, str)]
         rows = iter(await model.batcher.run(tiles))
         record = record_of(request.scope)
         record.tiles, record.refused = len(tiles), len(images) - len(tiles)
@@ -211,7 +206,7 @@ class Routes:
 
 
 def _result(
-    found: tuple[Pixels, tuple[int, int]] | BaseException, rows: Iterator[Logits], model: Model, show: bool
+    found: tuple[Pixels, tuple[int, int]] | str, rows: Iterator[Logits], model: Model, show: bool
 ) -> dict[str, Any]:
     """What is told of an image.
 
@@ -221,8 +216,8 @@ def _result(
         model: that gave them.
         show: with the tile as a picture.
     """
-    if isinstance(found, BaseException):
-        return {"error": str(found)}
+    if isinstance(found, str):
+        return {"error": found}
     tile, size = found
     logits = next(rows)
     probabilities = softmax(logits).tolist()

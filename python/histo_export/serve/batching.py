@@ -77,7 +77,8 @@ class Batcher:
         try:
             for row, tile in enumerate(tiles):
                 tile_id = self._queue.try_submit(tile)
-                assert tile_id is not None  # at most `capacity` tiles have no answer
+                if tile_id is None:  # places of cancelled tiles that are not free yet
+                    raise busy("The queue", "is full")
                 ids.append(tile_id)
                 self._places[tile_id] = request, row  # its answer comes to this thread, so not before
             if tiles:
@@ -96,7 +97,10 @@ class Batcher:
 
     def _take_answers(self) -> None:
         for answers in self._queue:
-            self._loop.call_soon_threadsafe(self._deliver, answers)
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, answers)
+            except RuntimeError:  # the loop is closed: the server was told to end at once
+                return
 
     def _deliver(self, answers: list[TileAnswer]) -> None:
         for answer in answers:

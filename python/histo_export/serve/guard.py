@@ -7,9 +7,10 @@ import hmac
 import time
 from collections.abc import Awaitable, Mapping, MutableMapping
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,7 +27,8 @@ GONE = 499
 """The status in the log and the metrics where the client did not wait for the answer; it is nginx's."""
 
 SENDING_S = 30.0
-"""For a client to take its answer, besides the time of the request."""
+"""For a client to take its answer: `run` closes the connection where bytes wait for longer. While an answer still
+waits for the bytes before it, this is added to the time of the request."""
 
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token: they tell nothing of the models, and browsers and orchestrators can't send one."""
@@ -67,11 +69,11 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, log: Log, metrics: Metrics) -> None:
         self.app, self.settings, self.log, self.metrics = app, settings, log, metrics
-        self._authorization = None if settings.token is None else f"Bearer {settings.token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = Record(scope["method"])
         scope["histo.record"] = record
+        scope["app"] = self  # then Starlette raises where a route has no such method, in place of an answer of its own
         began = record.began
 
         async def send_recorded(message: Message) -> None:
@@ -102,6 +104,10 @@ class Guard:
                 await self.app(scope, receive, send)
         except Refused as error:
             return as_json({"error": str(error)}, error.status, error.headers)
+        except HTTPException as error:
+            allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+            text = f"{scope['method'][:20]!r}: is not a method of this address. Use {allowed}."
+            return as_json({"error": text}, error.status_code, error.headers)
         except HistoError as error:
             return as_json({"error": str(error)}, 500)
         except TimeoutError:
@@ -127,24 +133,28 @@ class Guard:
         host = headers.get("host", "")
         # A page of another site can make a browser send requests here, by a name that leads to this machine even ones
         # whose answers it may read.
-        if self.settings.loopback and _name_of(host) not in LOOPBACK:
+        if self.settings.loopback and _parts(f"//{host}").hostname not in LOOPBACK:
             raise Refused(403, f"host {host[:80]!r}", "is not this machine", "Use the address that the server printed")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        # Behind a proxy with TLS, this server's own page has another address than Host; no page can forge the former.
+        own_page = headers.get("sec-fetch-site") == "same-origin"
+        if origin is not None and not own_page and (_parts(origin).netloc or None) != host:
             raise Refused(403, f"origin {origin[:80]!r}", "is another site", "Send the request from this server's page")
-        if self._authorization is None or scope["path"] in OPEN:
+        token = self.settings.token
+        if token is None or scope["path"] in OPEN:
             return
-        if not hmac.compare_digest(headers.get("authorization", "").encode(), self._authorization):
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent.strip().encode(), token.encode()):
             step = "Send the header Authorization: Bearer TOKEN"
             raise Refused(401, "The token", "is missing or wrong", step, {"www-authenticate": "Bearer"})
 
 
-def _name_of(host: str) -> str:
-    """A host without its port; "" where it is none."""
+def _parts(address: str) -> SplitResult:
+    """The parts of an address; all are empty where it is none."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(address)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:

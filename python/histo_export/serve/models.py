@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from histo_export.bundle_files import CONFIG, model_name
-from histo_export.errors import UsageError
+from histo_export.errors import HistoError, UsageError, place_of
 from histo_export.export.card import describe_calibration
 from histo_export.predict.work import check_model, open_model
 from histo_export.runtimes.native import NativeRuntime
 from histo_export.serve.batching import Batcher
 from histo_export.serve.refusals import Refused
 from histo_export.serve.settings import ServeSettings
+from histo_export.serve.telemetry import Log, QueueFigures
 from histo_export.spec import ModelSpec, Precision
 
 VERSION_DIGITS = 12
@@ -53,6 +54,11 @@ class Model:
     _users: int = 0
     _unused: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """By which clients ask for it."""
+        return self.name, self.version
+
     @contextmanager
     def in_use(self) -> Iterator[Model]:
         """In the block, the model is not closed."""
@@ -84,6 +90,7 @@ class _Opened:
 
 
 def _open(path: Path, settings: ServeSettings) -> _Opened:
+    config = _config_of(path)
     bundle, spec, variant = check_model(path, "native", settings.precision)
     if spec.tile_size**2 > settings.limits.pixels:
         cause = f"takes tiles of {spec.tile_size}×{spec.tile_size} pixels, more than images may have"
@@ -94,8 +101,18 @@ def _open(path: Path, settings: ServeSettings) -> _Opened:
     calibration = training.get("calibration")
     if calibration is not None:
         calibration = {"temperature": calibration["temperature"], "description": describe_calibration(calibration)}
-    version = hashlib.sha256((path / CONFIG).read_bytes()).hexdigest()[:VERSION_DIGITS]
+    if config is None or _config_of(path) != config:  # so the weights may be of another config.json
+        raise HistoError(path, "changed while it was read", "Open it again")
+    version = hashlib.sha256(config).hexdigest()[:VERSION_DIGITS]
     return _Opened(version, spec, runtime, calibration, bool(training.get("data", {}).get("synthetic")))
+
+
+def _config_of(path: Path) -> bytes | None:
+    """The bytes of a bundle's config.json; None where it can't be read."""
+    try:
+        return (path / CONFIG).read_bytes()
+    except OSError:
+        return None
 
 
 async def open_served(path: Path, settings: ServeSettings) -> Model:
@@ -138,25 +155,33 @@ class _Slot:
 
 class Repository:
     """The models by name and version. Bundles whose folders have one name are versions of one model; the last is its
-    default."""
+    default. The log tells what is loaded later, and what can't be."""
 
-    def __init__(self, slots: Sequence[_Slot], settings: ServeSettings) -> None:
-        self._slots, self._settings = slots, settings
+    def __init__(self, settings: ServeSettings, log: Log) -> None:
+        self._slots: list[_Slot] = []
+        self._settings, self._log = settings, log
+        self._reloads: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def open(cls, bundles: Sequence[Path], settings: ServeSettings) -> Repository:
+    async def open(cls, bundles: Sequence[Path], settings: ServeSettings, log: Log) -> Repository:
         """Opens all bundles.
 
         Raises:
-            UsageError: one is named twice.
+            UsageError: one is named twice, or two have the same name and version.
             HistoError: one can't be opened.
         """
         if len({path.resolve() for path in bundles}) < len(bundles):
             raise UsageError("A bundle", "is named twice", "Name each once")
-        repository = cls([], settings)
+        repository = cls(settings, log)
         try:
-            repository._slots = [_Slot(path, await open_served(path, settings)) for path in bundles]
+            for path in bundles:
+                model = await open_served(path, settings)
+                same = [slot.path for slot in repository._slots if slot.model.names == model.names]
+                repository._slots.append(_Slot(path, model))
+                if same:
+                    cause = f"has the same name and version as {same[0]}"
+                    raise UsageError(path, cause, "Name one of them, or rename a folder")
         except BaseException:
             await repository.close()
             raise
@@ -166,6 +191,13 @@ class Repository:
     def models(self) -> list[Model]:
         """All models, in the order of the command line."""
         return [slot.model for slot in self._slots]
+
+    def queues(self) -> list[QueueFigures]:
+        """What the queues of all models tell."""
+        return [
+            QueueFigures(model.name, model.version, model.batcher.waiting, model.batcher.batches)
+            for model in self.models
+        ]
 
     def find(self, name: str | None = None, version: str | None = None) -> Model:
         """A model by its name, which may be left out where all have one name; the default version where None is given.
@@ -187,25 +219,58 @@ class Repository:
             raise Refused(404, f"version {(version or '')[:80]!r} of {name}", "is not served", f"There is {versions}")
         return chosen[-1]
 
-    async def reload(self, name: str | None = None) -> list[Model]:
-        """Opens the bundles of a name again, or all; each takes the place of its model at once when it is ready.
+    async def reload(self, name: str) -> list[Model]:
+        """Opens the bundles of a name again; each takes the place of its model at once when it is ready.
 
-        Requests that have begun are answered by the earlier model.
+        Requests that have begun are answered by the earlier model. Where the caller is cancelled, the bundle that is
+        being read is still read to its end, so that no two are read at a time.
 
         Raises:
-            HistoError: a bundle can't be opened; its earlier model stays.
+            Refused: no model has this name.
+            Exception: a bundle can't be opened; its earlier model stays.
         """
-        if name is not None:
-            self.find(name)
-        chosen = [slot for slot in self._slots if name in (None, slot.model.name)]
+        self.find(name)
+        chosen = [slot for slot in self._slots if name == slot.model.name]
         for slot in chosen:
-            async with slot.reloading:
-                earlier, slot.model = slot.model, await open_served(slot.path, self._settings)
-            closing = asyncio.create_task(earlier.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(_kept(self._reloads, self._replace(slot)))
         return [slot.model for slot in chosen]
 
+    def reload_all(self) -> None:
+        """Begins to open all bundles again, in the order of the command line; the log tells what becomes of them."""
+
+        async def each() -> None:
+            for slot in self._slots:
+                with suppress(Exception):  # which the log has
+                    await self._replace(slot)
+
+        _kept(self._reloads, each())
+
+    async def _replace(self, slot: _Slot) -> None:
+        async with slot.reloading:
+            try:
+                model = await open_served(slot.path, self._settings)
+            except Exception as error:
+                self._log.event("reload failed", error=str(error) if isinstance(error, HistoError) else place_of(error))
+                raise
+            earlier, slot.model = slot.model, model
+        self._log.event("loaded", model=model.name, version=model.version)
+        _kept(self._closing, earlier.close())
+
     async def close(self) -> None:
-        """Ends all models when their requests are answered."""
+        """Ends all models when their requests are answered, and bundles are read that are being read."""
+        await asyncio.gather(*self._reloads, return_exceptions=True)
         await asyncio.gather(*self._closing, *(model.close() for model in self.models))
+
+
+def _kept(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task for the work, which is among `tasks` until it ends. Nobody needs to ask for its error."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    task.add_done_callback(ended)
+    return task

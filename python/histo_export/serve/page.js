@@ -1,6 +1,5 @@
 // The page of histo serve. Names of files and classes only ever become text, and nothing is kept after the page closes.
 
-const AT_A_TIME = 16; // images of a request, so that answers appear while others wait
 const RETRIES = 30; // of a request that met a full queue
 const SHOWN = 12; // classes of a card; a model may have hundreds
 
@@ -86,6 +85,11 @@ async function classify(files, signal) {
       await pause(Number(answer.headers.get("retry-after") ?? 1), signal);
       continue;
     }
+    if (answer.status === 413 && files.length > 1) { // together they are too large
+      const results = [];
+      for (const file of files) results.push(...await classify([file], signal));
+      return results;
+    }
     if (!answer.ok && answer.status !== 422) throw new Error(await errorOf(answer));
     return (await answer.json()).results;
   }
@@ -98,7 +102,7 @@ async function run() {
   try {
     while (waiting.length) {
       say(`${count(done, "image")} classified, ${number(waiting.length)} to go …`);
-      const files = waiting.splice(0, AT_A_TIME);
+      const files = waiting.splice(0, data.at_a_time);
       const results = await classify(files, running.signal);
       results.forEach((result, i) => show(files[i].name, result));
       done += results.length;

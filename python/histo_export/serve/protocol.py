@@ -28,7 +28,9 @@ Logits = npt.NDArray[np.float32]
 JSON_HEADER = "inference-header-content-length"
 """The header with the number of bytes of JSON before those of tensors."""
 MOST_JSON = 16 << 20
-"""Bytes of JSON: Python needs ten times as much for its numbers. Tensors as bytes have no such limit."""
+"""Bytes of JSON: Python needs ten to thirty times as much for its values. Tensors as bytes have no such limit."""
+MOST_TENSORS = 64
+"""Inputs or outputs that are looked at: Pydantic describes every fault of each."""
 INPUT, OUTPUTS = "tiles", ("logits", "probabilities")
 
 
@@ -48,8 +50,8 @@ class _Output(BaseModel):
 class _Request(BaseModel):
     id: Annotated[str, Field(max_length=256)] | None = None
     parameters: dict[str, Any] = {}
-    inputs: list[_Tensor]
-    outputs: list[_Output] = []
+    inputs: Annotated[list[_Tensor], Field(max_length=MOST_TENSORS)]
+    outputs: Annotated[list[_Output], Field(max_length=MOST_TENSORS)] = []
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,14 @@ def _tiles(inputs: list[_Tensor], rest: bytes, spec: ModelSpec, most_tiles: int)
     (tensor,) = inputs
     shape = tuple(tensor.shape)
     if tensor.datatype != "UINT8" or len(shape) != 4 or shape[1:] != (side, side, 3) or not shape[0]:
-        raise malformed(INPUT, f"is {tensor.datatype[:20]} {shape}", step)
+        raise malformed(INPUT, f"is {tensor.datatype[:20]!r} {shape}", step)
     if shape[0] > most_tiles:
         raise too_large(INPUT, f"holds {shape[0]:,} tiles", f"Send at most {most_tiles} at a time")
     size = tensor.parameters.pop("binary_data_size", None)
     _refuse(tensor.parameters, INPUT)
     if size is not None:
         if tensor.data is not None or isinstance(size, bool) or size != len(rest) or size != math.prod(shape):
-            cause = f"has a shape of {math.prod(shape):,} bytes, states {str(size)[:20]}, and {len(rest):,} came"
+            cause = f"has a shape of {math.prod(shape):,} bytes, states {str(size)[:20]!r}, and {len(rest):,} came"
             raise malformed(INPUT, cause, "Make them equal, and send no data in the JSON")
         return np.frombuffer(rest, np.uint8).reshape(shape)
     if rest:
@@ -129,15 +131,19 @@ def _tiles(inputs: list[_Tensor], rest: bytes, spec: ModelSpec, most_tiles: int)
 def _numbers(data: Any, shape: tuple[int, ...]) -> Pixels:
     """The integers of a JSON list, flat or nested."""
     step = "Give integers from 0 to 255 in row-major order"
-    try:
-        array = np.asarray(data)
-    except ValueError as error:  # lists of different lengths, or nested deeper than arrays are
-        raise malformed(INPUT, "holds lists that make no array", step) from error
-    if array.dtype.kind not in "iu" or array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
-        raise malformed(INPUT, f"holds {array.dtype} {array.shape} for {shape}", step)
-    if array.min() < 0 or array.max() > 255:
-        raise malformed(INPUT, f"holds numbers from {array.min()} to {array.max()}", step)
-    return np.ascontiguousarray(array.astype(np.uint8).reshape(shape))
+    if not isinstance(data, list):
+        raise malformed(INPUT, "has no list as data", step)
+    # As Python's objects: numpy would give all elements the width of the longest string among them.
+    array = np.asarray(data, dtype=object)
+    if array.size != math.prod(shape) or array.shape not in (shape, (array.size,)):
+        raise malformed(INPUT, f"holds data of shape {array.shape} for {shape}", step)
+    kinds = {type(value) for value in array.flat}
+    if kinds != {int}:
+        raise malformed(INPUT, f"holds {', '.join(sorted(kind.__name__ for kind in kinds))}", step)
+    wrong = next((value for value in array.flat if not 0 <= value <= 255), None)
+    if wrong is not None:
+        raise malformed(INPUT, f"holds {wrong if abs(wrong) < 1e9 else 'a number of many digits'}", step)
+    return array.astype(np.uint8).reshape(shape)
 
 
 def _outputs(request: _Request) -> dict[str, bool]:

@@ -8,22 +8,22 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.errors import UsageError, one_line
 from histo_export.serve.app import Routes
 from histo_export.serve.guard import SENDING_S
 from histo_export.serve.models import Model, Repository
 from histo_export.serve.settings import ServeSettings
 from histo_export.serve.telemetry import Log, LogHandler, Metrics
-from histo_export.system import ending_signals, reloading_signals
+from histo_export.system import allow_open_files, ending_signals, reloading_signals
 
 HEADER_S = 10.0
 """For a client to send the headers of a request."""
@@ -31,18 +31,31 @@ IDLE_S = 30
 """For a connection without a request to stay open."""
 BACKLOG = 1024
 """Connections that the system accepts before the server does."""
-LIBRARIES = ("uvicorn", "asyncio")
+FILES = 4096
+"""Open at a time: connections, and what the engine and the bundles have open."""
+LIBRARIES = ("uvicorn", "asyncio", "python_multipart")
 """Whose messages go into the log."""
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP, with a time for headers: it has none itself, and idle connections would be kept for ever."""
+    """uvicorn's HTTP, with a time for headers and one to take an answer: it has neither itself, and clients that say
+    nothing or read nothing would keep their connections, and the memory of their answers, for ever."""
 
     _headers_due: asyncio.TimerHandle | None = None
+    _taken_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so writing is paused while any byte waits, and resumed after it
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken_due = self.loop.call_later(SENDING_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -50,11 +63,14 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Starts the time where headers are awaited, and stops it where they have come."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        """Starts the time where headers are awaited, and stops it where they have come, or a request has ended."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        ended = self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if answering or ended:
             self._stop_watching()
         elif self._headers_due is None and not self.transport.is_closing():
             self._headers_due = self.loop.call_later(HEADER_S, self.transport.abort)
@@ -63,6 +79,11 @@ class _Protocol(H11Protocol):
         if self._headers_due is not None:
             self._headers_due.cancel()
             self._headers_due = None
+
+    def _stop_waiting(self) -> None:
+        if self._taken_due is not None:
+            self._taken_due.cancel()
+            self._taken_due = None
 
 
 class _Server(uvicorn.Server):
@@ -98,23 +119,29 @@ def serve(
 
 
 async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, started: Callable[..., None]) -> None:
+    allow_open_files(FILES)
     listening = _listen(settings.host, settings.port)  # a port that is taken is told before bundles are read
-    with listening, ThreadPoolExecutor(settings.threads, thread_name_prefix="decode") as pool, _logged(log):
-        repository = await Repository.open(bundles, settings)
-        routes = Routes(repository, settings, pool, log, Metrics(lambda: repository.models))
+    loop = asyncio.get_running_loop()
+    # Outside of the inner block, SIGHUP does nothing: by default it would end the process.
+    with listening, _logged(log), _signals(loop, dict.fromkeys(reloading_signals(), lambda: None)):
+        repository = await Repository.open(bundles, settings, log)
+        pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
+        routes = Routes(repository, settings, pool, log, Metrics(repository.queues))
         server = _Server(_config(routes, settings))
-        reloads: set[asyncio.Task[None]] = set()
-        loop = asyncio.get_running_loop()
 
         def stop() -> None:
             routes.draining = True
-            server.force_exit = server.should_exit
+            if server.should_exit:  # already: this is the second time
+                server.force_exit = True
+                for connection in list(server.server_state.connections):
+                    connection.transport.abort()  # the server waits for open ones, from Python 3.12 on
             server.should_exit = True
 
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         try:
-            with _signals(loop, stop, lambda: reloads.add(asyncio.ensure_future(_reload(repository, log)))):
+            ending = dict.fromkeys((signal.SIGINT, *ending_signals()), stop)
+            with _signals(loop, ending | dict.fromkeys(reloading_signals(), repository.reload_all)):
                 served = asyncio.create_task(server.serve(sockets=[listening]))
                 while not server.started and not served.done():
                     await asyncio.sleep(0.01)
@@ -125,8 +152,8 @@ async def _serve(bundles: Sequence[Path], settings: ServeSettings, log: Log, sta
                 await served
         finally:
             if not server.force_exit:
-                await asyncio.gather(*reloads)
                 await repository.close()
+            pool.shutdown(wait=not server.force_exit, cancel_futures=True)
         log.event("stopped")
 
 
@@ -160,13 +187,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: Callable[[], Any]) -> Iterator[None]:
-    """In the block, signals end the server or read the bundles again. Only a main thread gets signals."""
+def _signals(loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """In the block, signals call these functions in the loop. Only a main thread gets signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers: dict[signal.Signals, Callable[[], Any]] = dict.fromkeys((signal.SIGINT, *ending_signals()), stop)
-    handlers |= dict.fromkeys(reloading_signals(), reload)
 
     def handle(number: int, frame: object) -> None:
         loop.call_soon_threadsafe(handlers[signal.Signals(number)])
@@ -177,16 +202,6 @@ def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: 
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-async def _reload(repository: Repository, log: Log) -> None:
-    """Reads all bundles again; those that can't be opened are told in the log, and their models stay."""
-    for name in dict.fromkeys(model.name for model in repository.models):
-        try:
-            for model in await repository.reload(name):
-                log.event("loaded", model=model.name, version=model.version)
-        except HistoError as error:
-            log.event("reload failed", error=str(error))
 
 
 @contextmanager

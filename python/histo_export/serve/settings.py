@@ -69,6 +69,10 @@ class ServeSettings:
         if self.queue < self.limits.images:
             cause = f"is less than a request may contain ({self.limits.images} images)"
             raise UsageError(f"--queue {self.queue}", cause, "Use a larger --queue, or a smaller --max-images")
+        if self.limits.upload_bytes < self.limits.request_bytes:
+            cause = f"is less than one request may have ({self.limits.request_bytes / (1 << 20):g} MiB)"
+            step = "Use a larger --max-upload-mb, or a smaller --max-request-mb"
+            raise UsageError(f"--max-upload-mb {self.limits.upload_bytes / (1 << 20):g}", cause, step)
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
             raise UsageError("The token", "is empty or has characters that no HTTP header can carry", "Use ASCII")
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,7 +25,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from histo_export.errors import one_line
-from histo_export.serve.models import Model
 from histo_export.strict_json import dump_json
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -67,7 +66,7 @@ class Log:
         self.stream, self.names = stream or sys.stderr, names
 
     def event(self, name: str, **facts: object) -> None:
-        """Writes an event. A stream that is closed or full is no reason to stop serving."""
+        """Writes an event. A stream that is closed, or a disk that is full, is no reason to stop serving."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             self.stream.write(dump_json({"time": now, "event": name} | facts, ascii_only=True) + "\n")
@@ -78,7 +77,7 @@ class Log:
     def request(self, record: Record, seconds: float) -> None:
         """Writes what became of a request."""
         facts = {
-            "method": record.method,
+            "method": record.method[:20],
             "route": record.route,
             "status": record.status,
             "ms": round(1000 * seconds, 1),
@@ -108,14 +107,23 @@ class LogHandler(logging.Handler):
         self.log.event("library", of=record.name, message=record.getMessage()[:500], **facts)
 
 
+class QueueFigures(NamedTuple):
+    """What the queue of a model tells: tiles without an answer yet, and runs of the engine."""
+
+    model: str
+    version: str
+    waiting: int
+    batches: int
+
+
 class Metrics:
     """The metrics of a server.
 
     Args:
-        models: gives the models that are served now.
+        queues: gives the figures of the models that are served now.
     """
 
-    def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
+    def __init__(self, queues: Callable[[], Iterable[QueueFigures]]) -> None:
         disable_created_metrics()  # the time of each counter's birth, which nobody asks for
         self._registry = CollectorRegistry()
         self._requests = Counter("histo_requests", "Requests answered", ["route", "status"], registry=self._registry)
@@ -128,7 +136,7 @@ class Metrics:
         )
         self._tiles = Counter("histo_tiles", "Tiles, by outcome", ["model", "outcome"], registry=self._registry)
         self._bytes = Counter("histo_request_bytes", "Bytes of requests", registry=self._registry)
-        self._registry.register(_Queues(models))
+        self._registry.register(_Queues(queues))
         ProcessCollector(registry=self._registry)
 
     def request(self, record: Record, seconds: float) -> None:
@@ -149,15 +157,15 @@ class Metrics:
 class _Queues(Collector):
     """Asks the queues when Prometheus asks."""
 
-    def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
-        self._models = models
+    def __init__(self, queues: Callable[[], Iterable[QueueFigures]]) -> None:
+        self._queues = queues
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""
         labels = ["model", "version"]
         waiting = GaugeMetricFamily("histo_queue_tiles", "Tiles without an answer yet", labels=labels)
         batches = CounterMetricFamily("histo_batches", "Runs of the engine", labels=labels)
-        for model in self._models():
-            waiting.add_metric([model.name, model.version], model.batcher.waiting)
-            batches.add_metric([model.name, model.version], model.batcher.batches)
+        for queue in self._queues():
+            waiting.add_metric([queue.model, queue.version], queue.waiting)
+            batches.add_metric([queue.model, queue.version], queue.batches)
         return waiting, batches

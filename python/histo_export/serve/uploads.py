@@ -15,7 +15,7 @@ from starlette.requests import Request
 from histo_export.data.images import BadImageError, decode_image
 from histo_export.errors import HistoError, one_line
 from histo_export.predict.pages.samples import seen_part
-from histo_export.predict.tile_set import fitted
+from histo_export.predict.tile_set import fitted, judge_size
 from histo_export.serve.refusals import Refused, busy, malformed, too_large
 from histo_export.serve.settings import Limits, ServeSettings
 from histo_export.spec import ModelSpec
@@ -175,12 +175,16 @@ class Uploads:
     def take(self, count: int) -> None:
         """Counts bytes that came; Refused where they are too many."""
         if self.bytes + count > self.limits.upload_bytes:
-            raise busy("The server", f"holds {self.bytes // MB:,} MiB of other requests")
+            raise busy("The server", f"holds {self.bytes // MB:,} MiB of requests")
         self.bytes += count
 
 
-def tile_of(data: bytes, number: int, spec: ModelSpec, settings: ServeSettings) -> tuple[Pixels, tuple[int, int]]:
-    """What the network sees of an image, and the size of the image in pixels.
+def tile_or_fault(
+    data: bytes, number: int, spec: ModelSpec, settings: ServeSettings
+) -> tuple[Pixels, tuple[int, int]] | str:
+    """What the network sees of an image, and the size of the image in pixels; or why it can't be a tile of this model.
+
+    The fault is a text, not an exception: an exception holds what was decoded, until all images of its request are.
 
     Args:
         data: of a JPEG, PNG or TIFF file.
@@ -189,17 +193,17 @@ def tile_of(data: bytes, number: int, spec: ModelSpec, settings: ServeSettings) 
         settings: the filter for other sizes, and the most pixels.
 
     Returns:
-        C-contiguous uint8 RGB `(crop, crop, 3)`; width and height.
-
-    Raises:
-        HistoError: it is not an image, or can't be a tile of this model.
+        C-contiguous uint8 RGB `(crop, crop, 3)`; width and height. Or one line of text.
     """
     name = f"image {number}"
+    wanted = spec, settings.resize, name, "Start the server with --resize"
+    if not data:
+        return str(HistoError(name, "is empty (0 bytes)", "Leave it out"))
     try:
-        pixels = decode_image(data, settings.limits.pixels) if data else None
+        pixels = decode_image(data, settings.limits.pixels, lambda width, height: judge_size(width, height, *wanted))
+        tile = fitted(pixels, *wanted)
     except BadImageError as error:
-        raise HistoError(name, str(error), "Repair it, or leave it out") from error
-    if pixels is None:
-        raise HistoError(name, "is empty (0 bytes)", "Leave it out")
-    tile = fitted(pixels, spec, settings.resize, name, "Start the server with --resize")
+        return str(HistoError(name, str(error), "Repair it, or leave it out"))
+    except HistoError as error:
+        return str(error)
     return np.ascontiguousarray(seen_part(tile, spec)), (pixels.shape[1], pixels.shape[0])
