@@ -172,7 +172,7 @@ def test_exporting_an_undecided_study_says_so(
 ) -> None:
     monkeypatch.setattr(report, "recommended_checkpoint", lambda folder: (tmp_path / "best.ckpt", decided))
     code, _, err = histo("export", "--study", tmp_path)
-    assert code == 1, "there is no checkpoint"
+    assert code != 0, "there is no checkpoint"
     assert ("The study had not decided; this is its pool so far." in err) != decided
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_full_temporary_disk_is_told_before_anything_is_written(monkeypatch: p
 
     monkeypatch.setattr(heads, "IN_MEMORY_BYTES", 1000)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with ExitStack() as stack, pytest.raises(HistoError, match="A temporary file of feature maps.*set TMPDIR"):
+    with ExitStack() as stack, pytest.raises(HistoError, match=r"A temporary file of feature maps.*set TMPDIR"):
         _array((10, 512, 2, 2), stack)
 
 

@@ -15,37 +15,47 @@ import torch
 
 from drawn_studies import drawn_outcome
 from histo_export.data import TileData
-from histo_export.data.transforms import Augmentation, TorchTiles
 from histo_export.errors import HistoError, UsageError
-from histo_export.model.net import TileNet
 from histo_export.strict_json import dump_json
-from histo_export.study import plots, report, runs
+from histo_export.study import plots, report, runs, timings
 from histo_export.study.design import Arm, Design, differences
 from histo_export.study.outcome import Outcome
-from histo_export.study.runs import Study, StudyFolder, check_disk
-from histo_export.training.module import EpochSampler, derived_seed
+from histo_export.study.runs import Study, StudyFolder, check_disk, trained
+from histo_export.training import run as training_run
+from histo_export.training.module import TileTraining
 
 Make = Callable[..., Study]
 
 
-def test_backbone_order_and_augmentation_do_not_depend_on_the_pool(design: Design, data: TileData) -> None:
-    """As `training.run` makes them: the weights after the seed, and everything else of seed, epoch and tile."""
-    states, draws = [], []
-    for arm in replace(design, pools=(1, 2, 5)).arms:
-        config, spec = design.config_of(arm, 7), design.spec_of(arm)
-        torch.manual_seed(derived_seed(config.seed))
-        states.append(TileNet.of(spec).state_dict())
-        order = list(EpochSampler(len(data.train), config.batch_size, config.seed, epoch=2))
-        tiles = TorchTiles(data.train, spec.crop, Augmentation(spec.crop, flips=True, stain=0.1), config.seed)
-        tiles.set_epoch(2)
-        draws.append((order, tiles[order[0][1]][0]))
-    first, drawn = states[0], draws[0]
-    for state, (order, tile) in zip(states[1:], draws[1:], strict=True):
-        own = [key for key in first if not key.startswith("fc.")]
-        assert len(own) > 200
-        assert all(torch.equal(first[key], state[key]) for key in own)
-        assert order == drawn[0]
-        assert torch.equal(tile, drawn[1])
+def test_backbone_order_and_augmentation_do_not_depend_on_the_pool(
+    design: Design, data: TileData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real runs of a study, up to their first step: the first weights, and the first augmented batch."""
+
+    class BegunError(Exception):
+        pass
+
+    class Trainer:
+        global_rank, world_size = 0, 1
+
+        def fit(self, module: TileTraining, **options: Any) -> None:
+            module.trainer = self  # type: ignore[assignment]
+            batch, labels = next(iter(module.train_dataloader()))
+            begun.append((module.state_dict(), batch, labels))
+            raise BegunError
+
+    begun: list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(training_run, "make_trainer", lambda *args: Trainer())
+    for arm in replace(design, recipes=("strong",)).arms:
+        with pytest.raises(BegunError):
+            trained(design, data, arm, 7, tmp_path / str(arm))
+    (first, batch, labels), (second, other_batch, other_labels) = begun
+    own = [key for key in first if not key.startswith("fc.")]
+    assert len(own) > 200
+    assert all(torch.equal(first[key], second[key]) for key in own)
+    assert first["fc.weight"].shape != second["fc.weight"].shape
+    assert torch.equal(batch, other_batch)
+    assert torch.equal(labels, other_labels)
 
 
 def test_pairs_are_larger_pools_and_later_recipes(design: Design) -> None:
@@ -389,6 +399,39 @@ TIMINGS = {
     "training": {"batch": 8, "rounds": {"1": TIMES, "2": [[1.01 * call for call in calls] for calls in TIMES]}},
     "inference": {"threads": 2, "batches": {"1": {"rounds": {"1": TIMES, "2": TIMES}}}},
 }
+
+
+@pytest.mark.parametrize(
+    ("known", "measured"),
+    [
+        ({}, ["training", "inference"]),
+        ({"training": 3, "inference": []}, ["training", "inference"]),
+        ({"training": TIMINGS["training"]}, ["training", "inference"]),
+        ({"machine": "a", "training": {"batch": 8, "rounds": {"1": TIMES, "4": TIMES}}}, ["training", "inference"]),
+        ({"machine": "a", "training": {"batch": 8, "rounds": {"1": TIMES, "2": TIMES[1:]}}}, ["training", "inference"]),
+        ({"machine": "a", "training": {"batch": 8, "rounds": {"1": [], "2": []}}}, ["training", "inference"]),
+        (TIMINGS, ["inference"]),
+    ],
+)
+def test_times_of_another_form_are_measured_again(
+    design: Design, data: TileData, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], measured: list[str]
+) -> None:
+    """In `TIMINGS` a batch is missing."""
+    done = []
+    rounds = {1: TIMES, 2: TIMES}
+    monkeypatch.setattr(timings, "training_steps", lambda *args: done.append("training") or rounds)
+    monkeypatch.setattr(
+        timings, "inference", lambda *args, **options: done.append("inference") or {1: rounds, 32: rounds}
+    )
+    large = replace(design, config=replace(design.config, batch_size=50))
+    content = timings.timed(large, data, 2, known, lambda content: None)
+    assert done == measured
+    assert content["training"]["batch"] == (len(data.train) if "training" in measured else 8)
+    done.clear()
+    assert timings.timed(large, data, 2, json.loads(dump_json(content)), lambda content: None) == json.loads(
+        dump_json(content)
+    )
+    assert not done
 
 
 def test_the_report_opens_offline_and_tells_the_answer_first(design: Design, make_study: Make) -> None:

@@ -174,8 +174,8 @@ def test_the_posterior_is_students_where_only_seeds_differ() -> None:
 
     draws = posterior(Squares(0.02, 0.5, 0.0, 0.0, seeds=4, groups=1000, tiles=1000))
     expected = stats.t(3, 0.02, np.sqrt(0.5 / 4000))
-    for probability in (0.05, 0.5, 0.95):
-        assert (draws < expected.ppf(probability)).mean() == pytest.approx(probability, abs=0.01)
+    for share in (0.05, 0.5, 0.95):
+        assert (draws < expected.ppf(share)).mean() == pytest.approx(share, abs=0.01)
 
 
 def pair(arm: Arm, baseline: Arm, better: float) -> Comparison:
