@@ -57,6 +57,24 @@ class SharedFile:
             self.close()
 
 
+def make_room(file: int, size: int) -> None:
+    """Makes an open, empty file `size` bytes long; where the system can, with the room that it needs on the disk.
+
+    A process that writes to a memory map of a file without room is ended by a signal.
+
+    Args:
+        file: its descriptor.
+        size: bytes.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
+
+
 # --- processors ------------------------------------------------------------------------------------------------------
 
 

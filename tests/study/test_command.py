@@ -18,7 +18,7 @@ from PIL import Image
 from drawn_studies import drawn_outcome
 from drawn_tiles import coloured_data
 from histo_export.data import TileData
-from histo_export.study import plots, runs, timings
+from histo_export.study import plots, report, runs, timings
 from histo_export.study.design import Design
 from histo_export.study.runs import Runner, StudyFolder
 
@@ -75,6 +75,7 @@ def no_checkpoints_left(tmp_path: Path) -> Iterator[None]:
         (["demo", "--margin", "0"], "--margin 0: is not a number of points"),
         (["demo", "--seeds", "1"], "--seeds 1: tells nothing about the spread"),
         (["demo", "--seeds", "4", "--max-seeds", "3"], "--max-seeds 3: is below --seeds 4."),
+        (["demo", "--max-seeds", "0"], "--max-seeds 0: is below --seeds 3."),
         (["demo", "--epochs", "1", "--steps", "1"], "--steps 1: contradicts --epochs."),
         (["demo", "--data", "tiles"], "--data tiles: names other tiles than demo."),
         (["demo", "--keep", "worst"], "--keep worst: is unknown."),
@@ -129,6 +130,50 @@ def test_the_command_writes_the_answer_and_tells_what_is_next(histo: Histo, tmp_
     code, _, err = histo("export", out / "runs" / "report-pool1-seed0", "--study", out)
     assert code == 2
     assert "names another model than" in err
+
+
+@pytest.mark.parametrize(
+    ("force", "told"), [([], "The same command goes on"), (["--force"], "The same command without --force goes on")]
+)
+def test_an_interruption_tells_how_to_go_on(
+    histo: Histo, tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch, force: list[str], told: str
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timings, "timed", interrupted)
+    code, _, err = histo("study", tiles, *SMALL, "--out", tmp_path / "study", *force)
+    assert code == 130
+    assert f"{told} with what is missing." in err
+
+
+def test_force_keeps_the_folder_of_another_program(histo: Histo, tmp_path: Path, tiles: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "design.json").write_text('{"tool": "another"}', encoding="utf-8")
+    code, _, err = histo("study", tiles, *SMALL, "--out", tmp_path / "study", "--force")
+    assert code == 1
+    assert "design.json: is not the design of a study. Choose another --out." in err
+    assert (tmp_path / "study" / "design.json").is_file()
+
+
+def test_a_budget_below_one_backbone_is_refused(
+    histo: Histo, tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = {"rounds": {pool: [[10.0 + call[0]] for call in CALLS] for pool in ("1", "2")}}
+    monkeypatch.setattr(timings, "timed", lambda *args, **options: TIMINGS | {"training": {"batch": 8, **slow}})
+    code, _, err = histo("study", tiles, *SMALL, "--quick", "--budget", "1s", "--out", tmp_path / "study")
+    assert code == 2
+    assert "--budget 1 s: is too little for one run of pool 1" in err
+
+
+@pytest.mark.parametrize("decided", [False, True])
+def test_exporting_an_undecided_study_says_so(
+    histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decided: bool
+) -> None:
+    monkeypatch.setattr(report, "recommended_checkpoint", lambda folder: (tmp_path / "best.ckpt", decided))
+    code, _, err = histo("export", "--study", tmp_path)
+    assert code != 0, "there is no checkpoint"
+    assert ("The study had not decided; this is its pool so far." in err) != decided
 
 
 @pytest.mark.slow  # 30 CPU-seconds: two trainings with their tests

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from histo_export.data import TileData
+from histo_export.errors import HistoError
 from histo_export.spec import CHANNELS
 from histo_export.study import heads
 from histo_export.study.design import Arm, Design
 from histo_export.study.heads import _array, _Maps
+from histo_export.study.runs import StudyFolder
 
 
 def placed(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,3 +71,33 @@ def test_large_maps_are_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         array[3] = 1
         assert array.sum() == 2048
         assert not isinstance(_array((10, 2), stack), np.memmap)
+
+
+def test_a_full_temporary_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing to a map of a file without room would end the process."""
+
+    def full(*args: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(heads, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with ExitStack() as stack, pytest.raises(HistoError, match=r"A temporary file of feature maps.*set TMPDIR"):
+        _array((10, 512, 2, 2), stack)
+
+
+def test_a_backbone_that_fails_is_trained_once_a_seed(
+    monkeypatch: pytest.MonkeyPatch, design: Design, data: TileData, tmp_path: Path
+) -> None:
+    seeds = []
+
+    def fail(design: Design, data: TileData, folder: StudyFolder, recipe: str, seed: int, stack: ExitStack) -> None:
+        seeds.append(seed)
+        raise HistoError("epoch 1", "the loss is no longer finite", "Train again")
+
+    monkeypatch.setattr(heads, "_backbone_maps", fail)
+    with heads.head_runner(design, data, StudyFolder(tmp_path)) as runner:
+        for seed in (0, 1):
+            for arm in design.arms:
+                with pytest.raises(HistoError, match="the loss is no longer finite"):
+                    runner(arm, seed)
+    assert seeds == [0, 1]

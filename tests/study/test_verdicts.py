@@ -9,8 +9,10 @@ import study_verdicts
 from histo_export.study.design import Arm
 from histo_export.study.verdicts import (
     Comparison,
+    Squares,
     compare,
     posterior,
+    probability,
     recommend,
     squares,
     two_way_bootstrap,
@@ -172,8 +174,8 @@ def test_the_posterior_is_students_where_only_seeds_differ() -> None:
 
     draws = posterior(Squares(0.02, 0.5, 0.0, 0.0, seeds=4, groups=1000, tiles=1000))
     expected = stats.t(3, 0.02, np.sqrt(0.5 / 4000))
-    for probability in (0.05, 0.5, 0.95):
-        assert (draws < expected.ppf(probability)).mean() == pytest.approx(probability, abs=0.01)
+    for share in (0.05, 0.5, 0.95):
+        assert (draws < expected.ppf(share)).mean() == pytest.approx(share, abs=0.01)
 
 
 def pair(arm: Arm, baseline: Arm, better: float) -> Comparison:
@@ -238,3 +240,19 @@ def test_advice_is_given_as_long_as_several_pairs_together_keep_the_question_ope
     assert pair is not None
     assert 0.05 / 6 < pair.better < 0.05
     assert pair.more_tiles is not None
+
+
+def test_the_least_variance_is_that_of_one_of_so_many_tiles() -> None:
+    agree = Squares(mean=0.0, seed=0.0, group=0.0, rest=0.0, seeds=3, groups=100, tiles=100)
+    assert agree.variance() == pytest.approx(1 / 100**2)
+    assert agree.variance(more=4) == pytest.approx(1 / 400**2)
+
+
+def test_no_probability_is_shown_as_certain() -> None:
+    assert [probability(value) for value in (0.5, 0.99, 0.9996, 1.0)] == ["50.0 %", "99.0 %", "99.9 %", "99.9 %"]
+
+
+def test_an_arm_without_runs_is_not_shipped_and_nothing_is_decided() -> None:
+    comparisons = {arms: pair(*arms, 0.0) for arms in ((LARGE, SMALL), (LARGEST, SMALL), (LARGEST, LARGE))}
+    found = recommend(["strong"], [1, 2, 4], comparisons, [SMALL])
+    assert (found.arm, found.sure, found.decided) == (LARGE, None, False)

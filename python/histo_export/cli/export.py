@@ -202,7 +202,10 @@ def _of_study(study: Path, other: Path | None) -> Path:
         raise UsageError(f"--study {study}", f"names another model than {other}", "Leave one of them out")
     from histo_export.study.report import recommended_checkpoint
 
-    return recommended_checkpoint(study)
+    checkpoint, decided = recommended_checkpoint(study)
+    if not decided:
+        show.log.print("[yellow]note:[/] The study had not decided; this is its pool so far.", soft_wrap=True)
+    return checkpoint
 
 
 def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileData, TrainResult]:

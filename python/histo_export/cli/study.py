@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 QUICK_ROUNDS, QUICK_SECONDS = 9, 1.0
 """Of the timing of inference in a quick study."""
 QUICK_DEMO_EPOCHS = 4
-"""Of a backbone on the demo tiles: three of them take two to three minutes on two cores."""
+"""Of a backbone on the demo tiles."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def study(
     weight_file(run.weights)
     _check_place(out, name)
     design, opened = _design(name, comparison, recipes, config, tiles, output.quiet)
-    go_on = "The same command goes on with what is missing."
+    command = "The same command without --force" if output.force else "The same command"
     try:
         with own_folder(out):
             finished, answer, timings = _run(design, opened, out, budget_s, output)
@@ -141,7 +141,7 @@ def study(
             with show.status("drawing", output.quiet):
                 written = write_report(finished, answer, timings)
     except KeyboardInterrupt:
-        show.log.print(go_on, markup=False, highlight=False)
+        show.log.print(f"{command} goes on with what is missing.", markup=False, highlight=False)
         raise
     if output.as_json:
         show.print_json(content(finished, answer))
@@ -220,7 +220,9 @@ def _design(
     pools = counts("--pools", comparison.pools)
     for pool in pools:
         check_model(tiles, pool, 0.0)
-    most = comparison.max_seeds or (comparison.seeds if comparison.quick else max(10, comparison.seeds))
+    most = comparison.max_seeds
+    if most is None:
+        most = comparison.seeds if comparison.quick else max(10, comparison.seeds)
 
     def design(spec: ModelSpec, data: dict[str, object]) -> Design:
         margin = comparison.margin / 100
@@ -263,8 +265,8 @@ def _run(
             line,
             **short,  # type: ignore[arg-type]
         )
+        work.estimate_s = estimated_seconds(design, data, timings["training"])
         if not design.quick:
-            work.estimate_s = estimated_seconds(design, data, timings["training"])
             return work, work.run(), timings
         from histo_export.study.heads import head_runner
 
@@ -277,6 +279,7 @@ def _run(
 def _live(quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[Progress], None]]]:
     """A live line on stderr; gives what changes its text, and what shows where the study stands."""
     from histo_export.study.runs import in_words
+    from histo_export.study.verdicts import probability
 
     with show.status("measuring", quiet) as line:
 
@@ -285,7 +288,7 @@ def _live(quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[Progre
             parts = [progress.doing, f"{progress.done} runs done, {left}"]
             if progress.answer is not None:
                 found = progress.answer.recommendation
-                sure = "" if found.sure is None else f" ({100 * found.sure:.0f} % sure)"
+                sure = "" if found.sure is None else f" ({probability(found.sure)} sure)"
                 parts.append(f"so far: pool {found.arm.pool}{sure}")
             line(escape(" · ".join(parts)))
 

@@ -123,7 +123,7 @@ class Design:
         )
 
     def record(self) -> dict[str, Any]:
-        """Plain values of all that must stay the same when a study goes on."""
+        """Plain values of all that must stay the same when a study goes on; `max_seeds` may grow."""
         spec = {name: value for name, value in self.spec.to_dict().items() if name != "pool"}
         runs = {}
         for recipe in self.recipes:
@@ -137,6 +137,8 @@ class Design:
             "max_seeds": self.max_seeds,
             "margin": self.margin,
             "quick": self.quick,
+            "device": self.config.device,
+            "allow_duplicates": self.config.allow_duplicates,
             "data": self.data,
             "spec": spec,
             "runs": runs,

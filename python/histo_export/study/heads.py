@@ -32,6 +32,7 @@ from histo_export.spec import CHANNELS, STAGES, ModelSpec
 from histo_export.study.design import Arm, Design
 from histo_export.study.outcome import Outcome
 from histo_export.study.runs import Runner, StudyFolder, keep_checkpoint_only, trained
+from histo_export.system import make_room
 from histo_export.training.folder import RunFolder
 from histo_export.training.module import EVAL_BATCH, EpochSampler, derived_seed, make_optimizer
 from histo_export.training.recipes import rate_factor
@@ -50,16 +51,26 @@ IN_MEMORY_BYTES = 1_000_000_000
 
 @contextmanager
 def head_runner(design: Design, data: TileData, folder: StudyFolder) -> Iterator[Runner]:
-    """Heads on frozen feature maps. Those of one backbone are kept until another one is asked for."""
+    """Heads on frozen feature maps. Those of one backbone are kept until another one is asked for.
+
+    A backbone that failed is not tried again for the other heads of its seed: they fail with the same error.
+    """
     known: dict[tuple[str, int], _Maps] = {}
+    failed: dict[tuple[str, int], Exception] = {}
     with ExitStack() as stack:
 
         def run(arm: Arm, seed: int) -> Outcome:
             began = time.perf_counter()
+            if error := failed.get((arm.recipe, seed)):
+                raise error
             if (arm.recipe, seed) not in known:
                 known.clear()
                 stack.close()
-                known[arm.recipe, seed] = _backbone_maps(design, data, folder, arm.recipe, seed, stack)
+                try:
+                    known[arm.recipe, seed] = _backbone_maps(design, data, folder, arm.recipe, seed, stack)
+                except Exception as error:
+                    failed[arm.recipe, seed] = error
+                    raise
             outcome = known[arm.recipe, seed].train(design, arm, seed)
             return replace(outcome, seconds=time.perf_counter() - began)
 
@@ -178,7 +189,7 @@ def _array(shape: tuple[int, ...], stack: ExitStack) -> Maps:
         return np.zeros(shape, np.float32)
     try:
         file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        file.truncate(4 * math.prod(shape))
+        make_room(file.fileno(), 4 * math.prod(shape))
         return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
         raise not_written("A temporary file of feature maps", error, "set TMPDIR to another folder") from error

@@ -40,7 +40,7 @@ def draw(study: Study, answer: Answer, timings: Mapping[str, Any], folder: Path)
         files.append(_differences(study, answer, folder / "differences.png"))
     if "inference" in timings:
         files.append(_accuracy(study, answer, timings, folder / "accuracy.png"))
-    files.append(_calibration(study, answer, folder / "calibration.png"))
+    files.append(draw_calibration(study, answer, folder / "calibration.png"))
     return files
 
 
@@ -172,8 +172,17 @@ def _accuracy(study: Study, answer: Answer, timings: Mapping[str, Any], path: Pa
     return path
 
 
-def _calibration(study: Study, answer: Answer, path: Path) -> Path:
-    """The reliability diagram of each pool with the recommended recipe, all seeds together."""
+def mean_calibration_error(study: Study, arm: Arm) -> float:
+    """Mean over the seeds of an arm that has a complete run."""
+    own = [study.logits(outcome) for (each, _), outcome in sorted(study.outcomes.items()) if each == arm]
+    return float(np.mean([calibration_error(probabilities_of(logits), study.labels) for logits in own]))
+
+
+def draw_calibration(study: Study, answer: Answer, path: Path) -> Path:
+    """The reliability diagram of each pool with the recommended recipe: the points of all seeds together.
+
+    The error in its title is the mean over the seeds, as in the table; that of all tiles together would be smaller.
+    """
     recipe = answer.recommendation.arm.recipe
     arms = [arm for arm in study.design.arms if arm.recipe == recipe and study.right()[arm]]
     columns = min(MOST_PANELS, len(arms))
@@ -184,9 +193,8 @@ def _calibration(study: Study, answer: Answer, path: Path) -> Path:
         axes.set_axis_off()
     for axes, arm in zip(panels, arms, strict=False):
         own = [study.logits(outcome) for (each, _), outcome in sorted(study.outcomes.items()) if each == arm]
-        probabilities, labels = probabilities_of(np.concatenate(own)), np.tile(study.labels, len(own))
-        draw_reliability(axes, probabilities, labels)
-        error = percent(calibration_error(probabilities, labels))
+        draw_reliability(axes, probabilities_of(np.concatenate(own)), np.tile(study.labels, len(own)))
+        error = percent(mean_calibration_error(study, arm))
         axes.set_title(f"pool {arm.pool}\ncalibration error {error}", fontsize=8.5)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_box_aspect(1)
@@ -195,6 +203,7 @@ def _calibration(study: Study, answer: Answer, path: Path) -> Path:
         axes.xaxis.label.set_fontsize(8)
         axes.yaxis.label.set_fontsize(8)
         _tidy(axes)
-    figure.suptitle(f"{_title(study, 'calibration')}, recipe {recipe}, all seeds", fontsize=9)
+    title = f"{_title(study, 'calibration')}, recipe {recipe}"
+    figure.suptitle(f"{title}\nall seeds together; calibration error: mean over the seeds", fontsize=9)
     save_figure(figure, path)
     return path

@@ -25,7 +25,7 @@ from histo_export.strict_json import dump_json, read_json
 from histo_export.study.design import Arm
 from histo_export.study.outcome import Outcome
 from histo_export.study.runs import BACKBONE_PARAMETERS, Answer, Study, StudyFolder, in_words
-from histo_export.study.verdicts import Comparison
+from histo_export.study.verdicts import Comparison, probability
 from histo_export.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Of study.json."""
+MOST = 1_000_000
+"""Seeds and pools are below it."""
 
 
 def write_report(study: Study, answer: Answer, timings: Mapping[str, Any]) -> list[Path]:
@@ -129,7 +131,6 @@ CURVES = ("train_accuracy", "val_accuracy", "train_loss", "val_loss")
 def sentences(study: Study, answer: Answer) -> list[str]:
     """What to ship, how sure that is, and what would make it surer; without times."""
     design, recommendation = study.design, answer.recommendation
-    margin = _margin(study)
     arm = recommendation.arm
     which = f"pool {arm.pool}" + (f" with recipe {arm.recipe}" if len(design.recipes) > 1 else "")
     seeds = len([1 for each, _ in study.outcomes if each == arm])
@@ -139,16 +140,10 @@ def sentences(study: Study, answer: Answer) -> list[str]:
     lines = [
         f"Ship {which}." if recommendation.decided else f"Not decided. Ship {which} as long as nothing else is known."
     ]
-    rivals = [each for each, baseline in design.pairs if baseline == arm]
-    if recommendation.sure is None:
-        lines.append("How sure: unknown, because some pairs have fewer than two seeds.")
-    elif not rivals:
-        lines.append(f"How sure: for each smaller pool, a larger one is better by more than {margin} ({basis}).")
-    else:
-        sure = f"with a probability of at least {percent(recommendation.sure)}"
-        other = " and no other recipe" if any(each.recipe != arm.recipe for each in rivals) else ""
-        lines.append(f"How sure: {sure}, no larger pool{other} is better by more than {margin} ({basis}).")
-    lines.append(_surer(study, answer))
+    lines += [f"How sure: {_how_sure(study, answer, basis)}", _surer(study, answer)]
+    if without := study.without_runs():
+        names = " and of ".join(_short(each, study) for each in without)
+        lines.append(f"Nothing is known of {names}, because no run of it is complete.")
     if known and count < FEW_GROUPS:
         lines.append(f"The test has {count} groups only, so that all intervals say little about other ones.")
     if not known and not study.data.synthetic:
@@ -161,6 +156,31 @@ def sentences(study: Study, answer: Answer) -> list[str]:
     if study.failed:
         lines.append(f"{len(study.failed)} run{'s' * (len(study.failed) > 1)} failed; see below.")
     return lines
+
+
+def _how_sure(study: Study, answer: Answer, basis: str) -> str:
+    """What the rule's answer rests on."""
+    design, arm, sure = study.design, answer.recommendation.arm, answer.recommendation.sure
+    better = f"better by more than {_margin(study)} ({basis})"
+    if sure is None:
+        return "unknown, because some pairs have fewer than two seeds."
+    rivals = [each for each, baseline in design.pairs if baseline == arm]
+    if rivals:
+        larger = ["no larger pool"] if any(each.recipe == arm.recipe for each in rivals) else []
+        other = ["no other recipe"] if any(each.recipe != arm.recipe for each in rivals) else []
+        what = " and ".join(larger + other)
+        return f"with a probability of at least {probability(sure)}, {what} is {better}."
+    reasons = []
+    if arm.pool > design.pools[0]:
+        reasons.append("for each smaller pool, a larger one is better")
+    won = [each for each in answer.comparisons.values() if each and each.verdict == "better"]
+    beaten = {each.baseline.recipe for each in won if each.arm.recipe == arm.recipe} - {arm.recipe}
+    if beaten:
+        names = " and than ".join(recipe for recipe in design.recipes if recipe in beaten)
+        reasons.append(f"recipe {arm.recipe} is better than {names}")
+    needed = next(each.needed for each in answer.comparisons.values() if each)
+    why = f"{' and '.join(reasons)} by more than {_margin(study)}"
+    return f"with a probability of at least {percent(needed)} for each pair, {why} ({basis})."
 
 
 def _margin(study: Study) -> str:
@@ -185,7 +205,8 @@ def _surer(study: Study, answer: Answer) -> str:
         ways.append(f"about {blocking.more_seeds} seeds")
     if blocking.more_tiles is not None:
         what = "groups" if study.data.test.groups is not None else "tiles"
-        ways.append(f"about {blocking.more_tiles:.2g} times as many test {what} with these seeds")
+        times = f"{blocking.more_tiles:.1f}" if blocking.more_tiles < 10 else f"{blocking.more_tiles:.0f}"
+        ways.append(f"about {times} times as many test {what} with these seeds")
     if not ways:
         return f"To be surer{stopped}: more seeds and more test tiles together; {pair}, too close to the margin."
     only = "" if blocking.more_seeds is not None else ", because more seeds alone do not help"
@@ -280,7 +301,7 @@ def _pairs(answer: Answer) -> Section:
     note = "" if needed is None else (
         f"Better and worse need a probability of {percent(needed, 2)}, so that 95 % hold for all pairs together; equal "
         "within the margin needs 95 %. Visible: the smallest difference that would have been found to be better with a "
-        "probability of 80 %."
+        "probability of about 80 %."
     )  # fmt: skip
     return Section("Paired differences of test accuracy", [*columns, "visible"], rows, note, brief=True)
 
@@ -291,7 +312,7 @@ def _pair(pair: Comparison) -> list[str]:
         f"{100 * pair.difference:+.2f}",
         f"{low:+.1f} to {high:+.1f}",
         f"{least:+.1f} to {most:+.1f}",
-        *(percent(value) for value in (pair.worse, pair.equal, pair.better)),
+        *(probability(value) for value in (pair.worse, pair.equal, pair.better)),
         pair.verdict,
         f"{100 * pair.visible:.1f}",
     ]
@@ -351,8 +372,24 @@ def _runs(study: Study) -> Section:
     return Section("Runs", ["<", "seed", "epoch", "validation", "test", "test loss", "time"], rows)
 
 
-def recommended_checkpoint(folder: Path) -> Path:
-    """The checkpoint that a study recommends.
+def _recommended(found: Any) -> tuple[Arm, int, bool]:
+    """Arm, seed and whether the study had decided; LookupError, TypeError or ValueError for another content."""
+    if found["schema"] != SCHEMA:
+        raise ValueError(f"schema {found['schema']!r}, this version reads {SCHEMA}")
+    entry = found["recommendation"]
+    recipe, pool, seed, decided = (entry[name] for name in ("recipe", "pool", "seed", "decided"))
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown")
+    for name, value, least in (("pool", pool, 1), ("seed", seed, 0)):
+        if type(value) is not int or not least <= value < MOST:
+            raise ValueError(f"{name} {value!r} is not a number from {least} to {MOST - 1}")
+    if not isinstance(decided, bool):
+        raise ValueError(f"decided {decided!r} is neither true nor false")
+    return Arm(recipe, pool), seed, decided
+
+
+def recommended_checkpoint(folder: Path) -> tuple[Path, bool]:
+    """The checkpoint that a study recommends, and whether the study had decided.
 
     Raises:
         UsageError: the folder has no study that is complete, or one of heads alone.
@@ -364,12 +401,8 @@ def recommended_checkpoint(folder: Path) -> Path:
         raise UsageError(folder, f"holds no complete study (no {files.json.name})", step)
     try:
         found = read_json(files.json)
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"schema {found['schema']!r}, this version reads {SCHEMA}")
-        arm = Arm(str(found["recommendation"]["recipe"]), int(found["recommendation"]["pool"]))
-        if arm.recipe not in RECIPES:
-            raise ValueError(f"recipe {arm.recipe!r} is unknown")
-        quick, seed = bool(found["design"]["quick"]), found["recommendation"]["seed"]
+        arm, seed, decided = _recommended(found)
+        quick = bool(found["design"]["quick"])
     except (OSError, LookupError, TypeError, ValueError) as error:
         raise HistoError(
             files.json, f"is not the answer of a study ({one_line(error)})", "Run the study again"
@@ -377,7 +410,8 @@ def recommended_checkpoint(folder: Path) -> Path:
     if quick:
         step = f"Train pool {arm.pool} with histo train, or run the study without --quick into another --out"
         raise UsageError(folder, "is a quick study, whose heads are not whole models", step)
-    checkpoint = files.checkpoint(arm, int(seed))
+    checkpoint = files.checkpoint(arm, seed)
     if not checkpoint.is_file():
-        raise HistoError(checkpoint, "is missing", "Run the study again: it trains what is missing")
-    return checkpoint
+        step = f"Delete {checkpoint.parent} and repeat the histo study command: it trains this network again"
+        raise HistoError(checkpoint, "is missing", step)
+    return checkpoint, decided

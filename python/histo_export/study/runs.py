@@ -15,6 +15,7 @@ So a study that is killed anywhere goes on with the run that was interrupted, fr
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,14 +32,21 @@ from histo_export.study.design import Arm, Design, differences
 from histo_export.study.outcome import Outcome
 from histo_export.study.verdicts import Comparison, Recommendation, compare, recommend
 from histo_export.training.folder import RunFolder
+from histo_export.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from histo_export.data import TileData
 
+FORMAT = 1
+"""Of design.json."""
+RUN_NAME = re.compile(rf"({'|'.join(RECIPES)})-(pool[0-9]+|backbone)-seed[0-9]+")
+"""Of the folder of a run."""
 BACKBONE_PARAMETERS = 21_284_672
 """Of ResNet34 without its linear layer."""
 LAST_OVER_BEST = 3
 """Sizes of last.ckpt and best.ckpt: Adam keeps two more numbers of each weight."""
+WRITTEN_AT_ONCE = 2
+"""A new last.ckpt is written beside the old one."""
 SPARE_BYTES = 200_000_000
 
 
@@ -69,28 +77,40 @@ class StudyFolder:
         return self.run(arm, seed) / "outcome.safetensors"
 
     def begin(self, design: Design) -> None:
-        """Records the design, or checks that it is the one that was begun here.
+        """Records the design, or checks that it is the one that was begun here, perhaps with a smaller `max_seeds`.
 
         Raises:
             UsageError: the folder holds another study.
             HistoError: the record is damaged, or can't be written.
         """
-        now = design.record()
+        now, before = design.record(), self._recorded()
+        if before is not None:
+            most = before.get("max_seeds")
+            may_grow = {"max_seeds": now["max_seeds"]} if isinstance(most, int) and most < now["max_seeds"] else {}
+            if changed := differences(before | may_grow, now):
+                raise UsageError(
+                    self.path,
+                    f"holds a study of other options: {'; '.join(changed)}",
+                    "Give the same options to go on, or choose another --out",
+                )
+        if before != now:
+            self._write(self.design, {"format": FORMAT, "design": now})
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """The design that was begun here; None where there is none; HistoError where the record is damaged."""
+        step = "Choose another --out"
         try:
-            before = read_json(self.design)
+            content = read_json(self.design)
         except FileNotFoundError:
-            self._write(self.design, {"format": 1, "design": now})
-            return
+            return None
         except (OSError, ValueError) as error:
-            raise HistoError(self.design, f"cannot be read ({one_line(error)})", "Choose another --out") from error
-        if not isinstance(before, dict) or before.get("format") != 1:
-            raise HistoError(self.design, "is not the design of a study", "Choose another --out")
-        if changed := differences(before.get("design"), now):
-            raise UsageError(
-                self.path,
-                f"holds a study of other options: {'; '.join(changed)}",
-                "Give the same options to go on, or choose another --out",
-            )
+            raise HistoError(self.design, f"cannot be read ({one_line(error)})", step) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise HistoError(self.design, "is not the design of a study", step)
+        design = content.get("design")
+        if not isinstance(design, dict):
+            raise HistoError(self.design, "is not the design of a study", step)
+        return design
 
     def read_timings(self) -> dict[str, Any]:
         """What depends on time; nothing where it is not known."""
@@ -105,10 +125,16 @@ class StudyFolder:
         self._write(self.timings, content)
 
     def remove(self) -> None:
-        """Removes a study; HistoError where that is impossible."""
+        """Removes a study, and nothing else; HistoError where that is impossible, or what is here is no study."""
+        if self._recorded() is None:
+            return
         try:
             if self.runs.is_dir():
-                shutil.rmtree(self.runs)
+                for run in self.runs.iterdir():
+                    if RUN_NAME.fullmatch(run.name) and run.is_dir():
+                        shutil.rmtree(run)
+                if not any(self.runs.iterdir()):
+                    self.runs.rmdir()
             for file in (self.json, self.markdown, self.html, self.timings, *self.pictures, self.design):
                 file.unlink(missing_ok=True)
         except OSError as error:
@@ -136,7 +162,8 @@ def check_disk(design: Design, folder: StudyFolder) -> None:
         if not folder.outcome(arm, seed).exists() and (not design.quick or arm.pool == design.pools[0])
     ]
     largest = checkpoint_bytes(design, design.pools[-1])
-    needed = sum(checkpoint_bytes(design, pool) for pool in missing) + LAST_OVER_BEST * largest + SPARE_BYTES
+    needed = sum(checkpoint_bytes(design, pool) for pool in missing) + WRITTEN_AT_ONCE * LAST_OVER_BEST * largest
+    needed += SPARE_BYTES
     existing = next(path for path in (folder.path.absolute(), *folder.path.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if missing and free < needed:
@@ -197,7 +224,7 @@ class Study:
         folder: where.
         runner: does a run.
         budget_s: seconds that all runs of the study may take together; None: no limit.
-        estimate_s: seconds of a run of a pool, before any is complete; None: unknown.
+        estimate_s: seconds of a run of a pool, before any is complete; unknown for pools that it lacks.
         report: called before and after each run.
     """
 
@@ -239,7 +266,14 @@ class Study:
             for arm in design.arms:
                 if (arm, seed) not in self.outcomes and not self._run(arm, seed):
                     return self._ended()
-            if seed + 1 >= design.seeds and self.answer().recommendation.decided:
+            if seed + 1 < design.seeds:
+                continue
+            if without := self.without_runs():
+                self.stopped = f"all runs of {' and of '.join(map(str, without))} failed"
+                return self._ended()
+            # A later seed that was begun, before a kill, tells that the rule had not decided here.
+            begun = any(later > seed for _, later in self.outcomes)
+            if not begun and self.answer(brief=True).recommendation.decided:
                 return self._ended()
         self.stopped = f"--max-seeds {design.max_seeds} was reached"
         return self._ended()
@@ -249,7 +283,7 @@ class Study:
         for arm in self.design.arms:
             for seed in range(self.design.max_seeds):
                 if (path := self.folder.outcome(arm, seed)).exists():
-                    self.outcomes[arm, seed] = Outcome.read(path, shape)
+                    self.outcomes[arm, seed] = Outcome.read(path, arm, seed, shape)
                     keep_checkpoint_only(self.folder.run(arm, seed))  # a kill may have come before it
 
     def _run(self, arm: Arm, seed: int) -> bool:
@@ -259,9 +293,10 @@ class Study:
             if spent + next_s > self.budget_s:
                 if not self.outcomes:
                     cause = f"is too little for one run of pool {arm.pool}, which takes about {in_words(next_s)}"
-                    step = "Use a larger --budget, fewer --epochs, or --quick"
+                    quicker = "" if self.design.quick else ", or --quick"
+                    step = f"Use a larger --budget, or fewer --epochs{quicker}"
                     raise UsageError(f"--budget {in_words(self.budget_s)}", cause, step)
-                self.stopped = f"the budget of {in_words(self.budget_s)} was spent"
+                self.stopped = f"the budget of {in_words(self.budget_s)} leaves no time for another run"
                 return False
         self.report(self._progress(f"{arm}, seed {seed}"))
         try:
@@ -293,6 +328,11 @@ class Study:
         """Seconds of all complete runs."""
         return sum(outcome.seconds for outcome in self.outcomes.values())
 
+    def without_runs(self) -> list[Arm]:
+        """Those of which no run is complete."""
+        known = {arm for arm, _ in self.outcomes}
+        return [arm for arm in self.design.arms if arm not in known]
+
     def right(self) -> dict[Arm, dict[int, npt.NDArray[np.bool_]]]:
         """Arm → seed → `(judged tiles,)`, whether the network is right."""
         found: dict[Arm, dict[int, npt.NDArray[np.bool_]]] = {arm: {} for arm in self.design.arms}
@@ -319,7 +359,7 @@ class Study:
             )
             for arm, baseline in design.pairs
         }
-        return Answer(comparisons, recommend(design.recipes, design.pools, comparisons))
+        return Answer(comparisons, recommend(design.recipes, design.pools, comparisons, self.without_runs()))
 
     def _progress(self, doing: str) -> Progress:
         ended = self.outcomes.keys() | {(each.arm, each.seed) for each in self.failed}
@@ -331,12 +371,17 @@ class Study:
         return Progress(doing, len(ended), len(left), left_s, self.answer(brief=True) if several else None)
 
     def _seconds_of(self, arm: Arm) -> float | None:
-        """About how long a run takes: the mean of this arm's, of all, or as was estimated."""
+        """About how long a run takes: the mean of this arm's, of those like it, or as was estimated."""
         own = [outcome.seconds for (each, _), outcome in self.outcomes.items() if each == arm]
-        every = own or [outcome.seconds for outcome in self.outcomes.values()]
-        if every:
-            return float(np.mean(every))
-        return None if self.estimate_s is None else self.estimate_s[arm.pool]
+        like = own or [outcome.seconds for (each, _), outcome in self.outcomes.items() if self._alike(each, arm)]
+        if like:
+            return float(np.mean(like))
+        return None if self.estimate_s is None else self.estimate_s.get(arm.pool)
+
+    def _alike(self, arm: Arm, other: Arm) -> bool:
+        """Whether two runs take about as long. In a quick study, those of the smallest pool train the backbone, too."""
+        smallest = self.design.pools[0]
+        return not self.design.quick or (arm.pool == smallest) == (other.pool == smallest)
 
 
 def keep_checkpoint_only(run: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError
 from torch.nn import functional
 from torch.utils.data import default_collate
 
@@ -23,7 +24,7 @@ from histo_export.data.transforms import TorchTiles
 from histo_export.machine import this_machine
 from histo_export.model.net import TileNet, normalise
 from histo_export.runtimes import variants
-from histo_export.statistics import Ratio, Summary, compare, round_medians, summarise
+from histo_export.statistics import MIN_ROUNDS, Ratio, Summary, compare, round_medians, summarise
 from histo_export.study.design import Design
 from histo_export.training.module import derived_seed, make_optimizer, steps_per_epoch
 from histo_export.training.trainer import choose_device
@@ -47,8 +48,7 @@ def training_steps(design: Design, data: TileData, report: Callable[[str], None]
     """
     device = choose_device(design.config.device)
     tiles = TorchTiles(data.train, design.spec.crop)
-    count = min(design.config.batch_size, len(tiles))
-    batch, labels = default_collate([tiles[i] for i in range(count)])
+    batch, labels = default_collate([tiles[i] for i in range(_tiles_of_step(design, data))])
     batch = batch.to(device).contiguous(memory_format=torch.channels_last)
     steps = {pool: _step(design, pool, batch, labels.to(device), device) for pool in design.pools}
     for pool, step in steps.items():
@@ -62,6 +62,10 @@ def training_steps(design: Design, data: TileData, report: Callable[[str], None]
             steps[design.pools[place]]()
             rounds[design.pools[place]].append([time.perf_counter() - began])
     return rounds
+
+
+def _tiles_of_step(design: Design, data: TileData) -> int:
+    return min(design.config.batch_size, len(data.train))
 
 
 def _step(
@@ -117,18 +121,18 @@ def timed(
 
     Args:
         threads: of inference.
-        known: the content of timings.json.
+        known: the content of timings.json; what is not of this version's form, or of other pools, is measured again.
         save: called with all of it, after each measurement.
         report: called with what is done now.
         rounds, seconds: of inference, see `bench.settings.Settings`.
     """
     content = {"format": 1, **known}
-    if "training" not in content:
+    if not _has_training(content, design.pools):
         steps = training_steps(design, data, report)
-        content["training"] = {"batch": design.config.batch_size, **_plain(steps)}
+        content["training"] = {"batch": _tiles_of_step(design, data), **_plain(steps)}
         content["machine"] = str(this_machine(design.config.device))
         save(content)
-    if "inference" not in content:
+    if not _has_inference(content, design.pools):
         by_batch = inference(design, threads, report, rounds=rounds, seconds=seconds)
         content["inference"] = {
             "runtime": RUNTIME,
@@ -137,6 +141,43 @@ def timed(
         }
         save(content)
     return content
+
+
+class _Part(BaseModel):
+    """A recorded measurement: seconds of each call, by pool and round."""
+
+    rounds: dict[
+        int, Annotated[list[Annotated[list[PositiveFloat], Field(min_length=1)]], Field(min_length=MIN_ROUNDS)]
+    ]
+
+    def of(self, pools: Sequence[int]) -> bool:
+        """Whether it has as many rounds of each of these pools, and of no other one."""
+        return sorted(self.rounds) == list(pools) and len({len(of_pool) for of_pool in self.rounds.values()}) == 1
+
+
+class _Training(_Part):
+    batch: PositiveInt
+
+
+class _Inference(BaseModel):
+    threads: PositiveInt
+    batches: dict[int, _Part]
+
+
+def _has_training(content: Mapping[str, Any], pools: Sequence[int]) -> bool:
+    try:
+        known = _Training.model_validate(content.get("training"))
+    except ValidationError:
+        return False
+    return known.of(pools) and isinstance(content.get("machine"), str)
+
+
+def _has_inference(content: Mapping[str, Any], pools: Sequence[int]) -> bool:
+    try:
+        known = _Inference.model_validate(content.get("inference"))
+    except ValidationError:
+        return False
+    return sorted(known.batches) == sorted(BATCHES) and all(part.of(pools) for part in known.batches.values())
 
 
 def _plain(rounds: Rounds) -> dict[str, Any]:
@@ -163,7 +204,10 @@ def summaries(rounds: Rounds) -> dict[int, tuple[Summary, Ratio | None]]:
 
 
 def estimated_seconds(design: Design, data: TileData, training: Mapping[str, Any]) -> dict[int, float]:
-    """About the seconds of a run of each pool: its steps, and a quarter more for validation, files and the test."""
+    """About the seconds of a run of each pool: its steps, and a quarter more for validation, files and the test.
+
+    Of a quick study, those of the smallest pool alone, with which a backbone is trained; heads are not timed before.
+    """
     longest = 0
     for recipe in design.recipes:
         config = design.config_of(next(arm for arm in design.arms if arm.recipe == recipe), 0)
@@ -172,4 +216,5 @@ def estimated_seconds(design: Design, data: TileData, training: Mapping[str, Any
         )
         longest = max(longest, steps)
     times = summaries(rounds_of(training))
-    return {pool: 1.25 * longest * summary.median for pool, (summary, _) in times.items()}
+    pools = design.pools[:1] if design.quick else design.pools
+    return {pool: 1.25 * longest * times[pool][0].median for pool in pools}
