@@ -151,35 +151,39 @@ def serving(paths: Sequence[Path], **settings: Any) -> Iterator[Server]:
         assert not thread.is_alive()
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _opened_once(bundle: Path) -> Iterator[None]:
+@pytest.fixture(scope="session")
+def opened(bundle: Path) -> Any:
+    return open_runtime("native", bundle / "model.safetensors", threads=1)
+
+
+@pytest.fixture(scope="module", autouse=True)  # this folder is no package, so that its scope would be the whole session
+def _opened_once(opened: Any) -> Iterator[None]:
     """Servers share the weights of one engine, and no file is compared with its sha256: a server would take seconds."""
-    opened = open_runtime("native", bundle / "model.safetensors", threads=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundles, "_check_file", lambda file, expected: None)
         patch.setattr(models, "open_model", lambda *_: opened)
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[Server]:
     """One with the defaults, which no test may stop."""
     with serving([bundle], threads=1) as started:
         yield started
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def tiles() -> Pixels:
     """Uint8 `(6, 75, 75, 3)`."""
     return np.random.default_rng(5).integers(0, 256, (6, SIDE, SIDE, 3), np.uint8)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def logits(bundle: Path, tiles: Pixels) -> npt.NDArray[np.float32]:
     """The engine's own."""
     return Engine(bundle / "model.safetensors", threads=1).run(tiles)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return softmax(logits)
