@@ -56,7 +56,7 @@ def make_study(data: TileData, tmp_path: Path) -> Callable[..., Study]:
     return make
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiles this small gain nothing from threads, and lose much where other tests run beside."""
     threads = torch.get_num_threads()
