@@ -116,10 +116,10 @@ struct EmulatedTiles {
     }
   }
 
-  template <typename Sums>
+  template <typename Sums, int i>
   static void multiply() {
-    for (int sums = 0; sums < 4; ++sums) {
-      add_products(Sums{}, tiles[sums], tiles[4 + sums / 2], tiles[6 + sums % 2]);
+    for (int weights = 0; weights < 2; ++weights) {
+      add_products(Sums{}, tiles[2 * i + weights], tiles[4 + i], tiles[6 + weights]);
     }
   }
   // TDPBUSD
@@ -164,8 +164,8 @@ struct EmulatedTiles {
   static void store_sums(Kept* to) {
     for (std::size_t sums = 0; sums < 4; ++sums) {
       for (std::size_t row = 0; row < tile_rows; ++row) {
-        std::memcpy(to + (sums / 2 * tile_rows + row) * amx_channels + sums % 2 * tile_units,
-                    tiles[sums][row], sizeof tiles[sums][row]);
+        std::memcpy(to + (sums / 2 * tile_rows + row) * amx_block + sums % 2 * tile_units, tiles[sums][row],
+                    sizeof tiles[sums][row]);
       }
     }
   }
@@ -174,8 +174,8 @@ struct EmulatedTiles {
 constexpr ConvKernels vectors_bf16{.block = conv_block, .direct = conv<EmulatedBf16>};
 constexpr ConvKernels vectors_int8{.block = conv_block, .direct = conv<EmulatedInt8>};
 constexpr ConvKernels neon_bf16{.block = conv_block, .direct = conv<EmulatedBfdot>};
-constexpr ConvKernels tiles_bf16{.block = amx_block, .direct = amx_conv<EmulatedTiles, Bf16Sums>};
-constexpr ConvKernels tiles_int8{.block = amx_block, .direct = amx_conv<EmulatedTiles, Int8Sums>};
+constexpr ConvKernels tiles_bf16 = amx_kernels(amx_conv<EmulatedTiles, Bf16Sums>);
+constexpr ConvKernels tiles_int8 = amx_kernels(amx_conv<EmulatedTiles, Int8Sums>);
 
 }  // namespace
 
@@ -186,8 +186,9 @@ const KernelSet emulated_vectors{
     .split = split,
     .max_pool = max_pool};
 const KernelSet emulated_amx{.lanes = Vec::lanes,
+                             .interleaved = amx_interleaved,
                              .of = {.bf16 = &tiles_bf16, .bf16x3 = &tiles_bf16, .int8 = &tiles_int8},
-                             .stem = {.bf16 = &vectors_bf16, .bf16x3 = &vectors_bf16},
+                             .stem = {.bf16 = &tiles_bf16, .bf16x3 = &tiles_bf16},
                              .split = split,
                              .max_pool = max_pool};
 const KernelSet emulated_neon{.lanes = Vec::lanes,

@@ -100,7 +100,7 @@ struct Map {
   [[nodiscard]] std::size_t row() const { return (width + 2 * border) * pixel(); }
   [[nodiscard]] std::size_t image() const { return (height + 2 * border) * row(); }
   [[nodiscard]] Strides strides(std::size_t step = 1) const {
-    return {.column = step * pixel(), .row = step * row(), .image = image()};
+    return {.column = step * pixel(), .row = step * row(), .image = image(), .group = image()};
   }
   // Coordinates below zero are in the border.
   [[nodiscard]] std::size_t at(std::size_t n, std::ptrdiff_t y, std::ptrdiff_t x) const {
@@ -146,6 +146,28 @@ struct Map {
       }
       default:
         data[pixel_at + c] = std::bit_cast<std::uint32_t>(x);
+    }
+  }
+  // The same in groups of `n` images, which lie side by side, pixel by pixel. What the last group lacks is
+  // `filling`.
+  [[nodiscard]] std::vector<std::uint32_t> interleaved(std::size_t n, std::uint32_t filling) const {
+    std::vector<std::uint32_t> all((count + n - 1) / n * n * image(), filling);
+    for_each_interleaved(n, [&](std::size_t from, std::size_t to) { all[to] = data[from]; });
+    return all;
+  }
+  // The way back. What the last group lacks must be `filling` still.
+  void set_interleaved(std::size_t n, std::vector<std::uint32_t> all, std::uint32_t filling) {
+    for_each_interleaved(n, [&](std::size_t to, std::size_t from) {
+      data[to] = all[from];
+      all[from] = filling;
+    });
+    CHECK(std::ranges::count(all, filling) == static_cast<std::ptrdiff_t>(all.size()));
+  }
+  void for_each_interleaved(std::size_t n,
+                            const std::function<void(std::size_t, std::size_t)>& function) const {
+    for (std::size_t i = 0; i < data.size(); ++i) {
+      const std::size_t at_image = i / image(), at_pixel = i % image() / pixel();
+      function(i, at_image / n * n * image() + (at_pixel * n + at_image % n) * pixel() + i % pixel());
     }
   }
   void for_each_cell(
@@ -361,6 +383,7 @@ Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cu
                                .precision = c.precision,
                                .block = kernels.block,
                                .pair = kernels.pair,
+                               .run = kernels.run,
                                .lanes = set.lanes,
                                .plain = on_the_fly,
                                .transform = kernels.winograd4.weights};
@@ -404,6 +427,63 @@ Map run(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cu
   for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
     kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, blocks});
   }
+  return output;
+}
+
+// The same of interleaved images.
+Map run_interleaved(const KernelSet& set, const Problem& p, MapFormat format, std::size_t cut) {
+  const Case& c = p.c;
+  const std::size_t n = set.interleaved;
+  const histo::kernels::ConvKernels& kernels = *set.of[c.precision];
+  const histo::Packing packing{.layer = p.layer,
+                               .algorithm = c.algorithm,
+                               .precision = c.precision,
+                               .block = kernels.block,
+                               .run = kernels.run};
+  std::vector<std::uint32_t> weight(packing.blocks() * packing.block_units());
+  for (std::size_t i = 0; i < packing.blocks(); ++i) {
+    packing.pack(i, weight.data() + i * packing.block_units());
+  }
+  Map output = p.empty_output(format);
+  std::ranges::fill(output.data, canary);
+  const std::vector<std::uint32_t> input = p.input.interleaved(n, canary),
+                                   residual = p.residual.interleaved(n, canary);
+  std::vector<std::uint32_t> result = output.interleaved(n, canary);
+  const auto strides = [n](const Map& map, std::size_t step) {
+    return Strides{.column = step * n * map.pixel(),
+                   .row = step * n * map.row(),
+                   .image = map.pixel(),
+                   .group = n * map.image()};
+  };
+  const auto pad = static_cast<std::ptrdiff_t>(c.kernel / 2);
+  const Conv conv{
+      .input = input.data() + n * p.input.at(0, -pad, -pad),
+      .input_strides = strides(p.input, c.stride),
+      .window_rows = c.kernel,
+      .window_run = p.input.pixel(),
+      .window_row = n * p.input.row(),
+      .weight = weight.data(),
+      .epilogue = {.bias = p.bias.data(),
+                   .scale = p.sum_scales.data(),
+                   .channels = c.outputs,
+                   .residual = c.residual ? residual.data() + n * p.residual.at(0, 0, 0) : nullptr,
+                   .residual_strides = strides(p.residual, 1),
+                   .residual_format = p.residual.format,
+                   .output = result.data() + n * output.at(0, 0, 0),
+                   .output_strides = strides(output, 1),
+                   .output_format = format,
+                   .height = output.height,
+                   .width = output.width,
+                   .relu = c.relu},
+      .interleaved = n,
+      .images = c.images,
+      .window_parts = c.kernel,
+      .window_part = n * p.input.pixel()};
+  const std::size_t total = c.images * output.height * output.width;
+  for (std::size_t begin = 0; begin < total; begin += std::min(cut, total)) {
+    kernels.direct(conv, {begin, std::min(begin + cut, total)}, {0, packing.blocks()});
+  }
+  output.set_interleaved(n, std::move(result), canary);
   return output;
 }
 
@@ -490,6 +570,12 @@ void check(const Case& c) {
           CAPTURE(cut);
           CHECK(run(*set, problem, format, cut).data == expected.data);
         }
+        for (const std::size_t cut : {all, std::size_t{48}, std::size_t{13}}) {
+          if (set->interleaved > 1) {
+            CAPTURE(cut);
+            CHECK(run_interleaved(*set, problem, format, cut).data == expected.data);
+          }
+        }
       }
     }
 
@@ -545,7 +631,8 @@ TEST_CASE("maximum pooling, NaN included") {
     });
     input.set(input.at(0, 2, 3), 5, std::numeric_limits<float>::quiet_NaN());
     set->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
-                  output.data.data() + output.at(0, 0, 0), output.row(), output.format, 4, 5, channels);
+                  output.data.data() + output.at(0, 0, 0), output.row(), output.pixel(), output.format, 4, 5,
+                  channels);
     output.for_each_cell([&](auto n, auto y, auto x, auto k) {
       float largest = 0;
       bool nan = false;
@@ -596,6 +683,10 @@ TEST_CASE("low precision: convolutions of the network, on maps of odd sizes") {
         {precision, direct, 1, 2, 37, 64, 64, 3, 1, Storage::bf16x3, true});  // tiles of 16 pixels of one row
     check({precision, direct, 1, 15, 14, 64, 64, 3, 1, Storage::f32, true});  // 210 pixels
     check({precision, direct, 1, 2, 3, 512, 64, 3, 1, {}, false});            // weights in slices
+    // More images than are interleaved, and a last group of one, two and three.
+    check({precision, direct, 5, 2, 4, 64, 64, 3, 1, Storage::bf16, true});
+    check({precision, direct, 6, 3, 5, 64, 128, 3, 2, {}, true});
+    check({precision, direct, 7, 4, 4, 64, 64, 1, 2, {}, false});
   }
 }
 
@@ -698,7 +789,8 @@ TEST_CASE("low precision: parts of numbers, and the maximum to every format") {
         expected.set(Problem::at(expected, n, y, c), k, largest);
       });
       set->max_pool(reinterpret_cast<const float*>(input.data.data() + input.at(0, -1, -1)), input.row(),
-                    output.data.data() + output.at(0, 0, 0), output.row(), output.format, 3, 4, 64);
+                    output.data.data() + output.at(0, 0, 0), output.row(), output.pixel(), output.format, 3,
+                    4, 64);
       CHECK(output.data == expected.data);
     }
   }

@@ -56,7 +56,8 @@ std::shared_ptr<const Program> make_program(Model model, const EngineOptions& op
                                                                     .precision = options.precision,
                                                                     .profile = options.profile,
                                                                     .algorithm = options.algorithm,
-                                                                    .kernels = algorithm_support(isa)});
+                                                                    .kernels = algorithm_support(isa),
+                                                                    .interleaved = isa.kernels->interleaved});
   const std::vector<Step>& steps = program->plan.steps;
   if (options.precision == Precision::int8 &&
       std::ranges::find(steps, Precision::int8, &Step::precision) == steps.end()) {

@@ -12,10 +12,6 @@
 namespace histo {
 namespace {
 
-kernels::Strides strides_of(const Map& map) {
-  return {.column = map.pixel(), .row = map.row(), .image = map.image()};
-}
-
 std::size_t bytes_of(std::span<const std::size_t> buffers) {
   return std::accumulate(buffers.begin(), buffers.end(), std::size_t{0}) * sizeof(std::uint32_t);
 }
@@ -86,9 +82,26 @@ Backend::Info Executor::info() const {
 
 // --- memory ------------------------------------------------------------------------------------------------
 
-std::uint32_t* Executor::pixels(Workspace& workspace, std::size_t map, std::size_t first) const {
+std::size_t Executor::interleaved(std::size_t images) const {
+  const std::size_t most = prepared_->plan().interleaved;
+  return images >= most ? most : 1;
+}
+
+kernels::Strides Executor::strides(const Workspace& workspace, std::size_t map) const {
   const Map& m = prepared_->plan().maps[map];
-  return workspace.maps[map].units() + (m.deep ? first * m.image() : 0) + m.origin();
+  const std::size_t n = workspace.interleaved;
+  if (n == 1 || map == prepared_->plan().features) {  // the head reads one image after the other
+    return {.column = m.pixel(), .row = m.row(), .image = m.image(), .group = n * m.image()};
+  }
+  return {.column = n * m.pixel(), .row = n * m.row(), .image = m.pixel(), .group = n * m.image()};
+}
+
+std::uint32_t* Executor::pixels(Workspace& workspace, std::size_t map, std::size_t image) const {
+  const Map& m = prepared_->plan().maps[map];
+  const kernels::Strides s = strides(workspace, map);
+  const std::size_t at = m.deep ? image : image % prepared_->plan().shallow_images;
+  return workspace.maps[map].units() + at / workspace.interleaved * s.group +
+         at % workspace.interleaved * s.image + m.border * (s.row + s.column);
 }
 
 WinogradTasks Executor::tasks_of(const Step& step, std::size_t count) const {
@@ -118,7 +131,9 @@ Executor::Scratch Executor::scratch_for(std::size_t images) const {
 }
 
 std::size_t Executor::map_units(const Map& map, std::size_t images) const {
-  return (map.deep ? images : std::min(images, prepared_->plan().shallow_images)) * map.image();
+  const std::size_t held = map.deep ? images : std::min(images, prepared_->plan().shallow_images);
+  const std::size_t group = interleaved(images);
+  return ceil_div(held, group) * group * map.image();
 }
 
 std::vector<std::size_t> Executor::buffers(std::size_t images) const {
@@ -156,6 +171,7 @@ void Executor::reserve(Workspace& workspace, std::size_t count) {
   }
   workspace_bytes_ = bytes_of(buffers(wanted));
   workspace.images = wanted;
+  workspace.interleaved = interleaved(wanted);
 }
 
 // --- the network -------------------------------------------------------------------------------------------
@@ -194,8 +210,10 @@ void Executor::run_images(Workspace& workspace, const Tiles& tiles, Range images
       const Timer timer(record, 0);
       run_stem(workspace, tiles, images.begin + first, first, n);
     }
-    record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format,
-                 pixels(workspace, plan.stem_output, first), n);
+    for (std::size_t image = first; image < first + n; ++image) {
+      record_stage(record, 0, plan.maps[plan.stem_output], plan.stem_format,
+                   pixels(workspace, plan.stem_output, image), strides(workspace, plan.stem_output));
+    }
     run_steps(workspace, {0, plan.shallow_steps}, first, n, record);
   }
   run_steps(workspace, {plan.shallow_steps, plan.steps.size()}, 0, count, record);
@@ -214,11 +232,11 @@ template <typename Tiles>
 void Executor::run_stem(Workspace& workspace, const Tiles& tiles, std::size_t tile, std::size_t first,
                         std::size_t count) {
   const std::size_t output = prepared_->plan().stem_output;
-  const std::size_t image_units = prepared_->plan().maps[output].image();
   for_each(count * stem_.bands(), [&](std::size_t task, std::size_t slot) {
     const std::size_t image = task / stem_.bands();
-    std::uint32_t* const to = pixels(workspace, output, first) + image * image_units;
-    if (!stem_.run(tiles[tile + image], task % stem_.bands(), to, workspace.private_scratch[slot].units())) {
+    std::uint32_t* const to = pixels(workspace, output, first + image);
+    if (!stem_.run(tiles[tile + image], task % stem_.bands(), to, strides(workspace, output),
+                   workspace.private_scratch[slot].units())) {
       workspace.not_finite[first + image].store(true, std::memory_order_relaxed);
     }
   });
@@ -235,8 +253,10 @@ void Executor::run_steps(Workspace& workspace, Range steps, std::size_t first, s
     }
     const Step& step = plan.steps[i];
     if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != step.stage) {
-      record_stage(record, step.stage, plan.maps[step.output], step.output_format,
-                   pixels(workspace, step.output, first), count);
+      for (std::size_t image = first; image < first + count; ++image) {
+        record_stage(record, step.stage, plan.maps[step.output], step.output_format,
+                     pixels(workspace, step.output, image), strides(workspace, step.output));
+      }
     }
   }
 }
@@ -262,39 +282,44 @@ kernels::Epilogue Executor::epilogue_of(Workspace& workspace, const Step& step, 
                              .residual_strides = {},
                              .residual_format = step.residual_format,
                              .output = pixels(workspace, step.output, first),
-                             .output_strides = strides_of(output),
+                             .output_strides = strides(workspace, step.output),
                              .output_format = step.output_format,
                              .height = output.height,
                              .width = output.width,
                              .relu = step.relu};
   if (step.residual) {
     epilogue.residual = pixels(workspace, *step.residual, first);
-    epilogue.residual_strides = strides_of(prepared_->plan().maps[*step.residual]);
+    epilogue.residual_strides = strides(workspace, *step.residual);
   }
   return epilogue;
 }
 
 void Executor::run_direct(Workspace& workspace, const Step& step, const PackedLayer& packed,
                           const kernels::Epilogue& epilogue, std::size_t first, std::size_t count) {
-  const Map& input = prepared_->plan().maps[step.input];
   const ConvLayer& layer = *step.layer;
   const kernels::ConvKernels& kernels = prepared_->kernels_of(step);
-  const Packing packing{layer, step.algorithm, step.precision, kernels.block, kernels.pair};
+  const kernels::Strides input = strides(workspace, step.input);
+  const bool gaps = workspace.interleaved > 1;
   const kernels::Conv conv{
-      .input = pixels(workspace, step.input, first) - layer.kernel / 2 * (input.row() + input.pixel()),
-      .input_strides = {.column = layer.stride * input.pixel(),
-                        .row = layer.stride * input.row(),
-                        .image = input.image()},
+      .input = pixels(workspace, step.input, first) - layer.kernel / 2 * (input.row + input.column),
+      .input_strides = {.column = layer.stride * input.column,
+                        .row = layer.stride * input.row,
+                        .image = input.image,
+                        .group = input.group},
       .window_rows = layer.kernel,
-      .window_run = packing.window_run(),
-      .window_row = input.row(),
+      .window_run =
+          gaps ? prepared_->plan().maps[step.input].pixel() : prepared_->packing_of(step).window_run(),
+      .window_row = input.row,
       .weight = packed.weight.units(),
-      .epilogue = epilogue};
+      .epilogue = epilogue,
+      .interleaved = workspace.interleaved,
+      .images = count,
+      .window_parts = gaps ? layer.kernel : 1,
+      .window_part = input.column};
   const DirectTasks tasks =
-      direct_tasks(count * epilogue.height * epilogue.width, packed.blocks, threads_->threads());
+      direct_tasks(count * epilogue.height * epilogue.width, packed.blocks, threads_->threads(), kernels);
   for_each(tasks.count(), [&](std::size_t task, std::size_t) {
-    const std::size_t block = tasks.block(task);
-    kernels.direct(conv, tasks.range(task), {block, block + 1});
+    kernels.direct(conv, tasks.pixels_of(task), tasks.blocks_of(task));
   });
 }
 
@@ -305,14 +330,14 @@ void Executor::run_winograd(Workspace& workspace, std::size_t index, const kerne
   const bool on_the_fly = step.weights_on_the_fly && !needs_transformed(step, count);
   const AlignedBuffer& weight =
       step.weights_on_the_fly && !on_the_fly ? *workspace.transformed[index] : packed.weight;
-  const Map& input = prepared_->plan().maps[step.input];
+  const kernels::Strides input = strides(workspace, step.input);
   const std::size_t m = winograd_tile(step.algorithm);
   const kernels::ConvKernels& of_precision = prepared_->kernels_of(step);
   const kernels::WinogradKernels& kernel =
       step.algorithm == Algorithm::winograd4 ? of_precision.winograd4 : of_precision.winograd2;
-  const kernels::Winograd w{.input = pixels(workspace, step.input, first) - input.row() - input.pixel(),
-                            .input_strides = strides_of(input),
-                            .channels = input.channels,
+  const kernels::Winograd w{.input = pixels(workspace, step.input, first) - input.row - input.column,
+                            .input_strides = input,
+                            .channels = step.layer->inputs,
                             .tile_rows = ceil_div(epilogue.height, m),
                             .tile_columns = ceil_div(epilogue.width, m),
                             .weight = weight.units(),

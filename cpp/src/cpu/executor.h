@@ -42,7 +42,8 @@ class Executor final : public Backend {
   // What a run works in. Only one does at a time.
   struct Workspace {
     std::vector<AlignedBuffer> maps;
-    std::size_t images = 0;  // that the maps hold, at most
+    std::size_t images = 0;       // that the maps hold, at most
+    std::size_t interleaved = 1;  // images in the maps but that of the features; see kernels::Conv
     std::vector<std::shared_ptr<const AlignedBuffer>>
         transformed;  // Prepared::transformed() of steps that need it
     AlignedBuffer shared_scratch;
@@ -72,7 +73,11 @@ class Executor final : public Backend {
 
   kernels::Epilogue epilogue_of(Workspace& workspace, const Step& step, const PackedLayer& packed,
                                 std::size_t first) const;
-  std::uint32_t* pixels(Workspace& workspace, std::size_t map, std::size_t first) const;
+  [[nodiscard]] kernels::Strides strides(const Workspace& workspace, std::size_t map) const;
+  // Pixel (0, 0) of image `image`.
+  std::uint32_t* pixels(Workspace& workspace, std::size_t map, std::size_t image) const;
+  // Images to interleave in maps of so many.
+  [[nodiscard]] std::size_t interleaved(std::size_t images) const;
   WinogradTasks tasks_of(const Step& step, std::size_t count) const;
   // Whether so many images are too many to transform the weights of this step on the fly.
   bool needs_transformed(const Step& step, std::size_t images) const;

@@ -187,17 +187,21 @@ PackedLayer allocate(const Packing& p) {
 
 std::size_t Packing::window_run() const {
   const std::size_t numbers = layer.kernel * layer.inputs;
+  std::size_t units = numbers;
   switch (precision) {
     case Precision::bf16:
-      return (numbers + 1) / 2;
+      units = (numbers + 1) / 2;
+      break;
     case Precision::bf16x3:
-      return (3 * numbers + 1) / 2;
+      units = (3 * numbers + 1) / 2;
+      break;
     case Precision::int8:
-      return (numbers + 3) / 4;
+      units = (numbers + 3) / 4;
+      break;
     case Precision::fp32:
       break;
   }
-  return numbers;
+  return (units + run - 1) / run * run;
 }
 
 std::size_t transformed_units(Precision precision, std::size_t channels) {

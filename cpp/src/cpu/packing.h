@@ -25,13 +25,15 @@ struct Packing {
   Precision precision;
   std::size_t block;
   bool pair = false;                    // as ConvKernels::pair; then a run of units has an even length
+  std::size_t run = 1;                  // as ConvKernels::run
   std::size_t lanes = 0;                // floats in a vector
   bool plain = false;                   // as kernels::Winograd::plain_weight
   WeightTransform transform = nullptr;  // as WinogradKernels::weights
 
   [[nodiscard]] std::size_t blocks() const { return (layer.outputs + block - 1) / block; }
 
-  // Contiguous units of one row of a direct convolution's window (kernels::Conv::window_run).
+  // Contiguous units of one row of a direct convolution's window (kernels::Conv::window_run), a multiple of
+  // `run`.
   [[nodiscard]] std::size_t window_run() const;
 
   // Units of the weights of one block before Winograd's algorithm transforms them.

@@ -27,8 +27,12 @@ std::size_t part_size(std::size_t total, std::size_t most, std::size_t threads, 
   return ceil_div(total, parts);
 }
 
-DirectTasks direct_tasks(std::size_t pixels, std::size_t blocks, std::size_t threads) {
-  return {.pixels = pixels, .part = part_size(pixels, most_pixels, threads, blocks), .blocks = blocks};
+DirectTasks direct_tasks(std::size_t pixels, std::size_t blocks, std::size_t threads,
+                         const kernels::ConvKernels& kernels) {
+  const std::size_t some = kernels.call_blocks, together = kernels.call_pixels;
+  const std::size_t part =
+      part_size(ceil_div(pixels, together), most_pixels / together, threads, ceil_div(blocks, some));
+  return {.pixels = pixels, .part = part * together, .blocks = blocks, .some = some};
 }
 
 WinogradTasks winograd_tasks(const Step& step, const Map& output, std::size_t images, std::size_t block,

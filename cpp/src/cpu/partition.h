@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "cpu/kernels/kernels.h"
 #include "plan/plan.h"
 #include "range.h"
 
@@ -16,22 +17,27 @@ constexpr std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1
 // would read the weights again, and leave fewer pixels than the micro-kernel takes together.
 std::size_t part_size(std::size_t total, std::size_t most, std::size_t threads, std::size_t blocks = 1);
 
-// The tasks of a direct convolution: each computes some output pixels of one block of channels.
+// The tasks of a direct convolution: each computes some output pixels of some blocks of channels.
 struct DirectTasks {
   std::size_t pixels;  // in all
   std::size_t part;    // pixels of a task
-  std::size_t blocks;
+  std::size_t blocks;  // in all
+  std::size_t some;    // blocks of a task
 
   [[nodiscard]] std::size_t parts() const { return ceil_div(pixels, part); }
-  [[nodiscard]] std::size_t count() const { return parts() * blocks; }
-  [[nodiscard]] std::size_t block(std::size_t task) const { return task / parts(); }
-  [[nodiscard]] Range range(std::size_t task) const {
+  [[nodiscard]] std::size_t count() const { return parts() * ceil_div(blocks, some); }
+  [[nodiscard]] Range pixels_of(std::size_t task) const {
     const std::size_t begin = task % parts() * part;
     return {begin, std::min(begin + part, pixels)};
   }
+  [[nodiscard]] Range blocks_of(std::size_t task) const {
+    const std::size_t begin = task / parts() * some;
+    return {begin, std::min(begin + some, blocks)};
+  }
 };
 
-DirectTasks direct_tasks(std::size_t pixels, std::size_t blocks, std::size_t threads);
+DirectTasks direct_tasks(std::size_t pixels, std::size_t blocks, std::size_t threads,
+                         const kernels::ConvKernels& kernels);
 
 // The tasks of a convolution by Winograd's algorithm, and the memory that they need. Where `fused`, a task
 // transforms its own tiles and computes all blocks of channels. Otherwise all tiles are transformed first,

@@ -31,7 +31,12 @@ FusedHead make_head(const Model& model, Isa isa) {
 Packing stem_packing(const Program& program, const kernels::KernelSet& kernels) {
   const Precision precision = program.plan.stem_precision;
   const kernels::ConvKernels& stem = *kernels.stem[precision];
-  return {program.network.stem, Algorithm::direct, precision, stem.block, stem.pair};
+  return {.layer = program.network.stem,
+          .algorithm = Algorithm::direct,
+          .precision = precision,
+          .block = stem.block,
+          .pair = stem.pair,
+          .run = stem.run};
 }
 
 Packing Prepared::packing_of(const Step& step) const {
@@ -41,6 +46,7 @@ Packing Prepared::packing_of(const Step& step) const {
           .precision = step.precision,
           .block = of_step.block,
           .pair = of_step.pair,
+          .run = of_step.run,
           .lanes = kernels.lanes,
           .plain = step.weights_on_the_fly,
           .transform = of_step.winograd4.weights};

@@ -46,22 +46,19 @@ Timer::~Timer() {
 }
 
 void record_stage(const RunRecord& record, std::size_t stage, const Map& map, const MapFormat& format,
-                  const std::uint32_t* pixels, std::size_t count) {
+                  const std::uint32_t* image, const kernels::Strides& strides) {
   if (record.stages == nullptr) {
     return;
   }
   Stage& to = (*record.stages)[stage];
-  to.shape[0] += count;
+  ++to.shape[0];
   to.shape[1] = map.channels;
   to.shape[2] = map.height;
   to.shape[3] = map.width;
-  for (std::size_t n = 0; n < count; ++n) {
-    const std::uint32_t* const image = pixels + n * map.image();
-    for (std::size_t c = 0; c < map.channels; ++c) {
-      for (std::size_t y = 0; y < map.height; ++y) {
-        for (std::size_t x = 0; x < map.width; ++x) {
-          to.data.push_back(number_at(image + y * map.row() + x * map.pixel(), format, c, map.channels));
-        }
+  for (std::size_t c = 0; c < map.channels; ++c) {
+    for (std::size_t y = 0; y < map.height; ++y) {
+      for (std::size_t x = 0; x < map.width; ++x) {
+        to.data.push_back(number_at(image + y * strides.row + x * strides.column, format, c, map.channels));
       }
     }
   }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/kernels/kernels.h"
 #include "plan/backend.h"
 
 namespace histo {
@@ -22,9 +23,9 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
-// Appends `count` images of a map to entry `stage` of RunRecord::stages, if there is one. `pixels`: of image
-// 0, pixel (0, 0).
+// Appends an image of a map to entry `stage` of RunRecord::stages, if there is one. `image`: its pixel (0,
+// 0).
 void record_stage(const RunRecord& record, std::size_t stage, const Map& map, const MapFormat& format,
-                  const std::uint32_t* pixels, std::size_t count);
+                  const std::uint32_t* image, const kernels::Strides& strides);
 
 }  // namespace histo

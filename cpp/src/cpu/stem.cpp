@@ -29,8 +29,10 @@ Stem::Stem(const Prepared& prepared)
       side_(prepared.plan().stem_side),
       rows_(std::clamp<std::size_t>(band_floats / (output_.channels * 2 * (side_ + 2)), 1, 8)),
       pixel_halves_(pixel_halves(storage_)),
-      // The last unit may hold half a number more than the window's last.
-      tile_row_(ceil_div((crop_ + 2 * border) * pixel_halves_ * 2 + 4, 4)),
+      // A window may end behind the last pixel, in numbers that it multiplies by zero.
+      tile_row_(std::max(
+          ceil_div((crop_ + 2 * border) * pixel_halves_, 2),
+          (side_ - 1) * pixel_halves_ + stem_packing(*prepared.program, prepared.kernels).window_run())),
       map_row_((side_ + 2) * output_.channels),
       split_count_(std::max(crop_ * 3, prepared.kernels.lanes)) {}
 
@@ -49,7 +51,7 @@ Stem::Band Stem::band_at(std::size_t band) const {
 
 template <typename Tile>
 bool Stem::run(const Tile& tile, std::size_t band_index, std::uint32_t* output,
-               std::uint32_t* scratch) const {
+               const kernels::Strides& strides, std::uint32_t* scratch) const {
   const Band band = band_at(band_index);
   std::uint32_t* const rows = scratch;
   float* const map = reinterpret_cast<float*>(scratch + tile_units());
@@ -58,14 +60,16 @@ bool Stem::run(const Tile& tile, std::size_t band_index, std::uint32_t* output,
   const bool finite = read_tile(tile, band, rows, map, parts);
   clear_border(band, map);
   convolve(band, rows, map);
-  prepared_.kernels.max_pool(map, map_row_, output + band.pooled.begin * output_.row(), output_.row(),
-                             prepared_.plan().stem_format, band.pooled.end - band.pooled.begin,
-                             output_.height, output_.channels);
+  prepared_.kernels.max_pool(map, map_row_, output + band.pooled.begin * strides.row, strides.row,
+                             strides.column, prepared_.plan().stem_format,
+                             band.pooled.end - band.pooled.begin, output_.height, output_.channels);
   return finite;
 }
 
-template bool Stem::run(const ImageView&, std::size_t, std::uint32_t*, std::uint32_t*) const;
-template bool Stem::run(const FloatTile&, std::size_t, std::uint32_t*, std::uint32_t*) const;
+template bool Stem::run(const ImageView&, std::size_t, std::uint32_t*, const kernels::Strides&,
+                        std::uint32_t*) const;
+template bool Stem::run(const FloatTile&, std::size_t, std::uint32_t*, const kernels::Strides&,
+                        std::uint32_t*) const;
 
 // Row r of the convolution reads 7 rows of the tile, whose first is 2 * (r - 1), counted from three above the
 // crop. `values` is room for a row, `parts` for its parts.
@@ -139,7 +143,7 @@ void Stem::convolve(const Band& band, const std::uint32_t* rows, float* map) con
   const Packing packing = stem_packing(*prepared_.program, prepared_.kernels);
   const kernels::Conv conv{
       .input = rows,
-      .input_strides = {.column = pixel_halves_, .row = 2 * tile_row_, .image = 0},  // two pixels
+      .input_strides = {.column = pixel_halves_, .row = 2 * tile_row_, .image = 0, .group = 0},  // two pixels
       .window_rows = kernel,
       .window_run = packing.window_run(),
       .window_row = tile_row_,
@@ -151,7 +155,7 @@ void Stem::convolve(const Band& band, const std::uint32_t* rows, float* map) con
                    .residual_strides = {},
                    .residual_format = {},
                    .output = reinterpret_cast<std::uint32_t*>(first),
-                   .output_strides = {.column = channels, .row = map_row_, .image = 0},
+                   .output_strides = {.column = channels, .row = map_row_, .image = 0, .group = 0},
                    .output_format = {},
                    .height = height,
                    .width = side_,

@@ -18,11 +18,13 @@ class Stem {
   [[nodiscard]] std::size_t bands() const;
   [[nodiscard]] std::size_t scratch_units() const;  // that a band needs
 
-  // Computes band `band` of one tile. `output`: that image's pixel (0, 0) in the map Plan::stem_output.
+  // Computes band `band` of one tile. `output`: that image's pixel (0, 0) in the map Plan::stem_output, which
+  // has these strides.
   // Returns whether the rows of the tile that were read are finite, where int8 cannot carry NaN; else true.
   // `Tile` is an ImageView or a FloatTile.
   template <typename Tile>
-  bool run(const Tile& tile, std::size_t band, std::uint32_t* output, std::uint32_t* scratch) const;
+  bool run(const Tile& tile, std::size_t band, std::uint32_t* output, const kernels::Strides& strides,
+           std::uint32_t* scratch) const;
 
  private:
   // Rows of the convolution's map are counted from the one above it, so that none is negative. The maximum of

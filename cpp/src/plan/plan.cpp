@@ -186,6 +186,8 @@ class Planner {
     }
     plan_.deep_images = std::clamp<std::size_t>(deep_units / deep, 1, most_deep_images);
     plan_.shallow_images = std::clamp<std::size_t>(shallow_units / shallow, 1, plan_.deep_images);
+    plan_.interleaved = plan_.shallow_images < options_.interleaved ? 1 : options_.interleaved;
+    plan_.shallow_images -= plan_.shallow_images % plan_.interleaved;
   }
 
   const Network& network_;

@@ -27,7 +27,6 @@ struct Map {
   [[nodiscard]] std::size_t pixel() const { return units_of_pixel(storage, channels); }
   [[nodiscard]] std::size_t row() const { return columns * pixel(); }
   [[nodiscard]] std::size_t image() const { return rows * row(); }
-  [[nodiscard]] std::size_t origin() const { return border * (row() + pixel()); }  // of pixel (0, 0)
 };
 
 struct Step {
@@ -60,6 +59,8 @@ struct Plan {
   std::size_t shallow_steps;
   std::size_t shallow_images;
   std::size_t deep_images;
+  std::size_t interleaved;  // images, where a run has as many: kernels::KernelSet::interleaved, or 1 where
+                            // shallow_images is less; else shallow_images is a multiple of it
 };
 
 // Which of Winograd's algorithms have kernels; the direct convolution always has.
@@ -74,6 +75,7 @@ struct PlanOptions {
   Profile profile;
   AlgorithmPolicy algorithm;
   PerPrecision<AlgorithmSupport> kernels;
+  std::size_t interleaved = 1;  // kernels::KernelSet::interleaved
 };
 
 // `network` must outlive the plan.

@@ -49,42 +49,52 @@ struct ProcessorTiles {
     }
   }
 
-  template <typename Sums>
+  // Sixteen pixels by both tiles of weights.
+  template <typename Sums, int i>
   static void multiply();
 
   template <typename Kept>
   static void store_sums(Kept* sums) {  // (32, 32)
-    constexpr std::size_t stride = amx_channels * sizeof(Kept);
+    constexpr std::size_t stride = amx_block * sizeof(Kept);
     _tile_stored(0, sums, stride);
     _tile_stored(1, sums + tile_units, stride);
-    _tile_stored(2, sums + tile_rows * amx_channels, stride);
-    _tile_stored(3, sums + tile_rows * amx_channels + tile_units, stride);
+    _tile_stored(2, sums + tile_rows * amx_block, stride);
+    _tile_stored(3, sums + tile_rows * amx_block + tile_units, stride);
     memory_is_used();
   }
 };
 
 template <>
-void ProcessorTiles::multiply<Bf16Sums>() {
+void ProcessorTiles::multiply<Bf16Sums, 0>() {
   _tile_dpbf16ps(0, 4, 6);
   _tile_dpbf16ps(1, 4, 7);
+}
+
+template <>
+void ProcessorTiles::multiply<Bf16Sums, 1>() {
   _tile_dpbf16ps(2, 5, 6);
   _tile_dpbf16ps(3, 5, 7);
 }
 
 template <>
-void ProcessorTiles::multiply<Int8Sums>() {
+void ProcessorTiles::multiply<Int8Sums, 0>() {
   _tile_dpbusd(0, 4, 6);
   _tile_dpbusd(1, 4, 7);
+}
+
+template <>
+void ProcessorTiles::multiply<Int8Sums, 1>() {
   _tile_dpbusd(2, 5, 6);
   _tile_dpbusd(3, 5, 7);
 }
 
-constexpr ConvKernels bf16{.block = amx_block, .direct = amx_conv<ProcessorTiles, Bf16Sums>};
-constexpr ConvKernels int8{.block = amx_block, .direct = amx_conv<ProcessorTiles, Int8Sums>};
+constexpr ConvKernels bf16 = amx_kernels(amx_conv<ProcessorTiles, Bf16Sums>);
+constexpr ConvKernels int8 = amx_kernels(amx_conv<ProcessorTiles, Int8Sums>);
 
 constexpr KernelSet kernel_set{.lanes = Vec::lanes,
+                               .interleaved = amx_interleaved,
                                .of = {.bf16 = &bf16, .bf16x3 = &bf16, .int8 = &int8},
-                               .stem = {.bf16 = &avx512_bf16, .bf16x3 = &avx512_bf16},
+                               .stem = {.bf16 = &bf16, .bf16x3 = &bf16},
                                .split = split,
                                .max_pool = max_pool};
 

@@ -2,13 +2,16 @@
 // to a third. Over `Tiles`, the unit that holds them: the processor's, or the tests' emulation of it.
 //
 // 32 pixels x 32 output channels are computed together, in four tiles of sums; a step takes 16 units of the
-// window, so two tiles of pixels and two of weights are loaded for four products. Weights are packed as for
-// the vector kernels, (units, 64 channels): 16 channels of 16 units are a tile whose rows lie 256 bytes
-// apart.
+// window, so two tiles of pixels and two of weights are loaded for four products of 16 cycles each. The
+// pixels of a call's blocks come from the first-level cache; the weights of a block, 2 KiB for each step, lie
+// in the order of the steps and come from the second-level cache: 32 bytes a cycle.
 //
-// Sixteen pixels of one row of a map lie at one distance, too, and are loaded from where they are. Where they
-// run over the end of a row, as in maps that are narrower than 16, they are gathered first: 16 loads and
-// stores beside two products of 16 cycles each.
+// The rows of a tile of pixels lie at one distance where the images are interleaved by four (four pixels of
+// four images), or where sixteen pixels of one image lie in one row of its map. Elsewhere, as in narrow maps
+// of fewer images and in convolutions of stride 2, they are gathered first: 16 loads and stores.
+//
+// What follows the sums, from the bias to the output, is done between the products of the next 32 x 32, a few
+// pixels in each step: the products wait for nothing, and the vector units work beside them.
 //
 // AMX has no kernels for Winograd's algorithm: its products are so much faster than the transforms that these
 // would take longer than what they save.
@@ -20,15 +23,20 @@ namespace {
 constexpr std::size_t tile_rows = 16;
 constexpr std::size_t tile_units = 16;
 constexpr std::size_t amx_pixels = 2 * tile_rows;
-constexpr std::size_t amx_channels = 2 * tile_units;
-constexpr std::size_t amx_block = 64;
+constexpr std::size_t amx_block = 2 * tile_units;
+constexpr std::size_t amx_interleaved = 4;
 
-// Sixteen pixels' windows, from which tiles are loaded.
+// The windows of sixteen pixels, from which tiles are loaded.
 class TileRows {
  public:
-  explicit TileRows(const Unit* const* pixels) : pixels_(pixels), distance_(pixels[1] - pixels[0]) {
+  // Of `count` pixels; where these are fewer, the last is repeated.
+  TileRows(const Pixel* pixels, std::size_t count) {
+    for (std::size_t i = 0; i < tile_rows; ++i) {
+      pixels_[i] = pixels[i < count ? i : count - 1].input;
+    }
+    distance_ = pixels_[1] - pixels_[0];
     for (std::size_t i = 2; i < tile_rows; ++i) {
-      even_ = even_ && pixels[i] - pixels[i - 1] == distance_;
+      even_ = even_ && pixels_[i] - pixels_[i - 1] == distance_;
     }
   }
 
@@ -46,7 +54,7 @@ class TileRows {
   }
 
  private:
-  const Unit* const* pixels_;
+  const Unit* pixels_[tile_rows];
   std::ptrdiff_t distance_;  // units
   bool even_ = true;
   alignas(64) Unit gathered_[tile_rows * tile_units];
@@ -67,54 +75,82 @@ template <>
   return IntVec::load(sums);
 }
 
-// `pixels`, of which the last may be repeated, and the channels [channel, channel + 32).
-template <typename Tiles, typename Sums>
-void amx_group(const Conv& c, const Pixel* pixels, std::size_t count, std::size_t channel) {
-  const Unit* x[amx_pixels];
-  for (std::size_t i = 0; i < amx_pixels; ++i) {
-    x[i] = pixels[i < count ? i : count - 1].input;
+// Sums of `count` pixels and the channels [channel, channel + 32), of which `finished` pixels are written.
+template <typename Sums>
+struct AmxSums {
+  const Pixel* pixels = nullptr;
+  std::size_t count = 0, finished = 0, channel = 0;
+  alignas(64) typename Sums::Kept sums[amx_pixels * amx_block];
+
+  [[gnu::always_inline]] void finish(const Epilogue& e, std::size_t most) {
+    const std::size_t end = count - finished < most ? count : finished + most;
+    for (; finished < end; ++finished) {
+      for (std::size_t j = 0; j < amx_block; j += Vec::lanes) {
+        Sums::finish(e, amx_sum<Sums>(e, sums + finished * amx_block + j, channel + j), channel + j,
+                     pixels[finished].residual, pixels[finished].output);
+      }
+    }
   }
-  TileRows upper(x), lower(x + tile_rows);
-  const Unit* weight =
-      c.weight + channel / amx_block * c.window_rows * c.window_run * amx_block + channel % amx_block;
+};
+
+// Computes the sums of `now` and finishes those of `before`.
+template <typename Tiles, typename Sums>
+void amx_group(const Conv& c, AmxSums<Sums>& now, AmxSums<Sums>& before) {
+  const std::size_t parts = c.interleaved == 1 ? 1 : c.window_parts;
+  const std::size_t steps = c.window_rows * parts * c.window_run / tile_units;
+  const std::size_t each = (before.count + steps - 1) / steps;
+  const bool two = now.count > tile_rows;
+  TileRows upper(now.pixels, now.count);
+  TileRows lower(two ? now.pixels + tile_rows : now.pixels, two ? now.count - tile_rows : now.count);
+  const Unit* weight = c.weight + now.channel * steps * tile_units;
   Tiles::clear_sums();
   for (std::size_t row = 0; row < c.window_rows; ++row) {
-    for (std::size_t k = 0; k < c.window_run; k += tile_units, weight += tile_units * amx_block) {
-      upper.template load<Tiles, 0>(row * c.window_row + k);
-      Tiles::template load_weights<0>(weight, amx_block);
-      Tiles::template load_weights<1>(weight + tile_units, amx_block);
-      lower.template load<Tiles, 1>(row * c.window_row + k);
-      Tiles::template multiply<Sums>();
+    for (std::size_t part = 0; part < parts; ++part) {
+      const std::size_t from = row * c.window_row + part * c.window_part;
+      for (std::size_t k = 0; k < c.window_run; k += tile_units, weight += tile_units * amx_block) {
+        upper.template load<Tiles, 0>(from + k);
+        Tiles::template load_weights<0>(weight, amx_block);
+        Tiles::template load_weights<1>(weight + tile_units, amx_block);
+        Tiles::template multiply<Sums, 0>();
+        if (two) {
+          lower.template load<Tiles, 1>(from + k);
+          Tiles::template multiply<Sums, 1>();
+        }
+        before.finish(c.epilogue, each);
+      }
     }
   }
-  alignas(64) typename Sums::Kept sums[amx_pixels * amx_channels];
-  Tiles::store_sums(sums);
-  for (std::size_t i = 0; i < count; ++i) {
-    for (std::size_t j = 0; j < amx_channels; j += Vec::lanes) {
-      Sums::finish(c.epilogue, amx_sum<Sums>(c.epilogue, sums + i * amx_channels + j, channel + j),
-                   channel + j, pixels[i].residual, pixels[i].output);
-    }
-  }
+  Tiles::store_sums(now.sums);
 }
 
 // As conv() of conv.inl; `window_run` is a multiple of 16.
 template <typename Tiles, typename Sums>
 void amx_conv(const Conv& c, Range pixels, Range blocks) {
+  Pixel groups[2][amx_pixels];  // of `sums`, which are two so that one is finished while the other grows
+  AmxSums<Sums> sums[2];
+  std::size_t group = 0, now = 0;
   Tiles::begin();
-  for (std::size_t block = blocks.begin; block < blocks.end; ++block) {
-    PixelWalk walk(c, pixels.begin);
-    for (std::size_t p = pixels.begin; p < pixels.end; p += amx_pixels) {
-      const std::size_t left = pixels.end - p, count = left < amx_pixels ? left : amx_pixels;
-      Pixel group[amx_pixels];
-      for (std::size_t i = 0; i < count; ++i) {
-        group[i] = walk.next();
-      }
-      for (std::size_t channel = 0; channel < amx_block; channel += amx_channels) {
-        amx_group<Tiles, Sums>(c, group, count, block * amx_block + channel);
-      }
+  PixelWalk walk(c, pixels.begin);
+  for (std::size_t p = pixels.begin; p < pixels.end; p += amx_pixels, group ^= 1U) {
+    const std::size_t left = pixels.end - p, count = left < amx_pixels ? left : amx_pixels;
+    for (std::size_t i = 0; i < count; ++i) {
+      groups[group][i] = walk.next();
+    }
+    for (std::size_t block = blocks.begin; block < blocks.end; ++block, now ^= 1U) {
+      sums[now].pixels = groups[group];
+      sums[now].count = count;
+      sums[now].finished = 0;
+      sums[now].channel = block * amx_block;
+      amx_group<Tiles>(c, sums[now], sums[now ^ 1U]);
     }
   }
+  sums[now ^ 1U].finish(c.epilogue, amx_pixels);
   Tiles::end();
+}
+
+constexpr ConvKernels amx_kernels(void (*direct)(const Conv& conv, Range pixels, Range blocks)) {
+  return {
+      .block = amx_block, .run = tile_units, .call_blocks = 2, .call_pixels = tile_rows, .direct = direct};
 }
 
 }  // namespace

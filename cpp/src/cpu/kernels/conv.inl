@@ -179,37 +179,63 @@ void conv_group(const Conv& conv, const Pixel* pixel, const Slice& slice, std::s
   }
 }
 
-// Walks over the output pixels from `first` on, row by row and image by image.
+// Walks over the output pixels from `first` on, in the order of Conv::interleaved.
 class PixelWalk {
  public:
-  PixelWalk(const Conv& conv, std::size_t first)
-      : conv_(conv),
-        x_(first % conv.epilogue.width),
-        y_(first / conv.epilogue.width % conv.epilogue.height),
-        image_(first / conv.epilogue.width / conv.epilogue.height) {}
+  PixelWalk(const Conv& conv, std::size_t first) : conv_(conv) {
+    const std::size_t width = conv.epilogue.width, height = conv.epilogue.height;
+    enter_group(first / (conv.interleaved * height * width));
+    const std::size_t in_group = first % (conv.interleaved * height * width);
+    image_ = in_group % images_;
+    enter_row(in_group / images_ / width, in_group / images_ % width);
+  }
 
   Pixel next() {
     const Epilogue& e = conv_.epilogue;
-    const Pixel pixel{conv_.input + at(conv_.input_strides),
-                      e.residual == nullptr ? e.output : e.residual + at(e.residual_strides),
-                      e.output + at(e.output_strides)};
-    if (++x_ == e.width) {
-      x_ = 0;
-      if (++y_ == e.height) {
-        y_ = 0;
-        ++image_;
+    if (x_ == e.width) {
+      if (y_ + 1 == e.height) {
+        enter_group(group_ + 1);
+        enter_row(0, 0);
+      } else {
+        enter_row(y_ + 1, 0);
       }
+    }
+    const Pixel pixel{place_.input + image_ * conv_.input_strides.image,
+                      place_.residual + image_ * e.residual_strides.image,
+                      place_.output + image_ * e.output_strides.image};
+    if (++image_ == images_) {
+      image_ = 0;
+      ++x_;
+      place_.input += conv_.input_strides.column;
+      place_.residual += e.residual_strides.column;
+      place_.output += e.output_strides.column;
     }
     return pixel;
   }
 
  private:
+  void enter_group(std::size_t group) {
+    group_ = group;
+    const std::size_t left = conv_.interleaved == 1 ? 1 : conv_.images - group * conv_.interleaved;
+    images_ = left < conv_.interleaved ? left : conv_.interleaved;
+  }
+  void enter_row(std::size_t y, std::size_t x) {
+    y_ = y;
+    x_ = x;
+    const Epilogue& e = conv_.epilogue;
+    place_ = {conv_.input + at(conv_.input_strides),
+              e.residual == nullptr ? e.output : e.residual + at(e.residual_strides),
+              e.output + at(e.output_strides)};
+  }
   [[nodiscard]] std::size_t at(const Strides& s) const {
-    return image_ * s.image + y_ * s.row + x_ * s.column;
+    return group_ * s.group + y_ * s.row + x_ * s.column;
   }
 
   const Conv& conv_;
-  std::size_t x_, y_, image_;
+  std::size_t group_, images_;  // the group's number, and how many images it has
+  std::size_t y_, x_;
+  std::size_t image_;  // of the group
+  Pixel place_;        // (y, x) of image 0 of the group
 };
 
 // All pixels, at most run_pixels of them, of one block of channels.

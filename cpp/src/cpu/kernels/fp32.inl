@@ -69,8 +69,9 @@ struct Fp32Winograd {
 };
 
 void max_pool(const float* input, std::size_t input_row, Unit* output, std::size_t output_row,
-              MapFormat /*format*/, std::size_t height, std::size_t width, std::size_t channels) {
-  pool(input, input_row, output, output_row, channels, height, width, channels,
+              std::size_t output_column, MapFormat /*format*/, std::size_t height, std::size_t width,
+              std::size_t channels) {
+  pool(input, input_row, output, output_row, output_column, height, width, channels,
        [](Vec largest, Unit* pixel, std::size_t channel) { largest.store(floats(pixel) + channel); });
 }
 

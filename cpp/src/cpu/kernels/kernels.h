@@ -35,9 +35,10 @@ namespace histo::kernels {
 // every vector load of a convolution moves whole units, so one code serves all precisions.
 using Unit = std::uint32_t;
 
-// Where the pixels of channels-last maps lie: units from one column, row and image to the next.
+// Where the pixels of channels-last maps lie: units from one column, row and image to the next, and from one
+// group of interleaved images to the next. Images that are not interleaved are groups of one.
 struct Strides {
-  std::size_t column, row, image;
+  std::size_t column, row, image, group;
 };
 
 // What becomes of a convolution's sums: output = relu(sum [* scale] + bias + residual), in the format of its
@@ -66,6 +67,12 @@ struct Conv {
   std::size_t window_row;   // units from one row of the window to the next
   const Unit* weight;       // (blocks, window_rows, window_run, block); see also ConvKernels::pair
   Epilogue epilogue;
+  // Interleaved images lie side by side in the maps, pixel by pixel. Output pixels are counted group by
+  // group, and in a group image by image at each place; the last group may have fewer images. A row of the
+  // window then has gaps: it is `window_parts` runs of `window_run` units, `window_part` units from one to
+  // the next.
+  std::size_t interleaved = 1;
+  std::size_t images = 1, window_parts = 1, window_part = 0;  // not read where `interleaved` is 1
 };
 
 // A 3 x 3 convolution of stride 1 by Winograd's algorithm: see winograd.inl. The output is cut into tiles of
@@ -107,8 +114,12 @@ struct WinogradKernels {
 
 // The convolutions of one precision.
 struct ConvKernels {
-  std::size_t block;  // output channels that are computed together; weights are packed for it
-  bool pair = false;  // two units of a channel lie side by side in packed weights
+  std::size_t block;    // output channels that are computed together; weights are packed for it
+  bool pair = false;    // two units of a channel lie side by side in packed weights
+  std::size_t run = 1;  // Conv::window_run is a multiple of it: packed rows of a window may end in zeros
+  // How `direct` is called best: with blocks that share the pixels in the first-level cache, and with a
+  // multiple of so many pixels.
+  std::size_t call_blocks = 1, call_pixels = 1;
 
   // Output pixels [pixels.begin, pixels.end), counted over all images, of the output channel blocks
   // [blocks.begin, blocks.end).
@@ -178,10 +189,11 @@ struct HeadTable {
 
 // All that one IsaRecord executes.
 struct KernelSet {
-  std::size_t lanes;  // floats in a vector
+  std::size_t lanes;            // floats in a vector
+  std::size_t interleaved = 1;  // images that are interleaved where there are as many
 
   // Null for a precision without kernels. An int8 network also has layers in bf16, so a set for int8 has
-  // both. The stem has kernels of its own, because its windows are not a multiple of AMX's tiles.
+  // both. `stem`: of the first convolution, whose windows may have an odd number of units.
   PerPrecision<const ConvKernels*> of, stem;
 
   // `count` floats, of at least one vector, as bf16: `high` nearest to them and, unless it is null, `low`
@@ -189,10 +201,11 @@ struct KernelSet {
   void (*split)(const float* x, std::size_t count, std::uint16_t* high, std::uint16_t* low);
 
   // 3 x 3 maximum with stride 2 over one channels-last float32 image that has a border of zeros, to a map of
-  // `format`; all values >= 0 or NaN, which stays NaN. Rows as in Strides. A set for float32 alone writes
-  // that and does not read `format`.
+  // `format`; all values >= 0 or NaN, which stays NaN. Rows and columns as in Strides. A set for float32
+  // alone writes that and does not read `format`.
   void (*max_pool)(const float* input, std::size_t input_row, Unit* output, std::size_t output_row,
-                   MapFormat format, std::size_t height, std::size_t width, std::size_t channels);
+                   std::size_t output_column, MapFormat format, std::size_t height, std::size_t width,
+                   std::size_t channels);
 
   const HeadTable* head = nullptr;  // where float32 is executed
 };

@@ -98,9 +98,10 @@ void split(const float* x, std::size_t count, std::uint16_t* high, std::uint16_t
 }
 
 void max_pool(const float* input, std::size_t input_row, Unit* output, std::size_t output_row,
-              MapFormat format, std::size_t height, std::size_t width, std::size_t channels) {
-  pool(input, input_row, output, output_row, units_of_pixel(format.storage, channels), height, width,
-       channels, [&](Vec largest, Unit* pixel, std::size_t channel) {
+              std::size_t output_column, MapFormat format, std::size_t height, std::size_t width,
+              std::size_t channels) {
+  pool(input, input_row, output, output_row, output_column, height, width, channels,
+       [&](Vec largest, Unit* pixel, std::size_t channel) {
          write_numbers(largest, pixel, format, channel, channels);
        });
 }
