@@ -121,6 +121,6 @@ def test_build_config_and_cpu_info_are_plain_dictionaries() -> None:
     config, cpu = _core.build_config(), _core.cpu_info()
     assert sorted(config) == ["baseline", "build_type", "compiler", "cxx_standard", "version"]
     assert all(isinstance(value, str) for value in config.values())
-    assert {"avx512_vnni", "neon_dotprod", "neon_i8mm", "neon_bf16"} <= set(cpu)
+    assert {"avx512_vnni", "avx_vnni", "neon_dotprod", "neon_i8mm", "neon_bf16"} <= set(cpu)
     assert all(isinstance(value, bool) for value in cpu.values())
     assert _core.usable_cpus() >= 1

@@ -50,6 +50,7 @@ py::dict cpu_info() {
   result["avx512dq"] = cpu.avx512dq;
   result["avx512_bf16"] = cpu.avx512_bf16;
   result["avx512_vnni"] = cpu.avx512_vnni;
+  result["avx_vnni"] = cpu.avx_vnni;
   result["amx_tile"] = cpu.amx_tile;
   result["amx_bf16"] = cpu.amx_bf16;
   result["amx_int8"] = cpu.amx_int8;

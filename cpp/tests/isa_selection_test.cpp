@@ -103,6 +103,13 @@ TEST_CASE("instruction set selection: every kind of CPU, precision and preferenc
     check(machine, Isa::portable, only_portable);
     check(machine, Isa::avx2, only_avx2);
   }
+  SUBCASE("AVX2 with VNNI") {
+    CpuInfo cpu = avx2();
+    cpu.avx_vnni = true;
+    CHECK(usable({.cpu = cpu}) == Isas{Isa::portable, Isa::avx2});
+    check({.cpu = cpu}, Isa::portable, only_portable);
+    check({.cpu = cpu}, Isa::avx2, {.fp32 = Isa::avx2, .int8 = Isa::avx2});
+  }
   SUBCASE("AVX-512 without VNNI and BF16") {
     const Machine machine{.cpu = avx512()};
     CHECK(usable(machine) == Isas{Isa::portable, Isa::avx2, Isa::avx512});
@@ -151,7 +158,7 @@ TEST_CASE("instruction set selection: the reason names what is missing") {
     return;
   }
   CHECK(reason({.cpu = avx512()}, Precision::int8, Isa::avx512) ==
-        "precision int8 needs AVX-512 with VNNI, or AMX, and this CPU has neither");
+        "precision int8 needs AVX2 with VNNI, AVX-512 with VNNI, or AMX, and this CPU has none of them");
   CHECK(reason({.cpu = vnni()}, Precision::bf16x3, Isa::avx512) ==
         "precision bf16x3 needs AVX-512 with BF16, or AMX, and this CPU has neither");
   CHECK(reason({.cpu = bf16()}, Precision::bf16, Isa::avx2) ==

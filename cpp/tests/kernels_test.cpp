@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "avx_vnni_by_avx512.h"
 #include "cpu/isa_selection.h"
 #include "cpu/kernels/fused.h"
 #include "cpu/packing.h"
@@ -49,6 +50,10 @@ const std::vector<std::pair<std::string, const KernelSet*>>& kernel_sets() {
         {"emulated NEON with BF16", &histo::kernels::emulated_neon}};
     if (!under_emulation) {  // where it would take most of the time
       found.emplace_back("emulated AMX", &histo::kernels::emulated_amx);
+    }
+    const histo::CpuInfo cpu = histo::cpu_info();
+    if (histo::kernels::avx_vnni_by_avx512 != nullptr && cpu.avx512_vnni && cpu.avx512vl) {
+      found.emplace_back("AVX2 with VNNI, by AVX-512", histo::kernels::avx_vnni_by_avx512);
     }
     for (const histo::IsaRecord* const record : histo::isa_records()) {
       if (histo::runs(*record, histo::this_machine())) {

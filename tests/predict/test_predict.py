@@ -433,7 +433,7 @@ def test_a_precision_is_never_replaced(int8_bundle: Path, bundle: Path, monkeypa
     with pytest.raises(HistoError, match=re.escape(reason)):
         histo_export.load(bundle, precision="int8")
     monkeypatch.setenv("HISTO_ISA", "portable")
-    with pytest.raises(HistoError, match="precision int8 needs AVX-512 with VNNI, or AMX"):
+    with pytest.raises(HistoError, match="precision int8 needs AVX2 with VNNI, AVX-512 with VNNI, or AMX"):
         histo_export.load(int8_bundle)
 
 

@@ -26,8 +26,9 @@ inline constexpr std::size_t largest_crop = 8192;
 
 /// What an Engine is made with; the defaults suit most.
 ///
-/// The precisions below float32 need AMX, or AVX-512 with VNNI (int8) or BF16 (bf16, bf16x3). Where these are
-/// missing the constructor fails; no other precision is used instead. precision_support() tells in advance.
+/// The precisions below float32 need AMX, or AVX-512 with BF16 (bf16, bf16x3) or VNNI (int8), or AVX2 with
+/// VNNI (int8); on Arm see docs/arm.md. Where these are missing the constructor fails; no other precision is
+/// used instead. precision_support() tells in advance.
 ///
 /// AlgorithmPolicy::fastest lets layers run by Winograd's algorithm in fp32, in bf16 (with more rounding) and
 /// in int8 (with the same result to the bit). bf16x3 always runs directly, and so do bf16 and int8 on AMX.

@@ -73,6 +73,7 @@ CpuInfo cpu_info() noexcept {
           .avx512dq = avx512f && bit(leaf7.ebx, 17),
           .avx512_bf16 = avx512f && bit(leaf7_1.eax, 5),
           .avx512_vnni = avx512f && bit(leaf7.ecx, 11),
+          .avx_vnni = avx && bit(leaf7_1.eax, 4),
           .amx_tile = amx_tile,
           .amx_bf16 = amx_tile && bit(leaf7.edx, 22),
           .amx_int8 = amx_tile && bit(leaf7.edx, 25)};

@@ -91,7 +91,7 @@ constexpr std::size_t winograd_tile(Algorithm algorithm) { return algorithm == A
 Storage storage_of(Precision precision);
 
 // Whether F(4 x 4) in integers is exact for a layer that has scales: no sum of products may leave the range
-// that kernels/avx512_vnni.cpp can restore.
+// that kernels/vnni.inl can restore.
 bool fits_winograd(const ConvLayer& layer);
 
 }  // namespace histo

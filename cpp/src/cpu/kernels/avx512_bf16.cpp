@@ -10,7 +10,7 @@ namespace histo::kernels {
 namespace {
 
 // VDPBF16PS: sum + high * high', rounded, + low * low', rounded; denormal bf16 count as zero.
-struct Bf16 : Bf16Sums, Units512 {
+struct Bf16 : Bf16Sums, VecUnits {
   static Sum plus_product(Sum sum, Units a, Units b) {
     return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b))};
   }

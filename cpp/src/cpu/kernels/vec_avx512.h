@@ -109,7 +109,7 @@ struct Vec {
   }
 };
 
-// Sixteen 32-bit integers.
+// Sixteen 32-bit integers, which wrap around.
 struct IntVec {
   __m512i v;
 
@@ -117,14 +117,61 @@ struct IntVec {
   static IntVec load(const std::int32_t* p) { return {_mm512_loadu_si512(p)}; }
   void store(std::int32_t* p) const { _mm512_storeu_si512(p, v); }
   [[nodiscard]] Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
+
+  [[nodiscard]] IntVec plus(IntVec o) const { return {_mm512_add_epi32(v, o.v)}; }
+  [[nodiscard]] IntVec minus(IntVec o) const { return {_mm512_sub_epi32(v, o.v)}; }
+  [[nodiscard]] IntVec times(int x) const { return {_mm512_mullo_epi32(v, _mm512_set1_epi32(x))}; }
+  template <unsigned bits>
+  [[nodiscard]] IntVec left() const {
+    return {_mm512_slli_epi32(v, bits)};
+  }
+  template <unsigned bits>
+  [[nodiscard]] IntVec right() const {  // keeps the sign
+    return {_mm512_srai_epi32(v, bits)};
+  }
+};
+
+// Thirty-two 16-bit integers, which wrap around.
+struct Int16Vec {
+  static constexpr std::size_t lanes = 32;
+  __m512i v;
+
+  static Int16Vec load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  static Int16Vec load(const std::uint8_t* p) {
+    return {_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static Int16Vec load(const std::int8_t* p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  void store(void* p) const { _mm512_storeu_si512(p, v); }
+
+  [[nodiscard]] Int16Vec plus(Int16Vec o) const { return {_mm512_add_epi16(v, o.v)}; }
+  [[nodiscard]] Int16Vec minus(Int16Vec o) const { return {_mm512_sub_epi16(v, o.v)}; }
+  template <unsigned bits>
+  [[nodiscard]] Int16Vec left() const {
+    return {_mm512_slli_epi16(v, bits)};
+  }
 };
 
 // Sixteen units of 32 bits that hold pairs of bf16 or int16, or four bytes each. A base of each Arithmetic.
-struct Units512 {
+struct VecUnits {
   using Units = __m512i;
 
   static Units broadcast(const std::uint32_t* p) { return _mm512_set1_epi32(static_cast<int>(*p)); }
   static Units load(const std::uint32_t* p) { return _mm512_loadu_si512(p); }
+
+  // The halves as bf16.
+  static Vec high(Units u) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(static_cast<int>(0xFFFF0000U))))};
+  }
+  static Vec low(Units u) { return {_mm512_castsi512_ps(_mm512_slli_epi32(u, 16))}; }
+
+#ifdef __AVX512VNNI__
+  // VPDPBUSD: four products of a byte and a signed byte, and no saturation.
+  static IntVec plus_bytes(IntVec sum, Units a, Units b) { return {_mm512_dpbusd_epi32(sum.v, a, b)}; }
+  // VPDPWSSD: two products of signed 16-bit integers, and no saturation.
+  static IntVec plus_words(IntVec sum, Units a, Units b) { return {_mm512_dpwssd_epi32(sum.v, a, b)}; }
+#endif
 };
 
 }  // namespace
