@@ -507,6 +507,27 @@ TEST_CASE("engine: interleaved images have the bits of single ones, and AMX's st
   }
 }
 
+TEST_CASE("engine: images are interleaved where as many run at a time, and their groups are whole") {
+  const histo::Network network = histo::read_network(model_of(2));
+  for (const std::size_t crop : {32U, 64U, 96U, 128U, 160U, 224U, 256U, 512U, 1024U}) {
+    CAPTURE(crop);
+    histo::PlanOptions options{.crop = crop,
+                               .precision = Precision::bf16,
+                               .profile = histo::Profile::throughput,
+                               .algorithm = histo::AlgorithmPolicy::fastest,
+                               .kernels = {}};
+    const histo::Plan apart = histo::make_plan(network, options);
+    CHECK(apart.interleaved == 1);
+    options.interleaved = 4;
+    const histo::Plan plan = histo::make_plan(network, options);
+    CHECK(plan.interleaved == (apart.shallow_images < 4 ? 1 : 4));
+    CHECK(plan.shallow_images % plan.interleaved == 0);
+    CHECK(plan.shallow_images <= apart.shallow_images);
+    CHECK(apart.shallow_images - plan.shallow_images < 4);
+    CHECK(plan.deep_images == apart.deep_images);
+  }
+}
+
 TEST_CASE("engine: of a tile with NaN all outputs are NaN, and of its neighbours none") {
   const TileShape shape{.batch = 3, .height = 34, .width = 34};
   std::vector<float> tiles(3 * 34 * 34 * 3, 0.25F);
