@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from histo_export.data.tiles import SPLIT_FOLDERS
 from histo_export.predict.inputs import TileSetInput
@@ -20,7 +20,7 @@ Label = tuple[str, str]
 def labels_of(tiles: TileSetInput, classes: Sequence[str]) -> list[Label] | None:
     """The label of each tile; None where a tile lies in no folder that is named like a class."""
     if tiles.rows is not None:
-        return None
+        return _of_container(tiles, classes)
     parents = [file.parent for file in tiles.files]
     folders = {folder: Path(os.path.abspath(folder)) for folder in set(parents)}  # noqa: PTH100 (links keep their names)
     root = Path(os.path.abspath(tiles.source))  # noqa: PTH100
@@ -31,6 +31,27 @@ def labels_of(tiles: TileSetInput, classes: Sequence[str]) -> list[Label] | None
     labels = {name: _label(folder.relative_to(root).parts, root, classes) for name, folder in folders.items()}
     found = [label for folder in parents if (label := labels[folder]) is not None]
     return found if len(found) == len(parents) else None
+
+
+def _of_container(tiles: TileSetInput, classes: Sequence[str]) -> list[Label] | None:
+    """The labels that a file states of its tiles, or else those of the folders in their names."""
+    listing, root = tiles.container.listing, Path(os.path.abspath(tiles.source)).with_suffix("")  # noqa: PTH100
+    assert tiles.rows is not None
+    labels: list[Label] = []
+    by_folders: dict[tuple[str, ...], Label | None] = {}
+    for i in tiles.rows:
+        stated, split = listing.labels[i], listing.splits[i]
+        if stated is None:
+            folders = PurePosixPath(listing.names[i]).parts[:-1]
+            if folders not in by_folders:
+                by_folders[folders] = _label(folders, root, classes)
+            label = by_folders[folders]
+        else:
+            label = (stated, "") if stated in classes else None
+        if label is None:
+            return None
+        labels.append((label[0], split or label[1]))
+    return labels
 
 
 def _label(inside: Sequence[str], root: Path, classes: Sequence[str]) -> Label | None:

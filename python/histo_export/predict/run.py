@@ -443,6 +443,10 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         digest = hashlib.sha256()
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
+        if item.rows is not None:  # labels may lie in a file beside it
+            listing = item.container.listing
+            if any(listing.labels):
+                digest.update(repr([listing.labels, listing.splits]).encode())
         facts = [digest.hexdigest(), settings.resize]
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 

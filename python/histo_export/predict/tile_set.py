@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from histo_export.data.images import BadImageError, decode_image, read_image_bytes, resampled
+from histo_export.data.containers import Container, ImageFiles, Listing
+from histo_export.data.images import BadImageError, resampled
 from histo_export.errors import HistoError
 from histo_export.extras import install, installed
 from histo_export.predict.inputs import Failure, TileSetInput, text_of
@@ -67,24 +68,19 @@ def open_tiles(
     HistoError where the tile is not an image, or `fitted` refuses it.
 
     Raises:
-        HistoError: the array that holds the tiles can't be opened any more.
+        HistoError: the file that holds the tiles can't be opened any more.
     """
-    if tiles.rows is not None:
-        try:
-            array = np.load(tiles.source, mmap_mode="r", allow_pickle=False)[tiles.rows.start : tiles.rows.stop]
-        except (OSError, ValueError) as error:
-            raise HistoError(tiles.source, f"can't be opened ({error})", "Check what wrote it") from error
-
-    def raw(index: int) -> Pixels:
-        if tiles.rows is not None:
-            return np.array(array[index])
-        try:
-            return decode_image(read_image_bytes(tiles.files[index]))
-        except BadImageError as error:
-            raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
+    if tiles.rows is None:
+        listing, first = Listing([str(file) for file in tiles.files]), 0
+        source: Container = ImageFiles(tiles.source, tiles.files, listing)
+    else:
+        source, first = tiles.container, tiles.rows.start
 
     def read(index: int) -> Pixels:
-        pixels = raw(index)
+        try:
+            pixels = source.tile(first + index)
+        except BadImageError as error:
+            raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
         if results is not None:
             results.hashes[index], results.enlarged[index] = tile_hash(pixels), spec.tile_size / min(pixels.shape[:2])
         return fitted(pixels, spec, resize, tiles.label(index), "Add --resize")
