@@ -185,5 +185,3 @@ class _Joined(Container):
     def place(self, i: int) -> str:
         shard, own = self._shard(i)
         return shard.place(own)
-
-

@@ -17,10 +17,12 @@ from pathlib import Path
 
 from histo_export.data.containers import KINDS, UNREADABLE, Container, NoTilesError, kind_of, open_container
 from histo_export.data.images import SUFFIXES
+from histo_export.data.rows import GROUP_COLUMNS, read_rows
 from histo_export.data.walk import walk
 from histo_export.errors import HistoError
+from histo_export.extras import MissingExtraError
 from histo_export.predict.formats import dicom_series, is_slide, slide_format
-from histo_export.predict.lists import NotAListError, read_list
+from histo_export.predict.lists import Entry, NotAListError, TileFacts, read_list
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff"})
 """A TIFF is a slide or a tile, depending on its size."""
@@ -95,6 +97,7 @@ class TileSetInput:
         rows: of the file at `source` that holds tiles, see `data.containers`.
         name: its folder in the output.
         one_by_one: the user named each of the files.
+        facts: what a table says of each of the files; empty where it says nothing but the paths.
     """
 
     source: Path
@@ -102,6 +105,7 @@ class TileSetInput:
     rows: range | None = None
     name: str = ""
     one_by_one: bool = False
+    facts: list[TileFacts] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.files if self.rows is None else self.rows)
@@ -113,7 +117,8 @@ class TileSetInput:
 
     def part(self, first: int, end: int) -> TileSetInput:
         """The set of the tiles `first` to `end` - 1; their names in tables stay the same."""
-        return replace(self, files=self.files[first:end], rows=None if self.rows is None else self.rows[first:end])
+        rows = None if self.rows is None else self.rows[first:end]
+        return replace(self, files=self.files[first:end], rows=rows, facts=self.facts[first:end])
 
     def label(self, i: int) -> str:
         """The name of tile `i` in tables: its path below the folder that was named, otherwise its path as named."""
@@ -267,16 +272,45 @@ class _Search:
             return
         if read.taken:
             self.notes.append(f"{text_of(path)}: {read.taken}")
-        if not read.entries:
+        self._add_entries(path, read.entries)
+
+    def _add_table(self, path: Path) -> None:
+        """Adds what the column `path` of a Parquet file names."""
+        try:
+            rows = read_rows(path, ("path",), ("label", "split", *GROUP_COLUMNS))
+        except HistoError as error:
+            self.fail(path, f"{error.cause}. {error.next_step}")
+            return
+        columns = {name: cells for name, cells in rows.columns.items() if any(cells)}
+        group = next((name for name in GROUP_COLUMNS if name in columns), "group")
+        nothing = [""] * len(rows.numbers)
+        facts = zip(*(columns.get(name, nothing) for name in ("label", "split", group)), strict=True)
+        stated = [TileFacts(*each) for each in facts]
+        self._add_entries(
+            path,
+            [
+                Entry(path.parent / cell, "" if cell else f"has no path in row {number}. Complete it", each)
+                for cell, number, each in zip(columns.get("path", nothing), rows.numbers, stated, strict=True)
+            ],
+        )
+
+    def _add_entries(self, path: Path, entries: Sequence[Entry]) -> None:
+        """Adds what the entries of a list name."""
+        if not entries:
             self.fail(path, "holds no path. Write one in each line")
         tiles: list[Path] = []
-        for entry in read.entries:
+        facts: list[TileFacts] = []
+        for entry in entries:
             if entry.problem:
                 self.fail(entry.path, entry.problem)
-            else:
-                self.add(entry.path, tiles)
+                continue
+            before = len(tiles)
+            self.add(entry.path, tiles)
+            facts += [entry.facts or TileFacts()] * (len(tiles) - before)
         if tiles:
-            self.inputs.append(TileSetInput(path, tiles))
+            self.inputs.append(
+                TileSetInput(path, tiles, facts=facts if any(each != TileFacts() for each in facts) else [])
+            )
 
     def _add_image(self, path: Path, tiles: list[Path]) -> bool:
         """Adds a slide, or appends a tile to `tiles`; False where the file is neither."""
@@ -317,6 +351,14 @@ class _Search:
             container = open_container(path)
         except NoTilesError as error:
             if not named:
+                return False
+            if path.suffix.lower() == ".parquet":
+                self._add_table(path)
+                return True
+            self.fail(path, f"{error.cause}. {error.next_step}")
+        except MissingExtraError as error:
+            if not named:  # it may hold something else: nobody can tell
+                self.notes.append(f"{text_of(path)} was left out: {error.cause}; {error.next_step}")
                 return False
             self.fail(path, f"{error.cause}. {error.next_step}")
         except HistoError as error:

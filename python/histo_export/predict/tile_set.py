@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from histo_export.errors import HistoError
 from histo_export.extras import install, installed
 from histo_export.predict.inputs import Failure, TileSetInput, text_of
 from histo_export.predict.judge import Judge
-from histo_export.predict.labels import labels_of
+from histo_export.predict.labels import groups_of, label_warnings, labels_of
 from histo_export.predict.loop import Logits, Pixels, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.pages.samples import SampleChoice, read_samples, seen_part
 from histo_export.predict.pages.tile_set import write_set_page
@@ -170,6 +170,7 @@ def write_tile_set(
     *,
     resize: Resample | None,
     trained_on: TrainedOn | None,
+    class_map: Mapping[str, str] | None = None,
 ) -> list[Failure]:
     """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, index.html, thumbnail.jpg, and
     pictures where `Judge` draws some.
@@ -183,6 +184,7 @@ def write_tile_set(
         folder: exists.
         resize: as in `predict_tiles`, for mistakes.png.
         trained_on: the tiles that the network was trained on; None where that is unknown.
+        class_map: see `labels.labels_of`.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -190,8 +192,8 @@ def write_tile_set(
     Raises:
         HistoError: no tile at all could be used.
     """
-    labels = labels_of(tiles, spec.classes)
-    judge = None if labels is None else Judge(spec, labels)
+    labels = labels_of(tiles, spec.classes, class_map)
+    judge = None if labels is None else Judge(spec, labels, groups_of(tiles))
     failures: list[Failure] = []
     executed: set[str] = set()
     counts = np.zeros(len(spec.classes), np.int64)
@@ -225,6 +227,7 @@ def write_tile_set(
         verdict = judge.write(folder, tiles, read)
     else:
         verdict = {"warnings": _seen_warnings(sum(seen.values()), int(counts.sum()))}
+    verdict["warnings"] += label_warnings(tiles, spec.classes, class_map)
     verdict["warnings"] += _enlarged_warnings(enlarged, int(counts.sum()))
     facts = {"tiles": int(counts.sum()), "failed": len(failures), "executed": "; ".join(sorted(executed))}
     classes = dict(zip(spec.classes, counts.tolist(), strict=True))

@@ -1,7 +1,7 @@
 """Files that hold tiles: the table of all kinds. A new kind is a module here and a row of `KINDS`.
 
-    container = open_container(Path("tiles.zip"))
-    container.listing.names[0], container.listing.labels[0], container.tile(0)
+container = open_container(Path("tiles.zip"))
+container.listing.names[0], container.listing.labels[0], container.tile(0)
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from pathlib import Path
 from histo_export.data.containers.base import Container, EncodedTiles, ImageFiles, Listing, NoTilesError
 from histo_export.errors import HistoError
 
-__all__ = ["KINDS", "Container", "EncodedTiles", "ImageFiles", "Listing", "NoTilesError", "holds_tiles", "kind_of", "open_container"]
+__all__ = [
+    "KINDS",
+    "Container",
+    "EncodedTiles",
+    "ImageFiles",
+    "Listing",
+    "NoTilesError",
+    "holds_tiles",
+    "kind_of",
+    "open_container",
+]
 
 KINDS: Mapping[str, str] = {
     ".zip": "zip_archive.open_zip",
@@ -28,9 +38,13 @@ KINDS: Mapping[str, str] = {
 }
 """Suffix → the module and the function that opens such a file. Modules are imported when they are needed."""
 UNREADABLE: Mapping[str, str] = {
-    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), "is compressed as a whole. Unpack it to a .tar or a folder"),
+    **dict.fromkeys(
+        (".gz", ".tgz", ".bz2", ".xz", ".zst"), "is compressed as a whole. Unpack it to a .tar or a folder"
+    ),
     **dict.fromkeys((".7z", ".rar"), "is an archive of a kind that is not read. Make a .zip or a .tar of it"),
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), "is a pickle, which can run code. Save the tiles with numpy.save"),
+    **dict.fromkeys(
+        (".pkl", ".pickle", ".pt", ".pth"), "is a pickle, which can run code. Save the tiles with numpy.save"
+    ),
     **dict.fromkeys((".lmdb", ".mdb"), "is an LMDB database. Write its tiles into a .zip or a .tar"),
     ".tfrecord": "is a TFRecord. Write its tiles into a .zip or a .tar",
     ".arrow": "is an Arrow file. Write it as Parquet: datasets: to_parquet",
@@ -58,7 +72,7 @@ def holds_tiles(path: Path) -> bool:
     except NoTilesError:
         return False
     except HistoError:
-        return True
+        pass
     return True
 
 

@@ -184,9 +184,9 @@ def file_errors(path: Path, kind: str, next_step: str = "Copy or write it again"
     except PermissionError as error:
         raise HistoError(path, "may not be read (permission denied)", "Check its permissions") from error
     except MemoryError as error:
-        raise HistoError(path, f"is not a sound {kind} (its sizes do not fit in memory)", next_step) from error
+        raise HistoError(path, f"is not a readable {kind} (its sizes do not fit in memory)", next_step) from error
     except Exception as error:  # readers raise errors of any type where bytes are damaged
-        raise HistoError(path, f"is not a sound {kind} ({one_line(error, 120)})", next_step) from error
+        raise HistoError(path, f"is not a readable {kind} ({one_line(error, 120)})", next_step) from error
 
 
 @contextmanager

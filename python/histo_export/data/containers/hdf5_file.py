@@ -58,7 +58,9 @@ def _check_storage(path: Path, images: Any) -> None:
         complete = images.id.get_storage_size() >= math.prod(images.shape)
     else:
         if math.prod(images.chunks) > MAX_BYTES:
-            raise HistoError(path, f"has chunks of {math.prod(images.chunks) >> 20} MiB", "Write it in chunks of one tile")
+            raise HistoError(
+                path, f"has chunks of {math.prod(images.chunks) >> 20} MiB", "Write it in chunks of one tile"
+            )
         counts = (-(-side // chunk) for side, chunk in zip(images.shape, images.chunks, strict=True))
         complete = images.id.get_num_chunks() == math.prod(counts)
     if not complete:

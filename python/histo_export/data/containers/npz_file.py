@@ -119,7 +119,9 @@ def _header(path: Path, archive: zipfile.ZipFile, name: str) -> _Array:
     if fortran:
         raise HistoError(path, f"holds `{name}` in Fortran's order", "Save numpy.ascontiguousarray of it")
     if info.file_size != start + math.prod(shape):
-        raise HistoError(path, f"holds {info.file_size:,} bytes of `{name}`, not {start + math.prod(shape):,}", "Save it again")
+        raise HistoError(
+            path, f"holds {info.file_size:,} bytes of `{name}`, not {start + math.prod(shape):,}", "Save it again"
+        )
     return _Array(name, shape, start)
 
 

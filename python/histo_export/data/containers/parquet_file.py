@@ -80,7 +80,10 @@ def open_parquet(path: Path) -> ParquetTiles:
     needs("A Parquet table", "report", modules=["pyarrow"])
     import pyarrow.parquet as pq
 
-    with file_errors(path, "Parquet file"), path.open("rb") as opened:  # pyarrow takes no path with other bytes than UTF-8
+    with (
+        file_errors(path, "Parquet file"),
+        path.open("rb") as opened,
+    ):  # pyarrow takes no path with other bytes than UTF-8
         file = pq.ParquetFile(opened)
         schema = file.schema_arrow
         column = _image_column(schema)
@@ -90,7 +93,9 @@ def open_parquet(path: Path) -> ParquetTiles:
         check_count(path, file.metadata.num_rows)
         _check_groups(path, file.metadata, column)
         rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-        return ParquetTiles(path, f"{column}.bytes" if _is_struct(schema, column) else column, rows, _listing(path, file, column))
+        return ParquetTiles(
+            path, f"{column}.bytes" if _is_struct(schema, column) else column, rows, _listing(path, file, column)
+        )
 
 
 def _is_struct(schema: Any, column: str) -> bool:
@@ -149,7 +154,9 @@ def _listing(path: Path, file: Any, column: str) -> Listing:
 
 def _paths(file: Any, column: str) -> list[str]:
     """The `path` of each image; none where the column has no such part."""
-    if not _is_struct(file.schema_arrow, column) or all(part.name != "path" for part in file.schema_arrow.field(column).type):
+    if not _is_struct(file.schema_arrow, column) or all(
+        part.name != "path" for part in file.schema_arrow.field(column).type
+    ):
         return []
     rows = file.read(columns=[f"{column}.path"], use_threads=False).column(0).to_pylist()
     return ["" if row is None or not row["path"] else str(row["path"]) for row in rows]
