@@ -174,7 +174,7 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="INPUT…",
-            help="Tiles, slides, folders of them, lists (.txt, .csv), archives and arrays of tiles (.zip, .tar, .npz …).",
+            help="Tiles, slides, folders of them, lists (.txt, .csv), archives and arrays of tiles (.zip, .npz …).",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets a folder for each slide and set of tiles.")] = Path(

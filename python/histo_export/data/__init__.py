@@ -17,6 +17,7 @@ import contextlib
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, TileSet
@@ -91,7 +92,7 @@ def open_data(
         raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
     name = name_of(spec)
     opener = _opener(path, str(spec))
-    chosen = {"classes": classes, "crop": crop, "split": split, "seed": seed, "grouping": grouping}
+    chosen: dict[str, Any] = {"classes": classes, "crop": crop, "split": split, "seed": seed, "grouping": grouping}
     if class_map is not None:
         from histo_export.data.arrays import open_arrays
         from histo_export.data.class_map import read_class_map

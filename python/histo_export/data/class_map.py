@@ -52,7 +52,8 @@ def read_class_map(text: str | Path) -> ClassMap:
     if not path.is_file():
         raise UsageError(f"--class-map {text}", "does not exist or is not a file", "Give a CSV with folder,class")
     rows = read_rows(path, ("folder", "class"))
-    faults, classes = [], {}
+    faults: list[str] = []
+    classes: dict[str, str] = {}
     for number, folder, name in zip(rows.numbers, rows.columns["folder"], rows.columns["class"], strict=True):
         if not folder:
             faults.append(f"row {number}: no folder")

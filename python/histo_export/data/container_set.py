@@ -159,7 +159,10 @@ class _Joined(Container):
         names = [name for shard in self.shards for name in shard.listing.names]
         if len(set(names)) < len(names):
             names = [f"{shard.path.stem}/{name}" for shard in self.shards for name in shard.listing.names]
-        labels, splits, groups, notes = [], [], [], []
+        labels: list[str | None] = []
+        splits: list[str] = []
+        groups: list[str] = []
+        notes: list[str] = []
         for shard in self.shards:
             match = SPLIT_NAME.match(shard.path.name)
             own = SPLIT_FOLDERS[match[1].casefold()] if match else ""

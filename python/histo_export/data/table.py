@@ -61,7 +61,8 @@ def open_table(
         if value is not None and column in columns:
             raise UsageError(option, f"{path} has the column {column}", f"Leave --{option} out, or rename the column")
 
-    labels, notes = columns["label"], []
+    labels = columns["label"]
+    notes: list[str] = []
     if class_map is not None:
         class_of, notes = class_map.of(sorted(set(labels)))
         labels = [class_of[label] for label in labels]

@@ -212,9 +212,8 @@ def make_grid(
     inside = [tissue.areas(left, part, left + width, part + height) for part in _parts(top, some)]
     share = np.concatenate(inside) / (width * height)
     rounding = 1e-6  # of the sums behind areas
-    # Of all squares of a slide, those at its edge count, too; of those of a region, as many as there would be of tissue.
-    all_of_it = settings.everything and settings.roi is None and settings.mask is None
-    enough = 0.0 if all_of_it else settings.min_tissue
+    # --everything takes the squares at the edges of a slide, too. At those of a region, the rule of tissue holds.
+    enough = 0.0 if settings.everything and settings.everywhere else settings.min_tissue
     row, column = np.nonzero((share > rounding) & (share >= enough - rounding))
     grid = Grid(layout, columns, rows, column, row)
     return grid, cell_areas(grid, tissue)

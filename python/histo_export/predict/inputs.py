@@ -168,7 +168,8 @@ def find_inputs(paths: Sequence[Path], tile_size: int) -> Found:
     """Finds slides and sets of tiles; a file that several paths lead to is taken once.
 
     Args:
-        paths: tiles, slides, folders, lists of paths (.txt, .csv, .tsv), files that hold tiles. Linked folders are followed.
+        paths: tiles, slides, folders, lists of paths (.txt, .csv, .tsv), files that hold tiles. Linked
+            folders are followed.
         tile_size: side of the model's tiles in pixels.
     """
     search = _Search(tile_size)

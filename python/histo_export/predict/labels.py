@@ -39,10 +39,8 @@ def labels_of(
     stated = stated_facts(tiles)
     found: list[Label] = []
     for facts, by_folders in zip(stated, _by_folders(tiles, class_of), strict=True):
-        if facts.label:
-            label = (facts.label, "") if facts.label in class_of else None
-        else:
-            label = by_folders
+        by_table = (facts.label, "") if facts.label in class_of else None
+        label = by_table if facts.label else by_folders
         if label is None:
             return None
         found.append((class_of[label[0]], _split(facts.split) or label[1]))

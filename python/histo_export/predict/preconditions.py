@@ -73,7 +73,7 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input], setti
         from histo_export.predict.coords import check_coords
 
         check_coords(settings.slide.coords, slides)
-    if settings.slide.roi is not None or settings.slide.mask is not None:
+    if not settings.slide.everywhere:
         from histo_export.predict.regions import MASK, ROI
 
         for option, place, kind in (("--roi", settings.slide.roi, ROI), ("--mask", settings.slide.mask, MASK)):

@@ -97,10 +97,13 @@ def draw_regions(slide: Slide, settings: SlideSettings, shape: tuple[int, int], 
     Raises:
         HistoError: there is no file for this slide, it can't be read, or no area lies on the slide.
     """
-    if settings.roi is None and settings.mask is None:
+    if settings.everywhere:
         return None
     origin = slide.bounds[:2] if slide.bounds and settings.geojson_origin == "bounds" else (0, 0)
-    index, names, warnings, facts = np.ones(shape, np.int32), (), [], {}
+    index = np.ones(shape, np.int32)
+    names: tuple[str, ...] = ()
+    warnings: list[str] = []
+    facts: dict[str, Any] = {}
     if settings.roi is not None:
         path = file_of(settings.roi, slide.path, ROI_ENDINGS, ROI)
         regions, left_out = read_geojson(path)
@@ -197,7 +200,7 @@ def _geometry(path: Path, feature: Any) -> dict[str, Any]:
     return geometry
 
 
-def _name(feature: dict[str, Any]) -> str:
+def _name(feature: Any) -> str:
     """The name of a feature, on one line; "" where it has none."""
     properties = feature.get("properties")
     properties = properties if isinstance(properties, dict) else {}
@@ -216,7 +219,8 @@ def _polygons(path: Path, geometry: dict[str, Any], number: int) -> Iterator[Rin
                 yield from _polygons(path, part, number)
     elif kind in ("Polygon", "MultiPolygon"):
         try:
-            for polygon in [parts] if kind == "Polygon" else parts:  # type: ignore[union-attr]
+            polygons: list[Any] = [parts] if kind == "Polygon" else list(parts or ())
+            for polygon in polygons:
                 rings = [np.array([point[:2] for point in ring], np.float64).reshape(-1, 2) for ring in polygon]
                 if any(not (np.abs(ring) <= FARTHEST).all() for ring in rings):  # NaN is not, either
                     raise ValueError("a corner that no slide has")
@@ -311,12 +315,11 @@ def _mask_on(
     """
     whole = "level0", (0, 0, slide.width, slide.height)
     places = [("bounds", slide.bounds)] if slide.bounds and settings.geojson_origin == "bounds" else []
-    for covers, (x, y, width, height) in (*places, whole):
-        if _same_shape(mask.shape[::-1], (width, height)):
-            break
-    else:
+    fits = [place for place in (*places, whole) if _same_shape(mask.shape[::-1], place[1][2:])]
+    if not fits:
         sizes = f"{mask.shape[1]:,}×{mask.shape[0]:,} pixels, and the slide {slide.width:,}×{slide.height:,}"
         raise HistoError(path, f"has another shape than the slide: {sizes}", "Save it over the complete slide")
+    covers, (x, y, width, height) = fits[0]
     columns = ((np.arange(shape[1]) + 0.5) * downsample[0] - x) * (mask.shape[1] / width)
     rows = ((np.arange(shape[0]) + 0.5) * downsample[1] - y) * (mask.shape[0] / height)
     column, row = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
@@ -331,4 +334,4 @@ def _same_shape(mask: tuple[int, ...], slide: tuple[int, int]) -> bool:
         *((length / (side + 1), length / max(side - 1, 0.5)) for side, length in zip(mask, slide, strict=True)),
         strict=True,
     )
-    return max(lows) < min(highs)
+    return bool(max(lows) < min(highs))

@@ -402,8 +402,15 @@ class _Run:
         try:
             with atomic_folder(self.out / item.name) as folder:
                 shards, resize = map(read_shard, places), self.settings.resize
-                known = {"trained_on": self.trained_on, "class_map": self.settings.class_map}
-                lost = write_tile_set(item, self.spec, shards, folder, resize=resize, **known)
+                lost = write_tile_set(
+                    item,
+                    self.spec,
+                    shards,
+                    folder,
+                    resize=resize,
+                    trained_on=self.trained_on,
+                    class_map=self.settings.class_map,
+                )
                 each.done.tiles = len(item) - len(lost)
                 write_done(folder, key, each.done.tiles, source_of(item), lost)
         except Exception as error:

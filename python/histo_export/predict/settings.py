@@ -110,6 +110,11 @@ class SlideSettings:
     roi: str | None = None
     mask: str | None = None
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether no region of the slide is chosen."""
+        return self.roi is None and self.mask is None
+
     def __post_init__(self) -> None:
         _check_range("--overlap", self.overlap, (0, 0.95), "", "0.5")
         if self.stride_um is not None:

@@ -168,7 +168,7 @@ class SlidePrediction:
         return {"regions": rows}
 
     def _write_csv(self, file: TextIO) -> None:
-        """Writes tiles.csv with WSInfer's columns, in pixels of level 0, and the column `region` where regions have names."""
+        """Writes tiles.csv with WSInfer's columns, in pixels of level 0, and `region` where regions have names."""
         writer = csv.writer(file, lineterminator="\n")
         columns = ["minx", "miny", "width", "height", *(f"prob_{name}" for name in self.classes)]
         writer.writerow(columns if self.regions is None else [*columns, "region"])
@@ -440,7 +440,7 @@ def _place_squares(
     if not len(grid):
         raise HistoError(
             slide.path,
-            f"has no tile with enough tissue{'' if settings.roi is None and settings.mask is None else ' in the region'}",
+            f"has no tile with enough tissue{'' if settings.everywhere else ' in the region'}",
             "Look at it, or use --everything or --tissue-threshold",
         )
     if settings.smooth and not can_average(grid):

@@ -70,6 +70,10 @@ class Container(ABC):
         listing: its tiles.
     """
 
+    _lock: Any
+    _handle: Any
+    _owner: int
+
     def __init__(self, path: Path, listing: Listing) -> None:
         if not listing.names:
             raise NoTilesError(path, "holds no tile", f"Put images into it ({', '.join(sorted(SUFFIXES))})")
@@ -107,7 +111,7 @@ class Container(ABC):
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._handle: Any = None
+        self._handle = None
         self._owner = -1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -273,7 +277,7 @@ def image_members(
     found: dict[str, Where] = {}
     for raw, where in members:
         name = posixpath.normpath(raw)
-        if any(map(is_hidden, name.split("/"))):
+        if any(is_hidden(part) for part in name.split("/") if part != ".."):
             continue
         if name in found:
             cause = f"holds {name!r} twice, and it is unclear which one counts"

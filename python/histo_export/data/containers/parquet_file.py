@@ -45,9 +45,11 @@ class ParquetTiles(EncodedTiles):
         self.firsts = np.cumsum([0, *rows]).tolist()
 
     def _open(self) -> tuple[Any, OrderedDict[int, Any]]:
+        """The description of the file, and the row groups in memory."""
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(self.path.open("rb")), OrderedDict()
+        with self.path.open("rb") as file:
+            return pq.read_metadata(file), OrderedDict()
 
     def data(self, i: int) -> bytes:
         group = bisect.bisect_right(self.firsts, i) - 1
@@ -62,9 +64,13 @@ class ParquetTiles(EncodedTiles):
     def _images(self, group: int) -> Any:
         """The images of a row group."""
         with self._lock:
-            file, kept = self.handle
+            metadata, kept = self.handle
             if group not in kept:
-                images = file.read_row_group(group, columns=[self.column], use_threads=False).column(0)
+                import pyarrow.parquet as pq
+
+                with self.path.open("rb") as opened:
+                    file = pq.ParquetFile(opened, metadata=metadata)
+                    images = file.read_row_group(group, columns=[self.column], use_threads=False).column(0)
                 if images.num_chunks and hasattr(images.chunk(0), "field"):
                     images = images.combine_chunks()
                     images = (images.chunk(0) if hasattr(images, "chunk") else images).field("bytes")

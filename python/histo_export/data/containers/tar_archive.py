@@ -44,7 +44,7 @@ class TarTiles(EncodedTiles):
 class _Headers(io.FileIO):
     """A tar archive, of which no more than a header may be read at a time."""
 
-    def read(self, size: int | None = -1, /) -> bytes:  # type: ignore[override]
+    def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER:
             raise ValueError("a header states an impossible size")
         return super().read(size) or b""
@@ -61,9 +61,9 @@ def open_tar(path: Path) -> TarTiles:
         others = 0
         with _Headers(path) as headers:
             # "utf-8", not the locale's encoding: names in tables must not depend on the machine.
-            archive = tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape")
+            archive = tarfile.TarFile(fileobj=headers, encoding="utf-8", errors="surrogateescape")
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep about a kilobyte for each
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep about a kilobyte for each
                 if member.isreg() and not member.issparse():
                     files.append((member.name, (member.offset_data, member.size)))
                     check_count(path, len(files))
@@ -76,7 +76,7 @@ def open_tar(path: Path) -> TarTiles:
 
 def _check_end(path: Path, file: io.FileIO, offset: int) -> None:
     """HistoError unless the archive ends here with its mark, a block of zeros, and nothing follows."""
-    file.seek(max(0, offset - tarfile.BLOCKSIZE))
+    file.seek(offset)
     if not (mark := file.read(tarfile.BLOCKSIZE)) or any(mark) or len(mark) < tarfile.BLOCKSIZE:
         raise HistoError(path, "has no end mark: it is damaged or not complete", "Copy or write it again")
     while rest := file.read(MAX_HEADER):
