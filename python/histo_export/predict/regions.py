@@ -107,7 +107,7 @@ def draw_regions(slide: Slide, settings: SlideSettings, shape: tuple[int, int], 
     if settings.roi is not None:
         path = file_of(settings.roi, slide.path, ROI_ENDINGS, ROI)
         regions, left_out = read_geojson(path)
-        index = _drawn(regions, shape, downsample, origin)
+        index = _drawn(regions, shape, downsample, origin, (slide.width, slide.height))
         names = tuple(region.name for region in regions)
         missing = [name for i, name in enumerate(names, 1) if not (index == i).any()]
         if len(missing) == len(names):
@@ -232,13 +232,29 @@ def _polygons(path: Path, geometry: dict[str, Any], number: int) -> Iterator[Rin
 
 
 def _drawn(
-    regions: Sequence[Region], shape: tuple[int, int], downsample: Pair, origin: tuple[int, int]
+    regions: Sequence[Region],
+    shape: tuple[int, int],
+    downsample: Pair,
+    origin: tuple[int, int],
+    size: tuple[int, int],
 ) -> npt.NDArray[np.int32]:
-    """`RegionMap.index` of these areas; `origin`: what their (0, 0) is, in pixels of level 0."""
+    """`RegionMap.index` of these areas.
+
+    The last pixels of the overview reach beyond the slide, so that their centres may lie outside. So an area that
+    reaches the edge of the slide is drawn as if it reached the edge of the overview.
+
+    Args:
+        regions: the areas.
+        shape, downsample: as in `draw_regions`.
+        origin: what their (0, 0) is, in pixels of level 0.
+        size: width and height of the slide.
+    """
+    edge = np.array(shape[::-1], np.float64) * downsample
     index = np.zeros(shape, np.int32)
     for number, region in enumerate(regions, 1):
         for rings in region.polygons:
-            _fill(index, [(ring + origin) / downsample for ring in rings], number)
+            placed = (ring + origin for ring in rings)
+            _fill(index, [np.where(ring >= size, np.maximum(ring, edge), ring) / downsample for ring in placed], number)
     return index
 
 
@@ -320,9 +336,11 @@ def _mask_on(
         sizes = f"{mask.shape[1]:,}×{mask.shape[0]:,} pixels, and the slide {slide.width:,}×{slide.height:,}"
         raise HistoError(path, f"has another shape than the slide: {sizes}", "Save it over the complete slide")
     covers, (x, y, width, height) = fits[0]
-    columns = ((np.arange(shape[1]) + 0.5) * downsample[0] - x) * (mask.shape[1] / width)
-    rows = ((np.arange(shape[0]) + 0.5) * downsample[1] - y) * (mask.shape[0] / height)
-    column, row = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
+    # The centres of the overview's pixels; the last ones may lie beyond the slide, see `_drawn`.
+    columns = np.minimum((np.arange(shape[1]) + 0.5) * downsample[0], slide.width - 0.5) - x
+    rows = np.minimum((np.arange(shape[0]) + 0.5) * downsample[1], slide.height - 0.5) - y
+    column = np.floor(columns * (mask.shape[1] / width)).astype(np.int64)
+    row = np.floor(rows * (mask.shape[0] / height)).astype(np.int64)
     inside = mask[np.clip(row, 0, mask.shape[0] - 1)][:, np.clip(column, 0, mask.shape[1] - 1)]
     inside &= ((row >= 0) & (row < mask.shape[0]))[:, None] & ((column >= 0) & (column < mask.shape[1]))[None, :]
     return inside, covers
