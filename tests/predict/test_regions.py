@@ -93,9 +93,8 @@ def test_pixels_are_inside_by_their_centres(seed: int) -> None:
     outer, hole = circle * rng.uniform(15, 45, (40, 1)) + (30, 25), circle * 8 + (30, 25)
     from histo_export.predict.regions import Region
 
-    index = _drawn(
-        [Region("x", [[outer * (4, 8) - (7, 3), hole * (4, 8) - (7, 3)]])], (60, 70), (4.0, 8.0), (7, 3), (280, 480)
-    )
+    rings = [ring * (4, 8) - (7, 3) for ring in (outer, hole)]
+    index = _drawn([Region("x", [rings])], (60, 70), (4.0, 8.0), (7, 3), (280, 480))
     y, x = np.mgrid[:60, :70] + 0.5
     points = np.stack([x.ravel(), y.ravel()], 1)
     expected = Outline(outer).contains_points(points) & ~Outline(hole).contains_points(points)

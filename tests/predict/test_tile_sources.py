@@ -123,7 +123,11 @@ def test_a_lost_member_is_listed_and_the_others_are_run(stub: Path, tmp_path: Pa
     files = {name: png(tile) for name, tile in TILES.items()} | {"dark/9.png": b"no image"}
     outcome = predict(stub, [write_zip(tmp_path / "set.zip", files)], tmp_path / "out", PredictSettings())
     assert [(each.path, each.reason.split(" (")[0]) for each in outcome.failures] == [
-        ("dark/9.png", "is not a JPEG, PNG or TIFF image, or its header is damaged. Repair or delete it")
+        (
+            "dark/9.png",
+            "is not a JPEG, PNG or TIFF image, nor WebP, BMP, JPEG 2000 or AVIF, or its header is damaged. "
+            "Repair or delete it",
+        )
     ]
     assert outcome.done[0].tiles == 10
 

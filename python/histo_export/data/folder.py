@@ -281,7 +281,7 @@ class _Listing:
 
 
 def _suffixes() -> str:
-    return "jpg, jpeg, png, tif or tiff"
+    return "png, jpg, tif, webp, bmp, jp2, avif or jxl"
 
 
 def _list(folder: Path) -> Entries:
