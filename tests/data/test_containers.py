@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from container_files import (
     noise,
     png,
@@ -26,6 +25,7 @@ from container_files import (
     write_tar,
     write_zip,
 )
+
 from histo_export.data import TileData, containers, open_data
 from histo_export.data.containers import NoTilesError, npz_file, open_container, tar_archive, zip_archive
 from histo_export.data.images import BadImageError
@@ -306,7 +306,7 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.array([print, len], dtype=object))
     np.savez(tmp_path / "b.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([print, len], dtype=object))
     for name in ("a.npz", "b.npz"):
-        with pytest.raises(HistoError, match=r"[oO]bject"):
+        with pytest.raises(HistoError, match=r"(?i)object"):
             open_container(tmp_path / name)
     (tmp_path / "tiles.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(UsageError, match=r"pickle, which can run code.*numpy\.save"):

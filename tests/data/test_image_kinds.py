@@ -57,9 +57,9 @@ def test_animations_are_refused() -> None:
 def test_more_bits_are_refused() -> None:
     """Pillow would make 8 bits of them and say nothing."""
     data = bytearray(encode(Image.fromarray(TILE), "JPEG2000"))
-    siz = data.index(b"\xff\x4f\xff\x51")
+    marker = data.index(b"\xff\x4f\xff\x51")
     assert images._bits("JPEG2000", bytes(data)) == 8
-    data[siz + 42] = 11  # 12 bits
+    data[marker + 42] = 11  # 12 bits
     with pytest.raises(BadImageError, match="12 bits per channel"):
         decode_image(bytes(data))
     grey16 = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32))

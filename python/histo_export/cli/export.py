@@ -276,7 +276,10 @@ def _check_checkpoint_options(
         run = "--calibrate", "is fitted on validation tiles when a run is tested"
         raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
     if not low:
-        pairs = (("--data", data), ("--split", tiles.split), ("--groups", tiles.groups))
+        pairs = (
+            *(("--data", data), ("--split", tiles.split)),
+            *(("--groups", tiles.groups), ("--class-map", tiles.class_map)),
+        )
         clash += [option for option, value in pairs if value is not None]
     if clash:
         raise UsageError(clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out")

@@ -233,8 +233,8 @@ def _refuse_other_kinds(data: bytes) -> None:
 def _bits(kind: str | None, data: bytes) -> int:
     """Bits per channel that a JPEG 2000 or AVIF file states: Pillow makes 8 of them without a word. 8 of other kinds.
 
-    JPEG 2000: Ssiz of each component in the SIZ marker (ISO/IEC 15444-1, A.5.1). AVIF: the flags in the box av1C (AV1
-    Codec ISO Media File Format Binding, 2.3.3).
+    JPEG 2000: Ssiz of each component behind the marker 0xFF51 (ISO/IEC 15444-1, A.5.1). AVIF: the flags in the box
+    av1C (AV1 Codec ISO Media File Format Binding, 2.3.3).
     """
     if kind == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
         count = int.from_bytes(data[start + 40 : start + 42], "big")
