@@ -241,19 +241,22 @@ def test_hostile_outlines_take_bounded_memory_and_time(tmp_path: Path) -> None:
     _drawn(regions, (1000, 50), (8.0, 8.0), (0, 0), (400, 8000))
 
 
-@pytest.mark.parametrize("kind", ["colours", "empty", "text", "float"])
+@pytest.mark.parametrize("kind", ["colours", "empty", "text", "float", "pages"])
 def test_what_is_no_mask_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mask.png"
     if kind == "colours":
         Image.new("RGB", (10, 10), (255, 0, 0)).save(path)
     elif kind == "empty":
         Image.new("L", (10, 10)).save(path)
+    elif kind == "pages":
+        path = tmp_path / "mask.tif"
+        Image.new("L", (10, 10), 1).save(path, save_all=True, append_images=[Image.new("L", (5, 5), 1)])
     elif kind == "float":
         path = tmp_path / "mask.tif"
         Image.new("F", (10, 10), 1).save(path)
     else:
         path.write_text("mask")
-    with pytest.raises(HistoError, match=r"no mask|0 everywhere|cannot be read as a mask"):
+    with pytest.raises(HistoError, match=r"no mask|0 everywhere|cannot be read as a mask|2 pages"):
         read_mask(path)
 
 

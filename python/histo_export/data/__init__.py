@@ -117,6 +117,8 @@ def _opener(path: Path, typed: str) -> Callable[..., TileData]:
         if holds_arrays(path):
             return open_arrays
         return open_container_set if holds_containers(path) else open_folder
+    if not path.is_file():
+        raise UsageError(f"data {typed!r}", "is not a regular file", "Give a folder of tiles, an archive or a table")
     if suffix == ".npy":
         return open_arrays
     if suffix == ".csv" or (suffix == ".parquet" and not holds_tiles(path)):

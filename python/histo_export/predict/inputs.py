@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from histo_export.data.containers import KINDS, UNREADABLE, Container, NoTilesError, kind_of, open_container
@@ -110,10 +111,14 @@ class TileSetInput:
     def __len__(self) -> int:
         return len(self.files if self.rows is None else self.rows)
 
-    @property
+    @cached_property
     def container(self) -> Container:
         """What holds the tiles where they are `rows`; HistoError where it can't be opened any more."""
         return open_container(self.source)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Another machine opens the container itself.
+        return {name: value for name, value in self.__dict__.items() if name != "container"}
 
     def part(self, first: int, end: int) -> TileSetInput:
         """The set of the tiles `first` to `end` - 1; their names in tables stay the same."""

@@ -304,6 +304,8 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
         with quiet_pillow(), Image.open(path, formats=("PNG", "TIFF")) as image:
             if image.width * image.height > MAX_MASK_PIXELS:
                 raise HistoError(path, f"is {image.width:,}×{image.height:,} pixels", "Save it at a lower resolution")
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise HistoError(path, f"holds {pages} pages, and it is unclear which one counts", "Save one image")
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise HistoError(path, f"is no mask (PIL mode {image.mode})", step)
             mask: npt.NDArray[np.bool_] = np.asarray(image) != 0

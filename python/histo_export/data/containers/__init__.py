@@ -6,6 +6,7 @@ container.listing.names[0], container.listing.labels[0], container.tile(0)
 
 from __future__ import annotations
 
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -88,6 +89,8 @@ def open_container(path: Path) -> Container:
         facts = path.stat()
     except OSError as error:
         raise HistoError(path, f"cannot be read ({error.strerror or error})", "Check the path and the disk") from error
+    if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
+        raise HistoError(path, "is not a regular file", "Name a file that holds tiles")
     key = str(path.absolute()), facts.st_size, facts.st_mtime_ns
     with _lock:
         if key in _opened:

@@ -60,6 +60,8 @@ class Listing:
     def __post_init__(self) -> None:
         self.labels = self.labels or [None] * len(self.names)
         self.splits = self.splits or [""] * len(self.names)
+        if len({len(self.names), len(self.labels), len(self.splits), len(self.groups or self.names)}) > 1:
+            raise ValueError("its columns have different lengths")
 
 
 class Container(ABC):
