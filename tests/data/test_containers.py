@@ -422,3 +422,29 @@ def test_slides_and_patients_of_a_table_are_groups(tmp_path: Path, columns: str,
     assert sum(data.groups) == {"slide": 10, "patient": 5}[named]
     with pytest.raises(UsageError, match=f"has the column {named}"):
         open_data(tmp_path / "t.csv", crop=8, groups="folder:1")
+
+
+def test_shards_of_webdataset_itself(tmp_path: Path) -> None:
+    """Tried with webdataset 1.0.2."""
+    webdataset = pytest.importorskip("webdataset", reason="needs pip install webdataset")
+    with webdataset.TarWriter(str(tmp_path / "shard.tar")) as writer:
+        for i, (name, tile) in enumerate(TILES.items()):
+            writer.write({"__key__": f"{i:06}", "png": tile, "cls": CLASSES.index(name.split("/")[0])})
+    container = open_container(tmp_path / "shard.tar")
+    assert container.listing.labels[9:11] == ["class0", "class1"]
+    np.testing.assert_array_equal(container.tile(12), list(TILES.values())[12])
+
+
+def test_parquet_of_hugging_face_itself(tmp_path: Path) -> None:
+    """Tried with datasets 5.2.0."""
+    datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    columns = {
+        "image": [{"bytes": png(tile), "path": name} for name, tile in TILES.items()],
+        "label": [CLASSES.index(name.split("/")[0]) for name in TILES],
+    }
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "hf.parquet"))
+    container = open_container(tmp_path / "hf.parquet")
+    assert list(container.listing.names) == list(TILES)
+    assert container.listing.labels[9:11] == list(CLASSES)
+    np.testing.assert_array_equal(container.tile(12), list(TILES.values())[12])
