@@ -85,7 +85,8 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic)."
+            metavar="TILES",
+            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic).",
         ),
     ] = None,
     checkpoint: Annotated[

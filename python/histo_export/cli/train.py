@@ -216,7 +216,10 @@ def train(
     pool: Pool = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b]."),
+        typer.Option(
+            metavar="TILES",
+            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b].",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder.  [dim]\\[default: runs/DATA-poolN][/dim]")

@@ -129,7 +129,8 @@ def _opener(path: Path, typed: str) -> Callable[..., TileData]:
         cause, _, step = UNREADABLE[suffix].partition(". ")
         raise UsageError(f"data {typed!r}", cause, step)
     step = "Give a folder of tiles, an array, an archive (.zip, .tar, .npz, .parquet), or a table"
-    raise UsageError(f"data {typed!r}", "is neither a folder nor a .npy, .csv or .parquet file", step)
+    cause = "is neither a folder nor a .npy, .csv or .parquet file, nor another file that holds tiles"
+    raise UsageError(f"data {typed!r}", cause, step)
 
 
 def default_crop(spec: str | Path) -> int:
@@ -160,4 +161,4 @@ def _suggestion(path: Path, name: str) -> str:
         known |= {p.name: str(p) for p in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
     hint = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"{hint}Give a folder of images, a .npy, .csv or .parquet file, demo or kather2016"
+    return f"{hint}Give a folder of images, a .npy, .csv, .parquet, .zip, .tar or .npz file, demo or kather2016"
