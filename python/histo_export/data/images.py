@@ -47,9 +47,10 @@ from histo_export.extras import installed
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".jxl"}
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000", "AVIF", "JXL")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000", "AVIF")
 """Pillow's names of what is decoded, beside TIFF. Its other readers, some of which start programs, are never asked."""
 JXL_PLUGIN = "pillow-jxl-plugin"
+JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 OTHERS = {
     b"GIF8": "GIF",
@@ -146,7 +147,8 @@ def decode_image(
         if is_tiff(data[:4]):
             return opaque_pixels(_load_tiff(io.BytesIO(data), judge))
         _refuse_other_kinds(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        formats = ("JXL",) if data.startswith(JPEG_XL) else FORMATS
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             return opaque_pixels(_load(image, data, judge))
 
 
@@ -199,8 +201,6 @@ def _load(image: Image.Image, data: bytes, judge: Callable[[tuple[int, int]], No
     # height, bit depth.
     if image.format == "PNG" and data[24] > 8:
         raise BadImageError(f"has {data[24]} bits per channel, not 8 (scale it to 8 bits yourself)")
-    if (bits := _bits(image.format, data)) > 8:
-        raise BadImageError(f"has {bits} bits per channel, not 8 (scale it to 8 bits yourself)")
     if image.mode == "CMYK":
         raise BadImageError("is in CMYK, not RGB")
     # A JPEG may carry previews as further frames; its first is the image by definition.
@@ -228,18 +228,20 @@ def _refuse_other_kinds(data: bytes) -> None:
         kind = "DICOM"
     if kind is not None:
         raise BadImageError(f"is a {kind} file, which is not read as a tile (save it as PNG)")
+    if (bits := _bits(data)) > 8:
+        raise BadImageError(f"has {bits} bits per channel, not 8 (scale it to 8 bits yourself)")
 
 
-def _bits(kind: str | None, data: bytes) -> int:
+def _bits(data: bytes) -> int:
     """Bits per channel that a JPEG 2000 or AVIF file states: Pillow makes 8 of them without a word. 8 of other kinds.
 
     JPEG 2000: Ssiz of each component behind the marker 0xFF51 (ISO/IEC 15444-1, A.5.1). AVIF: the flags in the box
     av1C (AV1 Codec ISO Media File Format Binding, 2.3.3).
     """
-    if kind == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
+    if data.startswith(JPEG_2000) and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
         count = int.from_bytes(data[start + 40 : start + 42], "big")
         return max(((size & 0x7F) + 1 for size in data[start + 42 : start + 42 + 3 * count : 3]), default=8)
-    if kind == "AVIF" and (start := data.find(b"av1C")) >= 0:
+    if data[4:8] == b"ftyp" and b"avif" in data[8:64] and 0 <= (start := data.find(b"av1C")) < len(data) - 6:
         flags = data[start + 6]
         return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     return 8
