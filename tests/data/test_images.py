@@ -104,7 +104,7 @@ BAD = {
     "2 pages": lambda: several_pages("TIFF"),
     "holds 2 pages, not one": lambda: several_pages("PNG"),
     "is not a JPEG, PNG or TIFF": lambda: b"hello, I am text\n" * 9,
-    "not a JPEG, PNG or TIFF image": lambda: encode(TILE, "BMP"),
+    "is a GIF file, which is not read as a tile": lambda: encode(TILE, "GIF"),
     "truncated": lambda: encode(noise_tile(3, side=64), "JPEG")[:-900],
     "too large for a tile": lambda: encode(Image.new("1", (9000, 9000))),
 }

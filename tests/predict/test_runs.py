@@ -26,10 +26,11 @@ import numpy as np
 import pytest
 
 from histo_export.cli import predict as command
+from histo_export.data.containers import base
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.again import command_again
 from histo_export.export.formats import LOWEST_OPSET
-from histo_export.predict import parquet, tile_set, work
+from histo_export.predict import parquet, work
 from histo_export.predict import run as run_module
 from histo_export.predict.inputs import Found, SlideInput
 from histo_export.predict.run import Done, Progress, predict
@@ -310,7 +311,7 @@ def test_a_name_that_is_too_long_is_told(histo: Histo, bundle: Path, good: Path,
 def test_messages_of_libraries_are_kept_off_the_screen(
     histo: Histo, bundle: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = tile_set.decode_image
+    real = base.decode_image
 
     def decode(data: bytes) -> Any:
         with warnings.catch_warnings():
@@ -319,7 +320,7 @@ def test_messages_of_libraries_are_kept_off_the_screen(
         logging.getLogger("tifffile").warning("odd %s", "tag")
         return real(data)
 
-    monkeypatch.setattr(tile_set, "decode_image", decode)
+    monkeypatch.setattr(base, "decode_image", decode)
     code, _, err = histo("predict", bundle, good, "--out", tmp_path / "out", "--quiet")
     assert (code, err) == (0, "")
     messages = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))["messages"]

@@ -22,6 +22,7 @@ EXAMPLES = {
         "histo train --resume runs/tiles-pool2",
         "histo train --data tiles/ --classes TUMOR,STROMA --weights imagenet",
         "histo train --data tiles.npy --epochs 30 --batch 64 --device cuda",
+        "histo train tiles.zip --class-map classes.csv",
     ),
     "study": (
         "histo study tiles/ --pools 1,2,4,8",
@@ -39,6 +40,8 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slide.svs --overlap 0.5 --precision bf16",
         "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
         "histo predict bundles/tiles-pool2 slides/ --coords patches/",
+        "histo predict bundles/tiles-pool2 slides/ --roi annotations/",
+        "histo predict bundles/tiles-pool2 tiles.zip --class-map classes.csv",
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",

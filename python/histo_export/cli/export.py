@@ -85,7 +85,8 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic)."
+            metavar="TILES",
+            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic).",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -276,7 +277,10 @@ def _check_checkpoint_options(
         run = "--calibrate", "is fitted on validation tiles when a run is tested"
         raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
     if not low:
-        pairs = (("--data", data), ("--split", tiles.split), ("--groups", tiles.groups))
+        pairs = (
+            *(("--data", data), ("--split", tiles.split)),
+            *(("--groups", tiles.groups), ("--class-map", tiles.class_map)),
+        )
         clash += [option for option, value in pairs if value is not None]
     if clash:
         raise UsageError(clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out")

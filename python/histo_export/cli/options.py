@@ -103,6 +103,14 @@ class TileOptions:
             "folder; 2: the one above), a regular expression on names with one (group), or [b]kather2016[/b].",
         ),
     ] = None
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CSV",
+            help="Columns folder,class: which class each folder or label is, several may be one; an empty class leaves "
+            "its tiles out.",
+        ),
+    ] = None
     allow_duplicates: Annotated[
         bool,
         typer.Option(
@@ -210,7 +218,7 @@ class OutputOptions:
 
 TRAINING_ORDER = (
     *("context", "source", "pool", "data", "checkpoint", "study", "weights", "recipe", "epochs", "steps"),
-    *("classes", "split", "groups", "allow_duplicates", "resize", "crop"),
+    *("classes", "split", "groups", "class_map", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
     *("balance", "keep", "calibrate", "positive", "specificity"),
     *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),

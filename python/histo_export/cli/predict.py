@@ -71,7 +71,7 @@ class RuntimeOptions:
 
 @dataclass(frozen=True)
 class FurtherOptions:
-    """What other programs get of a slide."""
+    """What other programs get of a slide, and what labels of tiles mean."""
 
     features: Annotated[
         str | None,
@@ -84,6 +84,14 @@ class FurtherOptions:
 
     tiles_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each tile of a slide as a picture into DIR/<slide>/.")
+    ] = None
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="Columns folder,class: the true class of tiles in each folder or with each label, for accuracy; an "
+            "empty class: not judged.",
+        ),
     ] = None
     tiles_format: Annotated[str, typer.Option(metavar="F", help="Of these: [b]png[/b] or [b]webp[/b] (lossless).")] = (
         "png"
@@ -131,10 +139,22 @@ class SlideOptions:
             "each slide.",
         ),
     ] = None
+    roi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Look inside these areas only: a GeoJSON file of QuPath, or a folder with one for each slide.",
+        ),
+    ] = None
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The same by an image (PNG, TIFF; 0 is outside), or a folder of them."),
+    ] = None
     geojson_origin: Annotated[
         str,
         typer.Option(
-            metavar="O", help="(0, 0) of tiles.geojson: [b]bounds[/b] of the slide as in QuPath, or [b]level0[/b]."
+            metavar="O",
+            help="(0, 0) of tiles.geojson and --roi: [b]bounds[/b] of the slide as in QuPath, or [b]level0[/b].",
         ),
     ] = "bounds"
     reader: Annotated[
@@ -152,7 +172,10 @@ def predict(
     bundle: BundleArgument,
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT…", help="Tiles, slides, folders of them, lists (.txt, .csv) and .npy arrays."),
+        typer.Argument(
+            metavar="INPUT…",
+            help="Tiles, slides, folders of them, lists (.txt, .csv), archives and arrays of tiles (.zip, .npz …).",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Gets a folder for each slide and set of tiles.")] = Path(
         "predictions"
@@ -209,7 +232,13 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOpti
     one_of("--device", options.device, ("cpu", "cuda"))
     if options.resize and options.resample == "dct":
         raise UsageError("--resample dct", "contradicts --resize, because it is for slides alone", "Leave one out")
+    class_map = None
+    if further.class_map is not None:
+        from histo_export.data.class_map import read_class_map
+
+        class_map = dict(read_class_map(further.class_map).classes)
     return PredictSettings(
+        class_map=class_map,
         runtime=options.runtime,
         precision=options.precision,  # type: ignore[arg-type]  # checked above
         device=options.device,
@@ -239,6 +268,8 @@ def _slide_settings(options: SlideOptions, resample: str) -> SlideSettings:
         everything=options.everything,
         resample=resample,  # type: ignore[arg-type]
         coords=None if options.coords is None else str(options.coords.absolute()),
+        roi=None if options.roi is None else str(options.roi.absolute()),
+        mask=None if options.mask is None else str(options.mask.absolute()),
         geojson_origin=options.geojson_origin,  # type: ignore[arg-type]
         tissue=TissueSettings(
             threshold=options.tissue_threshold, closing_um=options.closing, min_area_um2=options.min_area

@@ -50,7 +50,8 @@ def _open(data: str, options: TileOptions, classes: Sequence[str] | None, crop: 
     from histo_export.data import open_data
 
     split = three_numbers("--split", options.split)
-    return open_data(data, classes=classes, crop=crop, split=split, seed=seed, groups=options.groups)
+    known = {"classes": classes, "crop": crop, "split": split, "seed": seed}
+    return open_data(data, **known, groups=options.groups, class_map=options.class_map)
 
 
 def check_model(options: TileOptions, pool: int, dropout: float) -> None:

@@ -31,7 +31,9 @@ DEMO = TrainingOptions(recipe="short", epochs=6, batch=16, lr=1e-3)
 """What trains on the demo tiles in one to two minutes on two cores: 138 steps."""
 
 
-CHANGEABLE = ("epochs", "steps", "device", "groups", "allow_duplicates", "calibrate", "positive", "specificity")
+CHANGEABLE = (
+    *("epochs", "steps", "device", "groups", "class_map", "allow_duplicates", "calibrate", "positive", "specificity"),
+)
 """Options that may differ between a run and its resumption. Other groups of the tiles are other data, and are refused;
 the same ones may be named in another way, such as by a table in another place."""
 
@@ -139,6 +141,8 @@ class RunOptions:
         tiles = resolved.tiles
         if tiles.groups is not None and names_table(tiles.groups):
             tiles = replace(tiles, groups=str(home_path(tiles.groups).absolute()))
+        if tiles.class_map is not None:
+            tiles = replace(tiles, class_map=str(home_path(tiles.class_map).absolute()))
         return dataclasses.asdict(replace(resolved, data=data, tiles=tiles))
 
     @classmethod
@@ -212,7 +216,10 @@ def train(
     pool: Pool = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b]."),
+        typer.Option(
+            metavar="TILES",
+            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b].",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run's folder.  [dim]\\[default: runs/DATA-poolN][/dim]")

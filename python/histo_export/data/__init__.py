@@ -3,6 +3,7 @@
     data = open_data("tiles/")            # train|val|test/<class>/*.png, or <class>/*.png
     data = open_data("tiles.npy")         # uint8 (n, h, w, 3)
     data = open_data("tiles.csv")         # columns path, label and perhaps split and group
+    data = open_data("tiles.zip")         # or .tar, .npz, .parquet, and folders of these: see `containers`
     data = open_data("kather2016")        # downloaded once
     data = open_data("demo")              # generated, synthetic
     data.train.tile(0), data.train.labels[0], data.classes
@@ -16,6 +17,7 @@ import contextlib
 import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, TileSet
@@ -38,12 +40,13 @@ def open_data(
     cache: Path | None = None,
     demo_size: tuple[int, int, int] = DEMO_SIZE,
     groups: str | None = None,
+    class_map: str | Path | None = None,
 ) -> TileData:
     """Open and check a set of tiles.
 
     Args:
-        spec: `"demo"`, `"kather2016"`, a folder of images, a CSV or Parquet table of images, a `.npy` file, or a
-            folder of `.npy` files.
+        spec: `"demo"`, `"kather2016"`, a folder of images, a CSV or Parquet table of images, a `.npy` file, a folder
+            of `.npy` files, or a file that holds tiles (`containers.KINDS`), or a folder of such files.
             Write `./demo` for a folder with the name demo.
         classes: class names in label order; default all of them (kather2016: six of eight). For arrays
             without a list of names they are the names of all labels.
@@ -55,6 +58,7 @@ def open_data(
         demo_size: demo tiles per class in train, val and test.
         groups: which tiles lie on one side of a split, because they are of one slide or patient; see
             `groups.grouping_named`.
+        class_map: path of a table with the columns `folder` and `class`, see `class_map.read_class_map`.
 
     Raises:
         UsageError: an impossible path, class, split or grouping.
@@ -68,14 +72,16 @@ def open_data(
     if spec == "demo":
         from histo_export.data.demo import open_demo
 
-        for option, value in (("split", split), ("groups", groups)):
+        for option, value in (("split", split), ("groups", groups), ("class-map", class_map)):
             if value is not None:
-                cause = "the demo set is made with its splits, each tile for itself"
+                cause = "the demo set is made with its splits and classes, each tile for itself"
                 raise UsageError(option, cause, f"Leave --{option} out")
         return open_demo(classes=classes, crop=crop, seed=seed, size=demo_size)
     from histo_export.data.groups import grouping_named
 
     grouping = None if groups is None else grouping_named(groups)
+    if class_map is not None and spec == "kather2016":
+        raise UsageError("class-map", "kather2016 has names of its own for its classes", "Choose them with --classes")
     if spec == "kather2016":
         from histo_export.data.kather2016 import open_kather2016
 
@@ -85,25 +91,46 @@ def open_data(
     if not _exists(path):
         raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
     name = name_of(spec)
+    opener = _opener(path, str(spec))
+    chosen: dict[str, Any] = {"classes": classes, "crop": crop, "split": split, "seed": seed, "grouping": grouping}
+    if class_map is not None:
+        from histo_export.data.arrays import open_arrays
+        from histo_export.data.class_map import read_class_map
+
+        if opener is open_arrays:
+            step = "Write the names into classes.txt, one a line, and choose with --classes"
+            raise UsageError("class-map", f"{path} is an array, whose labels are numbers", step)
+        chosen["class_map"] = read_class_map(class_map)
+    return opener(path, name=name, **chosen)
+
+
+def _opener(path: Path, typed: str) -> Callable[..., TileData]:
+    """What opens a path that exists; UsageError where nothing does."""
     from histo_export.data.arrays import holds_arrays, open_arrays
+    from histo_export.data.container_set import holds_containers, open_container_set
+    from histo_export.data.containers import UNREADABLE, holds_tiles, kind_of
     from histo_export.data.folder import open_folder
-    from histo_export.data.rows import SUFFIXES
     from histo_export.data.table import open_table
 
-    opener: Callable[..., TileData]
-    if (path.suffix.lower() == ".npy" and path.is_file()) or (path.is_dir() and holds_arrays(path)):
-        opener = open_arrays
-    elif path.suffix.lower() in SUFFIXES and path.is_file():
-        opener = open_table
-    elif path.is_dir():
-        opener = open_folder
-    else:
-        raise UsageError(
-            f"data {str(spec)!r}",
-            "is neither a folder nor a .npy, .csv or .parquet file",
-            "Give a folder of tiles, an array, or a table",
-        )
-    return opener(path, name=name, classes=classes, crop=crop, split=split, seed=seed, grouping=grouping)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        if holds_arrays(path):
+            return open_arrays
+        return open_container_set if holds_containers(path) else open_folder
+    if not path.is_file():
+        raise UsageError(f"data {typed!r}", "is not a regular file", "Give a folder of tiles, an archive or a table")
+    if suffix == ".npy":
+        return open_arrays
+    if suffix == ".csv" or (suffix == ".parquet" and not holds_tiles(path)):
+        return open_table
+    if kind_of(path):
+        return open_container_set
+    if suffix in UNREADABLE:
+        cause, _, step = UNREADABLE[suffix].partition(". ")
+        raise UsageError(f"data {typed!r}", cause, step)
+    step = "Give a folder of tiles, an array, an archive (.zip, .tar, .npz, .parquet), or a table"
+    cause = "is neither a folder nor a .npy, .csv or .parquet file, nor another file that holds tiles"
+    raise UsageError(f"data {typed!r}", cause, step)
 
 
 def default_crop(spec: str | Path) -> int:
@@ -134,4 +161,4 @@ def _suggestion(path: Path, name: str) -> str:
         known |= {p.name: str(p) for p in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
     hint = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"{hint}Give a folder of images, a .npy, .csv or .parquet file, demo or kather2016"
+    return f"{hint}Give a folder of images, a .npy, .csv, .parquet, .zip, .tar or .npz file, demo or kather2016"

@@ -71,7 +71,7 @@ def open_arrays(
     if not single and split is not None:
         raise UsageError("split", f"{folder} is already split into train, val and test", "Leave --split out")
     arrays = [_open_tiles(file) for file in files]
-    labels = [_labels_beside(file, len(array), single=single) for file, array in zip(files, arrays, strict=True)]
+    labels = [labels_beside(file, len(array), single=single) for file, array in zip(files, arrays, strict=True)]
     all_names = _all_classes(files, labels, classes)
     chosen = choose_classes(all_names, classes, where=folder)
     need_two_classes(chosen, folder)
@@ -154,7 +154,7 @@ def _all_classes(
 ) -> tuple[str, ...]:
     """The names of all labels: as listed beside the arrays, or else `classes`, or else `class0`, `class1`, …"""
     folder = files[0].parent
-    listed = next((names for file in files if (names := _class_list(file)) is not None), None)
+    listed = next((names for file in files if (names := class_list(file)) is not None), None)
     top = max((int(part.max()) for part in labels if part is not None), default=-1)
     if listed is not None:
         all_names = listed
@@ -299,7 +299,17 @@ def _open_tiles(path: Path) -> NDArray[np.uint8]:
     return array  # type: ignore[return-value]
 
 
-def _labels_beside(path: Path, n: int, *, single: bool) -> NDArray[np.int64] | None:
+def labels_beside(path: Path, n: int, *, single: bool) -> NDArray[np.int64] | None:
+    """The labels in `<stem>_labels.npy` beside an array of `n` tiles, int64 `(n,)`; None where there is no such file.
+
+    Args:
+        path: of the array.
+        n: tiles in it.
+        single: whether `labels.npy` counts, too.
+
+    Raises:
+        HistoError: it does not hold one integer from 0 for each tile.
+    """
     candidates = [path.with_name(f"{path.stem}_labels.npy")]
     if single:
         candidates.append(path.with_name("labels.npy"))
@@ -321,7 +331,12 @@ def _labels_beside(path: Path, n: int, *, single: bool) -> NDArray[np.int64] | N
     return copied
 
 
-def _class_list(path: Path) -> tuple[str, ...] | None:
+def class_list(path: Path) -> tuple[str, ...] | None:
+    """The names in `<stem>_classes.txt` or `classes.txt` beside a file, in label order; None where there is no list.
+
+    Raises:
+        HistoError: it can't be read, is empty or names a class twice.
+    """
     for file in (path.with_name(f"{path.stem}_classes.txt"), path.with_name("classes.txt")):
         if not file.is_file():
             continue

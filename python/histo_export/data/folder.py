@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from histo_export.data.class_map import ClassMap
+from histo_export.data.containers import Container, ImageFiles, Listing
 from histo_export.data.duplicates import duplicate_notes, identical_tiles
 from histo_export.data.groups import Grouping, Groups, refuse_shared
-from histo_export.data.images import SUFFIXES, BadImageError, decode_image, read_image_bytes
+from histo_export.data.images import SUFFIXES, BadImageError
 from histo_export.data.rows import LISTED
 from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
 from histo_export.data.tiles import (
@@ -50,6 +51,7 @@ def open_folder(
     split: Split | None = None,
     seed: int = 0,
     grouping: Grouping | None = None,
+    class_map: ClassMap | None = None,
 ) -> TileData:
     """Open a folder of images, decode every file once, and report all unusable files together.
 
@@ -62,6 +64,7 @@ def open_folder(
         split: how to split a folder of classes; default 0.68/0.16/0.16.
         seed: of that split.
         grouping: which tiles must stay together in the split.
+        class_map: folders → classes.
 
     Raises:
         UsageError: an unknown class, or `split` for a folder that is split already.
@@ -69,6 +72,8 @@ def open_folder(
             group, or groups in two splits.
     """
     listing = _list_images(root)
+    if class_map is not None:
+        listing = listing.mapped(class_map)
     chosen = _chosen_classes(root, listing, classes, split)
     paths, labels, bounds = listing.images_of(chosen)
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -78,17 +83,20 @@ def open_folder(
         refuse_shared(groups, parts, root)
     else:  # before decoding: too few tiles of a class are reported at once
         parts = list(split_tiles(labels, groups, chosen, split or DEFAULT_SPLIT, seed, root))
-    files = TileFiles(root, paths, names, labels, chosen, parts, groups, listing.left_out.notes(root))
+    notes = [*listing.left_out.notes(root), *listing.notes]
+    tiles = ImageFiles(root, paths, Listing(names))
+    files = TileFiles(root, tiles, range(len(names)), names, labels, chosen, parts, groups, notes)
     return files.decoded(name, crop, "" if grouping is None else grouping.source)
 
 
 @dataclass(frozen=True)
 class TileFiles:
-    """Labelled image files, split, before any is read.
+    """Labelled tiles, split, before any is read.
 
     Attributes:
-        where: the folder or table, for messages.
-        paths: of the files.
+        where: the folder, table or file, for messages.
+        tiles: what reads them.
+        ids: of each tile its index in `tiles`.
         names: of the tiles, for messages and groups: paths from `where`, or absolute ones as a table has them.
         labels: int64 `(n,)`, indices into `classes`.
         classes: names.
@@ -98,7 +106,8 @@ class TileFiles:
     """
 
     where: Path
-    paths: Sequence[Path]
+    tiles: Container
+    ids: Sequence[int]
     names: Sequence[str]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
@@ -117,7 +126,7 @@ class TileFiles:
         Raises:
             HistoError: files that cannot be used; all of them are named.
         """
-        checked = _decode_all(self.where, self.paths, self.names)
+        checked = _decode_all(self.where, self.tiles, self.ids, self.names)
         sizes = [c.size for c in checked]
         smallest, largest = need_crop(sizes, self.names, crop, self.where)
         hashes = np.array([c.hash for c in checked], dtype=np.int64)
@@ -127,7 +136,7 @@ class TileFiles:
                 self.classes,
                 self.labels[part],
                 [recorded[i] for i in part],
-                _FileSource([self.paths[i] for i in part], [checked[i] for i in part]),
+                _Tiles(self.tiles, [self.ids[i] for i in part], [checked[i].pixels for i in part]),
                 hashes[part],
                 None if self.groups is None else self.groups[part],
             )
@@ -235,14 +244,28 @@ class _Listing:
     Attributes:
         parts: name of a split ("" where the folder is not split yet) → class → its sorted image files.
         left_out: everything else.
+        notes: what a map of classes leaves out.
     """
 
     parts: dict[str, dict[str, list[Path]]]
     left_out: _LeftOut
+    notes: Sequence[str] = ()
 
     @property
     def is_split(self) -> bool:
         return "" not in self.parts
+
+    def mapped(self, class_map: ClassMap) -> _Listing:
+        """The same with the classes that a map gives to the folders."""
+        folders = sorted({folder for part in self.parts.values() for folder in part})
+        class_of, notes = class_map.of(folders)
+        parts: dict[str, dict[str, list[Path]]] = {}
+        for split, images in self.parts.items():
+            parts[split] = {}
+            for folder in sorted(images):
+                if name := class_of[folder]:
+                    parts[split].setdefault(name, []).extend(images[folder])
+        return _Listing(parts, self.left_out, notes)
 
     def images_of(self, classes: Sequence[str]) -> tuple[list[Path], NDArray[np.int64], list[int]]:
         """The images of these classes, split by split; their labels, int64 `(n,)`; and where each split begins."""
@@ -258,7 +281,7 @@ class _Listing:
 
 
 def _suffixes() -> str:
-    return "jpg, jpeg, png, tif or tiff"
+    return "png, jpg, tif, webp, bmp, jp2, avif or jxl"
 
 
 def _list(folder: Path) -> Entries:
@@ -375,8 +398,8 @@ class _Checked:
     pixels: NDArray[np.uint8] | None
 
 
-def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list[_Checked]:
-    """Decode every file with as many threads as this process may use CPUs (PIL releases the GIL).
+def _decode_all(root: Path, tiles: Container, ids: Sequence[int], names: Sequence[str]) -> list[_Checked]:
+    """Decode every tile with as many threads as this process may use CPUs (PIL releases the GIL).
 
     Raises:
         HistoError: listing all files that cannot be used, with reasons.
@@ -384,13 +407,11 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     kept = 0
     keep = True
 
-    def check(path: Path) -> _Checked | BadImageError:
+    def check(i: int) -> _Checked | BadImageError:
         try:
-            data = read_image_bytes(path)
-            pixels = decode_image(data)
+            digest, pixels = tiles.checked(i)
         except BadImageError as error:
             return error
-        digest = hashlib.sha256(data).digest()
         return _Checked(digest, tile_hash(pixels), (pixels.shape[0], pixels.shape[1]), pixels if keep else None)
 
     cpus = len(allowed_cpus())
@@ -399,9 +420,9 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     console = Console(stderr=True)
     pool = ThreadPoolExecutor(min(cpus, 16), thread_name_prefix="decode")
     try:
-        results: Iterable[tuple[str, _Checked | BadImageError]] = zip(names, pool.map(check, paths), strict=True)
-        if console.is_terminal and len(paths) >= 500:  # a disabled bar of rich 13 or 14 leaves an empty line
-            results = track(results, "Checking tiles", len(paths), console=console, transient=True)
+        results: Iterable[tuple[str, _Checked | BadImageError]] = zip(names, pool.map(check, ids), strict=True)
+        if console.is_terminal and len(ids) >= 500:  # a disabled bar of rich 13 or 14 leaves an empty line
+            results = track(results, "Checking tiles", len(ids), console=console, transient=True)
         for name, result in results:
             if isinstance(result, BadImageError):
                 bad.append((name, result))
@@ -415,7 +436,7 @@ def _decode_all(root: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if bad:
-        raise _unusable(root, bad, len(paths))
+        raise _unusable(root, bad, len(ids))
     if not keep:  # of files that were decoded before the limit was noticed
         for c in checked:
             c.pixels = None
@@ -436,26 +457,25 @@ def _unusable(root: Path, bad: Sequence[tuple[str, BadImageError]], files: int) 
     )
 
 
-class _FileSource:
-    """Tiles from files, or from the pixels kept when they were checked."""
+class _Tiles:
+    """Some tiles of a container, or the pixels kept when they were checked."""
 
-    def __init__(self, paths: list[Path], checked: list[_Checked]) -> None:
-        self._paths = [path.absolute() for path in paths]
-        self._pixels = [c.pixels for c in checked]
+    def __init__(self, tiles: Container, ids: list[int], pixels: Sequence[NDArray[np.uint8] | None]) -> None:
+        self._tiles, self._ids, self._pixels = tiles, ids, pixels
 
     def __call__(self, i: int) -> NDArray[np.uint8]:
         pixels = self._pixels[i]
         if pixels is not None:
             return pixels.copy()
         try:
-            return decode_image(read_image_bytes(self._paths[i]))
+            return self._tiles.tile(self._ids[i])
         except BadImageError as error:
             raise HistoError(
-                self._paths[i],
+                self._tiles.place(self._ids[i]),
                 f"{error}, though it was fine when checked",
                 "Do not change tiles during a run",
             ) from error
 
     def __getstate__(self) -> dict[str, object]:
-        # A spawned worker reads the files again: sending it every pixel would cost more.
-        return {"_paths": self._paths, "_pixels": [None] * len(self._paths)}
+        # A spawned worker reads the tiles again: sending it every pixel would cost more.
+        return {"_tiles": self._tiles, "_ids": self._ids, "_pixels": [None] * len(self._ids)}

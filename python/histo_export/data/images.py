@@ -3,7 +3,8 @@
 What is accepted, and what becomes of it:
 
 ======================================  ==========================================================
-8-bit RGB (JPEG, PNG, TIFF)             as it is; no colour management, an ICC profile is ignored
+8-bit RGB (JPEG, PNG, TIFF, WebP, BMP,  as it is; no colour management, an ICC profile is ignored
+JPEG 2000, AVIF, JPEG XL)
 grey, 1- to 8-bit                       replicated to three channels
 palette                                 looked up
 RGBA, LA, palette with transparency     alpha dropped if every pixel is opaque, else refused
@@ -11,8 +12,10 @@ TIFF in YCbCr                           converted
 more than 8 bits, float, CMYK, Lab      refused
 TIFF with further channels              refused
 TIFF with an orientation other than 1   refused
-TIFF or PNG of several pages            refused
+several pages, animations               refused
 ======================================  ==========================================================
+
+JPEG XL needs the package pillow-jxl-plugin, in which whatever it decodes to 8 bits counts as 8-bit.
 
 TIFFs are judged and decoded by `data.tiff`, which does the same for slides.
 
@@ -29,6 +32,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +42,27 @@ from PIL import Image, UnidentifiedImageError
 from histo_export.data.pillow import quiet_pillow
 from histo_export.data.tiff import TiffError, choose_page, is_tiff, load_page, read_pages
 from histo_export.errors import HistoError
+from histo_export.extras import installed
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".jxl"}
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000", "AVIF")
+"""Pillow's names of what is decoded, beside TIFF. Its other readers, some of which start programs, are never asked."""
+JXL_PLUGIN = "pillow-jxl-plugin"
+JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
+OTHERS = {
+    b"GIF8": "GIF",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"II\xbc\x01": "JPEG XR",
+    b"\x93NUMPY": "NumPy",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"DDS ": "DirectDraw",
+}
+"""How files of other kinds begin → their name."""
 MAX_PIXELS = 8192 * 8192
 """Most pixels of a tile."""
 MAX_BYTES = 256 << 20
@@ -100,7 +123,7 @@ def read_image_bytes(path: Path) -> bytes:
 def decode_image(
     data: bytes, most_pixels: int = MAX_PIXELS, judge_size: Callable[[int, int], None] = lambda width, height: None
 ) -> NDArray[np.uint8]:
-    """Decode JPEG, PNG or TIFF bytes in full.
+    """Decode the bytes of an image file of any kind that `SUFFIXES` names, in full.
 
     Args:
         data: of a file.
@@ -123,7 +146,9 @@ def decode_image(
     with _bad_images():
         if is_tiff(data[:4]):
             return opaque_pixels(_load_tiff(io.BytesIO(data), judge))
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        _refuse_other_kinds(data)
+        formats = ("JXL",) if data.startswith(JPEG_XL) else FORMATS
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             return opaque_pixels(_load(image, data, judge))
 
 
@@ -148,7 +173,8 @@ def _bad_images() -> Iterator[None]:
     except (BadImageError, HistoError):
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError("is not a JPEG, PNG or TIFF image, or its header is damaged") from error
+        kinds = "a JPEG, PNG or TIFF image, nor WebP, BMP, JPEG 2000 or AVIF"
+        raise BadImageError(f"is not {kinds}, or its header is damaged") from error
     except MemoryError as error:
         raise BadImageError("does not fit in memory") from error
     # PIL's decoders may raise anything on damaged input: SyntaxError, struct.error, KeyError, ...
@@ -169,7 +195,7 @@ def _load_tiff(file: io.BytesIO, judge: Callable[[tuple[int, int]], None]) -> Im
 
 
 def _load(image: Image.Image, data: bytes, judge: Callable[[tuple[int, int]], None]) -> Image.Image:
-    """A JPEG or PNG, decoded if it is accepted."""
+    """An image that is no TIFF, decoded if it is accepted."""
     judge(image.size)
     # PIL converts 16-bit RGB to 8 bits, and its mode hides that. IHDR: 8-byte signature, 8-byte chunk head, width,
     # height, bit depth.
@@ -183,6 +209,42 @@ def _load(image: Image.Image, data: bytes, judge: Callable[[tuple[int, int]], No
         raise BadImageError(f"holds {frames} pages, not one")
     image.load()
     return image
+
+
+def _refuse_other_kinds(data: bytes) -> None:
+    """BadImageError for the kinds that people have and that are not decoded, with what to do."""
+    if data.startswith(JPEG_XL) and not installed("pillow_jxl"):
+        raise BadImageError(f"is a JPEG XL image, which needs {JXL_PLUGIN} (pip install {JXL_PLUGIN})")
+    if data.startswith(JPEG_XL):
+        import_module("pillow_jxl")  # Pillow knows the format from then on
+    kind = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
+    if (
+        data[4:8] == b"ftyp"
+        and data[8:12] in (b"heic", b"heix", b"mif1", b"heim", b"msf1")
+        and b"avif" not in data[8:64]
+    ):
+        kind = "HEIC"
+    if data[128:132] == b"DICM":
+        kind = "DICOM"
+    if kind is not None:
+        raise BadImageError(f"is a {kind} file, which is not read as a tile (save it as PNG)")
+    if (bits := _bits(data)) > 8:
+        raise BadImageError(f"has {bits} bits per channel, not 8 (scale it to 8 bits yourself)")
+
+
+def _bits(data: bytes) -> int:
+    """Bits per channel that a JPEG 2000 or AVIF file states: Pillow makes 8 of them without a word. 8 of other kinds.
+
+    JPEG 2000: Ssiz of each component behind the marker 0xFF51 (ISO/IEC 15444-1, A.5.1). AVIF: the flags in the box
+    av1C (AV1 Codec ISO Media File Format Binding, 2.3.3).
+    """
+    if data.startswith(JPEG_2000) and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
+        count = int.from_bytes(data[start + 40 : start + 42], "big")
+        return max(((size & 0x7F) + 1 for size in data[start + 42 : start + 42 + 3 * count : 3]), default=8)
+    if data[4:8] == b"ftyp" and b"avif" in data[8:64] and 0 <= (start := data.find(b"av1C")) < len(data) - 6:
+        flags = data[start + 6]
+        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    return 8
 
 
 def opaque_pixels(image: Image.Image) -> NDArray[np.uint8]:

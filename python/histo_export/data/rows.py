@@ -13,6 +13,8 @@ from histo_export.errors import HistoError, one_line
 from histo_export.extras import needs
 
 SUFFIXES = (".csv", ".parquet")
+GROUP_COLUMNS = ("group", "patient", "slide")
+"""Of a table of tiles: which tiles must stay together. The first that is there counts: a patient has several slides."""
 LISTED = 20
 """Rows, files or tiles that one message names."""
 

@@ -1,4 +1,4 @@
-"""Tiles that a CSV or Parquet table lists: columns `path` and `label`, and where they are known `split` and `group`."""
+"""Tiles that a CSV or Parquet table lists: columns `path` and `label`, and where they are known `split` and a group."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histo_export.data.class_map import ClassMap
+from histo_export.data.containers import ImageFiles, Listing
 from histo_export.data.folder import TileFiles
 from histo_export.data.groups import Grouping, Listed, refuse_shared
-from histo_export.data.rows import Rows, listed, read_rows
+from histo_export.data.rows import GROUP_COLUMNS, Rows, listed, read_rows
 from histo_export.data.split import DEFAULT_SPLIT, Split, check_split, split_tiles
 from histo_export.data.tiles import SPLIT_FOLDERS, SPLITS, TileData, choose_classes, need_two_classes
 from histo_export.errors import HistoError, UsageError
@@ -26,58 +28,68 @@ def open_table(
     split: Split | None = None,
     seed: int = 0,
     grouping: Grouping | None = None,
+    class_map: ClassMap | None = None,
 ) -> TileData:
     """Opens the images that a table lists. All faults of its rows are reported together, before any image is read.
 
     Args:
         path: of the table. Columns: `path` (relative to the table's folder), `label` (the name of the class), and
-            perhaps `split` (train, val or test) and `group` (slide or patient); see `rows.read_rows`.
+            perhaps `split` (train, val or test), and `group`, `patient` or `slide`, of which the first one that is
+            there says which tiles stay together; see `rows.read_rows`.
         name: of the data set, for messages and model cards.
         classes: the labels to use, in this order; default all, sorted. Rows of others are left out.
         crop: side in pixels that every tile must have at least.
         split: how to split a table without the column `split`; default 0.68/0.16/0.16.
         seed: of that split.
-        grouping: which tiles must stay together, for a table without the column `group`.
+        grouping: which tiles must stay together, for a table without such a column.
+        class_map: labels → classes.
 
     Raises:
         UsageError: an unknown class, or a split or groups that the table states itself.
         HistoError: files that do not exist, empty cells, unknown splits; a class or split without tiles; images that
             cannot be used.
     """
-    rows = read_rows(path, ("path", "label"), ("split", "group"))
+    rows = read_rows(path, ("path", "label"), ("split", *GROUP_COLUMNS))
     columns = {column: cells for column, cells in rows.columns.items() if any(cells)}
+    group = next((column for column in GROUP_COLUMNS if column in columns), "group")
+    for column in GROUP_COLUMNS:
+        if column != group:
+            columns.pop(column, None)
     if faults := list(_faults(rows, columns)):
         raise HistoError(path, f"rows that cannot be used:{listed(faults)}{len(faults):,} faults", "Correct the table")
-    for option, column, value in (("split", "split", split), ("groups", "group", grouping)):
+    for option, column, value in (("split", "split", split), ("groups", group, grouping)):
         if value is not None and column in columns:
             raise UsageError(option, f"{path} has the column {column}", f"Leave --{option} out, or rename the column")
 
     labels = columns["label"]
-    chosen = choose_classes(sorted(set(labels)), classes, where=path)
+    notes: list[str] = []
+    if class_map is not None:
+        class_of, notes = class_map.of(sorted(set(labels)))
+        labels = [class_of[label] for label in labels]
+    chosen = choose_classes(sorted(set(labels) - {""}), classes, where=path)
     need_two_classes(chosen, path)
     used = [i for i, label in enumerate(labels) if label in chosen]
-    left_out = sorted(set(labels) - {*chosen})
+    left_out = sorted(set(labels) - {*chosen, ""})
     # By class and then by name, as tiles of a folder are: the order of the rows must not matter.
     used.sort(key=lambda i: (chosen.index(labels[i]), columns["path"][i]))
     names = [columns["path"][i] for i in used]
-    if "group" in columns:
-        grouping = Listed(tuple(columns["group"][i] for i in used), path.name)
+    if group in columns:
+        grouping = Listed(tuple(columns[group][i] for i in used), path.name)
     groups = None if grouping is None else grouping.groups_of(names)
     numbers = np.array([chosen.index(labels[i]) for i in used], dtype=np.int64)
     if "split" in columns:
         sides = np.array([SPLITS.index(SPLIT_FOLDERS[columns["split"][i].casefold()]) for i in used])
         parts = [np.flatnonzero(sides == side) for side in range(3)]
-        _need_every_class(parts, numbers, chosen, path)
+        need_every_class(parts, numbers, chosen, path)
         refuse_shared(groups, parts, path)
     else:
         check_split(split or DEFAULT_SPLIT)
         parts = list(split_tiles(numbers, groups, chosen, split or DEFAULT_SPLIT, seed, path))
-    notes = []
     if left_out:
-        rest = f"{len(labels) - len(used):,} rows"
+        rest = f"{sum(label in left_out for label in labels):,} rows"
         notes.append(f"{rest} with other labels than --classes names were left out ({', '.join(left_out)})")
-    paths = [path.parent / name for name in names]
-    files = TileFiles(path.parent, paths, names, numbers, chosen, parts, groups, notes)
+    tiles = ImageFiles(path.parent, [path.parent / name for name in names], Listing(names))
+    files = TileFiles(path.parent, tiles, range(len(names)), names, numbers, chosen, parts, groups, notes)
     return files.decoded(name, crop, "" if grouping is None else grouping.source)
 
 
@@ -87,7 +99,7 @@ def _faults(rows: Rows, columns: dict[str, list[str]]) -> Iterator[str]:
     for i, number in enumerate(rows.numbers):
         cells = {column: texts[i] for column, texts in columns.items()}
         file = cells.get("path", "")
-        for column in ("path", "label", *(c for c in ("split", "group") if c in columns)):
+        for column in ("path", "label", *(c for c in ("split", *GROUP_COLUMNS) if c in columns)):
             if not cells.get(column):
                 yield f"row {number}: no {column}{f' ({file})' if file and column != 'path' else ''}"
         if (side := cells.get("split", "")) and side.casefold() not in SPLIT_FOLDERS:
@@ -105,7 +117,7 @@ def _faults(rows: Rows, columns: dict[str, list[str]]) -> Iterator[str]:
             yield f"row {number}: the file {file!r} cannot be read ({error.strerror or error})"
 
 
-def _need_every_class(
+def need_every_class(
     parts: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], classes: Sequence[str], where: Path
 ) -> None:
     """HistoError where a class has no tile in a split; all of them are named."""

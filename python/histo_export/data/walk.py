@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 DONE = "done.json"
@@ -69,8 +69,13 @@ def list_folder(folder: Path) -> Entries:
     return entries
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out: it has a leading dot, or a system made it for itself."""
+    return name.startswith(".") or name.casefold() in HIDDEN_NAMES
+
+
 def _sort_in(entry: os.DirEntry[str], path: Path, entries: Entries) -> None:
-    if entry.name.startswith(".") or entry.name.casefold() in HIDDEN_NAMES:
+    if is_hidden(entry.name):
         entries.hidden.append(path)
         return
     try:
@@ -131,7 +136,7 @@ def walk(root: Path) -> Walk:
             folders.append(link)
         else:
             _take(found, [link], linked=True)
-    found.files = dict(sorted(found.files.items(), key=lambda item: _place(item[1].relative_to(root))))
+    found.files = dict(sorted(found.files.items(), key=lambda item: place_in_order(item[1].relative_to(root))))
     found.again.sort()
     return found
 
@@ -183,8 +188,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _place(path: Path) -> list[tuple[bool, str]]:
-    """A sort key: files before folders, then by name."""
+def place_in_order(path: PurePath) -> list[tuple[bool, str]]:
+    """A sort key of paths below a folder: files before folders, then by name."""
     *folders, file = path.parts
     return [*((True, folder) for folder in folders), (False, file)]
 

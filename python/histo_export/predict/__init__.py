@@ -166,7 +166,7 @@ class Classifier:
             batch: tiles per call of the runtime.
             reader: "auto", "direct" or "openslide".
             **settings: fields of `predict.settings.SlideSettings`: mpp, grid, overlap, stride_um, min_tissue,
-                everything, resample, geojson_origin, tissue, smooth, coords.
+                everything, resample, geojson_origin, tissue, smooth, coords, roi, mask.
 
         Returns:
             Grid, probabilities, areas, mask and warnings; `write(folder)` writes what `histo predict` does.

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from histo_export.errors import HistoError, UsageError, one_line
+from histo_export.errors import HistoError, one_line
 from histo_export.extras import needs
 from histo_export.predict.grid import MAX_SQUARES, Axis, Floats, Grid, Integers, Layout
 from histo_export.predict.inputs import text_of
+from histo_export.predict.per_slide import check_files, file_of
 from histo_export.predict.slide import Pair
 from histo_export.predict.tissue import Tissue
 
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5"})
 ENDINGS = (".h5", "_patches.h5", ".hdf5", ".csv")
 """Of the names of patch files in a folder, after the name of the slide without its suffix: CLAM's, then TRIDENT's."""
+KIND = "patch file"
 CSV_COLUMNS = (("x", "y"), ("minx", "miny"))
 """Names of the columns of a table, in any case; the second ones are WSInfer's and those of our tiles.csv."""
 DAMAGED_HDF5: tuple[type[Exception], ...] = (OSError, KeyError, RuntimeError, TypeError, ValueError)
@@ -65,13 +67,7 @@ class Patches(Grid):
 
 def check_coords(coords: str, slides: int) -> None:
     """UsageError where `--coords` can't be used for this number of slides; nothing is read."""
-    path = Path(coords)
-    if not path.exists():
-        raise UsageError(f"--coords {coords}", "does not exist", "Name a patch file, or a folder of them")
-    if path.is_file() and slides > 1:
-        cause = f"is one patch file, and there are {slides} slides"
-        raise UsageError(f"--coords {coords}", cause, "Name the folder with a patch file for each slide")
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in check_files("--coords", coords, slides, KIND):
         if file.suffix.lower() in HDF5_SUFFIXES:
             needs(f"Reading {file.name}", "features")
 
@@ -82,14 +78,7 @@ def coords_file(coords: str, slide: Path) -> Path:
     Raises:
         HistoError: the folder has none.
     """
-    path = Path(coords)
-    if not path.is_dir():
-        return path
-    names = [slide.stem + ending for ending in ENDINGS]
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise HistoError(slide, f"has no patch file in {coords}", f"Put one there, e.g. {names[0]}")
+    return file_of(coords, slide, ENDINGS, KIND)
 
 
 def read_coords(path: Path) -> PatchFile:

@@ -212,13 +212,21 @@ def make_grid(
     inside = [tissue.areas(left, part, left + width, part + height) for part in _parts(top, some)]
     share = np.concatenate(inside) / (width * height)
     rounding = 1e-6  # of the sums behind areas
-    enough = 0.0 if settings.everything else settings.min_tissue
+    # --everything takes the squares at the edges of a slide, too. At those of a region, the rule of tissue holds.
+    enough = 0.0 if settings.everything and settings.everywhere else settings.min_tissue
     row, column = np.nonzero((share > rounding) & (share >= enough - rounding))
+    grid = Grid(layout, columns, rows, column, row)
+    return grid, cell_areas(grid, tissue)
+
+
+def cell_areas(grid: Grid, tissue: Tissue) -> npt.NDArray[np.float64]:
+    """The tissue in the cell of each square: float64 `(n,)`, pixels² of level 0."""
+    columns, rows = grid.columns, grid.rows
     cells = [
         tissue.areas(columns.low[x], rows.low[y], columns.high[x], rows.high[y])
-        for x, y in zip(_parts(column, PART), _parts(row, PART), strict=True)
+        for x, y in zip(_parts(grid.column, PART), _parts(grid.row, PART), strict=True)
     ]
-    return Grid(layout, columns, rows, column, row), np.concatenate([np.empty(0), *cells])
+    return np.concatenate([np.empty(0), *cells])
 
 
 def _parts(values: npt.NDArray[Any], size: int) -> list[npt.NDArray[Any]]:

@@ -13,14 +13,17 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
+from histo_export.data.containers import KINDS, UNREADABLE, Container, NoTilesError, kind_of, open_container
 from histo_export.data.images import SUFFIXES
+from histo_export.data.rows import GROUP_COLUMNS, read_rows
 from histo_export.data.walk import walk
+from histo_export.errors import HistoError
+from histo_export.extras import MissingExtraError
 from histo_export.predict.formats import dicom_series, is_slide, slide_format
-from histo_export.predict.lists import NotAListError, read_list
+from histo_export.predict.lists import Entry, NotAListError, TileFacts, read_list
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf2", ".tf8", ".qptiff"})
 """A TIFF is a slide or a tile, depending on its size."""
@@ -40,7 +43,7 @@ SLIDE_SUFFIXES = {
 """Suffix → OpenSlide's name of the format. The content tells the format of a file of any other suffix."""
 TILE_SUFFIXES = SUFFIXES - TIFF_SUFFIXES
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
-KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES.keys() | TILE_SUFFIXES | LIST_SUFFIXES | {".npy"}
+KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES.keys() | TILE_SUFFIXES | LIST_SUFFIXES | KINDS.keys()
 LONGEST_SHOWN = 300
 """Characters of a path in a message."""
 
@@ -90,11 +93,12 @@ class TileSetInput:
     """Tiles that belong together.
 
     Attributes:
-        source: the folder, list or array that the user named; only a name where `one_by_one`.
-        files: the images; empty where the tiles are `rows` of an array.
-        rows: of the .npy array at `source`, uint8 `(n, side, side, 3)`.
+        source: the folder, list or container that the user named; only a name where `one_by_one`.
+        files: the images; empty where the tiles are `rows` of a container.
+        rows: of the file at `source` that holds tiles, see `data.containers`.
         name: its folder in the output.
         one_by_one: the user named each of the files.
+        facts: what a table says of each of the files; empty where it says nothing but the paths.
     """
 
     source: Path
@@ -102,18 +106,29 @@ class TileSetInput:
     rows: range | None = None
     name: str = ""
     one_by_one: bool = False
+    facts: list[TileFacts] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.files if self.rows is None else self.rows)
 
+    @cached_property
+    def container(self) -> Container:
+        """What holds the tiles where they are `rows`; HistoError where it can't be opened any more."""
+        return open_container(self.source)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Another machine opens the container itself.
+        return {name: value for name, value in self.__dict__.items() if name != "container"}
+
     def part(self, first: int, end: int) -> TileSetInput:
         """The set of the tiles `first` to `end` - 1; their names in tables stay the same."""
-        return replace(self, files=self.files[first:end], rows=None if self.rows is None else self.rows[first:end])
+        rows = None if self.rows is None else self.rows[first:end]
+        return replace(self, files=self.files[first:end], rows=rows, facts=self.facts[first:end])
 
     def label(self, i: int) -> str:
         """The name of tile `i` in tables: its path below the folder that was named, otherwise its path as named."""
         if self.rows is not None:
-            return f"{text_of(self.source.name)}[{self.rows[i]}]"
+            return text_of(self.container.listing.names[self.rows[i]])
         path = self.files[i]
         return text_of(path.relative_to(self.source) if path.is_relative_to(self.source) else path)
 
@@ -158,7 +173,8 @@ def find_inputs(paths: Sequence[Path], tile_size: int) -> Found:
     """Finds slides and sets of tiles; a file that several paths lead to is taken once.
 
     Args:
-        paths: tiles, slides, folders, lists of paths (.txt, .csv, .tsv), .npy arrays. Linked folders are followed.
+        paths: tiles, slides, folders, lists of paths (.txt, .csv, .tsv), files that hold tiles. Linked
+            folders are followed.
         tile_size: side of the model's tiles in pixels.
     """
     search = _Search(tile_size)
@@ -201,15 +217,14 @@ class _Search:
         suffix = path.suffix.lower()
         if suffix in LIST_SUFFIXES:
             self._add_list(path)
-        elif suffix == ".npy":
-            self._add_array(path)
+        elif kind_of(path):
+            self._add_container(path)
         elif not self._add_image(path, tiles):
             if _is_image(path):
                 tiles.append(path)
             else:
-                self.fail(
-                    path, f"is of an unknown type ({suffix or 'no suffix'}). Name images, slides or lists of them"
-                )
+                unknown = f"is of an unknown type ({suffix or 'no suffix'}). Name images, slides or lists of them"
+                self.fail(path, UNREADABLE.get(suffix, unknown))
 
     def fail(self, path: Path | str, reason: str) -> None:
         text = text_of(path)
@@ -247,7 +262,7 @@ class _Search:
                 self._skip(PARTS, [path])
             elif not self._is_new(path, real):
                 again = True
-            elif not self._add_image(path, tiles):
+            elif not (self._add_image(path, tiles) or self._add_container(path, named=False)):
                 self._skip(OTHER, [path])
         if tiles:
             self.inputs.append(TileSetInput(root, tiles))
@@ -263,16 +278,45 @@ class _Search:
             return
         if read.taken:
             self.notes.append(f"{text_of(path)}: {read.taken}")
-        if not read.entries:
+        self._add_entries(path, read.entries)
+
+    def _add_table(self, path: Path) -> None:
+        """Adds what the column `path` of a Parquet file names."""
+        try:
+            rows = read_rows(path, ("path",), ("label", "split", *GROUP_COLUMNS))
+        except HistoError as error:
+            self.fail(path, f"{error.cause}. {error.next_step}")
+            return
+        columns = {name: cells for name, cells in rows.columns.items() if any(cells)}
+        group = next((name for name in GROUP_COLUMNS if name in columns), "group")
+        nothing = [""] * len(rows.numbers)
+        facts = zip(*(columns.get(name, nothing) for name in ("label", "split", group)), strict=True)
+        stated = [TileFacts(*each) for each in facts]
+        self._add_entries(
+            path,
+            [
+                Entry(path.parent / cell, "" if cell else f"has no path in row {number}. Complete it", each)
+                for cell, number, each in zip(columns.get("path", nothing), rows.numbers, stated, strict=True)
+            ],
+        )
+
+    def _add_entries(self, path: Path, entries: Sequence[Entry]) -> None:
+        """Adds what the entries of a list name."""
+        if not entries:
             self.fail(path, "holds no path. Write one in each line")
         tiles: list[Path] = []
-        for entry in read.entries:
+        facts: list[TileFacts] = []
+        for entry in entries:
             if entry.problem:
                 self.fail(entry.path, entry.problem)
-            else:
-                self.add(entry.path, tiles)
+                continue
+            before = len(tiles)
+            self.add(entry.path, tiles)
+            facts += [entry.facts or TileFacts()] * (len(tiles) - before)
         if tiles:
-            self.inputs.append(TileSetInput(path, tiles))
+            self.inputs.append(
+                TileSetInput(path, tiles, facts=facts if any(each != TileFacts() for each in facts) else [])
+            )
 
     def _add_image(self, path: Path, tiles: list[Path]) -> bool:
         """Adds a slide, or appends a tile to `tiles`; False where the file is neither."""
@@ -302,22 +346,33 @@ class _Search:
             self._series.add(place)
             self.inputs.append(SlideInput(path))
 
-    def _add_array(self, path: Path) -> None:
+    def _add_container(self, path: Path, *, named: bool = True) -> bool:
+        """Adds the tiles of a file that holds some; False where it can't hold any, or lies in a folder and holds none.
+
+        What the user `named` is reported where it holds no tiles.
+        """
+        if kind_of(path) is None:
+            return False
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except OSError as error:
-            return self.fail(path, _why_not(path, error))
-        except Exception as error:  # of many types, depending on the damage
-            return self.fail(path, f"is not a .npy array ({' '.join(str(error).split())}). Save it with numpy.save")
-        if not isinstance(array, np.ndarray):
-            return self.fail(path, "is an archive of arrays. Save one array with numpy.save")
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or array.shape[1] != array.shape[2]:
-            shape = "×".join(map(str, array.shape))
-            return self.fail(path, f"holds {array.dtype} {shape}. Save uint8 (tiles, side, side, 3)")
-        if not len(array):
-            return self.fail(path, "holds no tile. Check the program that wrote it")
-        self.inputs.append(TileSetInput(path, rows=range(len(array))))
-        return None
+            container = open_container(path)
+        except NoTilesError as error:
+            if not named:
+                return False
+            if path.suffix.lower() == ".parquet":
+                self._add_table(path)
+                return True
+            self.fail(path, f"{error.cause}. {error.next_step}")
+        except MissingExtraError as error:
+            if not named:  # it may hold something else: nobody can tell
+                self.notes.append(f"{text_of(path)} was left out: {error.cause}; {error.next_step}")
+                return False
+            self.fail(path, f"{error.cause}. {error.next_step}")
+        except HistoError as error:
+            self.fail(path, f"{error.cause}. {error.next_step}")
+        else:
+            self.notes += container.listing.notes
+            self.inputs.append(TileSetInput(path, rows=range(len(container))))
+        return True
 
 
 def _why_not(path: Path, error: OSError | ValueError) -> str:

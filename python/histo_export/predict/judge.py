@@ -32,12 +32,13 @@ class Judge:
 
     Args:
         spec: of the model.
-        labels: of all tiles of the set.
+        labels: of all tiles of the set; those of the class "" are not judged.
+        groups: `(n,)`, the slide or patient of each tile, by which intervals are made; None where they are unknown.
     """
 
-    def __init__(self, spec: ModelSpec, labels: Sequence[Label]) -> None:
-        self.spec = spec
-        place = {name: i for i, name in enumerate(spec.classes)}
+    def __init__(self, spec: ModelSpec, labels: Sequence[Label], groups: npt.NDArray[np.str_] | None = None) -> None:
+        self.spec, self.groups = spec, groups
+        place = {name: i for i, name in enumerate(spec.classes)} | {"": -1}
         self.truth = np.array([place[name] for name, _ in labels], np.int64)
         self.named = np.array([split for _, split in labels])
         self.splits = np.full(len(labels), "", "<U8")  # stays "" where a tile could not be used
@@ -60,9 +61,11 @@ class Judge:
         splits = np.where(named == "", "labelled" if roles is None else "test", named)
         if roles is not None:
             splits = np.where(roles == "", splits, roles)
+        judged = self.truth[indices] >= 0
+        splits = np.where(judged, splits, "")
         self.splits[indices] = splits
-        self.rows.append(logits)
-        names = [self.spec.classes[i] for i in self.truth[indices].tolist()]
+        self.rows.append(logits[judged])
+        names = [self.spec.classes[i] if i >= 0 else "" for i in self.truth[indices].tolist()]
         return list(zip(names, splits.tolist(), strict=True))
 
     def write(self, folder: Path, tiles: TileSetInput, read: Callable[[int], Pixels]) -> dict[str, Any]:
@@ -83,7 +86,8 @@ class Judge:
         reports = {}
         for split in present:
             indices, logits = self._of(split)
-            reports[split] = report_of(self.spec.classes, logits, self.truth[indices])
+            groups = None if self.groups is None else self.groups[indices]
+            reports[split] = report_of(self.spec.classes, logits, self.truth[indices], groups=groups)
         if installed("matplotlib"):
             self._draw(folder, tiles, read, reports)
         splits = {split: report.to_dict() for split, report in reports.items()}

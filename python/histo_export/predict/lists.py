@@ -11,9 +11,11 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from histo_export.data.rows import GROUP_COLUMNS
 
 SEPARATORS = {"\t": "tab", ";": "semicolon", ",": "comma", "|": "bar"}
 LOOKED_AT = 20
@@ -34,11 +36,28 @@ class NotAListError(Exception):
 
 
 @dataclass(frozen=True)
+class TileFacts:
+    """What a table says of a tile: its true class, the split of its data set, and its slide or patient; "" where it
+    says nothing."""
+
+    label: str = ""
+    split: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A line of a list: the path, which may not exist, and why it can't even be a path, else ""."""
+    """A line of a list.
+
+    Attributes:
+        path: it may not exist.
+        problem: why it can't even be a path, else "".
+        facts: what else a table says of it.
+    """
 
     path: Path
     problem: str = ""
+    facts: TileFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +97,32 @@ def read_list(path: Path, known_suffixes: frozenset[str]) -> PathList:
     text, separator = _without_sep_line(_text_of_file(path))
     table = _choose(_tables(text, separator, path), path.parent, known_suffixes)
     rows = [(number, row) for number, row in table.rows if not _is_comment(row, table, path.parent)]
-    heading = ""
+    heading, columns = "", {}
     if rows and _is_heading(table.cell(rows[0][1]), table, path, known_suffixes):
-        heading = table.cell(rows.pop(0)[1]).strip()
-    entries = [_entry(table.cell(row), number, path) for number, row in rows]
+        names = rows.pop(0)[1]
+        heading, columns = table.cell(names).strip(), _fact_columns(names, table.column)
+    entries = [replace(_entry(table.cell(row), number, path), facts=facts_of(row, columns)) for number, row in rows]
     taken = f"every line below the heading {heading!r}" if heading else ""
     if table.is_wide():
         name = f" ({heading})" if heading else ""
         taken = f"column {table.column + 1}{name}, separated by {SEPARATORS.get(table.separator, table.separator)}"
+        taken += "".join(f"; {fact}: column {column + 1}" for fact, column in columns.items())
     return PathList(entries, taken)
+
+
+def _fact_columns(heading: Sequence[str], paths: int) -> dict[str, int]:
+    """The columns of a table that say more of its tiles: label, split, and group (also called patient or slide)."""
+    names = [name.strip().casefold() for name in heading]
+    names[paths : paths + 1] = [""] * len(names[paths : paths + 1])
+    group = next((name for name in GROUP_COLUMNS if name in names), "group")
+    wanted = {"label": "label", "split": "split", "group": group}
+    return {fact: names.index(name) for fact, name in wanted.items() if name in names}
+
+
+def facts_of(row: Sequence[str], columns: Mapping[str, int]) -> TileFacts | None:
+    """What the columns of a row say; None where there are no such columns."""
+    cells = {fact: row[place].strip() for fact, place in columns.items() if place < len(row)}
+    return TileFacts(**cells) if columns else None
 
 
 def _text_of_file(path: Path) -> str:

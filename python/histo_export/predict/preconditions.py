@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from histo_export.export.bundle import Bundle
 from histo_export.extras import needs
 from histo_export.predict.features import check_features
 from histo_export.predict.inputs import Input, SlideInput
+from histo_export.predict.per_slide import check_files
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.work import Worker
 from histo_export.spec import ModelSpec
@@ -72,6 +73,20 @@ def check_slides(bundle: Bundle, spec: ModelSpec, inputs: Sequence[Input], setti
         from histo_export.predict.coords import check_coords
 
         check_coords(settings.slide.coords, slides)
+    if not settings.slide.everywhere:
+        from histo_export.predict.regions import MASK, ROI
+
+        for option, place, kind in (("--roi", settings.slide.roi, ROI), ("--mask", settings.slide.mask, MASK)):
+            if place is not None:
+                check_files(option, place, slides, kind)
+
+
+def check_class_map(spec: ModelSpec, class_map: Mapping[str, str] | None) -> None:
+    """UsageError where a map of classes names a class that the model does not have."""
+    unknown = [name for name in dict.fromkeys((class_map or {}).values()) if name and name not in spec.classes]
+    if unknown:
+        step = f"The classes are {', '.join(spec.classes)}; leave the cell empty where tiles are not to be judged"
+        raise UsageError("--class-map", f"names {', '.join(unknown)}, which the model does not know", step)
 
 
 def check_ray(address: str | None) -> None:

@@ -34,12 +34,15 @@ from histo_export.predict.inputs import (
     source_of,
     text_of,
 )
+from histo_export.predict.labels import stated_facts
+from histo_export.predict.lists import TileFacts
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.messages import collected_messages
 from histo_export.predict.names import name_inputs
-from histo_export.predict.preconditions import check_places, check_ray, check_slides, open_worker
+from histo_export.predict.per_slide import file_of
+from histo_export.predict.preconditions import check_class_map, check_places, check_ray, check_slides, open_worker
 from histo_export.predict.record import FailedRow, earlier_failures, write_record
-from histo_export.predict.settings import PredictSettings
+from histo_export.predict.settings import PredictSettings, SlideSettings
 from histo_export.predict.tile_set import files_left_out, write_tile_set
 from histo_export.predict.work import (
     SHARD,
@@ -169,6 +172,7 @@ def predict(
         check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs, settings)
+        check_class_map(spec, settings.class_map)
         run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
@@ -398,7 +402,15 @@ class _Run:
         try:
             with atomic_folder(self.out / item.name) as folder:
                 shards, resize = map(read_shard, places), self.settings.resize
-                lost = write_tile_set(item, self.spec, shards, folder, resize=resize, trained_on=self.trained_on)
+                lost = write_tile_set(
+                    item,
+                    self.spec,
+                    shards,
+                    folder,
+                    resize=resize,
+                    trained_on=self.trained_on,
+                    class_map=self.settings.class_map,
+                )
                 each.done.tiles = len(item) - len(lost)
                 write_done(folder, key, each.done.tiles, source_of(item), lost)
         except Exception as error:
@@ -429,7 +441,11 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
     """A hash that changes with everything that could change an input's result. The runtime's id names the precision."""
     chosen = {"runtime": settings.runtime, "device": settings.device}
     if isinstance(item, SlideInput):
-        facts: Any = [item.path.name, _size_and_time(item.path), asdict(settings.slide)]
+        chosen_slide = asdict(settings.slide)
+        regions = {name: place for name in ("roi", "mask") if (place := chosen_slide.pop(name)) is not None}
+        facts: Any = [item.path.name, _size_and_time(item.path), chosen_slide]
+        if regions:
+            facts.append([regions, _region_facts(settings.slide, item.path)])
         if settings.slide.resample == "dct":  # which OpenSlide cannot do: the reader decides the pixels
             facts.append(settings.reader == "openslide")
         if settings.slide.coords is not None:
@@ -443,7 +459,12 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         digest = hashlib.sha256()
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
+        stated = stated_facts(item)
+        if any(each != TileFacts() for each in stated):  # a table may change, and its files may not
+            digest.update(repr(stated).encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
+        if settings.class_map is not None:
+            facts.append(settings.class_map)
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
@@ -455,6 +476,19 @@ def _coords_facts(coords: str, slide: Path) -> list[int]:
         return _size_and_time(coords_file(coords, slide))
     except HistoError:
         return []
+
+
+def _region_facts(settings: SlideSettings, slide: Path) -> list[list[int]]:
+    """Of the slide's areas and its mask; nothing of a file that is not there, which is reported when it is run."""
+    from histo_export.predict.regions import MASK, MASK_ENDINGS, ROI, ROI_ENDINGS
+
+    facts = []
+    for place, endings, kind in ((settings.roi, ROI_ENDINGS, ROI), (settings.mask, MASK_ENDINGS, MASK)):
+        try:
+            facts.append([] if place is None else _size_and_time(file_of(place, slide, endings, kind)))
+        except HistoError:
+            facts.append([])
+    return facts
 
 
 def _size_and_time(path: Path) -> list[int]:

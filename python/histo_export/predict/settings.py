@@ -86,6 +86,8 @@ class SlideSettings:
         geojson_origin: the origin of the coordinates in tiles.geojson.
         tissue: how tissue is found.
         smooth: whether the heat map shows the mean of overlapping squares at each point.
+        roi: path of a GeoJSON file with the areas to look at, or of a folder of them; None for the complete slide.
+        mask: the same of an image that is 0 where not to look; with `roi`, both must say so.
         coords: path of a patch file, or of a folder of them, that says where the squares are, in place of a grid on the
             tissue.
 
@@ -105,6 +107,13 @@ class SlideSettings:
     tissue: TissueSettings = field(default_factory=TissueSettings)
     smooth: bool = False
     coords: str | None = None
+    roi: str | None = None
+    mask: str | None = None
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether no region of the slide is chosen."""
+        return self.roi is None and self.mask is None
 
     def __post_init__(self) -> None:
         _check_range("--overlap", self.overlap, (0, 0.95), "", "0.5")
@@ -122,6 +131,8 @@ class SlideSettings:
                 "says where the tiles are, as --overlap, --stride and --everything do",
                 "Leave one of them out",
             )
+        if self.coords is not None and (self.roi is not None or self.mask is not None):
+            raise UsageError("--coords", "says where the tiles are, as --roi and --mask do", "Leave one of them out")
         if self.smooth and not self.overlap and self.stride_um is None and self.coords is None:
             raise UsageError("--smooth", "is the mean of overlapping squares, and none overlap", "Add --overlap 0.5")
 
@@ -142,6 +153,7 @@ class PredictSettings:
         tiles_format: of these pictures, "png" or "webp".
         features: the format of the file of feature vectors that each slide gets; None for no file.
         reader: what reads slides.
+        class_map: label or folder of a tile → its true class, "" where it has none; None where all are called alike.
 
     Raises:
         UsageError: an unknown filter or reader, or an impossible number.
@@ -158,6 +170,7 @@ class PredictSettings:
     tiles_format: TileFormat = "png"
     features: FeatureFormat | None = None
     reader: Reader = "auto"
+    class_map: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         _check("--reader", self.reader, get_args(Reader))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from histo_export.data.images import BadImageError, decode_image, read_image_bytes, resampled
+from histo_export.data.containers import Container, ImageFiles, Listing
+from histo_export.data.images import BadImageError, resampled
 from histo_export.errors import HistoError
 from histo_export.extras import install, installed
 from histo_export.predict.inputs import Failure, TileSetInput, text_of
 from histo_export.predict.judge import Judge
-from histo_export.predict.labels import labels_of
+from histo_export.predict.labels import groups_of, label_warnings, labels_of
 from histo_export.predict.loop import Logits, Pixels, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.pages.samples import SampleChoice, read_samples, seen_part
 from histo_export.predict.pages.tile_set import write_set_page
@@ -67,24 +68,19 @@ def open_tiles(
     HistoError where the tile is not an image, or `fitted` refuses it.
 
     Raises:
-        HistoError: the array that holds the tiles can't be opened any more.
+        HistoError: the file that holds the tiles can't be opened any more.
     """
-    if tiles.rows is not None:
-        try:
-            array = np.load(tiles.source, mmap_mode="r", allow_pickle=False)[tiles.rows.start : tiles.rows.stop]
-        except (OSError, ValueError) as error:
-            raise HistoError(tiles.source, f"can't be opened ({error})", "Check what wrote it") from error
-
-    def raw(index: int) -> Pixels:
-        if tiles.rows is not None:
-            return np.array(array[index])
-        try:
-            return decode_image(read_image_bytes(tiles.files[index]))
-        except BadImageError as error:
-            raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
+    if tiles.rows is None:
+        listing, first = Listing([str(file) for file in tiles.files]), 0
+        source: Container = ImageFiles(tiles.source, tiles.files, listing)
+    else:
+        source, first = tiles.container, tiles.rows.start
 
     def read(index: int) -> Pixels:
-        pixels = raw(index)
+        try:
+            pixels = source.tile(first + index)
+        except BadImageError as error:
+            raise HistoError(tiles.label(index), str(error), "Repair or delete it") from error
         if results is not None:
             results.hashes[index], results.enlarged[index] = tile_hash(pixels), spec.tile_size / min(pixels.shape[:2])
         return fitted(pixels, spec, resize, tiles.label(index), "Add --resize")
@@ -174,6 +170,7 @@ def write_tile_set(
     *,
     resize: Resample | None,
     trained_on: TrainedOn | None,
+    class_map: Mapping[str, str] | None = None,
 ) -> list[Failure]:
     """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, index.html, thumbnail.jpg, and
     pictures where `Judge` draws some.
@@ -187,6 +184,7 @@ def write_tile_set(
         folder: exists.
         resize: as in `predict_tiles`, for mistakes.png.
         trained_on: the tiles that the network was trained on; None where that is unknown.
+        class_map: see `labels.labels_of`.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -194,8 +192,8 @@ def write_tile_set(
     Raises:
         HistoError: no tile at all could be used.
     """
-    labels = labels_of(tiles, spec.classes)
-    judge = None if labels is None else Judge(spec, labels)
+    labels = labels_of(tiles, spec.classes, class_map)
+    judge = None if labels is None else Judge(spec, labels, groups_of(tiles))
     failures: list[Failure] = []
     executed: set[str] = set()
     counts = np.zeros(len(spec.classes), np.int64)
@@ -229,6 +227,7 @@ def write_tile_set(
         verdict = judge.write(folder, tiles, read)
     else:
         verdict = {"warnings": _seen_warnings(sum(seen.values()), int(counts.sum()))}
+    verdict["warnings"] += label_warnings(tiles, spec.classes, class_map)
     verdict["warnings"] += _enlarged_warnings(enlarged, int(counts.sum()))
     facts = {"tiles": int(counts.sum()), "failed": len(failures), "executed": "; ".join(sorted(executed))}
     classes = dict(zip(spec.classes, counts.tolist(), strict=True))

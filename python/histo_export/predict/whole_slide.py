@@ -7,11 +7,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 
 from histo_export.errors import HistoError
 from histo_export.predict.colours import class_colours
@@ -24,6 +25,7 @@ from histo_export.predict.ome_tiff import PROBABILITIES, write_probabilities
 from histo_export.predict.pages.samples import PassingSamples, Samples
 from histo_export.predict.pages.slide import SlideView, write_slide_page
 from histo_export.predict.pictures import Areas, Background, heat_map, tissue_picture
+from histo_export.predict.regions import RegionAreas, draw_regions, inside_regions, region_areas
 from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, SlideSettings
 from histo_export.predict.slide import NO_SCALE, MapAll, Pair, Pixels, Slide
 from histo_export.predict.smooth import can_average
@@ -69,6 +71,7 @@ class SlidePrediction:
         smooth: paint the mean of overlapping squares.
         features: the feature vectors, and where their tiles are; None if they were not asked for.
         drawn_tissue: tissue.png, if it has been drawn before.
+        regions: what of each named region is in which square; None where no regions have names.
     """
 
     classes: tuple[str, ...]
@@ -89,6 +92,7 @@ class SlidePrediction:
     smooth: bool = False
     features: tuple[FeaturePlaces, VectorStore] | None = None
     drawn_tissue: Future[bytes] | None = None
+    regions: RegionAreas | None = None
 
     def __repr__(self) -> str:
         return f"<SlidePrediction of {self.name}: {len(self.grid):,} squares, {len(self.classes)} classes>"
@@ -140,15 +144,40 @@ class SlidePrediction:
             "unanalysed_mm2": unanalysed,
             "tissue_mm2": round(sum(areas) + unanalysed, 6),  # of the rounded values, so that they add up
             "tissue_threshold": self.tissue.threshold,
+            **self._regions(chosen),
             "warnings": list(self.warnings),
         }
 
+    def _regions(self, chosen: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """What summary.json tells of each region; `chosen`: the class of each square."""
+        if self.regions is None:
+            return {}
+        mm2 = self.mpp[0] * self.mpp[1] / 1e6
+        rows = []
+        for i, (name, tissue) in enumerate(zip(self.regions.names, self.regions.tissue.tolist(), strict=True)):
+            squares, areas = self.regions.parts[i]
+            own = self.regions.of_square == i
+            sums = np.bincount(chosen[squares], weights=areas, minlength=len(self.classes)) * mm2
+            classes = {
+                each: {"tiles": int((chosen[own] == c).sum()), "area_mm2": round(float(sums[c]), 6)}
+                for c, each in enumerate(self.classes)
+            }
+            rows.append(
+                {"name": name, "tiles": int(own.sum()), "tissue_mm2": round(tissue * mm2, 6), "classes": classes}
+            )
+        return {"regions": rows}
+
     def _write_csv(self, file: TextIO) -> None:
-        """Writes tiles.csv with WSInfer's columns, in pixels of level 0."""
+        """Writes tiles.csv with WSInfer's columns, in pixels of level 0, and `region` where regions have names."""
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["minx", "miny", "width", "height", *(f"prob_{name}" for name in self.classes)])
+        columns = ["minx", "miny", "width", "height", *(f"prob_{name}" for name in self.classes)]
+        writer.writerow(columns if self.regions is None else [*columns, "region"])
         size = self.grid.size
-        writer.writerows([x, y, *size, *[f"{p:.7f}" for p in row]] for x, y, _, row in self._squares())
+        rows = ([x, y, *size, *[f"{p:.7f}" for p in row]] for x, y, _, row in self._squares())
+        if self.regions is not None:
+            names = (self.regions.names[i] for i in self.regions.of_square.tolist())
+            rows = ([*row, name] for row, name in zip(rows, names, strict=True))
+        writer.writerows(rows)
 
     def _squares(self) -> Iterator[tuple[int, int, int, list[float]]]:
         """Corner, class and probabilities of each square, as numbers of Python, which take much more memory."""
@@ -240,7 +269,8 @@ class PreparedSlide:
         mpp: µm per pixel of level 0, in x and y.
         layout, grid: its squares.
         cells: float64 `(n,)`, the tissue of each square's cell in pixels² of level 0.
-        tissue, background, warnings: see `SlidePrediction`.
+        tissue, background, warnings, regions: see `SlidePrediction`.
+        region_facts: for summary.json.
         seconds: that preparing took.
     """
 
@@ -255,6 +285,8 @@ class PreparedSlide:
     background: Background
     warnings: tuple[str, ...]
     seconds: float
+    regions: RegionAreas | None = None
+    region_facts: dict[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
         """Closes the slide."""
@@ -335,6 +367,7 @@ class PreparedSlide:
             facts=_facts(self, loop.runtime.executed) | {"geojson_origin": list(origin)},
             geojson_origin=origin,
             warnings=self.warnings,
+            regions=self.regions,
             smooth=self.settings.smooth and can_average(grid),
             features=None if store is None else (self._feature_places(), store),
         )
@@ -363,10 +396,14 @@ def prepare_slide(slide: Slide, spec: ModelSpec, settings: SlideSettings, map_al
     layout = make_layout(spec, mpp, settings)
     warnings = (*check_scale(slide, mpp, layout, spec), *_check_dct(slide, settings))
     background, tissue = _survey(slide, mpp, settings, map_all)
+    drawn = draw_regions(slide, settings, tissue.mask.shape, tissue.downsample)
+    tissue = inside_regions(tissue, drawn)
     grid, cells, of_places = _place_squares(slide, layout, settings, tissue)
-    warnings += of_places
+    regions = region_areas(drawn, tissue, grid)
+    warnings += (*of_places, *(drawn.warnings if drawn else ()))
     seconds = time.perf_counter() - start
-    return PreparedSlide(slide, spec, settings, mpp, layout, grid, cells, tissue, background, tuple(warnings), seconds)
+    found = layout, grid, cells, tissue, background, tuple(warnings), seconds, regions, drawn.facts if drawn else {}
+    return PreparedSlide(slide, spec, settings, mpp, *found)
 
 
 def predict_slide(
@@ -402,7 +439,9 @@ def _place_squares(
         (grid, cells), warnings = make_grid(size, layout, settings, tissue), ()
     if not len(grid):
         raise HistoError(
-            slide.path, "has no tile with enough tissue", "Look at it, or use --everything or --tissue-threshold"
+            slide.path,
+            f"has no tile with enough tissue{'' if settings.everywhere else ' in the region'}",
+            "Look at it, or use --everything or --tissue-threshold",
         )
     if settings.smooth and not can_average(grid):
         strides = zip(layout.stride, layout.square, strict=True)
@@ -464,6 +503,7 @@ def _facts(prepared: PreparedSlide, executed: str) -> dict[str, Any]:
         "resample": settings.resample,
         **({"decoded_at": f"1/{shrink}"} if settings.resample == "dct" else {}),
         "csv_origin": [0, 0],
+        **prepared.region_facts,
     }
     if settings.coords is None:
         return facts
