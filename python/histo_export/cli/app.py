@@ -17,6 +17,7 @@ from rich.markup import escape
 from histo_export import __version__
 from histo_export.cli import show
 from histo_export.cli.bench import bench
+from histo_export.cli.data import data
 from histo_export.cli.doctor import doctor
 from histo_export.cli.examples import EXAMPLES, FIRST_STEPS
 from histo_export.cli.export import export
@@ -63,6 +64,7 @@ _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))
 _add(app, "serve", expand_options(serve))
 _add(app, "inspect", expand_options(inspect))
+_add(app, "data", data)
 _add(app, "doctor", doctor)
 _add(export_app, "export", expand_options(export, TRAINING_ORDER))
 

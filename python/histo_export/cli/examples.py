@@ -51,6 +51,12 @@ EXAMPLES = {
         "histo inspect runs/tiles-pool2/best.ckpt --json",
         "histo inspect --pool 8 --classes 6",
     ),
+    "data": (
+        "histo data",
+        "histo data kather2016",
+        "histo data --verify",
+        "histo data --remove nct-crc-he",
+    ),
     "doctor": ("histo doctor", "histo doctor --json"),
 }
 """Of each command; the first line is the simplest."""

@@ -85,7 +85,8 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic)."
+            metavar="TILES",
+            help="A folder of images, .npy arrays, a public set ([b]histo data[/b]) or [b]demo[/b] (synthetic).",
         ),
     ] = None,
     checkpoint: Annotated[

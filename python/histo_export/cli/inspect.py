@@ -153,6 +153,8 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
         "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
+        "licence of the data": data.get("licence", ""),
+        "cite": data.get("citation", ""),
         "split": data.get("split", ""),
         "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
         "epoch": epoch_note(training),
