@@ -24,6 +24,7 @@ from histo_export.cli.export import export
 from histo_export.cli.inspect import inspect
 from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
+from histo_export.cli.push import push
 from histo_export.cli.serve import serve
 from histo_export.cli.study import study
 from histo_export.cli.train import train
@@ -64,6 +65,7 @@ _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))
 _add(app, "serve", expand_options(serve))
 _add(app, "inspect", expand_options(inspect))
+_add(app, "push", push)
 _add(app, "data", data)
 _add(app, "doctor", doctor)
 _add(export_app, "export", expand_options(export, TRAINING_ORDER))

@@ -39,6 +39,7 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slide.svs --overlap 0.5 --precision bf16",
         "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
         "histo predict bundles/tiles-pool2 slides/ --coords patches/",
+        "histo predict hf://org/name@v2 slides/",
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",
@@ -50,6 +51,10 @@ EXAMPLES = {
         "histo inspect bundles/tiles-pool2 --plan throughput",
         "histo inspect runs/tiles-pool2/best.ckpt --json",
         "histo inspect --pool 8 --classes 6",
+    ),
+    "push": (
+        "histo push bundles/tiles-pool2 org/name --create --private",
+        "histo push bundles/tiles-pool2 org/name --revision v2",
     ),
     "data": (
         "histo data",

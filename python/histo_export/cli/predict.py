@@ -184,7 +184,10 @@ def predict(
     from histo_export.predict.messages import collected_messages
 
     with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
+        from histo_export.export.hub import local_bundle
         from histo_export.predict.run import predict as predict_all
+
+        bundle = local_bundle(bundle)
 
         with _progress(output.quiet) as report:
             command = show.command_line("histo", *sys.argv[1:])

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from histo_export.bundle_files import CONFIG
+from histo_export.bundle_files import CONFIG, hub_origin
 from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, trained_on
@@ -484,6 +484,7 @@ def _record(
         "settings": asdict(settings),
         "bundle": {
             "path": text_of(bundle.path),
+            "hub": hub_origin(bundle.path),
             "files": {name: entry.sha256 for name, entry in bundle.config.histo.files.items()},
         },
         "machine": this_machine().model_dump(),
