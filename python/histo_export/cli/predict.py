@@ -82,6 +82,12 @@ class FurtherOptions:
         ),
     ] = None
 
+    table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F", help="A further table, for AnnData (squidpy, scanpy, LazySlide): [b]h5ad[/b] or [b]zarr[/b]."
+        ),
+    ] = None
     tiles_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each tile of a slide as a picture into DIR/<slide>/.")
     ] = None
@@ -224,6 +230,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOpti
         tiles_out=None if further.tiles_out is None else str(further.tiles_out.absolute()),
         tiles_format=further.tiles_format,  # type: ignore[arg-type]  # checked by the class
         reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
+        table=further.table,  # type: ignore[arg-type]  # checked by the class
     )
 
 

@@ -24,6 +24,7 @@ from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, trained_on
 from histo_export.files import atomic_folder, hidden_paths, own_folder
+from histo_export.predict.anndata_table import check_table, run_record
 from histo_export.predict.inputs import (
     Failure,
     Input,
@@ -58,7 +59,6 @@ from histo_export.predict.work import (
 )
 from histo_export.spec import ModelSpec
 from histo_export.system import peak_memory
-from histo_export.trained_on import TrainedOn
 
 RESULTS = 2
 """The version of what results mean. A new version makes results of older ones count as those of other settings."""
@@ -164,12 +164,14 @@ def predict(
     began = time.time()
     with collected_messages() as messages:
         check_ray(ray)
+        if settings.table is not None:
+            check_table(settings.table)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs, settings)
-        run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
+        run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, opened)
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
         with own_folder(out) as still_own:
@@ -274,10 +276,11 @@ class _Run:
         settings: PredictSettings,
         inputs: Sequence[_InputRun],
         report: Callable[[Progress], None],
-        trained_on: TrainedOn | None,
+        bundle: Bundle,
     ) -> None:
         self.out, self.spec, self.settings, self.report = out, spec, settings, report
-        self.trained_on = trained_on
+        self.trained_on = trained_on(bundle)
+        self.table = None if settings.table is None else (settings.table, run_record(bundle, settings))
         self.inputs = {each.item.name: each for each in inputs}
         self.executed: list[str] = []
         self.tiles_done: dict[tuple[str, int], int] = {}
@@ -398,7 +401,9 @@ class _Run:
         try:
             with atomic_folder(self.out / item.name) as folder:
                 shards, resize = map(read_shard, places), self.settings.resize
-                lost = write_tile_set(item, self.spec, shards, folder, resize=resize, trained_on=self.trained_on)
+                lost = write_tile_set(
+                    item, self.spec, shards, folder, resize=resize, trained_on=self.trained_on, table=self.table
+                )
                 each.done.tiles = len(item) - len(lost)
                 write_done(folder, key, each.done.tiles, source_of(item), lost)
         except Exception as error:
@@ -444,6 +449,8 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         for i, file in enumerate(files):
             digest.update(f"{item.label(i)}\0{_size_and_time(file)}\0".encode(errors="surrogateescape"))
         facts = [digest.hexdigest(), settings.resize]
+    if settings.table is not None:
+        facts.append(["table", settings.table])
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
