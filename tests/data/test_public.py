@@ -459,7 +459,7 @@ def test_a_set_by_hand(tmp_path: Path) -> None:
     """No program can download LC25000: how to get it is told, and it is opened from where it was put."""
     record = SETS["lc25000"]
     with pytest.raises(
-        HistoError, match=r"cannot be downloaded by a program. Download LC25000.zip from https.*run again"
+        HistoError, match=r"cannot be downloaded by a program. To get it, download LC25000.zip from https.*run again"
     ):
         public.fetch(record, tmp_path)
     body = zipped({f"lung_image_sets/{c}": 7 for c in record.classes}, "lung_colon_image_set", side=8, suffix="jpeg")

@@ -176,8 +176,8 @@ def _address(record: PublicSet, archive: Archive, file: Path) -> str:
 
 
 def _by_hand(archive: Archive, file: Path) -> str:
-    by_hand = f"ownload {archive.file} from {archive.page} by hand and put it at {file}"
-    return f"D{by_hand}, then run again" if archive.url is None else f"Run again to go on, or d{by_hand}"
+    step = f"download {archive.file} from {archive.page} by hand and put it at {file}"
+    return f"To get it, {step}, then run again" if archive.url is None else f"Run again to go on, or {step}"
 
 
 def _lacking(archive: Archive, root: Path, folders: Sequence[str]) -> str:
