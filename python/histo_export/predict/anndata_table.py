@@ -7,6 +7,7 @@ pixels of level 0, and `uns["spatial"]` the picture and the scales that squidpy 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -132,5 +133,7 @@ def _write(
     if path.suffix == ".h5ad":
         data.write_h5ad(path, compression="gzip")
         return
-    with anndata.settings.override(zarr_write_format=3):  # 2 ends with the next versions of anndata
+    with anndata.settings.override(zarr_write_format=2), warnings.catch_warnings():
+        # Format 3 has no stable form of the texts in `uns`, and zarr warns of that; anndata warns of format 2.
+        warnings.filterwarnings("ignore", message="Writing zarr v2 data")
         data.write_zarr(path)

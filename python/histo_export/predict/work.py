@@ -286,11 +286,14 @@ class Worker:
     def _write_slide(self, done: WorkDone, prediction: SlidePrediction) -> tuple[int, StageSeconds, str]:
         start = time.perf_counter()
         with atomic_folder(done.work.place(self.out)) as folder:
-            if self.settings.table is not None:
-                write_slide_table(folder, self.settings.table, prediction, self.record)
-            if prediction.features is not None and self.settings.features is not None:
-                write_features(folder, self.settings.features, *prediction.features)
-                prediction.features[1].close()
+            try:
+                if self.settings.table is not None:
+                    write_slide_table(folder, self.settings.table, prediction, self.record)
+                if prediction.features is not None and self.settings.features is not None:
+                    write_features(folder, self.settings.features, *prediction.features)
+            finally:
+                if prediction.features is not None:
+                    prediction.features[1].close()
             prediction.write(folder, in_run=True)
             write_done(folder, done.work.key, done.tiles, source_of(done.work.item))
         spent = time.perf_counter() - start
