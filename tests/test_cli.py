@@ -171,7 +171,8 @@ def test_pairs_are_lines_on_a_narrow_terminal(
 
 
 def test_all_formats_beside_some_are_all() -> None:
-    assert _formats("onnx, all") == _formats("all") == list(FORMATS)
+    assert _formats("onnx, all") == _formats("all") == [name for name in FORMATS if name != "timm"]
+    assert _formats("all,timm") == list(FORMATS)
     assert _formats("native,onnx") == ["onnx", "native"]
 
 

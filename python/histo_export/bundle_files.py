@@ -22,5 +22,16 @@ MODELS = (ONNX, INT8_ONNX, TORCHSCRIPT, NATIVE, PT2)
 
 
 def model_name(bundle: Path) -> str:
-    """What servers call a bundle: its folder's name, with dashes for characters that a URL would escape."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", bundle.absolute().name).strip("-") or "model"
+    """What servers call a bundle: its folder's name, or its repository's, with dashes for characters that a URL would
+    escape."""
+    origin = hub_origin(bundle)
+    name = bundle.absolute().name if origin is None else origin["repository"].partition("/")[2]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
+
+
+def hub_origin(folder: Path) -> dict[str, str] | None:
+    """Repository and commit of a folder in the cache of Hugging Face's hub; None for any other folder."""
+    parts = folder.absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    return {"repository": parts[-3].removeprefix("models--").replace("--", "/", 1), "commit": parts[-1]}

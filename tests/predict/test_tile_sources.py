@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from container_files import (
     Tiles,
     png,
@@ -22,6 +21,7 @@ from container_files import (
     write_tar,
     write_zip,
 )
+
 from histo_export import UsageError
 from histo_export.predict import judge
 from histo_export.predict.inputs import TileSetInput, find_inputs

@@ -17,12 +17,14 @@ from rich.markup import escape
 from histo_export import __version__
 from histo_export.cli import show
 from histo_export.cli.bench import bench
+from histo_export.cli.data import data
 from histo_export.cli.doctor import doctor
 from histo_export.cli.examples import EXAMPLES, FIRST_STEPS
 from histo_export.cli.export import export
 from histo_export.cli.inspect import inspect
 from histo_export.cli.options import TRAINING_ORDER, expand_options
 from histo_export.cli.predict import predict
+from histo_export.cli.push import push
 from histo_export.cli.serve import serve
 from histo_export.cli.study import study
 from histo_export.cli.train import train
@@ -63,6 +65,8 @@ _add(app, "bench", expand_options(bench))
 _add(app, "predict", expand_options(predict))
 _add(app, "serve", expand_options(serve))
 _add(app, "inspect", expand_options(inspect))
+_add(app, "push", push)
+_add(app, "data", data)
 _add(app, "doctor", doctor)
 _add(export_app, "export", expand_options(export, TRAINING_ORDER))
 

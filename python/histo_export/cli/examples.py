@@ -42,6 +42,7 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slides/ --coords patches/",
         "histo predict bundles/tiles-pool2 slides/ --roi annotations/",
         "histo predict bundles/tiles-pool2 tiles.zip --class-map classes.csv",
+        "histo predict hf://org/name@v2 slides/",
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",
@@ -53,6 +54,16 @@ EXAMPLES = {
         "histo inspect bundles/tiles-pool2 --plan throughput",
         "histo inspect runs/tiles-pool2/best.ckpt --json",
         "histo inspect --pool 8 --classes 6",
+    ),
+    "push": (
+        "histo push bundles/tiles-pool2 org/name --create --private",
+        "histo push bundles/tiles-pool2 org/name --revision v2",
+    ),
+    "data": (
+        "histo data",
+        "histo data kather2016",
+        "histo data --verify",
+        "histo data --remove nct-crc-he",
     ),
     "doctor": ("histo doctor", "histo doctor --json"),
 }

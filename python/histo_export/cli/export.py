@@ -86,7 +86,8 @@ def export(
         str | None,
         typer.Option(
             metavar="TILES",
-            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b] (synthetic).",
+            help="A folder of images, an archive, a table, .npy arrays, a public set ([b]histo data[/b]) or "
+            "[b]demo[/b] (synthetic).",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -109,6 +110,9 @@ def export(
     """
     formats = _formats(bundle.formats)
     _check_precision(bundle, formats)
+    if "timm" in formats and pool not in (None, 1):
+        cause = f"is for pool 1, and this network has pool {pool}"
+        raise UsageError("--formats timm", cause, "Leave timm out, or use --pool 1")
     checkpoint = _checkpoint_file(source, checkpoint) if study is None else _of_study(study, source or checkpoint)
     if checkpoint is not None:
         _check_checkpoint_options(data, tiles, training, bundle)
@@ -222,14 +226,14 @@ def _train(options: RunOptions, out: Path, output: OutputOptions) -> tuple[TileD
 
 
 def _formats(text: str) -> list[str]:
-    """ "onnx,native" or "all" → keys of `FORMATS`, in its order."""
+    """ "onnx,native" or "all" → keys of `FORMATS`, in its order. "all" are those that every model can have."""
     known = tuple(FORMATS)
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         one_of("--formats", name, (*known, "all"))
     if not names:
         raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
-    return [name for name in known if name in names or "all" in names]
+    return [name for name in known if name in names or ("all" in names and not FORMATS[name].named_only)]
 
 
 def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:

@@ -98,8 +98,10 @@ def inspect(
 
 def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
     """The model of a bundle, a run or a checkpoint, the bundle's own block, and the other facts as plain values."""
+    from histo_export.export.hub import local_bundle
     from histo_export.training.folder import RunFolder
 
+    source = local_bundle(source)
     best = RunFolder(source).best
     if best.exists():
         source = best
@@ -153,6 +155,8 @@ def _print_facts(source: str, spec: ModelSpec, facts: dict[str, Any]) -> None:
         "scale": f"{spec.mpp:g} µm per pixel" if spec.mpp else "µm per pixel unknown",
         "normalisation": f"inside the files: mean {mean}, std {std} of values in [0, 1]",
         "trained on": _elsewhere(training) or (f"{name}{made}" if name else "unknown"),
+        "licence of the data": data.get("licence", ""),
+        "cite": data.get("citation", ""),
         "split": data.get("split", ""),
         "training": ", ".join(f"{key} {value}" for key, value in described_settings(training).items()) or "unknown",
         "epoch": epoch_note(training),
@@ -247,11 +251,13 @@ def _inspect_plan(bundle: Path | None, profile: str, precision: str | None, batc
     from histo_export import _core
     from histo_export.bundle_files import NATIVE
     from histo_export.export.bundle import open_bundle
+    from histo_export.export.hub import local_bundle
     from histo_export.runtimes.native import median_layer_times, open_engine
 
     one_of("--plan", profile, _core.PROFILES)
     if precision is not None:
         one_of("--precision", precision, PRECISIONS)
+    bundle = local_bundle(bundle)
     opened = open_bundle(bundle)
     if NATIVE not in opened.models:
         raise HistoError(bundle, f"has no {NATIVE}, the native engine's file", "Export with --formats native")

@@ -83,7 +83,10 @@ AsJson = Annotated[
     bool, typer.Option("--json", metavar="", help="Print the result as JSON; nothing else goes to stdout.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="No progress, only the result.")]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote.")]
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME[@REV]."),
+]
 
 
 @dataclass(frozen=True)

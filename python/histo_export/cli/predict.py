@@ -82,6 +82,12 @@ class FurtherOptions:
         ),
     ] = None
 
+    table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F", help="A further table, for AnnData (squidpy, scanpy, LazySlide): [b]h5ad[/b] or [b]zarr[/b]."
+        ),
+    ] = None
     tiles_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each tile of a slide as a picture into DIR/<slide>/.")
     ] = None
@@ -207,7 +213,10 @@ def predict(
     from histo_export.predict.messages import collected_messages
 
     with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
+        from histo_export.export.hub import local_bundle
         from histo_export.predict.run import predict as predict_all
+
+        bundle = local_bundle(bundle)
 
         with _progress(output.quiet) as report:
             command = show.command_line("histo", *sys.argv[1:])
@@ -250,6 +259,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOpti
         tiles_out=None if further.tiles_out is None else str(further.tiles_out.absolute()),
         tiles_format=further.tiles_format,  # type: ignore[arg-type]  # checked by the class
         reader=slide.reader,  # type: ignore[arg-type]  # checked by the class
+        table=further.table,  # type: ignore[arg-type]  # checked by the class
     )
 
 

@@ -103,7 +103,12 @@ class LimitOptions:
 
 def serve(
     *,
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Folders that [b]histo export[/b] wrote.")],
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE…", help="Folders that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME[@REV]."
+        ),
+    ],
     address: AddressOptions,
     engine: EngineOptions,
     limits: LimitOptions,
@@ -116,6 +121,7 @@ def serve(
     """
     needs("histo serve", "serve")
     settings = _settings(address, engine, limits)
+    from histo_export.export.hub import local_bundle
     from histo_export.serve.run import serve as run
 
     if not settings.loopback and settings.token is None:
@@ -124,7 +130,7 @@ def serve(
             f"with --token-file or {TOKEN}.",
             soft_wrap=True,
         )
-    run(bundles, settings, started=_started)
+    run(list(map(local_bundle, bundles)), settings, started=_started)
 
 
 def _started(address: str, models: Sequence[Model], stop: Callable[[], None]) -> None:

@@ -108,7 +108,9 @@ def study(
     source: Annotated[str | None, typer.Argument(metavar="[TILES]", help="The tiles, as for --data.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="TILES", help="A folder of images, .npy arrays, [b]kather2016[/b] or [b]demo[/b]."),
+        typer.Option(
+            metavar="TILES", help="A folder of images, .npy arrays, a public set ([b]histo data[/b]) or [b]demo[/b]."
+        ),
     ] = None,
     comparison: DesignOptions,
     run: RunOptions,
@@ -196,10 +198,11 @@ def _config(
 
 def _check_place(out: Path, name: str) -> None:
     """UsageError where `out` is not a place for a study."""
+    from histo_export.data import is_name
     from histo_export.study.runs import StudyFolder
     from histo_export.training.folder import check_place
 
-    check_place(out, None if name in ("demo", "kather2016") else home_path(name))
+    check_place(out, None if is_name(name) else home_path(name))
     others = [path for path in out.iterdir() if not path.name.startswith(".")] if out.is_dir() else []
     if others and not StudyFolder(out).design.is_file():
         raise UsageError(out, f"exists and is not a study (it holds {others[0].name})", "Choose another --out")
@@ -209,12 +212,11 @@ def _design(
     name: str, comparison: DesignOptions, recipes: tuple[str, ...], config: TrainConfig, tiles: TileOptions, quiet: bool
 ) -> tuple[Design, TileData]:
     """The study, and its tiles, which are opened when all that could be wrong without them is known to be right."""
+    from histo_export.data import default_crop, is_name
     from histo_export.study.design import Design
 
-    if name == "demo" and tiles.crop is None:
+    if is_name(name) and tiles.crop is None:
         from dataclasses import replace
-
-        from histo_export.data import default_crop
 
         tiles = replace(tiles, crop=default_crop(name))
     pools = counts("--pools", comparison.pools)

@@ -66,7 +66,9 @@ class RunOptions:
     @property
     def folder(self) -> Path | None:
         """The folder or file of the tiles; None where they are known by a name."""
-        return None if self.data in ("demo", "kather2016") else home_path(self.data)
+        from histo_export.data import is_name
+
+        return None if is_name(self.data) else home_path(self.data)
 
     @property
     def name(self) -> str:
@@ -76,15 +78,15 @@ class RunOptions:
         return f"{name_of(self.data)}-pool{self.pool}"
 
     def resolved(self) -> RunOptions:
-        """The same with values for options that have none; the demo tiles are small and train quickly.
+        """The same with values for options that have none; some sets have small tiles, and the demo trains quickly.
 
         The epochs may stay open: they are the recipe's, or those of the run to resume.
         """
-        from histo_export.data import default_crop
+        from histo_export.data import default_crop, is_name
         from histo_export.training.recipes import RECIPES
 
         training, tiles = self.training, self.tiles
-        if self.data == "demo" and tiles.crop is None:
+        if is_name(self.data) and tiles.crop is None:
             tiles = replace(tiles, crop=default_crop(self.data))
         named = (training.recipe, training.epochs, training.steps, training.batch, training.lr)
         unset = all(value is None for value in named)
@@ -218,7 +220,8 @@ def train(
         str | None,
         typer.Option(
             metavar="TILES",
-            help="A folder of images, an archive, a table, .npy arrays, [b]kather2016[/b] or [b]demo[/b].",
+            help="A folder of images, an archive, a table, .npy arrays, a public set ([b]histo data[/b]) or "
+            "[b]demo[/b].",
         ),
     ] = None,
     out: Annotated[
@@ -242,7 +245,11 @@ def train(
         raise UsageError(f"--data {data}", f"names other tiles than {source}", "Leave one of them out")
     options = RunOptions(source or data or "", pool or 1, tiles, training, cluster)
     if not options.data and not (resume and out):
-        raise UsageError("The tiles", "are not given", "Use e.g. histo train DIR, or --data kather2016 or demo")
+        raise UsageError(
+            "The tiles",
+            "are not given",
+            "Use e.g. histo train DIR, or --data kather2016 or demo (histo data lists public sets)",
+        )
     if resume:
         out = out or Path("runs") / options.name
         options = _resumed(options, out, _typed(context, source))

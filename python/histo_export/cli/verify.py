@@ -47,7 +47,9 @@ def verify(
     require_device(device)
     from histo_export.export.bundle import open_bundle
     from histo_export.export.checks import check_files, raise_if_diverged
+    from histo_export.export.hub import local_bundle
 
+    bundle = local_bundle(bundle)
     opened = open_bundle(bundle)
     with show.status("checking", quiet) as report:
         checks = check_files(bundle, opened.models, usable_cpus(), device, report, only)

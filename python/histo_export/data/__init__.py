@@ -4,7 +4,7 @@
     data = open_data("tiles.npy")         # uint8 (n, h, w, 3)
     data = open_data("tiles.csv")         # columns path, label and perhaps split and group
     data = open_data("tiles.zip")         # or .tar, .npz, .parquet, and folders of these: see `containers`
-    data = open_data("kather2016")        # downloaded once
+    data = open_data("kather2016")        # a public set, downloaded once
     data = open_data("demo")              # generated, synthetic
     data.train.tile(0), data.train.labels[0], data.classes
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from histo_export.data.public_sets import SETS
 from histo_export.data.split import Split
 from histo_export.data.tiles import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
@@ -45,16 +46,16 @@ def open_data(
     """Open and check a set of tiles.
 
     Args:
-        spec: `"demo"`, `"kather2016"`, a folder of images, a CSV or Parquet table of images, a `.npy` file, a folder
-            of `.npy` files, or a file that holds tiles (`containers.KINDS`), or a folder of such files.
+        spec: `"demo"`, a name of `public_sets.SETS`, a folder of images, a CSV or Parquet table of images, a `.npy`
+            file, a folder of `.npy` files, or a file that holds tiles (`containers.KINDS`), or a folder of such files.
             Write `./demo` for a folder with the name demo.
         classes: class names in label order; default all of them (kather2016: six of eight). For arrays
             without a list of names they are the names of all labels.
-        crop: side in pixels of the square that the model sees; every tile must hold it. Default 128, of the demo 56.
+        crop: side in pixels of the square that the model sees; every tile must hold it; default: see `default_crop`.
         split: (train, val, test) as fractions that sum to at most 1, or as counts per class, for a set
             that is not split yet; default 0.68/0.16/0.16 (kather2016: 425/100/100).
         seed: integer ≥ 0 of that split, or of the demo's tiles.
-        cache: where kather2016 is kept; default `$HISTO_CACHE` or `~/.cache/histo-export`.
+        cache: where public sets are kept; default `$HISTO_CACHE` or `~/.cache/histo-export`.
         demo_size: demo tiles per class in train, val and test.
         groups: which tiles lie on one side of a split, because they are of one slide or patient; see
             `groups.grouping_named`.
@@ -80,12 +81,14 @@ def open_data(
     from histo_export.data.groups import grouping_named
 
     grouping = None if groups is None else grouping_named(groups)
-    if class_map is not None and spec == "kather2016":
-        raise UsageError("class-map", "kather2016 has names of its own for its classes", "Choose them with --classes")
-    if spec == "kather2016":
-        from histo_export.data.kather2016 import open_kather2016
+    if isinstance(spec, str) and spec in SETS:
+        if class_map is not None:
+            raise UsageError("class-map", f"{spec} has names of its own for its classes", "Choose them with --classes")
+        from histo_export.data.public import open_public
 
-        return open_kather2016(classes=classes, crop=crop, split=split, seed=seed, cache=cache, grouping=grouping)
+        return open_public(
+            SETS[spec], classes=classes, crop=crop, split=split, seed=seed, cache=cache, grouping=grouping
+        )
 
     path = home_path(spec)
     if not _exists(path):
@@ -134,16 +137,23 @@ def _opener(path: Path, typed: str) -> Callable[..., TileData]:
 
 
 def default_crop(spec: str | Path) -> int:
-    """The crop where the user names none: 128 pixels as in the report, and less for the demo, whose tiles are small."""
+    """The crop where the user names none: 128 pixels as in the report, and less for sets whose tiles are small."""
+    if isinstance(spec, str) and spec in SETS:
+        return SETS[spec].crop
     from histo_export.data.demo import CROP
 
     return CROP if spec == "demo" else 128
 
 
+def is_name(spec: str | Path) -> bool:
+    """Whether tiles are known by a name, and not by a path."""
+    return spec == "demo" or (isinstance(spec, str) and spec in SETS)
+
+
 def name_of(spec: str | Path) -> str:
     """The name of a set of tiles: of a path the last part only, because model cards travel, and a home folder's path
     should not."""
-    return str(spec) if spec in ("demo", "kather2016") else home_path(spec).resolve().name or str(spec)
+    return str(spec) if is_name(spec) else home_path(spec).resolve().name or str(spec)
 
 
 def _exists(path: Path) -> bool:
@@ -156,9 +166,12 @@ def _exists(path: Path) -> bool:
 
 
 def _suggestion(path: Path, name: str) -> str:
-    known = {"demo": "demo", "kather2016": "kather2016"}
+    known = {each: each for each in ("demo", *SETS)}
     with contextlib.suppress(OSError, ValueError):
         known |= {p.name: str(p) for p in path.parent.iterdir()}
     near = difflib.get_close_matches(path.name or name, list(known), n=1, cutoff=0.6)
     hint = f"Did you mean {known[near[0]]}? " if near else ""
-    return f"{hint}Give a folder of images, a .npy, .csv, .parquet, .zip, .tar or .npz file, demo or kather2016"
+    return (
+        f"{hint}Give a folder of images, a .npy, .csv, .parquet, .zip, .tar or .npz file, demo, or a public set "
+        "(histo data lists them)"
+    )

@@ -89,6 +89,42 @@ def open_folder(
     return files.decoded(name, crop, "" if grouping is None else grouping.source)
 
 
+def open_with_test(
+    root: Path,
+    test: Path,
+    *,
+    name: str,
+    classes: Sequence[str],
+    crop: int,
+    split: Split,
+    seed: int = 0,
+    grouping: Grouping | None = None,
+) -> TileData:
+    """Opens a folder of classes that is split into train and val, and another one of the same classes, the test.
+
+    Args:
+        root, test: a folder per class each, beside each other.
+        split: fractions of `root`. The third part is trained on, too, because the test comes from the other folder.
+
+    The other arguments and the errors are those of `open_folder`.
+    """
+    own, others = _list_images(root), _list_images(test)
+    chosen = _chosen_classes(root, own, classes, None)
+    _chosen_classes(test, others, classes, None)
+    (paths, labels, _), (test_paths, test_labels, _) = own.images_of(chosen), others.images_of(chosen)
+    paths, labels = paths + test_paths, np.concatenate([labels, test_labels])
+    names = [path.relative_to(root.parent).as_posix() for path in paths]
+    groups = None if grouping is None else grouping.groups_of(names)
+    n = len(paths) - len(test_paths)
+    train, val, rest = split_tiles(labels[:n], None if groups is None else groups[:n], chosen, split, seed, root)
+    parts = [np.sort(np.concatenate([train, rest])), val, np.arange(n, len(paths))]
+    refuse_shared(groups, parts, root.parent)
+    notes = [*own.left_out.notes(root), *others.left_out.notes(test)]
+    tiles = ImageFiles(root.parent, paths, Listing(names))
+    files = TileFiles(root.parent, tiles, range(len(names)), names, labels, chosen, parts, groups, notes)
+    return files.decoded(name, crop, "" if grouping is None else grouping.source)
+
+
 @dataclass(frozen=True)
 class TileFiles:
     """Labelled tiles, split, before any is read.

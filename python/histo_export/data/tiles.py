@@ -109,7 +109,7 @@ class TileData:
     """
 
     name: str
-    """`"demo"`, `"kather2016"`, or the name of the folder or file, without its path."""
+    """`"demo"`, the name of a public set, or the name of the folder or file, without its path."""
     classes: tuple[str, ...]
     """Class names in label order."""
     train: TileSet
@@ -134,6 +134,10 @@ class TileData:
     """Side in pixels that the tiles had before they were resampled to `tile_size`; None where they were not."""
     groups_from: str = ""
     """Where the groups of the tiles come from, as the user named it; "" where no groups are known."""
+    licence: str = ""
+    """Of a public set, as its publisher names it."""
+    citation: str = ""
+    """Of a public set: what to cite."""
 
     @property
     def trained_on(self) -> TrainedOn:

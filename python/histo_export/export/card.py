@@ -49,6 +49,8 @@ def model_card(config: BundleConfig, spec: ModelSpec) -> str:
         "## Training",
         "",
         f"- Data: {data.get('description') or data.get('name', 'not recorded')}",
+        *([f"- Licence of the data: {_plain(data['licence'])}"] if data.get("licence") else []),
+        *([f"- Cite the data: {_plain(data['citation'])}"] if data.get("citation") else []),
         f"- Data fingerprint: `{data.get('fingerprint', 'not recorded')}`",
         *([f"- Split: {data['split']}"] if data.get("split") else []),
         *(

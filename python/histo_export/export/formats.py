@@ -112,6 +112,7 @@ class Format:
         own_tolerance: allowed error of the logits where it is not `parity.FP32_TOLERANCE`, in the same unit.
         needs: names of the formats whose files it is made from, which are written too.
         further: matches the names of all other files that it may make.
+        named_only: not every model can have it, so that "all" leaves it out.
     """
 
     module: str
@@ -120,6 +121,7 @@ class Format:
     own_tolerance: float | None = None
     needs: tuple[str, ...] = ()
     further: re.Pattern[str] | None = None
+    named_only: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -146,6 +148,7 @@ FORMATS: dict[str, Format] = {
     "native": Format("native", NATIVE, ("native", "torch")),
     "pt2": Format("pt2", PT2, ("torch-export",)),
     "triton": Format("triton", None, needs=("onnx",), further=_TRITON_FILES),
+    "timm": Format("timm", None, further=re.compile(r"timm/(config\.json|model\.safetensors)"), named_only=True),
 }
 """What `--formats` names, in the order in which the files are written and listed."""
 

@@ -29,6 +29,8 @@ class _Data(_Entries):
     split: str = ""
     groups: dict[str, _Count] | None = None
     notes: list[str] = []
+    licence: str = ""
+    citation: str = ""
 
 
 class _Measure(_Entries):

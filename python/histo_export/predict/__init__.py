@@ -203,7 +203,7 @@ def load(
     """Opens a bundle after checking every file against its sha256.
 
     Args:
-        bundle: a folder that `histo export` wrote.
+        bundle: a folder that `histo export` wrote, or `hf://org/name[@revision]`.
         runtime: a key of `histo_export.runtimes.RUNTIMES`.
         precision: "fp32", "bf16x3", "bf16" or "int8"; default: what the bundle is made for. `runtime.executed` of the
             result tells what runs.
@@ -214,6 +214,7 @@ def load(
         UsageError: `bundle` is not a bundle, or there is no such runtime, or not in this precision.
         HistoError: the bundle is damaged or lacks the runtime's file, or the runtime or the precision is unavailable.
     """
+    from histo_export.export.hub import local_bundle
     from histo_export.predict.work import check_model, open_model
 
     folder = path_of("bundle", bundle, "Name a folder that histo export wrote")
@@ -221,5 +222,5 @@ def load(
         raise UsageError(f"threads={threads!r}", "is not 0 or more", "Give a number, or 0 for all usable CPUs")
     one_device(device)
     threads = int(threads) or usable_cpus()
-    checked, spec, chosen = check_model(folder, runtime, precision)
+    checked, spec, chosen = check_model(local_bundle(folder), runtime, precision)
     return Classifier(spec, open_model(checked, chosen, threads, device), threads)

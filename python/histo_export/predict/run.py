@@ -19,11 +19,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from histo_export.bundle_files import CONFIG
+from histo_export.bundle_files import CONFIG, hub_origin
 from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, trained_on
 from histo_export.files import atomic_folder, hidden_paths, own_folder
+from histo_export.predict.anndata_table import check_table, run_record
 from histo_export.predict.inputs import (
     Failure,
     Input,
@@ -61,7 +62,6 @@ from histo_export.predict.work import (
 )
 from histo_export.spec import ModelSpec
 from histo_export.system import peak_memory
-from histo_export.trained_on import TrainedOn
 
 RESULTS = 2
 """The version of what results mean. A new version makes results of older ones count as those of other settings."""
@@ -167,13 +167,15 @@ def predict(
     began = time.time()
     with collected_messages() as messages:
         check_ray(ray)
+        if settings.table is not None:
+            check_table(settings.table)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
         check_slides(opened, spec, found.inputs, settings)
         check_class_map(spec, settings.class_map)
-        run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, trained_on(opened))
+        run = _Run(out, spec, settings, _records(found.inputs, opened, settings, out), report, opened)
         run.check_earlier(force)
         worker = open_worker(opened, spec, out, settings) if ray is None and run.has_work() else None
         with own_folder(out) as still_own:
@@ -278,10 +280,11 @@ class _Run:
         settings: PredictSettings,
         inputs: Sequence[_InputRun],
         report: Callable[[Progress], None],
-        trained_on: TrainedOn | None,
+        bundle: Bundle,
     ) -> None:
         self.out, self.spec, self.settings, self.report = out, spec, settings, report
-        self.trained_on = trained_on
+        self.trained_on = trained_on(bundle)
+        self.table = None if settings.table is None else (settings.table, run_record(bundle, settings))
         self.inputs = {each.item.name: each for each in inputs}
         self.executed: list[str] = []
         self.tiles_done: dict[tuple[str, int], int] = {}
@@ -410,6 +413,7 @@ class _Run:
                     resize=resize,
                     trained_on=self.trained_on,
                     class_map=self.settings.class_map,
+                    table=self.table,
                 )
                 each.done.tiles = len(item) - len(lost)
                 write_done(folder, key, each.done.tiles, source_of(item), lost)
@@ -465,6 +469,8 @@ def _key(item: Input, model: str, settings: PredictSettings) -> str:
         facts = [digest.hexdigest(), settings.resize]
         if settings.class_map is not None:
             facts.append(settings.class_map)
+    if settings.table is not None:
+        facts.append(["table", settings.table])
     return hashlib.sha256(json.dumps([RESULTS, model, chosen, facts], sort_keys=True).encode()).hexdigest()
 
 
@@ -518,6 +524,7 @@ def _record(
         "settings": asdict(settings),
         "bundle": {
             "path": text_of(bundle.path),
+            "hub": hub_origin(bundle.path),
             "files": {name: entry.sha256 for name, entry in bundle.config.histo.files.items()},
         },
         "machine": this_machine().model_dump(),

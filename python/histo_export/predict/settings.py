@@ -29,6 +29,9 @@ TileFormat = Literal["png", "webp"]
 FeatureFormat = Literal["h5", "parquet"]
 """Of the file of feature vectors: HDF5 as CLAM and TRIDENT write it, or Parquet."""
 
+TableFormat = Literal["h5ad", "zarr"]
+"""Of the table for AnnData."""
+
 WARN_ENLARGED, MAX_ENLARGED = 1.1, 5.0
 """How many times pixels may be enlarged for the model: from the first on with a warning. Above the second, tiles hold
 less than a twenty-fifth of the pixels that the model learned from, and a wrong µm per pixel is the likely cause."""
@@ -154,6 +157,7 @@ class PredictSettings:
         features: the format of the file of feature vectors that each slide gets; None for no file.
         reader: what reads slides.
         class_map: label or folder of a tile → its true class, "" where it has none; None where all are called alike.
+        table: the format of a further table, for AnnData; None for no such table.
 
     Raises:
         UsageError: an unknown filter or reader, or an impossible number.
@@ -171,6 +175,7 @@ class PredictSettings:
     features: FeatureFormat | None = None
     reader: Reader = "auto"
     class_map: dict[str, str] | None = None
+    table: TableFormat | None = None
 
     def __post_init__(self) -> None:
         _check("--reader", self.reader, get_args(Reader))
@@ -178,6 +183,8 @@ class PredictSettings:
             _check("--resample", self.resize, get_args(Resample))
         if self.features is not None:
             _check("--features", self.features, get_args(FeatureFormat))
+        if self.table is not None:
+            _check("--table", self.table, get_args(TableFormat))
         _check("--tiles-format", self.tiles_format, get_args(TileFormat))
         for option, value in (("--batch", self.batch), ("--threads", self.threads)):
             if not _is_integer(value, (1, MAX_COUNT)):

@@ -20,13 +20,14 @@ from histo_export.data.containers import Container, ImageFiles, Listing
 from histo_export.data.images import BadImageError, resampled
 from histo_export.errors import HistoError
 from histo_export.extras import install, installed
+from histo_export.predict.anndata_table import TileSetTable
 from histo_export.predict.inputs import Failure, TileSetInput, text_of
 from histo_export.predict.judge import Judge
 from histo_export.predict.labels import groups_of, label_warnings, labels_of
 from histo_export.predict.loop import Logits, Pixels, Probabilities, StageSeconds, TileLoop, softmax
 from histo_export.predict.pages.samples import SampleChoice, read_samples, seen_part
 from histo_export.predict.pages.tile_set import write_set_page
-from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample
+from histo_export.predict.settings import MAX_ENLARGED, WARN_ENLARGED, Resample, TableFormat
 from histo_export.spec import ModelSpec
 from histo_export.strict_json import dump_json
 from histo_export.trained_on import Hashes, TrainedOn, tile_hash
@@ -171,9 +172,10 @@ def write_tile_set(
     resize: Resample | None,
     trained_on: TrainedOn | None,
     class_map: Mapping[str, str] | None = None,
+    table: tuple[TableFormat, Mapping[str, str]] | None = None,
 ) -> list[Failure]:
-    """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, summary.json, index.html, thumbnail.jpg, and
-    pictures where `Judge` draws some.
+    """Writes the files of a set into `folder`: tiles.csv, tiles.parquet, a table for AnnData where it is
+    asked for, summary.json, index.html, thumbnail.jpg, and pictures where `Judge` draws some.
 
     Some need an extra, see `files_left_out`.
 
@@ -185,6 +187,7 @@ def write_tile_set(
         resize: as in `predict_tiles`, for mistakes.png.
         trained_on: the tiles that the network was trained on; None where that is unknown.
         class_map: see `labels.labels_of`.
+        table: the format of the table for AnnData, and the record of the run; None for no such table.
 
     Returns:
         The tiles that could not be used, which have no row.
@@ -201,7 +204,7 @@ def write_tile_set(
     enlarged: list[float] = []
     choice = SampleChoice(len(spec.classes))
     first = 0
-    with closing(_Writer(folder, spec.classes, judge is not None)) as writer:
+    with closing(_Writer(folder, spec.classes, judge is not None, table)) as writer:
         for results, ran in shards:
             executed.add(ran)
             failures += [Failure(tiles.label(first + i), str(r)) for i, r in enumerate(results.reasons) if r]
@@ -260,10 +263,17 @@ def files_left_out() -> list[str]:
 
 
 class _Writer:
-    """Writes tiles.csv row by row, and tiles.parquet where pyarrow is installed."""
+    """Writes tiles.csv row by row, tiles.parquet where pyarrow is installed, and `table` where one is asked for."""
 
-    def __init__(self, folder: Path, classes: tuple[str, ...], labelled: bool) -> None:
-        columns = ["path", "class", *(f"prob_{name}" for name in classes), *(["label", "split"] if labelled else [])]
+    def __init__(
+        self,
+        folder: Path,
+        classes: tuple[str, ...],
+        labelled: bool,
+        table: tuple[TableFormat, Mapping[str, str]] | None,
+    ) -> None:
+        further = ["label", "split"] if labelled else []
+        columns = ["path", "class", *(f"prob_{name}" for name in classes), *further]
         self.file = (folder / "tiles.csv").open("w", newline="", encoding="utf-8")
         self.csv = csv.writer(self.file, lineterminator="\n")
         self.csv.writerow(columns)
@@ -272,16 +282,22 @@ class _Writer:
             from histo_export.predict.parquet import ParquetTable
 
             self.parquet = ParquetTable(folder / "tiles.parquet", columns)
+        kind, record = table or (None, {})
+        self.anndata = None if kind is None else TileSetTable(folder, kind, classes, further, record)
 
     def add(self, path: str, name: str, probabilities: Probabilities, label: Sequence[str]) -> None:
         values = probabilities.tolist()
         self.csv.writerow([path, name, *(f"{p:.7f}" for p in values), *label])
         if self.parquet is not None:
             self.parquet.add([path, name, *values, *label])
+        if self.anndata is not None:
+            self.anndata.add(path, probabilities, label)
 
     def close(self) -> None:
         try:
             if self.parquet is not None:
                 self.parquet.close()
+            if self.anndata is not None:
+                self.anndata.close()
         finally:
             self.file.close()

@@ -24,6 +24,7 @@ from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
 from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
+from histo_export.predict.anndata_table import run_record, write_slide_table
 from histo_export.predict.features import write_features
 from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput, source_of, text_of
 from histo_export.predict.loop import StageSeconds, TileLoop
@@ -173,6 +174,7 @@ class Worker:
         if settings.features is not None and not self.runtime.features:
             raise UsageError(self.runtime.name, "gives logits only, and no feature vectors", "Use --runtime native")
         self.loop = TileLoop(self.runtime, spec, batch=settings.batch, readers=settings.threads)
+        self.record = {} if settings.table is None else run_record(bundle, settings)
 
     def __call__(self, work: Work) -> WorkDone:
         """Does a unit and writes its result."""
@@ -284,9 +286,14 @@ class Worker:
     def _write_slide(self, done: WorkDone, prediction: SlidePrediction) -> tuple[int, StageSeconds, str]:
         start = time.perf_counter()
         with atomic_folder(done.work.place(self.out)) as folder:
-            if prediction.features is not None and self.settings.features is not None:
-                write_features(folder, self.settings.features, *prediction.features)
-                prediction.features[1].close()
+            try:
+                if self.settings.table is not None:
+                    write_slide_table(folder, self.settings.table, prediction, self.record)
+                if prediction.features is not None and self.settings.features is not None:
+                    write_features(folder, self.settings.features, *prediction.features)
+            finally:
+                if prediction.features is not None:
+                    prediction.features[1].close()
             prediction.write(folder, in_run=True)
             write_done(folder, done.work.key, done.tiles, source_of(done.work.item))
         spent = time.perf_counter() - start

@@ -54,6 +54,7 @@ def data_facts(data: TileData) -> dict[str, Any]:
         "split": split_facts(data),
         "groups": None if data.groups is None else dict(zip(SPLITS, data.groups, strict=True)),
         "notes": list(data.notes),
+        **({"licence": data.licence, "citation": data.citation} if data.citation else {}),
     }
 
 
