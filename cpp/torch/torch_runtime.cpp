@@ -111,10 +111,10 @@ torch::jit::Module with_stem_of_floats(const torch::jit::Module& stages) {
   for (const std::string_view name : stage_names) {
     network.register_module(std::string(name), stages.attr(std::string(name)).toModule());
   }
-  network.define(R"(
-def forward(self, tiles):
+  network.define(R"(def forward(self, tiles):
     x = self.stem.of_floats(tiles)
-    return self.head(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+    x = self.layer2.forward(self.layer1.forward(x))
+    return self.head.forward(self.layer4.forward(self.layer3.forward(x)))
 )");
   network.eval();
   return network;
