@@ -44,9 +44,9 @@ LOWEST_OPSET, HIGHEST_OPSET = 13, 22
 could do with less, but one number for both files is simpler. 22 is the last in which all operators were compared."""
 
 
-FP16_TOLERANCE = 2e-2
-"""Allowed error of the logits of model-fp16.onnx, in the unit of `parity.FP32_TOLERANCE`. Numbers of 11 bits, rounded
-once for each of 37 layers, differ by 1e-3 to 4e-3; the top class of each golden tile must be the same, too."""
+FP16_TOLERANCE = 1e-2
+"""Allowed error of the logits of model-fp16.onnx, in the unit of `parity.FP32_TOLERANCE`. Numbers of 11 bits have errors
+of 5e-4, of which 37 layers add up about the root; the top class of each golden tile must be the same, too."""
 
 TENSORRT = (
     "is built on the GPU that runs it, for that GPU alone",
