@@ -45,8 +45,8 @@ could do with less, but one number for both files is simpler. 22 is the last in 
 
 
 FP16_TOLERANCE = 1e-2
-"""Allowed error of the logits of model-fp16.onnx, in the unit of `parity.FP32_TOLERANCE`. Numbers of 11 bits have errors
-of 5e-4, of which 37 layers add up about the root; the top class of each golden tile must be the same, too."""
+"""Allowed error of the logits of model-fp16.onnx, in the unit of `parity.FP32_TOLERANCE`. A number of 11 bits has an
+error of 5e-4, and 37 layers add up; the top class of each golden tile must be the same, too."""
 
 TENSORRT = (
     "is built on the GPU that runs it, for that GPU alone",
