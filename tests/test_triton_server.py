@@ -27,6 +27,8 @@ from histo_export.runtimes import to_float
 
 STAND_IN = """
 import os
+import sys
+sys.path[:0] = PATHS  # the server's Python does not look at PYTHONPATH
 import onnxruntime
 import triton_python_backend_utils as backend
 
@@ -55,7 +57,7 @@ def _with_stand_in(bundle: Path, repository: Path) -> None:
     text = config.read_text(encoding="utf-8")
     assert 'backend: "onnxruntime"' in text
     config.write_text(text.replace('backend: "onnxruntime"', 'backend: "python"'), encoding="utf-8")
-    (repository / "bundle" / "1" / "model.py").write_text(STAND_IN, encoding="utf-8")
+    (repository / "bundle" / "1" / "model.py").write_text(STAND_IN.replace("PATHS", repr(sys.path)), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     shutil.copyfile(stub, backend / stub.name)
     (backend / stub.name).chmod(0o755)
     libraries = [sysconfig.get_config_var("LIBDIR"), str(home.parents[1] / "nvidia_pytriton.libs")]
-    environment = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": ":".join(sys.path)}
+    environment = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries)}
     port = free_port()
     options = {"model-repository": place / "models", "backend-directory": place / "backends", "http-port": port}
     options |= {"http-address": "127.0.0.1", "allow-grpc": "false", "allow-metrics": "false"}

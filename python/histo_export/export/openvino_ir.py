@@ -19,6 +19,7 @@ def write(folder: Path, source: Source) -> Sequence[str]:
     import openvino
 
     try:
+        # Reading loads no plugin, so this is not the second one that `runtimes.openvino` warns of.
         model = openvino.Core().read_model(folder / ONNX)
         openvino.save_model(model, folder / OPENVINO, compress_to_fp16=False)
     except RuntimeError as error:

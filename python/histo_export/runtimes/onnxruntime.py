@@ -163,6 +163,10 @@ class OnnxFp16Runtime(OnnxRuntime):
 
     names: ClassVar[Names] = {"fp32": "ONNX Runtime, float16 file"}
 
+    @property
+    def executed(self) -> str:
+        return f"{self.session.get_providers()[0]} float16 file"
+
 
 class OnnxFixedRuntime(OnnxRuntime):
     """The file for batches of one size: tiles run in such batches, and the last one is filled up with black tiles."""
