@@ -96,7 +96,7 @@ def test_a_weight_beyond_float16_is_refused(folder: Path) -> None:
     [
         ("openvino", "openvino-ir", "openvino", None),
         ("ncnn", "ncnn", "ncnn", "pnnx"),
-        ("litert", "litert", "ai_edge_litert", "onnx2tf"),
+        pytest.param("litert", "litert", "ai_edge_litert", "onnx2tf", marks=pytest.mark.slow),
     ],
 )
 def test_what_converters_make_is_the_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +16,7 @@ def _foreign_tools() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # A dataclass asks for its module.
-    import sys
-
-    sys.modules["foreign_tools"] = module
+    sys.modules["foreign_tools"] = module  # a dataclass asks for its module
     spec.loader.exec_module(module)
     return module
 
@@ -27,7 +25,13 @@ foreign_tools = _foreign_tools()
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("name", foreign_tools.TOOLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("onnx2tf", "onnx-reference", "tvm") else ())
+        for name in foreign_tools.TOOLS
+    ],
+)
 @pytest.mark.filterwarnings("ignore")  # of theirs
 def test_it_computes_what_the_checkpoint_computes(bundle: Path, name: str) -> None:
     tool = foreign_tools.TOOLS[name]
