@@ -29,7 +29,7 @@ from histo_export.cli.options import TrainingOptions
 from histo_export.cli.train import RunOptions
 from histo_export.errors import UsageError
 from histo_export.export.checks import Checks
-from histo_export.export.formats import FORMATS
+from histo_export.export.formats import FORMATS, OWN_FORMATS
 from histo_export.extras import EXTRAS
 from histo_export.metrics import report_of
 from histo_export.model.checkpoint import Checkpoint, write_checkpoint
@@ -171,8 +171,10 @@ def test_pairs_are_lines_on_a_narrow_terminal(
 
 
 def test_all_formats_beside_some_are_all() -> None:
-    assert _formats("onnx, all") == _formats("all") == [name for name in FORMATS if name != "timm"]
-    assert _formats("all,timm") == list(FORMATS)
+    assert _formats("onnx, all") == _formats("all") == list(OWN_FORMATS)
+    assert _formats("all,ncnn") == [*OWN_FORMATS, "ncnn"]
+    assert _formats("all,timm") == [name for name in FORMATS if name in {*OWN_FORMATS, "timm"}]
+    assert set(FORMATS) - set(OWN_FORMATS) == {"timm", "openvino", "ncnn", "litert", "coreml", "tensorrt"}
     assert _formats("native,onnx") == ["onnx", "native"]
 
 

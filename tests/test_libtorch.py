@@ -21,6 +21,7 @@ from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.lowering import lower
 from histo_export.model.torchscript import torchscript_bytes
 from histo_export.runtimes import libtorch, open_runtime, to_float
+from histo_export.runtimes.base import TileSide
 from histo_export.runtimes.libtorch import LibtorchRuntime
 from histo_export.runtimes.torchscript import TorchScriptRuntime
 from histo_export.spec import STAGES, InputKind
@@ -75,24 +76,42 @@ def test_logits_and_stages_are_those_of_torchscript_in_python(
     for name, expected in reference.stages(tiles[:2]).items():
         assert relative(stages[name], expected) < 1e-6
     assert ours.executed == "cpu fp32, frozen"
-    assert (ours.runtime.classes, ours.runtime.crop) == (6, 64)
+    assert (ours.runtime.classes, ours.runtime.crop, ours.runtime.tile_size) == (6, 64, 75)
 
 
 @compiled
 @pytest.mark.parametrize("kind", ["float", "uint8"])
 def test_float_tiles_give_the_same_logits(models: dict[InputKind, Path], tiles: np.ndarray, kind: InputKind) -> None:
     runtime = LibtorchRuntime(models[kind], threads=1)
-    runtime.warmup(len(tiles), 64)
-    runtime.warmup(1, 75)
+    runtime.warmup(len(tiles), 75)
+    runtime.runtime.warmup()  # with tiles of the size that the file takes
     assert relative(runtime.runtime.run(to_float(tiles)), runtime.run(tiles)) < 1e-5
 
 
 @compiled
-def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
+def test_strided_tiles(models: dict[InputKind, Path], tiles: np.ndarray) -> None:
     runtime = LibtorchRuntime(models["float"], threads=1)
     assert np.array_equal(runtime.run(tiles[::-1, :, ::-1]), runtime.run(tiles[::-1, :, ::-1].copy()))
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["float", "uint8"])
+def test_files_of_older_versions(checkpoint: Checkpoint, tiles: np.ndarray, tmp_path: Path, kind: InputKind) -> None:
+    """They branch, and cut the centre out of larger tiles."""
+    from histo_export.model.torchscript import _without_deprecation_warnings
+
+    lowered = lower(checkpoint.net(), checkpoint.spec, kind)
+    del lowered.stem.tile_size
+    with _without_deprecation_warnings():
+        torch.jit.save(torch.jit.script(lowered), tmp_path / "old.pt")
+    ours, reference = (runtime(tmp_path / "old.pt", threads=1) for runtime in (LibtorchRuntime, TorchScriptRuntime))
+    assert ours.side == reference.side == TileSide(64, fixed=False)
     padded = np.pad(tiles, ((0, 0), (10, 10), (20, 20), (0, 0)))
-    assert np.array_equal(runtime.run(padded), runtime.run(tiles))
+    for runtime in (ours, reference):
+        assert np.array_equal(runtime.run(padded), runtime.run(tiles))
+    assert relative(ours.runtime.run(to_float(tiles)), reference.run(tiles)) < 1e-5
+    with pytest.raises(ValueError, match=r"63 x 75 pixels; .* 64 x 64"):
+        ours.runtime.run(np.zeros((1, 63, 75, 3), np.uint8))
 
 
 @compiled
@@ -101,7 +120,8 @@ def test_strided_and_larger_tiles(models: dict[InputKind, Path], tiles: np.ndarr
     [
         ((0, 75, 75, 3), "batch is 0"),
         ((1, 0, 75, 3), "height is 0"),
-        ((1, 63, 75, 3), r"63 x 75 pixels; .* 64 x 64"),
+        ((1, 63, 75, 3), r"63 x 75 pixels; .* 75 x 75"),
+        ((1, 75, 76, 3), r"75 x 76 pixels; .* 75 x 75"),
         ((1, 75, 75, 4), r"\(1, 75, 75, 4\); \(batch, height, width, 3\) is needed"),
         ((75, 75, 3), r"\(75, 75, 3\)"),
     ],

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_histo_torch, m) {
            py::call_guard<bindings::Unlocked>())
       .def_property_readonly("classes", &histo::TorchRuntime::classes)
       .def_property_readonly("crop", &histo::TorchRuntime::crop)
+      .def_property_readonly("tile_size", &histo::TorchRuntime::tile_size)
       .def_property_readonly("executed", &histo::TorchRuntime::executed);
   bindings::refuse_uninitialised(m);
 }

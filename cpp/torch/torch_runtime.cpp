@@ -105,6 +105,21 @@ std::vector<std::int64_t> sizes(std::initializer_list<std::size_t> extents) {
   return {extents.begin(), extents.end()};
 }
 
+// The network of a file that takes bytes, for floats: its stem has a second method for them.
+torch::jit::Module with_stem_of_floats(const torch::jit::Module& stages) {
+  torch::jit::Module network("network_of_floats");
+  for (const std::string_view name : stage_names) {
+    network.register_module(std::string(name), stages.attr(std::string(name)).toModule());
+  }
+  network.define(R"(def forward(self, tiles):
+    x = self.stem.of_floats(tiles)
+    x = self.layer2.forward(self.layer1.forward(x))
+    return self.head.forward(self.layer4.forward(self.layer3.forward(x)))
+)");
+  network.eval();
+  return network;
+}
+
 }  // namespace
 
 struct TorchRuntime::State {
@@ -115,6 +130,7 @@ struct TorchRuntime::State {
   torch::jit::Module network_of_floats;  // the same, unless the file takes bytes
   bool bytes;                            // whether the file takes bytes
   std::size_t crop;
+  std::size_t tile_size;  // that all tiles have; 0 in files of older versions, which take larger tiles too
   std::size_t classes;
   at::Tensor
       white;  // 255 on the device. CUDA divides by it; by a number on the host it would multiply by 1/255
@@ -130,33 +146,37 @@ struct TorchRuntime::State {
       stages = torch::jit::load(file.string(), device);
       stages.eval();
     });
-    translated(
-        file.string() + " is not a network that histo export wrote", ErrorCode::invalid_file, export_again,
-        [&] {
-          torch::jit::Module stem = stages.attr("stem").toModule();
-          bytes = stem.attr("bytes").toBool();
-          const std::int64_t side = stem.attr("crop").toInt();
-          const at::Tensor weight =
-              stages.attr("head").toModule().attr("linear").toModule().attr("weight").toTensor();
-          for (const std::string_view name : stage_names) {  // each is a child of the exported network
-            static_cast<void>(stages.attr(std::string(name)).toModule().get_method("forward"));
-          }
-          if (side < 1 || weight.dim() != 2 || weight.size(0) < 1 || weight.scalar_type() != at::kFloat) {
-            throw Error(ErrorCode::invalid_file,
-                        file.string() + " has a crop or a head of an impossible shape", export_again);
-          }
-          crop = static_cast<std::size_t>(side);
-          classes = static_cast<std::size_t>(weight.size(0));
-          // optimize_for_inference() is not called: it rewrites the graph for oneDNN, without a measured gain
-          // here.
-          network = torch::jit::freeze(stages);
-          network_of_floats = network;
-          if (bytes) {
-            stem.setattr("bytes", false);
-            network_of_floats = torch::jit::freeze(stages);
-            stem.setattr("bytes", true);
-          }
-        });
+    translated(file.string() + " is not a network that histo export wrote", ErrorCode::invalid_file,
+               export_again, [&] {
+                 torch::jit::Module stem = stages.attr("stem").toModule();
+                 bytes = stem.attr("bytes").toBool();
+                 const std::int64_t side = stem.attr("crop").toInt();
+                 const std::int64_t whole = stem.hasattr("tile_size") ? stem.attr("tile_size").toInt() : 0;
+                 const at::Tensor weight =
+                     stages.attr("head").toModule().attr("linear").toModule().attr("weight").toTensor();
+                 for (const std::string_view name : stage_names) {  // each is a child of the exported network
+                   static_cast<void>(stages.attr(std::string(name)).toModule().get_method("forward"));
+                 }
+                 if (side < 1 || whole < 0 || weight.dim() != 2 || weight.size(0) < 1 ||
+                     weight.scalar_type() != at::kFloat) {
+                   throw Error(ErrorCode::invalid_file,
+                               file.string() + " has a crop or a head of an impossible shape", export_again);
+                 }
+                 crop = static_cast<std::size_t>(side);
+                 tile_size = static_cast<std::size_t>(whole);
+                 classes = static_cast<std::size_t>(weight.size(0));
+                 // optimize_for_inference() is not called: it rewrites the graph for oneDNN, without a
+                 // measured gain here.
+                 network = torch::jit::freeze(stages);
+                 network_of_floats = network;
+                 if (bytes && tile_size > 0) {
+                   network_of_floats = torch::jit::freeze(with_stem_of_floats(stages));
+                 } else if (bytes) {  // an older version's, which branches
+                   stem.setattr("bytes", false);
+                   network_of_floats = torch::jit::freeze(stages);
+                   stem.setattr("bytes", true);
+                 }
+               });
     white = translated(options.device, ErrorCode::failed, "see histo doctor",
                        [&] { return at::scalar_tensor(255, at::TensorOptions(at::kFloat).device(device)); });
   }
@@ -166,11 +186,14 @@ struct TorchRuntime::State {
   void check(std::span<const T> tiles, TileShape shape) const {
     const std::size_t size = checked_size(
         "tiles", {{"batch", shape.batch}, {"height", shape.height}, {"width", shape.width}, {"channels", 3}});
-    if (shape.height < crop || shape.width < crop) {
+    const bool fit = tile_size > 0 ? shape.height == tile_size && shape.width == tile_size
+                                   : shape.height >= crop && shape.width >= crop;
+    if (!fit) {
+      const std::string side = std::to_string(tile_size > 0 ? tile_size : crop);
       throw Error(
           ErrorCode::invalid_argument,
           "tiles are " + std::to_string(shape.height) + " x " + std::to_string(shape.width) + " pixels",
-          "this model's crop needs " + std::to_string(crop) + " x " + std::to_string(crop));
+          (tile_size > 0 ? "this model takes " : "this model's crop needs ") + side + " x " + side);
     }
     check_buffer("tiles", tiles, size);
   }
@@ -240,7 +263,8 @@ void TorchRuntime::run(std::span<const float> tiles, TileShape shape, std::span<
 }
 
 void TorchRuntime::warmup(std::size_t batch, std::size_t side) const {
-  const TileShape shape{.batch = batch, .height = side ? side : crop(), .width = side ? side : crop()};
+  const std::size_t smallest = tile_size() > 0 ? tile_size() : crop();
+  const TileShape shape{.batch = batch, .height = side ? side : smallest, .width = side ? side : smallest};
   const std::size_t size = checked_size(
       "tiles", {{"batch", batch}, {"height", shape.height}, {"width", shape.width}, {"channels", 3}});
   const std::vector<std::uint8_t> tiles = translated("warmup", ErrorCode::out_of_memory, less_memory,
@@ -271,6 +295,7 @@ std::vector<Stage> TorchRuntime::stages(std::span<const std::uint8_t> tiles, Til
 
 std::size_t TorchRuntime::classes() const noexcept { return state_->classes; }
 std::size_t TorchRuntime::crop() const noexcept { return state_->crop; }
+std::size_t TorchRuntime::tile_size() const noexcept { return state_->tile_size; }
 std::string TorchRuntime::executed() const { return state_->device.str() + " fp32, frozen"; }
 
 }  // namespace histo

@@ -40,7 +40,8 @@ void check_error(ErrorCode code, const char* what, const std::function<void()>& 
 int run(const std::string& model) {
   const TorchRuntime runtime(model, {.threads = 2});
   const std::size_t classes = runtime.classes();
-  const std::size_t side = runtime.crop() + 11;
+  const std::size_t side = runtime.tile_size();
+  check(side == runtime.crop() + 11, "tile size");
   constexpr std::size_t batch = 2;
   const histo::TileShape shape{.batch = batch, .height = side, .width = side};
 
@@ -75,8 +76,7 @@ int run(const std::string& model) {
   const auto logits_of = [&](histo::TileShape wrong) { runtime.run(bytes, wrong, logits); };
   check_error(ErrorCode::invalid_argument, "no tiles", [&] { logits_of({0, side, side}); });
   check_error(ErrorCode::invalid_argument, "no height", [&] { logits_of({batch, 0, side}); });
-  check_error(ErrorCode::invalid_argument, "tiny tile",
-              [&] { logits_of({batch, side, runtime.crop() - 1}); });
+  check_error(ErrorCode::invalid_argument, "tiny tile", [&] { logits_of({batch, side, side - 1}); });
   check_error(ErrorCode::size_mismatch, "one tile too many", [&] { logits_of({batch + 1, side, side}); });
   check_error(ErrorCode::size_overflow, "an impossible size",
               [&] { logits_of({~std::size_t{0}, side, side}); });

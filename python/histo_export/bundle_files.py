@@ -17,7 +17,11 @@ TORCHSCRIPT = "torchscript_model.pt"
 NATIVE = "model.safetensors"
 """The native engine's file (see `model.native_file`)."""
 PT2 = "model.pt2"
-MODELS = (ONNX, INT8_ONNX, TORCHSCRIPT, NATIVE, PT2)
+FP16_ONNX, FIXED_ONNX = "model-fp16.onnx", "model-fixed.onnx"
+OPENVINO, NCNN, LITERT, COREML = "model.xml", "model.ncnn.param", "model.tflite", "model.mlpackage"
+"""Files of other people's converters; OpenVINO's and ncnn's have their weights in a second file, Core ML's is a folder.
+"""
+MODELS = (ONNX, INT8_ONNX, FP16_ONNX, FIXED_ONNX, TORCHSCRIPT, NATIVE, PT2, OPENVINO, NCNN, LITERT)
 """What runtimes open."""
 
 

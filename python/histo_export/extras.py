@@ -47,6 +47,9 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "python_multipart": "python-multipart",
         "prometheus_client": "prometheus-client",
     },
+    "ncnn": {"ncnn": "ncnn", "pnnx": "pnnx"},
+    "litert": {"ai_edge_litert": "ai-edge-litert"},
+    "coreml": {"coremltools": "coremltools"},
     "report": {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "sklearn": "scikit-learn"},
 }
 """Extra → module → the package that holds it. `pyproject.toml` has the same packages, with their versions."""

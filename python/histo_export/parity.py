@@ -237,7 +237,8 @@ def compare(
     metadata: Mapping[str, Any],
     tolerance: float = FP32_TOLERANCE,
 ) -> FileParity:
-    """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage.
+    """Judges a worker's outputs: `batch.N` logits `(33, classes)` for each batch N, `stage.NAME` for each stage that
+    the file names.
 
     Raises:
         HistoError: the logits are of another number of classes.
@@ -259,8 +260,9 @@ def compare(
     wrong = bool(np.any(~agree & (best - second > 2 * tolerance * scale)))
     diverges = None
     if wrong or not max_relative <= tolerance:  # written so that NaN fails
-        stages = (name for name in STAGES if _differs(outputs[f"stage.{name}"], golden.stages[name], tolerance))
-        diverges = next(stages, "head")
+        told = {name: outputs[f"stage.{name}"] for name in STAGES if f"stage.{name}" in outputs}
+        stages = (name for name, output in told.items() if _differs(output, golden.stages[name], tolerance))
+        diverges = next(stages, "head") if len(told) == len(STAGES) else "unknown, because the file names no stages"
     return FileParity(
         file=file,
         runtime_id=metadata["runtime_id"],

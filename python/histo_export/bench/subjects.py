@@ -129,13 +129,13 @@ def untrained_subjects(
         int8: with scales (`noise_scales`), which `model.safetensors` gets and `model-int8.onnx` is made with.
         crop, tile_size: side in pixels.
     """
-    from histo_export.export.formats import Source, write_formats
+    from histo_export.export.formats import Source, with_needs, write_formats
     from histo_export.parity import Golden, make_golden
 
     wanted = set(files)
     if INT8_ONNX in wanted:
         wanted.add(ONNX)
-    formats = [flag for flag, entry in FORMATS.items() if entry.file in wanted]
+    formats = with_needs([flag for flag, entry in FORMATS.items() if entry.file in wanted])
     subjects: list[Subject] = []
     first: Checkpoint | None = None
     scales: Mapping[str, Scales] | None = None

@@ -16,7 +16,15 @@ from histo_export.cli.options import OutputOptions, Pool, TileOptions, TrainingO
 from histo_export.cli.tiles import tiles_of_checkpoint
 from histo_export.cli.train import RunOptions, prepare, run_training
 from histo_export.errors import HistoError, UsageError
-from histo_export.export.formats import DEFAULT_FORMATS, FORMATS, HIGHEST_OPSET, LOWEST_OPSET, with_needs
+from histo_export.export.formats import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    HIGHEST_OPSET,
+    LOWEST_OPSET,
+    OWN_FORMATS,
+    check_converters,
+    with_needs,
+)
 from histo_export.extras import needs
 from histo_export.spec import PRECISIONS
 
@@ -29,12 +37,21 @@ if TYPE_CHECKING:
     from histo_export.training.run import Existing
 
 
+LARGEST_BATCH = 1024
+"""Of --batch-size: such a batch of feature maps takes gigabytes."""
+
+
 @dataclass(frozen=True)
 class BundleOptions:
     """What the bundle is to hold."""
 
     formats: Annotated[
-        str, typer.Option(metavar="F,F,…", help=f"Files to write: {', '.join(FORMATS)}; or [b]all[/b].")
+        str,
+        typer.Option(
+            metavar="F,F,…",
+            help=f"Files to write: {', '.join(FORMATS)}; or [b]all[/b] up to {OWN_FORMATS[-1]}. timm takes pool 1 "
+            "alone; the others are made by converters that you install.",
+        ),
     ] = ",".join(DEFAULT_FORMATS)
     input_kind: Annotated[
         str,
@@ -52,6 +69,10 @@ class BundleOptions:
             help=f"Of ONNX files, {LOWEST_OPSET} to {HIGHEST_OPSET}; the lowest works in the most programs.",
         ),
     ] = LOWEST_OPSET
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of the file of onnx-fixed, whose batch is fixed.  [dim]\\[default: 1][/dim]"),
+    ] = None
     precision: Annotated[
         str,
         typer.Option(
@@ -233,7 +254,7 @@ def _formats(text: str) -> list[str]:
         one_of("--formats", name, (*known, "all"))
     if not names:
         raise UsageError("--formats", "names no format", f"Use some of {', '.join(known)}")
-    return [name for name in known if name in names or ("all" in names and not FORMATS[name].named_only)]
+    return [name for name in known if name in names or ("all" in names and name in OWN_FORMATS)]
 
 
 def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
@@ -248,6 +269,8 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
         )
     if bundle.opset != LOWEST_OPSET and "onnx" not in with_needs(formats):
         raise UsageError(f"--opset {bundle.opset}", "is for ONNX files", "Add onnx to --formats, or leave it out")
+    _check_batch_size(bundle.batch_size, formats)
+    check_converters(formats, bundle.input_kind)  # type: ignore[arg-type]  # checked above
     low = bundle.precision != "fp32"
     if not low and (bundle.max_drop is not None or bundle.accept_drop):
         raise UsageError(
@@ -263,6 +286,17 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
         raise UsageError(
             f"--precision {bundle.precision}", "is for the native engine's file", "Add native to --formats"
         )
+
+
+def _check_batch_size(batch_size: int | None, formats: Sequence[str]) -> None:
+    """UsageError where --batch-size is not one, or has no file."""
+    if batch_size is None:
+        return
+    if not 1 <= batch_size <= LARGEST_BATCH:
+        raise UsageError(f"--batch-size {batch_size}", f"is not from 1 to {LARGEST_BATCH}", "Use e.g. --batch-size 32")
+    if "onnx-fixed" not in formats:
+        step = "Add onnx-fixed to --formats, or leave it out: all other files take every batch"
+        raise UsageError(f"--batch-size {batch_size}", "is for the ONNX file with a fixed batch", step)
 
 
 def _check_checkpoint_options(
@@ -317,6 +351,7 @@ def _settings(bundle: BundleOptions, formats: Sequence[str], force: bool) -> Exp
         force=force,
         threads=usable_cpus(),
         opset=bundle.opset,
+        batch_size=bundle.batch_size or 1,
     )
 
 

@@ -224,7 +224,7 @@ TRAINING_ORDER = (
     *("classes", "split", "groups", "class_map", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
     *("balance", "keep", "calibrate", "positive", "specificity"),
-    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "precision", "max_drop", "accept_drop"),
+    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "batch_size", "precision", "max_drop", "accept_drop"),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`, of the panels and within them: what people set most often first."""

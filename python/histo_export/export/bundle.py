@@ -174,6 +174,7 @@ class HistoBlock(BaseModel):
         input: what the ONNX, TorchScript and .pt2 files take (see `lowering.InputKind`).
         precision: that the bundle is made for; the native engine can run it in others.
         opset: of the ONNX files.
+        batch_size: of `model-fixed.onnx`.
         files: name → size and sha256, of every file but this one and the model card, which may be edited.
         parity: file → runtime (an id of `runtimes.RUNTIMES`) → result of the check at export.
         unchecked: runtime → why it was unavailable at export.
@@ -189,6 +190,7 @@ class HistoBlock(BaseModel):
     input: InputKind
     precision: Precision
     opset: int = LOWEST_OPSET
+    batch_size: int = Field(default=1, ge=1)
     files: dict[str, FileEntry]
     parity: dict[str, dict[str, dict[str, Any]]]
     unchecked: dict[str, str] = {}

@@ -13,8 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from histo_export.bundle_files import INT8_ONNX, NATIVE, ONNX, PT2, TORCHSCRIPT
+from histo_export.bundle_files import (
+    COREML,
+    FIXED_ONNX,
+    FP16_ONNX,
+    INT8_ONNX,
+    LITERT,
+    NATIVE,
+    NCNN,
+    ONNX,
+    OPENVINO,
+    PT2,
+    TORCHSCRIPT,
+)
 from histo_export.export.agreement import INPUT, SPEC
+from histo_export.export.converters import Converter
 from histo_export.spec import InputKind, ModelSpec, Precision, describe_input
 from histo_export.strict_json import dump_json
 
@@ -31,6 +44,17 @@ LOWEST_OPSET, HIGHEST_OPSET = 13, 22
 could do with less, but one number for both files is simpler. 22 is the last in which all operators were compared."""
 
 
+FP16_TOLERANCE = 1e-2
+"""Allowed error of the logits of model-fp16.onnx, in the unit of `parity.FP32_TOLERANCE`. A number of 11 bits has an
+error of 5e-4, and 37 layers add up; the top class of each golden tile must be the same, too."""
+
+TENSORRT = (
+    "is built on the GPU that runs it, for that GPU alone",
+    "Export onnx, and run there, with S for the tile size: trtexec --onnx=model.onnx --saveEngine=model.plan "
+    "--minShapes=tiles:1x3xSxS --optShapes=tiles:32x3xSxS --maxShapes=tiles:64x3xSxS --noTF32",
+)
+
+
 class Source:
     """What is written in every format: a checkpoint, lowered once for all of them.
 
@@ -41,6 +65,7 @@ class Source:
         name: what a server calls the model, see `bundle_files.model_name`.
         opset: of ONNX files, from `LOWEST_OPSET` to `HIGHEST_OPSET`.
         precision: that the bundle is made for.
+        batch_size: of the ONNX file with a fixed batch.
     """
 
     def __init__(
@@ -51,9 +76,10 @@ class Source:
         name: str = "model",
         opset: int = LOWEST_OPSET,
         precision: Precision = "fp32",
+        batch_size: int = 1,
     ) -> None:
         self.checkpoint, self.kind, self.scales, self.name = checkpoint, kind, scales, name
-        self.opset, self.precision = opset, precision
+        self.opset, self.precision, self.batch_size = opset, precision, batch_size
 
     @property
     def spec(self) -> ModelSpec:
@@ -113,6 +139,7 @@ class Format:
         needs: names of the formats whose files it is made from, which are written too.
         further: matches the names of all other files that it may make.
         named_only: not every model can have it, so that "all" leaves it out.
+        converter: the program of other people that makes the files; None where ours does.
     """
 
     module: str
@@ -122,6 +149,7 @@ class Format:
     needs: tuple[str, ...] = ()
     further: re.Pattern[str] | None = None
     named_only: bool = False
+    converter: Converter | None = None
 
     @property
     def tolerance(self) -> float:
@@ -142,17 +170,61 @@ class Format:
 
 _TRITON_FILES = re.compile(r"triton/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
 
+_COREML_FILES = re.compile(rf"{re.escape(COREML)}/(Manifest\.json|Data/com\.apple\.CoreML/[a-zA-Z0-9_./]+)")
+
 FORMATS: dict[str, Format] = {
     "onnx": Format("onnx_graph", ONNX, ("onnxruntime",), further=re.compile(re.escape(INT8_ONNX))),
     "torchscript": Format("torchscript", TORCHSCRIPT, ("torchscript", "libtorch")),
     "native": Format("native", NATIVE, ("native", "torch")),
     "pt2": Format("pt2", PT2, ("torch-export",)),
     "triton": Format("triton", None, needs=("onnx",), further=_TRITON_FILES),
+    "onnx-fixed": Format("onnx_fixed", FIXED_ONNX, ("onnxruntime-fixed",), needs=("onnx",)),
+    "onnx-fp16": Format("onnx_fp16", FP16_ONNX, ("onnxruntime-fp16",), FP16_TOLERANCE, needs=("onnx",)),
     "timm": Format("timm", None, further=re.compile(r"timm/(config\.json|model\.safetensors)"), named_only=True),
+    "openvino": Format(
+        "openvino_ir",
+        OPENVINO,
+        ("openvino-ir",),
+        needs=("onnx",),
+        further=re.compile(r"model\.bin"),
+        converter=Converter("openvino", takes_bytes=True),
+    ),
+    "ncnn": Format(
+        "ncnn",
+        NCNN,
+        ("ncnn",),
+        needs=("torchscript",),
+        further=re.compile(r"model\.ncnn\.bin"),
+        converter=Converter("ncnn"),
+    ),
+    "litert": Format(
+        "litert",
+        LITERT,
+        ("litert",),
+        needs=("onnx",),
+        converter=Converter("litert", apart="onnx2tf"),
+    ),
+    "coreml": Format(
+        "coreml",
+        None,
+        needs=("torchscript",),
+        further=_COREML_FILES,
+        converter=Converter("coreml"),
+    ),
+    "tensorrt": Format("tensorrt", None, needs=("onnx",), converter=Converter(refused=TENSORRT)),
 }
 """What `--formats` names, in the order in which the files are written and listed."""
 
 DEFAULT_FORMATS = ("onnx", "torchscript", "native")
+OWN_FORMATS = tuple(name for name, row in FORMATS.items() if row.converter is None and not row.named_only)
+"""Which `--formats all` names: every model can have them, and nothing else has to be installed."""
+
+
+def check_converters(names: Iterable[str], kind: InputKind) -> None:
+    """UsageError where a format's converter is not installed, or can't take the model."""
+    for name in names:
+        if (converter := FORMATS[name].converter) is not None:
+            converter.check(f"--formats {name}", kind)
 
 
 def with_needs(names: Collection[str]) -> list[str]:

@@ -18,6 +18,7 @@ from histo_export.export.formats import (
     FORMATS,
     LOWEST_OPSET,
     Source,
+    check_converters,
     with_needs,
     write_formats,
 )
@@ -60,6 +61,7 @@ class ExportSettings:
         force: replace an existing bundle.
         threads: of the runtimes that check the files.
         opset: of ONNX files, from `formats.LOWEST_OPSET` to `formats.HIGHEST_OPSET`.
+        batch_size: of the ONNX file with a fixed batch.
     """
 
     formats: Sequence[str] = DEFAULT_FORMATS
@@ -70,6 +72,7 @@ class ExportSettings:
     force: bool = False
     threads: int = 1
     opset: int = LOWEST_OPSET
+    batch_size: int = 1
 
 
 def export_bundle(
@@ -105,6 +108,7 @@ def export_bundle(
             raise UsageError(f"--precision {precision}", "needs the tiles that the model was trained on", "Add --data")
         if "native" not in formats:
             raise UsageError(f"--precision {precision}", "is for the native engine's file", "Add native to --formats")
+    check_converters(formats, settings.kind)
     checkpoint = checkpoint.calibrated()
     with bundle.staging(out, settings.force) as folder:
         report("computing the reference in float64")
@@ -112,7 +116,9 @@ def export_bundle(
         quantisation = _quantisation(checkpoint, data, report) if data is not None and precision == "int8" else None
         scales = quantisation.scales if quantisation else None
         name = model_name(out)
-        source = Source(checkpoint, settings.kind, scales, name=name, opset=settings.opset, precision=precision)
+        source = Source(
+            checkpoint, settings.kind, scales, name, settings.opset, precision, batch_size=settings.batch_size
+        )
         written = [GOLDEN, *write_formats(folder, formats, source, report)]
         written += _write_record(folder, checkpoint, data)
         models = [file for name in formats if (file := FORMATS[name].file)]
@@ -131,6 +137,8 @@ def export_bundle(
         unused = {"low_precision"} if checks.low_precision is None else set()
         if settings.opset == LOWEST_OPSET:
             unused.add("opset")
+        if settings.batch_size == 1:
+            unused.add("batch_size")
         content = dump_json(config.model_dump(mode="json", exclude={"histo": unused}), indent=2)
         (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     return checks
@@ -208,6 +216,7 @@ def _config(
             input=settings.kind,
             precision=settings.precision,
             opset=settings.opset,
+            batch_size=settings.batch_size,
             files=files,
             parity=parity,
             unchecked=checks.unchecked,

@@ -2,10 +2,10 @@
 
     triton/NAME/config.pbtxt    names, types and shapes of the ONNX file, and how requests are batched
     triton/NAME/labels.txt      the classes, in the order of the logits
-    triton/NAME/1/model.onnx    the bundle's model.onnx under a second name
+    triton/NAME/1/model.onnx    a copy of the bundle's model.onnx
 
-The second name is a hard link, so the bundle grows by two small files only; in a copy that does not keep links it is an
-ordinary file with the same content. A symbolic link would break as soon as `triton/` is mounted or copied alone.
+A copy and not a link: `triton/` may be mounted, copied or served from object storage alone, and a program that changes
+one of two hard links changes the other.
 """
 
 from __future__ import annotations
@@ -105,18 +105,10 @@ def write_repository(bundle: Path, name: str, classes: Sequence[str]) -> list[st
     home = bundle / TRITON / name
     model = home / "1" / ONNX
     model.parent.mkdir(parents=True)
-    _link(bundle / ONNX, model)
+    shutil.copyfile(bundle / ONNX, model)
     (home / "config.pbtxt").write_text(_config(model, name), encoding="utf-8")
     (home / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
     return [path.relative_to(bundle).as_posix() for path in (home / "config.pbtxt", home / "labels.txt", model)]
-
-
-def _link(file: Path, name: Path) -> None:
-    """Gives a file a second name, or copies it where the file system has no hard links."""
-    try:
-        name.hardlink_to(file)
-    except OSError:
-        shutil.copyfile(file, name)
 
 
 def _config(model: Path, name: str) -> str:

@@ -10,6 +10,7 @@ function of the final m×m feature map, and is lowered to an exact form that has
 Crop and normalisation are part of the graph: its input is what an image decoder returns.
 """
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +50,11 @@ def fold_head(weight: Tensor, pool: int, size: int) -> Tensor:
     return torch.einsum("kcpq,pi,qj->kcij", cells, matrix, matrix).flatten(1)
 
 
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+class Conv(nn.Conv2d):
+    """A convolution under a name of ours: pnnx ends with SIGSEGV where a scripted program has PyTorch's own class."""
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Conv:
     """A float32 convolution with bias, equal to `conv` followed by `norm` in evaluation mode; computed in float64."""
     assert norm.running_var is not None
     assert norm.running_mean is not None
@@ -62,8 +67,17 @@ def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return folded
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> Conv:
+    return Conv(inputs, outputs, kernel, stride, padding=kernel // 2)
+
+
+def crop_start(side: int, crop: int) -> int:
+    """Where a centre crop begins: torchvision's round((side - crop) / 2), which rounds a half to the even number.
+
+    In integers only, because torch.export and TorchScript follow it, too.
+    """
+    start = (side - crop) // 2
+    return start + (side - crop) % 2 * (start % 2)
 
 
 class Stem(nn.Module):
@@ -74,28 +88,67 @@ class Stem(nn.Module):
 
     def __init__(self, spec: ModelSpec, kind: InputKind) -> None:
         super().__init__()
-        self.crop = spec.crop
+        self.crop, self.tile_size = spec.crop, spec.tile_size
         self.bytes = kind == "uint8"  # TorchScript files of all versions have it under this name
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1))
         self.conv = _conv(3, 64, 7, 2)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        # Also in TorchScript files, which others run: without these checks each of them would give logits of nonsense.
         if (tiles.dtype == torch.uint8) != self.bytes:
             raise ValueError("tiles must be uint8 (n, h, w, 3)" if self.bytes else "tiles must be float in [0, 1]")
         if self.bytes:
             tiles = tiles.permute(0, 3, 1, 2)
         if min(tiles.shape[2], tiles.shape[3]) < self.crop:
             raise ValueError(f"tiles are {tiles.shape[2]} x {tiles.shape[3]} pixels, less than the crop of {self.crop}")
-        # torchvision's CenterCrop starts at round((side - crop) / 2), and Python rounds a half to the even number.
-        top, left = (tiles.shape[2] - self.crop) // 2, (tiles.shape[3] - self.crop) // 2
-        top += (tiles.shape[2] - self.crop) % 2 * (top % 2)
-        left += (tiles.shape[3] - self.crop) % 2 * (left % 2)
+        top, left = crop_start(tiles.shape[2], self.crop), crop_start(tiles.shape[3], self.crop)
         x = tiles[:, :, top : top + self.crop, left : left + self.crop]
         if self.bytes:
             x = x.to(torch.float32) / 255
         x = torch.relu(self.conv((x - self.mean) / self.std))
+        return torch.max_pool2d(x, 3, 2, 1)
+
+
+class FixedStem(nn.Module):
+    """The stem of TorchScript files: the same values for tiles of `tile_size`, and no branch in the program.
+
+    Converters (Core ML, pnnx) take neither control flow nor arithmetic on shapes. Without a branch there is no text of
+    ours about wrong tiles, so the operators are those that refuse them: a split into one part fails for any other
+    height and width, an operation in place for any other number of channels and for bytes where floats are due, and one
+    on bits for floats where bytes are due.
+    """
+
+    __constants__ = ("bytes", "side", "start", "end")
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stem: Stem) -> None:
+        super().__init__()
+        self.crop, self.tile_size, self.bytes, self.conv = stem.crop, stem.tile_size, stem.bytes, stem.conv
+        self.register_buffer("mean", stem.mean[None])  # pnnx wants the batch's dimension, too
+        self.register_buffer("std", stem.std[None])
+        self.side, self.start = stem.tile_size, crop_start(stem.tile_size, stem.crop)
+        self.end = self.start + stem.crop
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        if self.bytes:  # a constant: only one of both is in the program
+            crops = self._cropped(tiles.permute(0, 3, 1, 2)).bitwise_and(255)
+            return self._features(crops.to(torch.float32).div_(255))
+        return self.of_floats(tiles)
+
+    @torch.jit.export
+    def of_floats(self, tiles: Tensor) -> Tensor:
+        """`forward` for float32 `(n, 3, tile_size, tile_size)` in [0, 1], in files that take bytes, too."""
+        return self._features(self._cropped(tiles).clone())
+
+    def _cropped(self, planes: Tensor) -> Tensor:
+        (rows,) = planes.split_with_sizes([self.side], 2)
+        (whole,) = rows.split_with_sizes([self.side], 3)
+        return whole[:, :, self.start : self.end, self.start : self.end]
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Of crops that are overwritten."""
+        x = torch.relu(self.conv(x.sub_(self.mean).div_(self.std)))
         return torch.max_pool2d(x, 3, 2, 1)
 
 
@@ -119,13 +172,11 @@ class Head(nn.Module):
     def __init__(self, pool: int, size: int, classes: int) -> None:
         super().__init__()
         kept = head_pool(pool, size)
-        self.kernel = size // kept
+        self.pool = nn.AvgPool2d(size // kept) if kept < size else nn.Identity()
         self.linear = nn.Linear(CHANNELS * kept * kept, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel > 1:
-            x = torch.nn.functional.avg_pool2d(x, self.kernel)
-        logits: Tensor = self.linear(torch.flatten(x, 1))
+        logits: Tensor = self.linear(torch.flatten(self.pool(x), 1))
         return logits
 
 
@@ -149,6 +200,12 @@ class LoweredNet(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.head(x)
         return logits
+
+    def of_fixed_size(self) -> "LoweredNet":
+        """The same network with a `FixedStem`; it shares the weights."""
+        fixed = copy.copy(self)
+        fixed._modules = {**self._modules, "stem": FixedStem(self.stem)}
+        return fixed
 
 
 def lower(net: "TileNet", spec: ModelSpec, kind: InputKind = "float") -> LoweredNet:

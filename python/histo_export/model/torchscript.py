@@ -32,11 +32,12 @@ def _without_deprecation_warnings() -> Iterator[None]:
 def torchscript_bytes(lowered: LoweredNet, metadata: Mapping[str, str] | None = None) -> bytes:
     """The scripted network as the bytes of a file that `torch.jit.load` reads; its children are the stages.
 
+    The program has no branch and takes tiles of `tile_size` only (see `lowering.FixedStem`), in batches of any size.
     `metadata` become extra files of the archive, which readers that do not ask for them pass over.
     """
     buffer = io.BytesIO()
     with _without_deprecation_warnings():
-        torch.jit.save(torch.jit.script(lowered), buffer, _extra_files=dict(metadata or {}))
+        torch.jit.save(torch.jit.script(lowered.of_fixed_size()), buffer, _extra_files=dict(metadata or {}))
     return buffer.getvalue()
 
 

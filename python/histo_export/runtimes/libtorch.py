@@ -73,7 +73,8 @@ class LibtorchRuntime(Runtime):
 
     @property
     def side(self) -> TileSide:
-        return TileSide(self.runtime.crop, fixed=False)
+        fixed = self.runtime.tile_size  # 0 in files of older versions
+        return TileSide(fixed, fixed=True) if fixed else TileSide(self.runtime.crop, fixed=False)
 
     @property
     def executed(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,6 +156,40 @@ class OnnxRuntime(Runtime):
             events = _events(session)
         kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(KERNEL)]
         return kernels[-(len(kernels) // runs) :]
+
+
+class OnnxFp16Runtime(OnnxRuntime):
+    """The file in float16. On most CPUs ONNX Runtime computes it in float32, with the weights rounded to float16."""
+
+    names: ClassVar[Names] = {"fp32": "ONNX Runtime, float16 file"}
+
+    @property
+    def executed(self) -> str:
+        return f"{self.session.get_providers()[0]} float16 file"
+
+
+class OnnxFixedRuntime(OnnxRuntime):
+    """The file for batches of one size: tiles run in such batches, and the last one is filled up with black tiles."""
+
+    names: ClassVar[Names] = {"fp32": "ONNX Runtime, fixed batch"}
+
+    def _batches(self, tiles: Tiles) -> Iterator[Tiles]:
+        size = self.session.get_inputs()[0].shape[0]
+        for start in range(0, len(tiles), size):
+            part = tiles[start : start + size]
+            yield np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.uint8)])
+
+    def _run(self, tiles: Tiles) -> npt.NDArray[np.float32]:
+        run = super()._run
+        return np.concatenate([run(batch) for batch in self._batches(tiles)])[: len(tiles)]
+
+    def _stages(self, tiles: Tiles) -> Mapping[str, npt.NDArray[np.float32]]:
+        stages = super()._stages
+        parts = [stages(batch) for batch in self._batches(tiles)]
+        return {name: np.concatenate([part[name] for part in parts])[: len(tiles)] for name in STAGES}
+
+    def _kernels(self, tiles: Tiles) -> list[dict[str, Any]]:
+        return super()._kernels(next(self._batches(tiles)))
 
 
 class OnnxToolRuntime(OnnxRuntime):

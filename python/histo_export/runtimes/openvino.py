@@ -118,6 +118,16 @@ class OpenVinoRuntime(Runtime):
         return of_onnx_kernels(self.file, ((info.node_name, info.real_time.total_seconds()) for info in kernels))
 
 
+class OpenVinoIrRuntime(OpenVinoRuntime):
+    """OpenVINO's own file, `model.xml`."""
+
+    names: ClassVar[Names] = {"fp32": "OpenVINO, model.xml"}
+
+    def layers(self, tiles: Tiles) -> list[LayerTime] | None:
+        """None: the names of the layers are in the ONNX file."""
+        return None
+
+
 class OpenVinoStreamsRuntime(OpenVinoRuntime):
     """A stream for each thread, among which a batch is divided: what OpenVINO recommends for throughput."""
 

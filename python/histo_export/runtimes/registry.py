@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histo_export.bundle_files import INT8_ONNX, MODELS, NATIVE, ONNX, PT2, TORCHSCRIPT
+from histo_export.bundle_files import (
+    FIXED_ONNX,
+    FP16_ONNX,
+    INT8_ONNX,
+    LITERT,
+    MODELS,
+    NATIVE,
+    NCNN,
+    ONNX,
+    OPENVINO,
+    PT2,
+    TORCHSCRIPT,
+)
 from histo_export.errors import HistoError, UsageError, nearest
 from histo_export.extras import needs
 from histo_export.runtimes.base import Runtime
@@ -73,6 +85,18 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
     "torch-compile": RuntimeEntry("torch_compile", "TorchCompileRuntime", _AUTOCAST, "torch", _BOTH, _NEEDS_NET),
     "torch-cuda-graph": RuntimeEntry("torch_cuda_graph", "CudaGraphRuntime", _EAGER, "torch", _CUDA, _NEEDS_NET),
     "torch-export": RuntimeEntry("torch_export", "TorchExportRuntime", {"fp32": PT2}, "torch", needs=_NEEDS_TORCH),
+    # Of files that only `--formats` names.
+    "onnxruntime-fixed": RuntimeEntry(
+        "onnxruntime", "OnnxFixedRuntime", {"fp32": FIXED_ONNX}, "onnxruntime", needs=_NEEDS_ORT
+    ),
+    "onnxruntime-fp16": RuntimeEntry(
+        "onnxruntime", "OnnxFp16Runtime", {"fp32": FP16_ONNX}, "onnxruntime", needs=_NEEDS_ORT
+    ),
+    "openvino-ir": RuntimeEntry("openvino", "OpenVinoIrRuntime", {"fp32": OPENVINO}, "openvino", needs=_NEEDS_OPENVINO),
+    "ncnn": RuntimeEntry("ncnn", "NcnnRuntime", {"fp32": NCNN}, "ncnn", needs=("ncnn", ("ncnn",))),
+    "litert": RuntimeEntry(
+        "litert", "LiteRtRuntime", {"fp32": LITERT}, "ai-edge-litert", needs=("litert", ("ai_edge_litert",))
+    ),
 }
 
 

@@ -75,7 +75,7 @@ class HISTO_API TorchRuntime {
   /// Runs black tiles of side × side bytes three times: libtorch's executor observes the first runs and
   /// compiles after them. On a GPU the result depends on the shape, so give the batch and side of the runs
   /// that follow.
-  /// \param side  0: the crop
+  /// \param side  0: the tile size, or the crop where the file takes larger tiles too
   /// \throws Error  as run()
   void warmup(std::size_t batch = 1, std::size_t side = 0) const;
 
@@ -84,7 +84,10 @@ class HISTO_API TorchRuntime {
   [[nodiscard]] std::vector<Stage> stages(std::span<const std::uint8_t> tiles, TileShape shape) const;
 
   [[nodiscard]] std::size_t classes() const noexcept;
-  [[nodiscard]] std::size_t crop() const noexcept;  ///< side in pixels; tiles must be at least as large
+  [[nodiscard]] std::size_t crop() const noexcept;  ///< side in pixels of the square that the network sees
+  /// Side in pixels that tiles must have; 0 for files of older versions, which take all tiles that are not
+  /// smaller than the crop.
+  [[nodiscard]] std::size_t tile_size() const noexcept;
 
   /// Device, precision and form of the network for reports, for example "cpu fp32, frozen".
   [[nodiscard]] std::string executed() const;
