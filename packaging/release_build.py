@@ -100,7 +100,7 @@ def licence_problems(wheel: Path, notices: str, bundled: dict[str, str]) -> Iter
                 if ".so" in name:
                     for library in needed(Path(archive.extract(name, folder))):
                         if not library.startswith(SYSTEM_LIBRARIES):
-                            yield f"{name} needs {library}, which is no library of the system"
+                            yield f"{name} needs {library}, which is not a library of the system"
 
 
 def needed(library: Path) -> list[str]:

@@ -99,7 +99,7 @@ def wrong(words: list[str]) -> str | None:
     if program == "pip":
         named = {extra for word in words for found in re.findall(r"\[([\w,-]+)\]$", word) for extra in found.split(",")}
         ours = any(re.match(r"(\.|histo-export)\[", word) for word in words)
-        return f"there is no extra {', '.join(named - set(EXTRAS))}" if ours and named - set(EXTRAS) else None
+        return f"unknown extra {', '.join(named - set(EXTRAS))}" if ours and named - set(EXTRAS) else None
     return None
 
 
