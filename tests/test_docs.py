@@ -126,7 +126,7 @@ def test_every_precision_is_explained(precision: str) -> None:
 def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
-    assert FENCE.findall(text)[0].startswith("```sh\nmake demo")
+    assert FENCE.findall(text)[0].lstrip().startswith("```sh\nmake demo")
     (picture,) = re.findall(r"!\[[^]]+\]\((\S+)\)", text)
     assert (ROOT / picture).stat().st_size < 300_000
 
