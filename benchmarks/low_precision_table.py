@@ -34,16 +34,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from engine_table import Part, lead, log, of_batch, per_tile, show, stages
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from rich.console import Console
 from rich.table import Table
 
 from histo_export import _core
 from histo_export.bench.contestants import ROUNDINGS
 from histo_export.bench.measure import measure
-from histo_export.bench.plots import COLOURS, DPI, INK, MARKERS
 from histo_export.bench.rows import Row
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject, open_subjects
@@ -56,6 +52,7 @@ from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import open_bundle
 from histo_export.export.formats import FORMATS
 from histo_export.export.quantise import TILES, choose_tiles
+from histo_export.figures import COLOURS, MARKERS, add_legend, add_title, new_figure, percent_ticks, save_figure, tidy
 from histo_export.machine import this_machine, versions
 from histo_export.model.arithmetic import Simulation
 from histo_export.model.native_file import read_native
@@ -350,8 +347,7 @@ class Point:
 
 def draw(points: Sequence[Point], path: Path, title: str) -> None:
     """Accuracy over speed: a colour for each engine, a marker for each precision."""
-    figure = Figure(figsize=(8.6, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.8)
     axes = figure.subplots()
     engines = dict.fromkeys(Variant.parse(point.row.runtime).runtime for point in points)
     colours = {engine: COLOURS[i % len(COLOURS)] for i, engine in enumerate(engines)}
@@ -376,16 +372,14 @@ def draw(points: Sequence[Point], path: Path, title: str) -> None:
     inside = [tick for tick in ticks if min(p.rate[0] for p in points) / 2 < tick < max(p.rate[0] for p in points) * 2]
     axes.set_xticks(inside, [str(tick) for tick in inside])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    axes.set_xlabel("tiles per second, logarithmic (right is better)", fontsize=9)
-    axes.set_ylabel("test accuracy (up is better)", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(linewidth=0.3, color="#dddddd")
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    below = f"Whiskers: 95 % intervals; on the same tiles, so differences are surer than they look. {this_machine()}"
-    figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
-    figure.savefig(path, dpi=DPI)
+    axes.yaxis.set_major_formatter(percent_ticks())
+    axes.set_xlabel("tiles per second, logarithmic (right is better)")
+    axes.set_ylabel("test accuracy (up is better)")
+    tidy(axes)
+    add_legend(figure, axes, 3)
+    note = f"whiskers: 95 % intervals; on the same tiles, so differences are surer than they look; {this_machine()}"
+    add_title(figure, title, note)
+    save_figure(figure, path)
 
 
 def main() -> None:

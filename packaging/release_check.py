@@ -1,4 +1,7 @@
-"""Whether a tag, the package, changelog and citation state one version: python packaging/release_check.py v1.2.3."""
+"""Whether a tag, the package, changelog and citation state one version: python packaging/release_check.py v1.2.3.
+
+Without a tag, the package's version is compared with the other files'; the changelog may still be at "Unreleased".
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,17 @@ def stated(path: str) -> str:
 
 def main() -> None:
     """Ends with exit code 1 and a line for each file that states another version."""
-    if len(sys.argv) != 2 or not sys.argv[1].startswith("v"):
-        sys.exit("The tag is missing: make release-check TAG=v1.2.3")
-    wanted = sys.argv[1][1:]
-    wrong = [f"{path} states version {stated(path)}, and the tag {wanted}" for path in PLACES if stated(path) != wanted]
+    package = next(iter(PLACES))
+    if len(sys.argv) == 1:
+        wanted, of, places = stated(package), "the package", [path for path in PLACES if path != "CHANGELOG.md"]
+    elif len(sys.argv) == 2 and sys.argv[1].startswith("v"):
+        wanted, of, places = sys.argv[1][1:], "the tag", list(PLACES)
+    else:
+        sys.exit("The tag is missing: make release-version TAG=v1.2.3")
+    wrong = [f"{path} states version {stated(path)}, and {of} {wanted}" for path in places if stated(path) != wanted]
     if wrong:
         sys.exit("\n".join(wrong))
-    print(f"All of {', '.join(PLACES)} state version {wanted}.")
+    print(f"All of {', '.join(places)} state version {wanted}.")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PRINTED = ROOT / "docs" / "benchmarks" / "cpu" / "report.md"  # written by histo bench
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {PRINTED})
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")})
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 FENCE = re.compile(r"^\s*```.*?^\s*```[^\n]*\n", re.DOTALL | re.MULTILINE)
@@ -122,3 +121,23 @@ def test_every_instruction_set_is_listed() -> None:
 @pytest.mark.parametrize("precision", closed_set("Precision"))
 def test_every_precision_is_explained(precision: str) -> None:
     assert row("docs/quantisation.md", precision)
+
+
+def test_the_front_page_is_short_and_begins_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert FENCE.findall(text)[0].lstrip().startswith("```sh\nmake demo")
+    (picture,) = re.findall(r"!\[[^]]+\]\((\S+)\)", text)
+    assert (ROOT / picture).stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/benchmarks/*.md")), ids=lambda page: page.name)
+def test_figures_have_a_processor_and_a_date(page: Path) -> None:
+    """Each section with a table of figures, or the text above all sections."""
+    text = page.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200
+    above, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    stated = re.compile(r"20\d\d-\d\d-\d\d.*?Zen \d|Zen \d.*?20\d\d-\d\d-\d\d", re.DOTALL)
+    for section in [above] if stated.search(above) else [above, *sections]:
+        figures = re.search(r"\d\.\d\d", section)
+        assert not figures or stated.search(section), section[:60]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.text import Text
@@ -315,3 +317,32 @@ def test_class_colours_differ_for_all_readers(vision: str, classes: int, least: 
 def test_a_class_keeps_its_colour() -> None:
     assert len(set(class_colours(300))) == 300
     assert class_colours(300)[:5] == class_colours(5)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_the_colours_of_lines_differ_for_all_readers(vision: str) -> None:
+    """Markers or line styles repeat the difference; the first two, training and validation, are far apart."""
+    rgb = np.array([to_rgb(colour) for colour in figures.COLOURS])
+    seen = cielab(rgb, VISION[vision])
+    assert min(np.linalg.norm(a - b) for a, b in combinations(seen[:7], 2)) > 15
+    assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 9
+    assert np.linalg.norm(seen[0] - seen[1]) > 50
+    assert len(figures.MARKERS) == len(figures.COLOURS)
+
+
+LOOK = re.compile(r"fontsize=\d|labelsize=\d|\"#[0-9a-f]{6}\"|frameon|\.suptitle\(|\.supxlabel\(|savefig\(|dpi=")
+
+
+def test_the_look_of_pictures_is_decided_in_one_place() -> None:
+    """Sizes of text, colours, titles and legends are those of `figures`, in the package and in its benchmarks."""
+    root = Path(__file__).parents[1]
+    allowed = {"figures.py", "predict/pictures.py", "html_page.py", "predict/colours.py"}
+    drawing = [
+        path
+        for folder in ("python/histo_export", "benchmarks")
+        for path in sorted((root / folder).rglob("*.py"))
+        if "new_figure" in path.read_text(encoding="utf-8") and not str(path).endswith(tuple(allowed))
+    ]
+    assert {"bench/plots.py", "study/plots.py"} <= {"/".join(path.parts[-2:]) for path in drawing}
+    found = {path.name: LOOK.findall(path.read_text(encoding="utf-8")) for path in drawing}
+    assert {name: what for name, what in found.items() if what} == {}

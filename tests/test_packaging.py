@@ -105,3 +105,11 @@ def test_a_wheel_for_older_systems_gives_glibc_2_28_what_libstdcxx_asks_for() ->
     assert (ROOT / f"packaging/glibc_{tag}.c").is_file()
     images = {PROJECT["tool"]["cibuildwheel"][f"manylinux-{cpu}-image"] for cpu in ("x86_64", "aarch64")}
     assert images == {f"manylinux_{tag}"}
+
+
+def test_without_a_tag_all_files_but_the_changelog_state_the_version() -> None:
+    """Its section is "Unreleased" until the release."""
+    script = ROOT / "packaging/release_check.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"state version {histo_export.__version__}" in done.stdout

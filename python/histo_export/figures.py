@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
@@ -35,11 +36,16 @@ if TYPE_CHECKING:
     from histo_export.measures import Floats, Labels
     from histo_export.metrics import AccuracyReport
 
-TRAIN, VAL, INK, CHANCE = "#2f6db3", "#d1672c", "#333333", "#7a7a7a"
-"""Colour-blind readers can tell blue and orange apart; line styles repeat the difference for grey print."""
 DPI = 200
-LINES = ("#2f6db3", "#d1672c", "#4d9a5b", "#a03b6b", "#7a6fb0", "#b8962e", "#3aa0a8", "#8c564b", "#555555", "#000000")
-"""Of the classes, as many as a reader can tell apart; with more classes there is the line of each, without its name."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513", "#4b0092")
+"""Of lines, points and bars in all pictures. The first seven are Okabe and Ito's, which colour-blind readers can tell
+apart; line styles and `MARKERS` repeat the difference for grey print. With more classes than colours there is the line
+of each, without its name."""
+MARKERS = "osD^vP*Xhp"
+TRAIN, VAL, INK, CHANCE = COLOURS[0], COLOURS[1], "#333333", "#7a7a7a"
+GRID, COLUMNS = "#dddddd", "#e6e6e6"
+TITLE, LABEL, TICK = 9.5, 9, 8
+"""Sizes of text in points: of the title and its note, of axes and panels, and of ticks and legends."""
 SHARED, NUMBERED, NAMED = 20, 60, 150
 """Most classes of a confusion matrix with counts and shares in its fields, with counts, and with each class named."""
 LEAST_SPAN = 0.1
@@ -91,27 +97,23 @@ def save_curves(
             linewidth=0.8,
             label=label_of_kept,
         )
-        axes.set_xlabel("epoch", fontsize=9)
+        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         margin = max(0.3, 0.02 * len(history))
         axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
-        axes.tick_params(labelsize=8)
-        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         if quantity == "accuracy":
-            axes.set_ylabel("accuracy", fontsize=9)
+            axes.set_ylabel("accuracy")
             axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_formatter(percent_ticks())
             label = f"chance: {percent(chance)}"
             axes.axhline(chance, color=CHANCE, linewidth=0.9, linestyle="-.", zorder=3, label=label)
             _widen_accuracy(axes)
         else:
-            axes.set_ylabel("cross entropy (nats)", fontsize=9)
+            axes.set_ylabel("cross entropy (nats)")
             _scale_loss(axes, [row[f"{split}_loss"] for row in history for split in ("train", "val")])
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9.5)
+        tidy(axes)
+    add_legend(figure, figure.axes[0], 3)
+    add_title(figure, title)
     save_figure(figure, path)
 
 
@@ -140,7 +142,7 @@ def _scale_loss(axes: Axes, losses: Sequence[float]) -> None:
     top = finite[-1] if len(losses) < 8 else min(finite[-1], 3 * finite[int(0.9 * (len(finite) - 1))])
     axes.set_ylim(0, 1.05 * top)
     if finite[-1] > 1.05 * top:
-        axes.set_title(f"(peaks up to {finite[-1]:.1f} cut off)", fontsize=7.5, color=INK)
+        axes.set_title(f"(peaks up to {finite[-1]:.1f} cut off)", color=INK)
 
 
 def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str) -> None:
@@ -175,18 +177,18 @@ def save_confusion(path: Path, report: AccuracyReport, *, title: str, split: str
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fitting)
     _name_classes(axes, [shown(name, 24) for name in report.classes], size)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set_xlabel("predicted class", fontsize=LABEL)
+    axes.set_ylabel("true class", fontsize=LABEL)
     low, high = report.interval
     axes.set_title(
         f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}: accuracy {percent(report.accuracy)} "
         f"(95 % interval {percent(low)} to {percent(high)})",
-        fontsize=8.5,
+        fontsize=TITLE,
     )
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=percent_ticks())
-    bar.set_label("share of the true class", fontsize=8)
+    bar.set_label("share of the true class", fontsize=TICK)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=2)
+    bar.ax.tick_params(labelsize=TICK, length=2)
     save_figure(figure, path)
 
 
@@ -226,7 +228,7 @@ def save_probabilities(
     assert report.measures is not None
     figure = new_figure(10.2, 3.9)
     roc, recall, reliability = figure.subplots(1, 3)
-    few = len(report.classes) <= len(LINES)
+    few = len(report.classes) <= len(COLOURS)
     for column, name in enumerate(report.classes):
         truth = labels == column
         auc, precision = report.measures.roc_auc[column].value, report.measures.average_precision[column].value
@@ -234,7 +236,7 @@ def save_probabilities(
             continue
         false, true, _ = roc_curve(truth, probabilities[:, column])
         precisions, recalls, _ = precision_recall_curve(truth, probabilities[:, column])
-        look: dict[str, Any] = {"color": LINES[column] if few else CHANCE, "linewidth": 1.3 if few else 0.4}
+        look: dict[str, Any] = {"color": COLOURS[column] if few else CHANCE, "linewidth": 1.3 if few else 0.4}
         label = f"{shown(name, 18)}: AUC {auc:.3f}, AP {precision:.3f}" if few else None
         roc.plot(false, true, label=label, **look)
         recall.plot(recalls, precisions, drawstyle="steps-post", **look)
@@ -243,10 +245,10 @@ def save_probabilities(
     recall.set(xlabel="recall", ylabel="precision")
     draw_reliability(reliability, probabilities, labels)
     for axes, name in ((roc, "ROC"), (recall, "precision and recall"), (reliability, "reliability")):
-        axes.set_title(name, fontsize=8.5)
-        _share_axes(axes)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=7.5)
-    figure.suptitle(f"{title}\n{report.tiles:,} {SPLIT_TILES[split]}, each class against the rest", fontsize=9)
+        axes.set_title(name)
+        share_axes(axes)
+    add_legend(figure, roc, 4)
+    add_title(figure, title, f"{report.tiles:,} {SPLIT_TILES[split]}, each class against the rest")
     save_figure(figure, path)
 
 
@@ -268,9 +270,9 @@ def save_calibration(
     names = ("before", f"after: logits / {temperature:.3g}")
     for axes, probabilities, name in zip(sides, (before, after), names, strict=True):
         draw_reliability(axes, probabilities, labels)
-        axes.set_title(f"{name}\ncalibration error {percent(calibration_error(probabilities, labels))}", fontsize=8.5)
-        _share_axes(axes)
-    figure.suptitle(f"{title}\n{len(labels):,} {SPLIT_TILES[split]}", fontsize=9)
+        axes.set_title(f"{name}\ncalibration error {percent(calibration_error(probabilities, labels))}")
+        share_axes(axes)
+    add_title(figure, title, f"{len(labels):,} {SPLIT_TILES[split]}")
     save_figure(figure, path)
 
 
@@ -280,24 +282,41 @@ def draw_reliability(axes: Axes, probabilities: Floats, labels: Labels) -> None:
     tiles = np.bincount(bins, minlength=BINS)
     used = tiles > 0
     mean, accuracy = (np.bincount(bins, values, BINS)[used] / tiles[used] for values in (confidence, right))
-    axes.bar((np.arange(BINS) + 0.5) / BINS, tiles / tiles.sum(), width=0.9 / BINS, color="#e3e3e3")
+    axes.bar((np.arange(BINS) + 0.5) / BINS, tiles / tiles.sum(), width=0.9 / BINS, color=COLUMNS)
     axes.plot([0, 1], [0, 1], "-.", color=CHANCE, linewidth=0.9)
     axes.plot(mean, accuracy, "-", color=TRAIN, linewidth=1.0)
     axes.scatter(mean, accuracy, s=8 + 60 * tiles[used] / tiles.max(), color=TRAIN, zorder=3)
     axes.set(xlabel="probability of the top class", ylabel="accuracy; columns: share of the tiles")
 
 
-def _share_axes(axes: Axes) -> None:
+def share_axes(axes: Axes) -> None:
     """Both axes from 0 % to 100 %."""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_box_aspect(1)
-    axes.tick_params(labelsize=7.5)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(percent_ticks())
-        axis.label.set_fontsize(8)
-    axes.grid(linewidth=0.4, color="#dddddd")
+    tidy(axes)
+
+
+def tidy(axes: Axes) -> None:
+    """The look of all diagrams: text of one size, a pale grid, no frame."""
+    axes.tick_params(labelsize=TICK)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set_fontsize(LABEL)
+    axes.grid(linewidth=0.4, color=GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_title(figure: Figure, title: str, note: str = "") -> None:
+    """One line above a figure, and perhaps a second one on how to read it."""
+    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=TITLE)
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """The legend of a diagram, below the figure and without a frame."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=TICK)
 
 
 def percent_ticks() -> PercentFormatter:
@@ -335,7 +354,7 @@ def _escaped(character: str) -> str:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of that many inches."""
     # Not pyplot: no global state, no display, safe in any thread.
-    figure = _Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = _Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.09))
     FigureCanvasAgg(figure)
     return figure
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 from histo_export.bench.document import document
-from histo_export.bench.plots import draw
+from histo_export.bench.plots import draw, front
 from histo_export.bench.report import Report, schema
 from histo_export.bench.settings import Settings
 from histo_export.bench.subjects import Subject
@@ -290,3 +290,8 @@ def test_a_bundle_of_any_name_is_drawn(report: Report, tmp_path: Path) -> None:
     for subject in report.subjects:
         text = text.replace(json.dumps(subject.label), json.dumps(f"{subject.label} cost$5^^6$ 腫瘍"))
     assert len(draw(Report.model_validate_json(text), tmp_path)) == 3
+
+
+def test_the_front_has_what_nothing_beats_in_both() -> None:
+    points = [(5.0, 0.9), (2.0, 0.8), (3.0, 0.8), (2.0, 0.7), (6.0, 0.85), (4.0, 0.85)]
+    assert front(points) == [(2.0, 0.8), (4.0, 0.85), (5.0, 0.9)]

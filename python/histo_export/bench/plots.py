@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,19 +11,28 @@ from matplotlib.ticker import NullFormatter
 
 from histo_export.bench.report import RankedRow, Report, Table
 from histo_export.bench.rows import Row
-from histo_export.figures import new_figure, percent_ticks, shown
+from histo_export.figures import (
+    COLOURS,
+    INK,
+    MARKERS,
+    TICK,
+    add_legend,
+    add_title,
+    new_figure,
+    percent_ticks,
+    save_figure,
+    shown,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8b4513")
-"""Okabe and Ito's, which colour-blind readers can tell apart; markers repeat the difference for grey print."""
-MARKERS = "osD^vP*Xh"
+LEGEND_COLUMNS = 4
+FRONT = "not beaten in both"
 SHADES = (1.0, 0.75, 0.55, 0.4, 0.3)
 """Opacity of a runtime's bars, model by model."""
-INK = "#333333"
-DPI = 180
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -59,16 +69,15 @@ def _latency(report: Report, path: Path) -> Path:
                 if matching:
                     y = place - 0.42 + (number + 0.5) * height
                     _bar(panel, matching[0], y, height, colour, SHADES[min(number, len(SHADES) - 1)])
-        panel.set_title(str(table.conditions), fontsize=9, loc="left")
-        panel.set_xlabel("ms per tile (shorter is better)", fontsize=9)
-        panel.set_yticks(range(len(names)), [name for name, _, _ in names.values()], fontsize=9)
+        panel.set_title(str(table.conditions))
+        panel.set_xlabel("ms per tile (shorter is better)")
+        panel.set_yticks(range(len(names)), [name for name, _, _ in names.values()])
         panel.set_ylim(len(names) - 0.5, -0.5)
         panel.set_xlim(0, 1.2 * max(s.ms_per_tile * s.seconds.high / s.seconds.median for s in table.ranked))
-        panel.grid(axis="x", linewidth=0.4, color="#dddddd")
-        panel.set_axisbelow(True)
-        panel.tick_params(axis="x", labelsize=8)
-    models = f"Bars from top to bottom: {', '.join(map(shown, labels))}. " if len(labels) > 1 else ""
-    return _save(figure, path, "Latency", f"{models}Whiskers: 95 % interval of the median. {report.machine}")
+        tidy(panel)
+        panel.grid(visible=False, axis="y")
+    models = f"bars from top to bottom: {', '.join(map(shown, labels))}; " if len(labels) > 1 else ""
+    return _save(figure, path, "Latency", f"{models}whiskers: 95 % interval of the median; {report.machine}")
 
 
 def _bar(panel: Axes, row: RankedRow, y: float, height: float, colour: str, opacity: float) -> None:
@@ -78,7 +87,7 @@ def _bar(panel: Axes, row: RankedRow, y: float, height: float, colour: str, opac
     panel.barh(y, row.ms_per_tile, height * 0.92, color=colour, alpha=opacity, linewidth=0)
     panel.errorbar(row.ms_per_tile, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=1.5)
     text = f"{row.ms_per_tile:.1f}"
-    panel.annotate(text, (high, y), (4, 0), textcoords="offset points", va="center", fontsize=7)
+    panel.annotate(text, (high, y), (4, 0), textcoords="offset points", va="center", fontsize=TICK - 1)
 
 
 def _throughput(report: Report, path: Path) -> Path:
@@ -117,56 +126,61 @@ def _lines(report: Report, rows: list[Row], over: str, label: str, title: str, p
     axes.set_xticks(values, [str(value) for value in values])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(label, fontsize=9)
-    axes.set_ylabel("tiles per second (more is better)", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(linewidth=0.4, color="#dddddd")
-    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return _save(figure, path, title, f"Whiskers: 95 % interval of the median. {report.machine}")
+    axes.set_xlabel(label)
+    axes.set_ylabel("tiles per second (more is better)")
+    tidy(axes)
+    add_legend(figure, axes, LEGEND_COLUMNS)
+    return _save(figure, path, title, f"whiskers: 95 % interval of the median; {report.machine}")
 
 
 def _accuracy(report: Report, table: Table, path: Path) -> Path:
-    """Test accuracy over ms per tile in a table of fp32: one point per model and runtime.
+    """Test accuracy over ms per tile in a table of fp32: a point per model and runtime, and which nothing beats.
 
-    A model's accuracy is the same in every fp32 runtime, so its interval is drawn once, at the fastest.
+    A model's accuracy is the same in every fp32 runtime, so its interval is drawn once, beside its name.
     """
-    figure = new_figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.6)
     axes = figure.subplots()
-    fastest: dict[str, float] = {}
+    judged = {subject.label: subject.accuracy for subject in report.subjects if subject.accuracy}
+    points: list[tuple[float, float]] = []
     for runtime, (name, colour, marker) in _names(report).items():
-        points = [
-            (ranked.ms_per_tile, subject.accuracy[0], subject.label)
-            for subject in report.subjects
+        own = [
+            (ranked.ms_per_tile, judged[ranked.subject][0])
             for ranked in table.ranked
-            if subject.accuracy and (ranked.runtime, ranked.subject) == (runtime, subject.label)
+            if ranked.runtime == runtime and ranked.subject in judged
         ]
-        if not points:  # a runtime of another precision
+        if not own:  # a runtime of another precision
             continue
-        times, accuracies, labels = zip(*points, strict=True)
-        axes.plot(times, accuracies, marker, color=colour, label=name, markersize=7)
-        fastest |= {label: min(ms, fastest.get(label, ms)) for label, ms in zip(labels, times, strict=True)}
-    for subject in report.subjects:
-        if subject.accuracy and subject.label in fastest:
-            accuracy, low, high = subject.accuracy
-            error = [[accuracy - low], [high - accuracy]]
-            axes.errorbar(fastest[subject.label], accuracy, error, color=INK, elinewidth=0.8, capsize=3, zorder=0)
-            axes.axhline(accuracy, color=INK, linewidth=0.5, linestyle=":", zorder=0)
-            where = ("axes fraction", "data")
-            text = axes.annotate(shown(subject.label), (1, accuracy), (4, 0), where, "offset points", va="center")
-            text.set(fontsize=8, color=INK)
+        axes.plot(*zip(*own, strict=True), marker, color=colour, label=name, markersize=7)
+        points += own
+    best = front(points)
+    axes.step(*zip(*best, strict=True), "--", where="post", color=INK, linewidth=1, zorder=0, label=FRONT)
+    for place, (label, (accuracy, low, high)) in enumerate(judged.items()):
+        # Right of the diagram, where the intervals of several models do not cover each other or the points.
+        right = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+        error = [[accuracy - low], [high - accuracy]]
+        axes.errorbar(1.02 + 0.02 * place, accuracy, error, fmt=".", color=INK, elinewidth=0.8, capsize=2, **right)
+        axes.axhline(accuracy, color=INK, linewidth=0.5, linestyle=":", zorder=0)
+        axes.text(1.03 + 0.02 * len(judged), accuracy, shown(label), va="center", fontsize=TICK, color=INK, **right)
+    lowest, highest = min(low for _, low, _ in judged.values()), max(high for *_, high in judged.values())
+    margin = 0.05 * (highest - lowest) + 1e-3
     axes.set_xlim(0, 1.06 * max(ranked.ms_per_tile for ranked in table.ranked))
+    axes.set_ylim(lowest - margin, highest + margin)
     axes.yaxis.set_major_formatter(percent_ticks())
-    axes.set_xlabel("ms per tile (left is better)", fontsize=9)
-    axes.set_ylabel("test accuracy (up is better)", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(linewidth=0.3, color="#dddddd")
-    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=4)
-    return _save(
-        figure,
-        path,
-        f"Accuracy and speed: {table.conditions}",
-        f"Whiskers: 95 % interval of the accuracy. {report.machine}",
-    )
+    axes.set_xlabel("ms per tile (left is better)")
+    axes.set_ylabel("test accuracy (up is better)")
+    tidy(axes)
+    add_legend(figure, axes, LEGEND_COLUMNS)
+    title = f"Accuracy and speed: {table.conditions}"
+    return _save(figure, path, title, f"right: 95 % interval of each model's accuracy; {report.machine}")
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats: (ms, accuracy), from the fastest to the most accurate (Pareto's front)."""
+    best: list[tuple[float, float]] = []
+    for ms, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((ms, accuracy))
+    return best
 
 
 def _names(report: Report) -> dict[str, tuple[str, str, str]]:
@@ -179,8 +193,7 @@ def _names(report: Report) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def _save(figure: Figure, path: Path, title: str, below: str) -> Path:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    figure.supxlabel(below, x=0.01, ha="left", fontsize=7, color=INK)
-    figure.savefig(path, dpi=DPI)
+def _save(figure: Figure, path: Path, title: str, note: str) -> Path:
+    add_title(figure, title, note)
+    save_figure(figure, path)
     return path

@@ -118,6 +118,11 @@ class _Terminated:
         raise KeyboardInterrupt
 
 
+def built_app() -> Any:
+    """`histo` as a group of commands, for the reference of the documentation."""
+    return _built(app)
+
+
 def _built(program: typer.Typer) -> Any:
     """The program as Typer runs it; completion is explained in the help, so that its options take no place there."""
     command = typer.main.get_command(program)

@@ -16,7 +16,18 @@ from matplotlib.collections import PolyCollection
 from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch
 
-from histo_export.figures import INK, new_figure, percent_ticks, png_of, save_figure, shown
+from histo_export.figures import (
+    INK,
+    LABEL,
+    TICK,
+    TITLE,
+    add_title,
+    new_figure,
+    percent_ticks,
+    png_of,
+    save_figure,
+    shown,
+)
 from histo_export.predict.colours import class_colours
 from histo_export.predict.smooth import mean_at
 from histo_export.spec import percent
@@ -112,10 +123,11 @@ def heat_map(
     if round(areas.unanalysed, 6) > 0:
         label = f"not analysed  {_mm2(areas.unanalysed)}"
         handles.append(Patch(facecolor="white", edgecolor="black", hatch="/////", linewidth=0, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize=9)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(len(handles), 4), "frameon": False}
+    figure.legend(handles=handles, fontsize=LABEL, **place)
     _add_certainty(figure, axes, 1 / len(areas.classes))
     of_what = "tissue by the mean of its squares" if smooth else "tissue by its most probable class"
-    axes.set_title(f"{shown(background.name)}: {of_what}", fontsize=10)
+    axes.set_title(f"{shown(background.name)}: {of_what}", fontsize=TITLE)
     return png_of(figure, compression=1)
 
 
@@ -188,9 +200,9 @@ def _add_certainty(figure: matplotlib.figure.Figure, axes: Axes, chance: float) 
         "aspect": 40,
     }
     bar = figure.colorbar(values, format=percent_ticks(), **where)
-    bar.set_label("strength of a colour: probability of the class", fontsize=8)
+    bar.set_label("strength of a colour: probability of the class", fontsize=TICK)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=2)
+    bar.ax.tick_params(labelsize=TICK, length=2)
 
 
 def tissue_picture(background: Background, grid: Grid, tissue: Tissue) -> bytes:
@@ -220,7 +232,7 @@ def tissue_picture(background: Background, grid: Grid, tissue: Tissue) -> bytes:
     facts = (
         f"{tissue.area * mm_x * mm_y:.2f} mm² of tissue (saturation above {tissue.threshold}), {len(grid):,} squares"
     )
-    axes.set_title(f"{shown(background.name)}: {facts}", fontsize=10)
+    axes.set_title(f"{shown(background.name)}: {facts}", fontsize=TITLE)
     return png_of(figure, compression=1)
 
 
@@ -246,18 +258,18 @@ def save_mistakes(path: Path, mistakes: Sequence[Mistake], *, title: str, column
     """Draws what the network saw in rows of `columns`, each below the tile's name and its classes."""
     columns = min(columns, max(3, len(mistakes)))  # the title needs the room of three
     rows = math.ceil(len(mistakes) / columns)
-    figure = new_figure(1.75 * columns, 2.2 * rows + 0.4)
+    figure = new_figure(2.1 * columns, 2.7 * rows + 0.4)
     for axes in figure.subplots(rows, columns, squeeze=False).ravel():
         axes.set_axis_off()
     for axes, mistake in zip(figure.axes, mistakes, strict=False):
         axes.imshow(mistake.pixels)
-        truth, predicted = shown(mistake.truth, 26), shown(mistake.predicted, 18)
+        truth, predicted = shown(mistake.truth, 25), shown(mistake.predicted, 16)
         axes.set_title(
-            f"{shown(mistake.name, 32)}\ntrue: {truth}\npredicted: {predicted} {percent(mistake.probability)}",
-            fontsize=6,
+            f"{shown(mistake.name, 30)}\ntrue: {truth}\npredicted: {predicted} {percent(mistake.probability)}",
+            fontsize=TICK - 1,
         )
     side = mistakes[0].pixels.shape[0]
-    figure.suptitle(f"{title}\n(the centre {side} × {side} pixels, which the network sees)", fontsize=9.5)
+    add_title(figure, title, f"the centre {side} × {side} pixels, which the network sees")
     save_figure(figure, path)
 
 

@@ -11,13 +11,20 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from histo_export.figures import (
     CHANCE,
+    COLOURS,
+    COLUMNS,
     INK,
-    LINES,
+    MARKERS,
+    TICK,
+    add_legend,
+    add_title,
     draw_reliability,
     new_figure,
     percent_ticks,
     save_figure,
+    share_axes,
     shown,
+    tidy,
 )
 from histo_export.measures import calibration_error, probabilities_of
 from histo_export.spec import percent
@@ -28,7 +35,6 @@ from histo_export.study.timings import rounds_of, summaries
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS = "osD^vP*Xh"
 MOST_PANELS = 4
 """In a row."""
 
@@ -45,14 +51,7 @@ def draw(study: Study, answer: Answer, timings: Mapping[str, Any], folder: Path)
 
 
 def _colour(study: Study, pool: int) -> str:
-    return LINES[study.design.pools.index(pool) % len(LINES)]
-
-
-def _tidy(axes: Axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.grid(linewidth=0.4, color="#dddddd")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    return COLOURS[study.design.pools.index(pool) % len(COLOURS)]
 
 
 def _title(study: Study, what: str) -> str:
@@ -71,17 +70,16 @@ def _curves(study: Study, path: Path) -> Path:
         for axes, split, name in zip(line, ("train", "val"), ("training", "validation"), strict=True):
             for pool in design.pools:
                 _band(study, axes, Arm(recipe, pool), f"{split}_{quantity}")
-            axes.set_title(f"{recipe}: {name}" if len(design.recipes) > 1 else name, fontsize=9)
-            axes.set_xlabel("epoch", fontsize=9)
+            axes.set_title(f"{recipe}: {name}" if len(design.recipes) > 1 else name)
+            axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            _tidy(axes)
-        line[0].set_ylabel("accuracy" if quantity == "accuracy" else "cross entropy (nats)", fontsize=9)
+            tidy(axes)
+        line[0].set_ylabel("accuracy" if quantity == "accuracy" else "cross entropy (nats)")
         if quantity == "accuracy":
             line[0].yaxis.set_major_formatter(percent_ticks())
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(design.pools), frameon=False, fontsize=8)
+    add_legend(figure, panels[0][0], len(design.pools))
     seeds = max(len(own) for own in study.right().values())
-    figure.suptitle(f"{_title(study, 'learning curves')}\nmean of {seeds} seeds, band from least to most", fontsize=9.5)
+    add_title(figure, _title(study, "learning curves"), f"mean of {seeds} seeds, band from least to most")
     save_figure(figure, path)
     return path
 
@@ -105,7 +103,7 @@ def _differences(study: Study, answer: Answer, path: Path) -> Path:
     axes = figure.subplots()
     margin = 100 * study.design.margin
     axes.axvspan(
-        -margin, margin, color="#e8e8e8", linewidth=0, label=f"margin: ±{margin:g} point{'' if margin == 1 else 's'}"
+        -margin, margin, color=COLUMNS, linewidth=0, label=f"margin: ±{margin:g} point{'' if margin == 1 else 's'}"
     )
     axes.axvline(0, color=CHANCE, linewidth=0.8)
     for place, pair in enumerate(pairs):
@@ -115,20 +113,20 @@ def _differences(study: Study, answer: Answer, path: Path) -> Path:
         axes.plot(interval, [place] * 2, color=colour, linewidth=2.6, solid_capstyle="butt")
         axes.plot(100 * np.array(pair.by_seed), [place - 0.2] * len(pair.by_seed), "|", color=INK, markersize=6)
         axes.plot(100 * pair.difference, place, "o", color=colour, markersize=6)
-        axes.annotate(pair.verdict, (1, place), (6, 0), ("axes fraction", "data"), "offset points", va="center", size=8)
+        axes.annotate(
+            pair.verdict, (1, place), (6, 0), ("axes fraction", "data"), "offset points", va="center", size=TICK
+        )
     several = len(study.design.recipes) > 1
     names = [f"{_name(pair.arm, several)} against {_name(pair.baseline, several)}" for pair in pairs]
-    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.5, -0.6)
-    axes.set_xlabel("difference of test accuracy, points (right: the first one is better)", fontsize=9)
+    axes.set_xlabel("difference of test accuracy, points (right: the first one is better)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-    _tidy(axes)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    figure.suptitle(
-        f"{_title(study, 'paired differences')}\nthick: 95 % of the posterior; thin: bootstrap over seeds and "
-        f"{'groups' if study.data.test.groups is not None else 'tiles'}; ticks: single seeds",
-        fontsize=9,
-    )
+    tidy(axes)
+    add_legend(figure, axes, 1)
+    resampled = "groups" if study.data.test.groups is not None else "tiles"
+    note = f"thick: 95 % of the posterior; thin: bootstrap over seeds and {resampled}; ticks: single seeds"
+    add_title(figure, _title(study, "paired differences"), note)
     save_figure(figure, path)
     return path
 
@@ -160,14 +158,12 @@ def _accuracy(study: Study, answer: Answer, timings: Mapping[str, Any], path: Pa
             axes.plot(x, mean, "o", mfc="none", color=INK, markersize=15, label=word, linestyle="none")
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     axes.yaxis.set_major_formatter(percent_ticks())
-    axes.set_xlabel(f"ms for one tile, native engine, {timings['inference']['threads']} threads", fontsize=9)
-    axes.set_ylabel("test accuracy", fontsize=9)
-    _tidy(axes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(
-        f"{_title(study, 'accuracy and latency')}\nwhiskers: least and most of the seeds; 95 % interval of the median",
-        fontsize=9,
-    )
+    axes.set_xlabel(f"ms for one tile, native engine, {timings['inference']['threads']} threads")
+    axes.set_ylabel("test accuracy")
+    tidy(axes)
+    add_legend(figure, axes, 3)
+    note = "whiskers: least and most of the seeds; 95 % interval of the median"
+    add_title(figure, _title(study, "accuracy and latency"), note)
     save_figure(figure, path)
     return path
 
@@ -195,15 +191,10 @@ def draw_calibration(study: Study, answer: Answer, path: Path) -> Path:
         own = [study.logits(outcome) for (each, _), outcome in sorted(study.outcomes.items()) if each == arm]
         draw_reliability(axes, probabilities_of(np.concatenate(own)), np.tile(study.labels, len(own)))
         error = percent(mean_calibration_error(study, arm))
-        axes.set_title(f"pool {arm.pool}\ncalibration error {error}", fontsize=8.5)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axes.set_box_aspect(1)
-        axes.yaxis.set_major_formatter(percent_ticks())
-        axes.xaxis.set_major_formatter(percent_ticks())
-        axes.xaxis.label.set_fontsize(8)
-        axes.yaxis.label.set_fontsize(8)
-        _tidy(axes)
-    title = f"{_title(study, 'calibration')}, recipe {recipe}"
-    figure.suptitle(f"{title}\nall seeds together; calibration error: mean over the seeds", fontsize=9)
+        axes.set_title(f"pool {arm.pool}\ncalibration error {error}")
+        share_axes(axes)
+        axes.label_outer()
+    note = "all seeds together; calibration error: mean over the seeds"
+    add_title(figure, f"{_title(study, 'calibration')}, recipe {recipe}", note)
     save_figure(figure, path)
     return path
