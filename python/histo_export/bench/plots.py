@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import NullFormatter
@@ -156,7 +156,7 @@ def _accuracy(report: Report, table: Table, path: Path) -> Path:
     axes.step(*zip(*best, strict=True), "--", where="post", color=INK, linewidth=1, zorder=0, label=FRONT)
     for place, (label, (accuracy, low, high)) in enumerate(judged.items()):
         # Right of the diagram, where the intervals of several models do not cover each other or the points.
-        right = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+        right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "clip_on": False}
         error = [[accuracy - low], [high - accuracy]]
         axes.errorbar(1.02 + 0.02 * place, accuracy, error, fmt=".", color=INK, elinewidth=0.8, capsize=2, **right)
         axes.axhline(accuracy, color=INK, linewidth=0.5, linestyle=":", zorder=0)
