@@ -33,12 +33,14 @@ EXAMPLES = {
         "histo bench bundles/tiles-pool2",
         "histo bench bundles/tiles-pool2 --runtimes native,onnxruntime --batches 1,32",
         "histo bench --pools 1,2,4 --precision fp32,int8 --out bench-pools",
+        "histo bench bundles/tiles-pool2 --runtimes native --stages",
     ),
     "predict": (
         "histo predict bundles/tiles-pool2 slides/ --out results",
         "histo predict bundles/tiles-pool2 slide.svs --overlap 0.5 --precision bf16",
         "histo predict bundles/tiles-pool2 slide.tif --mpp 0.5 --runtime onnxruntime",
         "histo predict bundles/tiles-pool2 slides/ --coords patches/",
+        "histo predict bundles/tiles-pool2 slides/ --precision auto",
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",
@@ -51,6 +53,6 @@ EXAMPLES = {
         "histo inspect runs/tiles-pool2/best.ckpt --json",
         "histo inspect --pool 8 --classes 6",
     ),
-    "doctor": ("histo doctor", "histo doctor --json"),
+    "doctor": ("histo doctor", "histo doctor --json", "histo doctor --speed bundles/tiles-pool2"),
 }
 """Of each command; the first line is the simplest."""

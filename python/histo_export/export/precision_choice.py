@@ -77,11 +77,9 @@ def remark(config: BundleConfig, asked: AskedPrecision | None, runs: Precision) 
         return f"--precision auto runs {choice.precision}: {choice.why}"
     order = list(faster_here())
     faster = choice.precision in order and (runs not in order or order.index(choice.precision) < order.index(runs))
-    return (
-        f"{choice.precision} is usually faster than {runs}: {choice.why}: --precision {choice.precision}"
-        if faster
-        else ""
-    )
+    if not faster:
+        return ""
+    return f"{choice.precision} is usually faster than {runs}: {choice.why}. Use it with --precision {choice.precision}"
 
 
 def described(cost: PrecisionCost, costs: PrecisionCosts) -> str:

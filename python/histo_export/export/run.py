@@ -86,7 +86,8 @@ def export_bundle(
     """Writes every file, checks each against the checkpoint, and only then lets the bundle appear.
 
     The files hold float32 weights in every precision and are checked in fp32. With `data`, what lower precisions cost
-    is measured too: on the whole validation split where the bundle is made for one of them, else briefly. int8 adds scales to `model.safetensors` and, beside `model.onnx`, `model-int8.onnx`.
+    is measured too: on the whole validation split where the bundle is made for one of them, else briefly. int8 adds
+    scales to `model.safetensors` and, beside `model.onnx`, `model-int8.onnx`.
 
     Args:
         checkpoint: what is exported.
@@ -126,7 +127,8 @@ def export_bundle(
             found = _answers(folder, data, settings, report)
             checks = replace(checks, precision_costs=costs(found, data.fingerprint, settings.max_drop))
             if precision != "fp32":
-                low = _low_precision(folder, data, settings, quantisation and quantisation.calibration, found, report)
+                calibration = quantisation.calibration if quantisation else None
+                low = _low_precision(folder, data, settings, calibration, found, report)
                 raise_if_lossy(precision, low)
                 checks = replace(checks, low_precision=low)
         files = {name: bundle.entry((folder / name).read_bytes()) for name in written}
@@ -188,7 +190,7 @@ def _low_precision(
         precisions=figures(found),
         max_drop=settings.max_drop,
         drop_accepted=settings.accept_drop,
-        not_native=dict(found.not_native),
+        not_native={precision: why for precision, why in found.not_native.items()},
         calibration=calibration,
         onnx=onnx,
     )
