@@ -14,6 +14,7 @@ from histo_export.bench.document import document
 from histo_export.bench.made_model import made_model
 from histo_export.bench.render import to_html, to_markdown
 from histo_export.bench.report import Report
+from histo_export.bench.settings import Settings
 from histo_export.bench.stages import Limits, StageTable, measure_limits, stage_rows
 from histo_export.spec import STAGES, ModelSpec
 
@@ -122,10 +123,8 @@ def test_a_made_network_is_one_that_the_engine_opens() -> None:
     assert "int8" not in _core.usable_precisions() or _core.Engine(model, threads=1, precision="int8")
 
 
-def test_stages_are_in_every_kind_of_report(
-    make_report: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = make_report()
+def test_stages_are_in_every_kind_of_report(make_report: Callable[..., Report], settings: Settings) -> None:
+    report = make_report(settings)
     rows = stage_rows([layer("stem"), layer("head", output=(3, 1, 1))], 2, 32, LIMITS)
     facts = {"precision": "fp32", "isa": "avx2", "profile": "throughput", "threads": 1, "batch": 2, "limits": LIMITS}
     report.stages = [StageTable(subject="pool 1", rows=rows, **facts)]  # type: ignore[arg-type]

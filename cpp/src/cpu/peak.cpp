@@ -145,33 +145,34 @@ std::vector<Loop> loops_of(Isa isa, Precision precision) {
 
 #elif defined(__aarch64__)
 
-// Twenty-four sums, for CPUs with four units and a latency of four cycles and more.
+// Twenty-four sums, for CPUs with four units and a latency of four cycles and more. The instructions are
+// written as numbers, whose last five bits are the sum's register, because assemblers know them by flags
+// only. The factor is v30.
 constexpr double sums_of_loop = 24;
-#define HISTO_FOUR(to, product, a, b, c, d)                                                                \
-  to " v" #a ".4s, " product "\n\t" to " v" #b ".4s, " product "\n\t" to " v" #c ".4s, " product "\n\t" to \
-     " v" #d ".4s, " product "\n\t"
-#define HISTO_LOOP(name, extension, instruction, product, factor)                                             \
-  void name(std::size_t rounds) {                                                                             \
-    __asm__ volatile(                                                                                       \
-        extension "dup v30.4s, %w[value]\n\t"                                                               \
-                  "0:\n\t" HISTO_FOUR(instruction, product, 0, 1, 2, 3) HISTO_FOUR(                         \
-                      instruction, product, 4, 5, 6, 7) HISTO_FOUR(instruction, product, 16, 17, 18, 19)    \
-                      HISTO_FOUR(instruction, product, 20, 21, 22, 23) HISTO_FOUR(                          \
-                          instruction, product, 24, 25, 26, 27) HISTO_FOUR(instruction, product, 8, 9, 10,  \
-                                                                           11) "subs %[rounds], "           \
-                                                                               "%[rounds], #1\n\t"          \
-                                                                               "b.ne 0b"                    \
-        : [rounds] "+r"(rounds)                                                                             \
-        : [value] "r"(std::uint32_t{factor})                                                                \
-        : "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v16", "v17",     \
-          "v18", "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v30"); \
+#define HISTO_TO_SUM(code, n) ".inst " #code " + " #n "\n\t"
+#define HISTO_TO_FOUR(code, a, b, c, d) \
+  HISTO_TO_SUM(code, a) HISTO_TO_SUM(code, b) HISTO_TO_SUM(code, c) HISTO_TO_SUM(code, d)
+#define HISTO_LOOP(name, code, factor)                                                                     \
+  void name(std::size_t rounds) {                                                                          \
+    __asm__ volatile("dup v30.4s, %w[value]\n\t"                                                         \
+                     "0:\n\t" HISTO_TO_FOUR(code, 0, 1, 2, 3) HISTO_TO_FOUR(code, 4, 5, 6, 7)            \
+                         HISTO_TO_FOUR(code, 16, 17, 18, 19) HISTO_TO_FOUR(code, 20, 21, 22, 23)         \
+                             HISTO_TO_FOUR(code, 24, 25, 26, 27) HISTO_TO_FOUR(code, 28, 29, 31, 15)     \
+                     "subs %[rounds], %[rounds], #1\n\t"                                                 \
+                     "b.ne 0b"                                                                           \
+                     : [rounds] "+r"(rounds)                                                             \
+                     : [value] "r"(std::uint32_t{factor})                                                \
+                     : "cc", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v15", "v16", "v17", "v18", \
+                       "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29",      \
+                       "v30", "v31"); \
   }
-HISTO_LOOP(neon_loop, "", "fmla", "v30.4s, v30.4s", 0x3f000000)
-HISTO_LOOP(neon_dotprod_loop, ".arch_extension dotprod\n\t", "sdot", "v30.16b, v30.16b", 0x01010101)
-HISTO_LOOP(neon_i8mm_loop, ".arch_extension i8mm\n\t", "usmmla", "v30.16b, v30.16b", 0x01010101)
-HISTO_LOOP(neon_bf16_loop, ".arch_extension bf16\n\t", "bfmmla", "v30.8h, v30.8h", 0x3f003f00)
+HISTO_LOOP(neon_loop, 0x4e3ecfc0, 0x3f000000)          // FMLA, 0.5
+HISTO_LOOP(neon_dotprod_loop, 0x4e9e97c0, 0x01010101)  // SDOT, 1 four times
+HISTO_LOOP(neon_i8mm_loop, 0x4e9eafc0, 0x01010101)     // USMMLA, 1 four times
+HISTO_LOOP(neon_bf16_loop, 0x6e5eefc0, 0x3f003f00)     // BFMMLA, 0.5 twice
 #undef HISTO_LOOP
-#undef HISTO_FOUR
+#undef HISTO_TO_FOUR
+#undef HISTO_TO_SUM
 
 std::vector<Loop> loops_of(Isa isa, Precision precision) {
   if (isa != Isa::neon) {

@@ -16,8 +16,8 @@ def made_model(spec: ModelSpec) -> bytes:
     """The content of a `model.safetensors` with scales for int8 in all convolutions that may have them."""
     random = np.random.default_rng(0)
     tensors: dict[str, npt.NDArray[np.float32]] = {
-        "stem.mean": np.array(spec.mean, np.float32),
-        "stem.std": np.array(spec.std, np.float32),
+        "stem.mean": np.array(spec.mean, np.float32).reshape(3, 1, 1),
+        "stem.std": np.array(spec.std, np.float32).reshape(3, 1, 1),
     }
 
     def add(name: str, inputs: int, outputs: int, kernel: int, *, int8: bool = True) -> None:

@@ -130,6 +130,9 @@ def serve(
 
 def _started(address: str, models: Sequence[Model], stop: Callable[[], None]) -> None:
     names = ", ".join(dict.fromkeys(model.name for model in models))
+    for model in models:
+        if model.remark:
+            show.log.print(f"note: {model.name}: {model.remark}", markup=False, soft_wrap=True)
     show.out_console.print(f"Serving {names} at {address}/ (Ctrl-C ends)", markup=False, soft_wrap=True)
 
 
