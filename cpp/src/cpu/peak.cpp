@@ -52,30 +52,23 @@ constexpr Loop portable{"fp32", "vectors of four floats", portable_loop, 4 * por
 
 // Fourteen sums cover the latency of each of these. The factor is not zero, because zeros need less power.
 constexpr double sums_of_loop = 14;
-#define HISTO_TO_SUM(instruction, r, n) instruction " %%" r "mm14, %%" r "mm14, %%" r "mm" #n "\n\t"
-#define HISTO_LOOP(name, instruction, r, broadcast, factor)                                                   \
-  void name(std::size_t rounds) {                                                                             \
-    const std::uint32_t value = factor;                                                                       \
-    __asm__ volatile(                                                                                       \
-        "vpxor %%xmm0, %%xmm0, %%xmm0\n\tvpxor %%xmm1, %%xmm1, %%xmm1\n\tvpxor %%xmm2, %%xmm2, %%xmm2\n\t"  \
-        "vpxor %%xmm3, %%xmm3, %%xmm3\n\tvpxor %%xmm4, %%xmm4, %%xmm4\n\tvpxor %%xmm5, %%xmm5, %%xmm5\n\t"  \
-        "vpxor %%xmm6, %%xmm6, %%xmm6\n\tvpxor %%xmm7, %%xmm7, %%xmm7\n\tvpxor %%xmm8, %%xmm8, %%xmm8\n\t"  \
-        "vpxor %%xmm9, %%xmm9, %%xmm9\n\tvpxor %%xmm10, %%xmm10, %%xmm10\n\t"                               \
-        "vpxor %%xmm11, %%xmm11, %%xmm11\n\tvpxor %%xmm12, %%xmm12, %%xmm12\n\t"                            \
-        "vpxor %%xmm13, %%xmm13, %%xmm13\n\t" broadcast " %[value], %%" r "mm14\n\t"                        \
-        "0:\n\t" HISTO_TO_SUM(instruction, r, 0) HISTO_TO_SUM(instruction, r, 1)                            \
-            HISTO_TO_SUM(instruction, r, 2) HISTO_TO_SUM(instruction, r, 3) HISTO_TO_SUM(instruction, r, 4) \
-                HISTO_TO_SUM(instruction, r, 5) HISTO_TO_SUM(instruction, r, 6)                             \
-                    HISTO_TO_SUM(instruction, r, 7) HISTO_TO_SUM(instruction, r, 8)                         \
-                        HISTO_TO_SUM(instruction, r, 9) HISTO_TO_SUM(instruction, r, 10)                    \
-                            HISTO_TO_SUM(instruction, r, 11) HISTO_TO_SUM(instruction, r, 12)               \
-                                HISTO_TO_SUM(instruction, r, 13) "dec %[rounds]\n\t"                        \
-                                                                 "jnz 0b\n\t"                               \
-                                                                 "vzeroupper"                               \
-        : [rounds] "+r"(rounds)                                                                             \
-        : [value] "m"(value)                                                                                \
-        : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",    \
-          "xmm11", "xmm12", "xmm13", "xmm14"); \
+#define HISTO_TO_SUM(to, r, n) to " %%" r "mm14, %%" r "mm14, %%" r "mm" #n "\n\t"
+#define HISTO_TO_SEVEN(to, r, a, b, c, d, e, f, g) \
+  HISTO_TO_SUM(to, r, a)                           \
+  HISTO_TO_SUM(to, r, b)                           \
+  HISTO_TO_SUM(to, r, c)                           \
+  HISTO_TO_SUM(to, r, d) HISTO_TO_SUM(to, r, e) HISTO_TO_SUM(to, r, f) HISTO_TO_SUM(to, r, g)
+#define HISTO_LOOP(name, instruction, r, broadcast, factor)                                                  \
+  void name(std::size_t rounds) {                                                                            \
+    const std::uint32_t value = factor;                                                                      \
+    __asm__ volatile("vzeroall\n\t" broadcast " %[value], %%" r                                              \
+                     "mm14\n\t"                                                                              \
+                     "0:\n\t" HISTO_TO_SEVEN(instruction, r, 0, 1, 2, 3, 4, 5, 6) HISTO_TO_SEVEN(            \
+                         instruction, r, 7, 8, 9, 10, 11, 12, 13) "dec %[rounds]\n\tjnz 0b\n\tvzeroupper"    \
+                     : [rounds] "+r"(rounds)                                                                 \
+                     : [value] "m"(value)                                                                    \
+                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                                \
   }
 HISTO_LOOP(avx2_loop, "vfmadd231ps", "y", "vbroadcastss", 0x3f000000)       // 0.5
 HISTO_LOOP(avx512_loop, "vfmadd231ps", "z", "vbroadcastss", 0x3f000000)     // 0.5
@@ -83,6 +76,7 @@ HISTO_LOOP(avx512_bf16_loop, "vdpbf16ps", "z", "vbroadcastss", 0x3f003f00)  // 0
 HISTO_LOOP(avx512_int8_loop, "vpdpbusd", "z", "vpbroadcastd", 0x01010101)   // 1 four times
 HISTO_LOOP(avx512_int16_loop, "vpdpwssd", "z", "vpbroadcastd", 0x00010001)  // 1 twice
 #undef HISTO_LOOP
+#undef HISTO_TO_SEVEN
 #undef HISTO_TO_SUM
 
 // Eight tiles of 16 rows of 64 bytes: four sums, and two tiles on each side, as a matrix kernel has them.

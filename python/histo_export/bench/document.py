@@ -45,7 +45,7 @@ def document(report: Report) -> Document:
         sections.start(report),
         sections.executed(report),
         *sections.accuracy(report),
-        *map(sections.stages, report.stages),
+        *sections.stages(report.stages),
         *sections.comparison(report),
         *(sections.every_row(report, table, rows) for table, rows in tables),
         *sections.every_pair(report),

@@ -327,8 +327,15 @@ def layers(report: Report) -> list[Section]:
     return tables
 
 
-def stages(table: StageTable) -> Section:
-    """The native engine's stages beside what the machine can do at most."""
+def stages(tables: Sequence[StageTable]) -> list[Section]:
+    """The native engine's stages beside what the machine can do at most, which is told once."""
+    return [
+        _stages(table, "" if following is not None and following.limits == table.limits else _described(table.limits))
+        for table, following in itertools.zip_longest(tables, tables[1:])
+    ]
+
+
+def _stages(table: StageTable, note: str) -> Section:
     total = table.rows[-1].seconds
     lines = []
     for row in table.rows:
@@ -354,7 +361,7 @@ def stages(table: StageTable) -> Section:
         f"Stages of {table.subject}: {engine}, batch {table.batch}, {threads}",
         ["<stage", "ms per tile", "of time", "MMAC", "executed", "GFLOP/s", "of peak", "MB", "of reading", "<bound by"],
         lines,
-        _described(table.limits),
+        note,
         brief=True,
     )
 

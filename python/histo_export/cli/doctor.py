@@ -115,7 +115,7 @@ def _print_speed(bundle: Path | None, precision: AskedPrecision | None, as_json:
         show.log.print(f"[yellow]note:[/] {escape(speed.busy)}", soft_wrap=True)
     from histo_export.bench import sections
 
-    show.print_sections([sections.stages(table) for table in speed.tables])
+    show.print_sections(sections.stages(speed.tables))
     if speed.remark:
         show.log.print(f"note: {speed.remark}", markup=False, soft_wrap=True)
 
