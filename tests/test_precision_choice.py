@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from histo_export.cli import bench
 from histo_export.errors import UsageError
 from histo_export.export import precision_choice
 from histo_export.export.bundle import PrecisionCost, PrecisionCosts
@@ -166,3 +168,24 @@ def test_the_interval_of_a_paired_difference() -> None:
     low, high = paired_difference_interval(9, 1, 100)
     assert 0 < low < 0.08 < high
     assert paired_difference_interval(1, 9, 100) == pytest.approx((-high, -low))
+
+
+def test_bench_takes_the_precision_that_the_bundles_allow(on_cpu: OnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu("amx")
+    bundles = {Path("a"): config(lost=GOOD), Path("b"): config(lost=GOOD), Path("c"): config()}
+    monkeypatch.setattr("histo_export.export.bundle.open_bundle", lambda path: SimpleNamespace(config=bundles[path]))
+
+    def resolved(*paths: str, **options: Any) -> Any:
+        return bench._resolved([Path(path) for path in paths], bench.MeasurementOptions(**options))
+
+    found = resolved("a", "b", precision="auto")
+    assert found.precisions == ("bf16",)
+    assert found.remarks[1].startswith("b: --precision auto is bf16: it runs here (amx) and lost 0.0 points")
+    assert resolved("a", precision="auto, fp32").precisions == ("fp32", "bf16")
+    with pytest.raises(UsageError, match=r"differs among the bundles \(a bf16, c fp32\)\. Bench them one by one"):
+        resolved("a", "c", precision="auto")
+    hint = resolved("a", "c")
+    assert (hint.precisions, len(hint.remarks)) == (("fp32",), 1)
+    assert hint.remarks[0].startswith("a: bf16 is usually faster than fp32")
+    for silent in (resolved("a", precision="fp32"), resolved("a", runtimes="native"), resolved("c"), resolved()):
+        assert silent.remarks == []
