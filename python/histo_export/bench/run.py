@@ -70,8 +70,7 @@ def run_bench(
         else:
             subjects = _make_subjects(pools, Path(folder), settings, progress)
         rows, left_out = measure(subjects, settings, progress, circumstances=circumstances)
-        wanted = settings.stages and not circumstances.stopped
-        stages = _stages(subjects[0], settings, left_out, progress) if wanted else []
+        stages = _stages(subjects[0], settings, left_out, progress) if not circumstances.stopped else []
     report = Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
@@ -95,9 +94,9 @@ def run_bench(
 
 
 def _stages(subject: Subject, settings: Settings, left_out: Collection[str], progress: OnProgress) -> list[StageTable]:
-    """The stages of the first model in each native runtime that was timed, when nothing else is timed any more."""
+    """The stages of a model in each native runtime that was timed, where they are wanted; nothing else runs by now."""
     tables: list[StageTable] = []
-    for threads in settings.threads:
+    for threads in settings.threads if settings.stages else ():
         progress(Progress("measuring what this machine can do at most", 1.0, float("nan")))
         limits = measure_limits(threads)
         for variant in settings.runtimes:

@@ -117,8 +117,7 @@ def bench(
             else:
                 _print(document(report))
     if not output.quiet and not output.as_json:
-        for line in told.remarks:
-            show.log.print(f"note: {line}", markup=False, soft_wrap=True)
+        show.log.print(*(f"note: {line}\n" for line in told.remarks), sep="", end="", markup=False, soft_wrap=True)
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if report.stopped:
         cause = f"the run was interrupted {report.stopped}, and the report covers what was complete"

@@ -124,13 +124,8 @@ def export_bundle(
         raise_if_diverged(checks.results)
         raise_if_unproven(checks)
         if data is not None and "native" in formats:
-            found = _answers(folder, data, settings, report)
-            checks = replace(checks, precision_costs=costs(found, data.fingerprint, settings.max_drop))
-            if precision != "fp32":
-                calibration = quantisation.calibration if quantisation else None
-                low = _low_precision(folder, data, settings, calibration, found, report)
-                raise_if_lossy(precision, low)
-                checks = replace(checks, low_precision=low)
+            calibration = quantisation.calibration if quantisation else None
+            checks = _measure(folder, data, settings, calibration, checks, report)
         files = {name: bundle.entry((folder / name).read_bytes()) for name in written}
         config = _config(checkpoint, settings, files, checks)
         (folder / CARD).write_text(model_card(config, checkpoint.spec), encoding="utf-8")
@@ -162,6 +157,24 @@ def _quantisation(checkpoint: Checkpoint, data: TileData, report: Callable[[str]
 
     lowered = lower(checkpoint.net(), checkpoint.spec)
     return quantise(lowered, checkpoint.spec, choose_tiles(data.train, checkpoint.spec), report=report)
+
+
+def _measure(
+    folder: Path,
+    data: TileData,
+    settings: ExportSettings,
+    calibration: bundle.Calibration | None,
+    checks: Checks,
+    report: Callable[[str], None],
+) -> Checks:
+    """The checks, and what lower precisions cost; HistoError where that of the bundle loses too much."""
+    found = _answers(folder, data, settings, report)
+    checks = replace(checks, precision_costs=costs(found, data.fingerprint, settings.max_drop))
+    if settings.precision == "fp32":
+        return checks
+    low = _low_precision(folder, data, settings, calibration, found, report)
+    raise_if_lossy(settings.precision, low)
+    return replace(checks, low_precision=low)
 
 
 def _answers(folder: Path, data: TileData, settings: ExportSettings, report: Callable[[str], None]) -> Answers:

@@ -196,10 +196,9 @@ def predict(
                     still_own()
                     run.receive(done)
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
-            outcome.wall = time.perf_counter() - start
-            outcome.peak_mb = peak_memory() / 1e6
-            outcome.precision = precision
+            outcome.wall, outcome.peak_mb = time.perf_counter() - start, peak_memory() / 1e6
             outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
+            outcome.precision = precision
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
