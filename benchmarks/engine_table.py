@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from head_table import Problem, compile_bench
 from rich.console import Console
 from rich.table import Table
 
@@ -140,23 +139,10 @@ def per_tile(row: Row) -> str:
 def peaks(threads: int) -> dict[str, float]:
     """Operations per second of multiply-adds in registers, by the precision of a layer, of those that this CPU has.
 
-    The fastest of forty runs, so nothing can be above 100 %. "words" are the 16-bit products of int8's Winograd; bf16x3
-    forms three products for each of the network's.
+    "int16" are the words of int8's Winograd; bf16x3 forms three products for each of the network's.
     """
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as home:
-        bench = compile_bench(Path(home))
-        features = np.zeros(1 << 23, np.float32)  # so long that the start of threads does not count
-        problem = Problem(1, 1, 64, 1, 1024, 8192, 0, threads, None, None, features.ctypes.data, None)
-        for kind in ("fp32", "bf16", "int8", "words"):
-            opened = "open_multiply" if kind == "fp32" else f"open_multiply_{kind}"
-            if handle := getattr(bench, opened)(problem):
-                seconds = min(bench.time_runs(handle, 5) for _ in range(40))
-                bench.close_contestant(handle)
-                found[kind] = 2 * features.size * 64 / seconds
-    if "bf16" in found:
-        found["bf16x3"] = found["bf16"] / 3
-    return found
+    found = {peak["products"]: 2 * peak["multiply_adds"] for peak in _core.measure_peaks(threads, 0.5)}
+    return found | ({"bf16x3": found["bf16"] / 3} if "bf16" in found else {})
 
 
 def stages(threads: int, pool: int, rounds: int, precision: Precision = "fp32") -> None:
@@ -219,7 +205,7 @@ def share(
 def top_of(layer: Mapping[str, Any], tops: Mapping[str, float]) -> float:
     """The peak of the instruction that a layer multiplies with; where the CPU has none, the engine takes floats."""
     words = layer["precision"] == "int8" and layer["convolution"].startswith("winograd")
-    return tops.get("words" if words else layer["precision"], tops["fp32"])
+    return tops.get("int16" if words else layer["precision"], tops["fp32"])
 
 
 def threads_table(threads: int, pool: int, rounds: int) -> None:

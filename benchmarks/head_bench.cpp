@@ -19,10 +19,6 @@
 #include "histo/cpu.h"
 #include "histo/fused_head.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 struct Contestant {
@@ -130,104 +126,22 @@ float multiply(histo::Isa isa, std::size_t n) {
   return multiply_add<3>(n);
 }
 
-// Products of low precision in registers, `count` multiply-adds; 0 where the CPU or the compiler has none.
-// With AMX these are its tiles, else VDPBF16PS or VPDPBUSD with as many sums as cover their latency.
-#if defined(__x86_64__)
-//
-// The instructions are written out: of equal sums the compiler would compute one, and unequal ones it copies
-// back and forth.
-#define HISTO_BENCH_DOT(name, instruction, products)                                  \
-  [[gnu::target("avx512f,avx512bw,avx512vl,avx512dq")]] int name(std::size_t count) { \
-    constexpr int chains = 16;                                                        \
-    __m512i sums[chains] = {}, a = _mm512_set1_epi16(0x0101);                         \
-    for (std::size_t i = 0; i < count; i += 16 * (products) * chains) {               \
-      _Pragma("GCC unroll 16") for (int j = 0; j < chains; ++j) {                     \
-        __asm__ volatile(instruction " %1, %1, %0" : "+v"(sums[j]) : "v"(a));         \
-      }                                                                               \
-    }                                                                                 \
-    return 1;                                                                         \
-  }
-HISTO_BENCH_DOT(dot_bf16, "vdpbf16ps", 2)
-HISTO_BENCH_DOT(dot_int8, "vpdpbusd", 4)
-HISTO_BENCH_DOT(dot_words, "vpdpwssd",
-                2)  // 16-bit words, in which Winograd's transformed bytes are multiplied
-#undef HISTO_BENCH_DOT
-
-// Of this thread: eight tiles of 16 rows of 64 bytes.
-[[gnu::target("amx-tile")]] void configure_tiles() {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } const config;
-  // A barrier: GCC's intrinsic does not tell the compiler that memory is read, which then drops the stores.
-  __asm__ volatile("" ::: "memory");
-  _tile_loadconfig(&config);  // which zeroes them
-}
-
-// Four sums, two tiles on each side, as a matrix kernel has them.
-[[gnu::target("amx-tile,amx-bf16")]] int tiles_bf16(std::size_t count) {
-  configure_tiles();
-  for (std::size_t i = 0; i < count; i += 4 * 16 * 16 * 32) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-  }
-  _tile_release();
-  return 1;
-}
-
-[[gnu::target("amx-tile,amx-int8")]] int tiles_int8(std::size_t count) {
-  configure_tiles();
-  for (std::size_t i = 0; i < count; i += 4 * 16 * 16 * 64) {
-    _tile_dpbusd(0, 4, 6);
-    _tile_dpbusd(1, 4, 7);
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-  }
-  _tile_release();
-  return 1;
-}
-#endif
-
-enum class Kind { fp32, bf16, int8, words };
-
-// 0 where there is no such instruction.
-float multiply_low([[maybe_unused]] Kind kind, [[maybe_unused]] histo::Isa isa,
-                   [[maybe_unused]] std::size_t n) {
-#if defined(__x86_64__)
-  const histo::CpuInfo cpu = histo::cpu_info();
-  if (isa == histo::Isa::amx && kind != Kind::words) {
-    return static_cast<float>(kind == Kind::int8 ? tiles_int8(n) : tiles_bf16(n));
-  }
-  if (has_avx512(isa) && (kind == Kind::bf16 ? cpu.avx512_bf16 : cpu.avx512_vnni)) {
-    return static_cast<float>(kind == Kind::bf16   ? dot_bf16(n)
-                              : kind == Kind::int8 ? dot_int8(n)
-                                                   : dot_words(n));
-  }
-#endif
-  return 0;
-}
-
 // Each thread takes one stretch.
 struct Bound : Contestant {
   histo::ThreadPool threads;
   histo::Isa isa;
   std::span<const float> features;
   std::size_t classes;  // 0: read
-  Kind kind;
   std::vector<float> results;
 
-  Bound(unsigned n, histo::Isa i, std::span<const float> f, std::size_t k, Kind what)
-      : threads(n), isa(i), features(f), classes(k), kind(what), results(n) {}
+  Bound(unsigned n, histo::Isa i, std::span<const float> f, std::size_t k)
+      : threads(n), isa(i), features(f), classes(k), results(n) {}
   void run() override {
     threads.for_each(results.size(), [this](std::size_t i) {
       const std::size_t begin = features.size() * i / results.size();
       const std::size_t end = features.size() * (i + 1) / results.size();
-      results[i] = classes == 0         ? read(isa, features.data() + begin, end - begin)
-                   : kind == Kind::fp32 ? multiply(isa, (end - begin) * classes)
-                                        : multiply_low(kind, isa, (end - begin) * classes);
+      results[i] = classes == 0 ? read(isa, features.data() + begin, end - begin)
+                                : multiply(isa, (end - begin) * classes);
     });
   }
 };
@@ -282,20 +196,12 @@ void copy_logits(void* libtorch, float* out) {
   std::copy_n(logits.data_ptr<float>(), logits.numel(), out);
 }
 
-static Contestant* bound(const Problem* p, std::size_t classes, Kind kind = Kind::fp32) {
+static Contestant* bound(const Problem* p, std::size_t classes) {
   return new Bound(p->threads, histo::default_isa(),
-                   {p->features, p->batch * p->channels * p->height * p->width}, classes, kind);
+                   {p->features, p->batch * p->channels * p->height * p->width}, classes);
 }
 void* open_read(const Problem* p) { return bound(p, 0); }
 void* open_multiply(const Problem* p) { return bound(p, p->classes); }
-// Null where this CPU has no such instruction.
-static Contestant* low_bound(const Problem* p, Kind kind) {
-  return multiply_low(kind, histo::default_isa(), 1) != 0 ? bound(p, p->classes, kind) : nullptr;
-}
-void* open_multiply_bf16(const Problem* p) { return low_bound(p, Kind::bf16); }
-void* open_multiply_int8(const Problem* p) { return low_bound(p, Kind::int8); }
-void* open_multiply_words(const Problem* p) { return low_bound(p, Kind::words); }
-
 // Seconds per call.
 double time_runs(void* contestant, std::size_t calls) {
   auto* const c = static_cast<Contestant*>(contestant);

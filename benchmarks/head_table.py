@@ -76,7 +76,7 @@ def compile_bench(folder: Path) -> ctypes.CDLL:
     command += [str(ROOT / "benchmarks/head_bench.cpp"), str(archive), "-o", str(library)]
     subprocess.run([*command, f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"], check=True)
     bench = ctypes.CDLL(str(library))
-    for name in ("histo", "libtorch", "read", "multiply", "multiply_bf16", "multiply_int8", "multiply_words"):
+    for name in ("histo", "libtorch", "read", "multiply"):
         getattr(bench, f"open_{name}").restype = ctypes.c_void_p
         getattr(bench, f"open_{name}").argtypes = [ctypes.POINTER(Problem)]
     bench.time_runs.restype = ctypes.c_double

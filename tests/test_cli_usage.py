@@ -176,7 +176,8 @@ WRONG = {
     "export --data ''": "--data: is empty. Give a value; a variable of the shell that is not set becomes an empty one.",
     "export --data=": "--data: is empty. Give a value; a variable of the shell that is not set becomes an empty one.",
     "''": "the command: is empty.",
-    "doctor x": "x: is an argument too many; histo doctor takes options only. See histo doctor --help.",
+    "doctor x": "x: does not exist. Name a folder that histo export wrote.",
+    "doctor x y": "y: is an argument too many; histo doctor takes [BUNDLE]. See histo doctor --help.",
     # values of a closed set
     "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all 27.",
     "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. histo doctor lists all 27.",

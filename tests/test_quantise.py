@@ -7,8 +7,10 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 import safetensors
@@ -18,7 +20,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from drawn_tiles import TintedNoise, labels_of, tile_set
-from histo_export.bundle_files import INT8_ONNX
+from histo_export.bundle_files import GOLDEN, INT8_ONNX
 from histo_export.data import TileData, TileSet
 from histo_export.errors import HistoError, UsageError
 from histo_export.export import low_precision, run
@@ -57,6 +59,7 @@ from histo_export.model.arithmetic import (
 from histo_export.model.checkpoint import Checkpoint, write_checkpoint
 from histo_export.model.lowering import LoweredNet, lower
 from histo_export.model.native_file import native_bytes, read_native, read_quantised
+from histo_export.parity import Golden
 from histo_export.spec import ModelSpec
 
 F32 = np.float32
@@ -607,12 +610,93 @@ def test_figures_are_counted() -> None:
     labels = np.arange(200) % 4
     low = labels.copy()
     low[0] = 3 - low[0]
-    found = low_precision.figures({"fp32": labels, "int8": low}, labels, {"fp32": "a", "int8": "b"})
+    found = low_precision.figures(_answers({"fp32": labels, "int8": low}, labels))
     assert found["fp32"].accuracy == found["fp32"].agreement == 1
     assert (found["int8"].accuracy, found["int8"].agreement) == (0.995, 0.995)
     assert found["int8"].drop == 0.5, "one tile in 200 is half a point exactly"
     assert found["int8"].interval[0] < 0.995 <= found["int8"].interval[1]
-    assert found["int8"].measured_with == "b"
+    assert found["int8"].measured_with == "a test of int8"
+
+
+def _answers(chosen: dict[Any, npt.NDArray[np.int64]], labels: npt.NDArray[np.int64]) -> low_precision.Answers:
+    measured_with = {precision: f"a test of {precision}" for precision in chosen}
+    return low_precision.Answers(chosen, labels, measured_with, {"bf16x3": "this CPU lacks it"}, 2 * len(labels))
+
+
+def test_costs_are_counted_in_pairs() -> None:
+    labels = np.arange(200) % 4
+    full, low = labels.copy(), labels.copy()
+    full[:2] = 3 - full[:2]  # fp32 has 0 and 1 wrong
+    low[1:5] = (low[1:5] + 1) % 4  # bf16 has 1 to 4 wrong: one gained, three lost
+    found = low_precision.costs(_answers({"fp32": full, "bf16": low}, labels), "f", 0.5)
+    cost = found.measured["bf16"]
+    assert list(found.measured) == ["bf16"]
+    assert (cost.worse, cost.better, cost.changed) == (3, 1, 4), "both have tile 1 wrong, in the same class"
+    assert (cost.lost, cost.measured_with) == (1.0, "a test of bf16")
+    assert cost.interval[0] < 0 < cost.lost < cost.interval[1] < 4
+    assert (found.tiles, found.of_tiles, found.fingerprint, found.max_drop) == (200, 400, "f", 0.5)
+    assert found.not_measured == {"bf16x3": "this CPU lacks it", "int8": low_precision.NO_SCALES}
+
+
+class _Net:
+    """Answers class 1 for each tile, and counts the tiles."""
+
+    def __init__(self) -> None:
+        self.tiles = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.tiles += len(batch)
+        return np.tile(np.float32([0, 1]), (len(batch), 1))
+
+
+@pytest.mark.parametrize(("native", "tiles"), [(True, low_precision.MOST_TILES), (False, low_precision.MOST_SIMULATED)])
+def test_a_cost_that_nobody_asked_for_takes_little_time(
+    monkeypatch: pytest.MonkeyPatch, lowered: LoweredNet, native: bool, tiles: int
+) -> None:
+    runs: dict[str, _Net] = {}
+
+    def engine(file: Path, precision: str, threads: int) -> tuple[_Net, str]:
+        if precision != "fp32" and not native:
+            raise RuntimeError(f"{file}: this CPU has neither")
+        return runs.setdefault(precision, _Net()), "native engine"
+
+    monkeypatch.setattr(low_precision, "_engine", engine)
+    monkeypatch.setattr(low_precision, "_simulation", lambda _, precision, __: runs.setdefault(precision, _Net()))
+    labels = np.zeros(5000, np.int64)
+    val = TileSet(("a", "b"), labels, [str(i) for i in range(5000)], lambda i: np.zeros((64, 64, 3), np.uint8))
+    found = low_precision.answers(Path("m"), lowered, {}, val, 1, briefly=True)
+    assert {precision: run.tiles for precision, run in runs.items()} == dict.fromkeys(
+        ("fp32", "bf16x3", "bf16") if native else ("fp32", "bf16"), tiles
+    )
+    assert (len(found.labels), found.of_tiles) == (tiles, 5000)
+    assert found.not_native == ({} if native else dict.fromkeys(("bf16x3", "bf16"), "this CPU has neither"))
+    assert found.measured_with["bf16"] == ("native engine" if native else low_precision.SIMULATION)
+
+
+def test_an_export_with_tiles_says_what_lower_precisions_cost(
+    small: Checkpoint, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "check_files", lambda *_, **__: run.Checks())  # which takes the most time, and so does
+    monkeypatch.setattr(run, "make_golden", lambda _: Golden.read(bundle / GOLDEN))  # float64
+    data = tile_data(small.spec)
+    checks = export_bundle(small, tmp_path / "b", ExportSettings(["native"]), data=data)
+    costs = open_bundle(tmp_path / "b").config.histo_precision_costs
+    assert costs is not None
+    assert costs == checks.precision_costs
+    assert costs.tiles == costs.of_tiles == len(data.val)
+    assert costs.fingerprint == data.fingerprint
+    assert "bf16" in costs.measured
+    assert costs.not_measured["int8"] == low_precision.NO_SCALES
+    assert "## Lower precisions" in (tmp_path / "b/README.md").read_text()
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    assert "low_precision" not in config["histo"], "older versions refuse what they do not know there"
+    damaged = config | {"histo_precision_costs": config["histo_precision_costs"] | {"tiles": 0}}
+    (tmp_path / "b/config.json").write_text(json.dumps(damaged))
+    with pytest.raises(HistoError, match=r"is not a bundle's configuration \(histo_precision_costs\.tiles"):
+        open_bundle(tmp_path / "b")
+    del config["histo_precision_costs"]
+    (tmp_path / "b/config.json").write_text(json.dumps(config))
+    assert open_bundle(tmp_path / "b").config.histo_precision_costs is None
 
 
 def test_the_gate_opens_at_the_limit_and_shuts_above() -> None:
@@ -675,6 +759,7 @@ def test_a_full_precision_bundle_has_no_word_of_it(bundle: Path) -> None:
     block = json.loads((bundle / "config.json").read_text())["histo"]
     assert block["precision"] == "fp32"
     assert "low_precision" not in block, "older versions refuse what they do not know"
+    assert "histo_precision_costs" not in json.loads((bundle / "config.json").read_text()), "there were no tiles"
 
 
 # The command line.

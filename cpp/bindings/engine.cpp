@@ -86,6 +86,7 @@ py::list layer_times(const histo::Engine& engine, const py::object& tiles) {
     layer["multiply_adds"] = time.multiply_adds;
     layer["executed_multiply_adds"] = time.executed_multiply_adds;
     layer["seconds"] = time.seconds;
+    layer["weight_bytes"] = time.weight_bytes;
     result.append(layer);
   }
   return result;
@@ -164,8 +165,9 @@ Args:
 Returns:
     A dict per convolution, and one for the head, in the order of the computation: ``name``, ``convolution``
     ("direct", "winograd2", "winograd4"), ``precision``, ``output`` (channels, height, width), ``multiply_adds`` per tile by the
-    definition, ``executed_multiply_adds`` after Winograd's reduction, and ``seconds`` for the batch. The stem's
-    time holds the preprocessing and the maximum behind it.
+    definition, ``executed_multiply_adds`` after Winograd's reduction, ``seconds`` for the batch, and ``weight_bytes``,
+    the packed weights that the batch reads, each once. The stem's time holds the preprocessing and the maximum behind
+    it.
 
 Raises:
     TypeError, ValueError: as run().

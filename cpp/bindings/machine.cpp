@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "arguments.h"
+#include "gil.h"
 #include "histo/build_config.h"
 #include "histo/cpu.h"
 #include "histo/names.h"
+#include "histo/peak.h"
 #include "register.h"
 
 namespace bindings {
@@ -98,6 +100,54 @@ The precisions that this machine can run, in the order of ``PRECISIONS``; the fi
 Argument and errors are those of precision_support().
 )";
 
+py::list measure_peaks(const py::object& threads, double seconds, const py::object& isa) {
+  const unsigned count = threads_of(threads);
+  const std::optional<histo::Isa> highest = isa_of(isa);
+  const std::vector<histo::Peak> peaks = [&] {
+    const Unlocked unlocked;
+    return histo::measure_peaks(count, seconds, highest);
+  }();
+  py::list result;
+  for (const histo::Peak& peak : peaks) {
+    py::dict entry;
+    entry["products"] = peak.products;
+    entry["instruction"] = peak.instruction;
+    entry["multiply_adds"] = peak.multiply_adds;
+    result.append(entry);
+  }
+  return result;
+}
+
+double measure_reading(const py::object& threads, double seconds) {
+  const unsigned count = threads_of(threads);
+  const Unlocked unlocked;
+  return histo::measure_reading(count, seconds);
+}
+
+constexpr const char* measure_peaks_doc = R"(
+What this machine multiplies at most: the instructions of the engine's kernels, in registers, on all threads.
+
+Args:
+    threads: 0 means ``usable_cpus()``.
+    seconds: for each kind of products, 0 to 60. The fastest repetition counts.
+    isa: the highest instruction set to use, one of ``usable_isas()``; None means ``default_isa()``.
+
+Returns:
+    A dict for each kind that the kernels here multiply: ``products`` ("fp32", "bf16", "int8", or "int16", in which
+    int8's Winograd multiplies), ``instruction``, and ``multiply_adds`` per second. bf16x3 forms three products in bf16
+    for each of the network's.
+
+Raises:
+    ValueError: an argument is out of range, or ``isa`` or ``$HISTO_ISA`` is unknown.
+    RuntimeError: it is not usable on this machine, or the threads cannot be started.
+)";
+
+constexpr const char* measure_reading_doc = R"(
+Bytes per second that all threads together read from a buffer of 256 MiB, which few caches hold.
+
+Arguments and errors are those of measure_peaks(); MemoryError where there is no memory for the buffer.
+)";
+
 void register_names(py::module_& m) {
   m.attr("ISAS") = names_of<histo::Isa>();
   m.attr("PRECISIONS") = names_of<histo::Precision>();
@@ -146,6 +196,10 @@ void register_machine(py::module_& m) {
   m.def("cpu_info", &cpu_info,
         "Whether each instruction set extension may be used here, by name: the CPU has it and the operating "
         "system saves its registers.");
+  m.def("measure_peaks", &measure_peaks, py::arg("threads") = 0, py::arg("seconds") = 0.1,
+        py::arg("isa") = py::none(), measure_peaks_doc);
+  m.def("measure_reading", &measure_reading, py::arg("threads") = 0, py::arg("seconds") = 0.3,
+        measure_reading_doc);
   m.def("usable_cpus", &histo::usable_cpus,
         "Threads worth starting: the CPUs that affinity and the cgroup's quota leave to this process, at "
         "least 1.");

@@ -11,18 +11,25 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import histo_export
-from histo_export.errors import HistoError
+from histo_export.bundle_files import NATIVE
+from histo_export.errors import HistoError, UsageError
 from histo_export.extras import EXTRAS, ONNXRUNTIMES, MissingExtraError, install, installed, lacking, onnxruntime_there
 from histo_export.files import cache_folder
-from histo_export.machine import package_versions, why_no_cuda, why_no_driver
+from histo_export.machine import Machine, package_versions, this_machine, why_no_cuda, why_no_driver
 from histo_export.runtimes import all_variants, runtime_class
 from histo_export.runtimes.registry import RUNTIMES
+from histo_export.spec import AskedPrecision, ModelSpec, Precision
 from histo_export.system import cpu_name, mapped_files
+
+if TYPE_CHECKING:
+    from histo_export.bench.stages import StageTable
 
 OWN = ("filelock", "numpy", "pillow", "psutil", "pydantic", "rich", "safetensors", "typer")
 """The packages that histo-export always installs; psutil on other systems than Linux."""
@@ -64,6 +71,79 @@ def examine() -> dict[str, Any]:
     }
     facts["problems"] = _problems(facts)
     return facts
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The native engine's speed on this machine.
+
+    Attributes:
+        version: of this package.
+        machine: what it is.
+        busy: a sentence where other programs use it; else "".
+        tables: the stages, for single tiles and for batches.
+        remark: on the bundle's precision; "" for none.
+    """
+
+    version: str
+    machine: Machine
+    busy: str
+    tables: list[StageTable]
+    remark: str
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        tables = [table.model_dump() for table in self.tables]
+        others = {"version": self.version, "machine": self.machine.model_dump(), "busy": self.busy}
+        return others | {"stages": tables, "precision_remark": self.remark}
+
+
+SPEED_BATCHES = (1, 32)
+MADE_SPEC = ModelSpec(2, ("a", "b", "c", "d", "e", "f", "g", "h"))
+"""The network that is timed where no bundle is named: only its shape counts."""
+
+
+def measure_speed(bundle: Path | None, precision: AskedPrecision | None = None, threads: int = 0) -> Speed:
+    """Times the native engine, in about ten seconds.
+
+    Args:
+        bundle: None for a network with random weights.
+        precision: None for the one that the bundle is made for, and fp32 without a bundle; "auto" needs a bundle.
+        threads: 0 means all usable CPUs.
+
+    Raises:
+        UsageError: `bundle` is not a bundle, or the precision is unavailable here.
+        HistoError: the bundle is damaged or has no file for the native engine.
+    """
+    from histo_export import _core
+    from histo_export.bench.load import LoadMeter
+    from histo_export.bench.made_model import made_model
+    from histo_export.bench.stages import measure_limits, measure_stages
+    from histo_export.export.bundle import open_bundle
+    from histo_export.export.precision_choice import fastest, remark
+    from histo_export.runtimes.native import NativeRuntime
+
+    threads = threads or _core.usable_cpus()
+    busy = LoadMeter().warning() or ""
+    with tempfile.TemporaryDirectory(prefix="histo-doctor-") as folder:
+        if bundle is None:
+            if precision == "auto":
+                raise UsageError("--precision auto", "is what a bundle allows, and none is named", "Name a bundle")
+            file, label, told = Path(folder) / NATIVE, "a network with random weights, pool 2", ""
+            file.write_bytes(made_model(MADE_SPEC))
+            runs: Precision = precision or "fp32"
+        else:
+            opened = open_bundle(bundle)
+            if NATIVE not in opened.models:
+                raise HistoError(bundle, f"has no {NATIVE}, the native engine's file", "Export with --formats native")
+            file, label = bundle / NATIVE, bundle.resolve().name
+            wanted = precision or opened.config.histo.precision
+            runs = fastest(opened.config).precision if wanted == "auto" else wanted
+            told = remark(opened.config, precision, runs)
+        runtime = NativeRuntime(file, threads=threads, precision=runs)
+        tables = measure_stages(runtime, label, measure_limits(threads), SPEED_BATCHES)
+        del runtime  # Windows removes no file that is open
+    return Speed(histo_export.__version__, this_machine(), busy, tables, told)
 
 
 def _providers() -> dict[str, str]:

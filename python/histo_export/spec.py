@@ -37,6 +37,9 @@ Precision = Literal["fp32", "bf16x3", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Of the native engine's arithmetic (`_core.PRECISIONS`), most accurate first; defined in `model.arithmetic`."""
 
+AskedPrecision = Precision | Literal["auto"]
+"""What a user may ask for where a bundle is run: "auto" is the fastest that its measurement allows on this CPU."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

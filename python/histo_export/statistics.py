@@ -187,6 +187,22 @@ def bootstrap_interval(correct: int, tiles: int, seed: int = 0, resamples: int =
     return float(low), float(high)
 
 
+def paired_difference_interval(only_first: int, only_second: int, tiles: int) -> tuple[float, float]:
+    """95 % interval of the accuracy of one network minus that of another one on the same tiles, as fractions.
+
+    Half a tile is added to each of the four cells of the table (Agresti and Min, Statistics in Medicine 24, 2005), so
+    that two networks that agree on few tiles do not look surely equal, as they would by a bootstrap.
+
+    Args:
+        only_first, only_second: tiles that only this one has right.
+        tiles: all.
+    """
+    first, second, n = only_first + 0.5, only_second + 0.5, tiles + 2
+    difference = (first - second) / n
+    half = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2) * math.sqrt((first + second) / n - difference**2) / math.sqrt(n)
+    return max(-1.0, difference - half), min(1.0, difference + half)
+
+
 def resample_weights(
     tiles: int,
     resamples: int,

@@ -518,3 +518,23 @@ def test_a_folder_that_was_taken_over_is_left_alone(
         predict(bundle, [good], out, SETTINGS, report=take_over)
     assert {files.OWNER, ".x.partial-00000000-1-00000000"} <= names(out)
     assert not {"run.json", "good"} & names(out)
+
+
+def test_a_hint_is_one_line_that_quiet_and_json_do_not_print(
+    histo: Histo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(run_module, "remark", lambda _, precision, runs: asked.append(precision) or "bf16 is faster")
+    tiles, out = write_tiles(tmp_path / "tiles"), tmp_path / "out"
+    with stub_model(tmp_path / "bundle") as bundle:
+        command = ("predict", bundle, tiles, "--out", out)
+        shown = histo(*command)
+        quiet = histo(*command, "--quiet")
+        code, facts, err = histo(*command, "--json")
+        named = histo(*command, "--precision", "fp32", "--runtime", "native-latency")
+    assert shown[2].count("note: bf16 is faster") == 1
+    assert "bf16 is faster" not in shown[1] + quiet[1] + quiet[2] + err
+    precision = {"asked": None, "ran": "fp32", "remark": "bf16 is faster"}
+    assert (code, json.loads(facts)["precision"]) == (0, precision)
+    assert json.loads(next(out.glob("run-*.json")).read_text())["precision"] == precision
+    assert (named[0], asked) == (0, [None, None, None, "fp32"])

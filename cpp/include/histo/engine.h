@@ -112,6 +112,8 @@ struct LayerTime {
   std::size_t multiply_adds;               ///< per tile, by the definition
   std::size_t executed_multiply_adds = 0;  ///< per tile, with Winograd's reduction; without its transforms
   double seconds = 0;                      ///< for the batch that was timed
+  std::size_t weight_bytes = 0;            ///< packed weights that this batch reads, each once; more where
+                                           ///< transformed ones are used
 };
 
 /// A Model made ready to run: weights packed for the instruction set.

@@ -113,6 +113,13 @@ bool Executor::needs_transformed(const Step& step, std::size_t images) const {
   return step.weights_on_the_fly && tasks_of(step, images).tiles > kernels::most_tiles_on_the_fly;
 }
 
+std::size_t Executor::weight_bytes_of(const Workspace& workspace, std::size_t index,
+                                      std::size_t images) const {
+  const bool transformed = needs_transformed(prepared_->plan().steps[index], images);
+  const AlignedBuffer& weight = transformed ? *workspace.transformed[index] : prepared_->layers[index].weight;
+  return weight.size() * sizeof(float);
+}
+
 // The division into tasks, and with it the scratch, depends on the number of images, but not monotonically.
 Executor::Scratch Executor::scratch_for(std::size_t images) const {
   const Plan& plan = prepared_->plan();
@@ -200,6 +207,11 @@ template <typename Tiles>
 void Executor::run_images(Workspace& workspace, const Tiles& tiles, Range images, const RunRecord& record) {
   const Plan& plan = prepared_->plan();
   const std::size_t count = images.end - images.begin;
+  if (record.times != nullptr) {
+    record.times->front().weight_bytes = prepared_->stem.weight.size() * sizeof(float);
+    record.times->back().weight_bytes =
+        prepared_->program->model.tensor("head.linear.weight").data.size() * sizeof(float);
+  }
   for (std::size_t image = 0; image < count; ++image) {  // of a run that failed, something may be left
     workspace.not_finite[image].store(false, std::memory_order_relaxed);
   }
@@ -250,6 +262,9 @@ void Executor::run_steps(Workspace& workspace, Range steps, std::size_t first, s
     {
       const Timer timer(record, i + 1);
       run_step(workspace, i, first, count);
+    }
+    if (record.times != nullptr) {
+      (*record.times)[i + 1].weight_bytes = weight_bytes_of(workspace, i, count);
     }
     const Step& step = plan.steps[i];
     if (i + 1 == plan.steps.size() || plan.steps[i + 1].stage != step.stage) {

@@ -81,6 +81,9 @@ class Executor final : public Backend {
   WinogradTasks tasks_of(const Step& step, std::size_t count) const;
   // Whether so many images are too many to transform the weights of this step on the fly.
   bool needs_transformed(const Step& step, std::size_t images) const;
+  // Bytes of the weights that step `index` reads for so many images.
+  [[nodiscard]] std::size_t weight_bytes_of(const Workspace& workspace, std::size_t index,
+                                            std::size_t images) const;
 
   // Allocates what up to `count` images need.
   void reserve(Workspace& workspace, std::size_t count);

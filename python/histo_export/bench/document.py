@@ -45,6 +45,7 @@ def document(report: Report) -> Document:
         sections.start(report),
         sections.executed(report),
         *sections.accuracy(report),
+        *sections.stages(report.stages),
         *sections.comparison(report),
         *(sections.every_row(report, table, rows) for table, rows in tables),
         *sections.every_pair(report),

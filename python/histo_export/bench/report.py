@@ -16,6 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from histo_export.bench.load import Load
 from histo_export.bench.rows import Conditions, Row
+from histo_export.bench.stages import StageTable
 from histo_export.errors import HistoError, UsageError
 from histo_export.machine import Machine
 from histo_export.statistics import Ratio, Summary, compare, compare_unpaired, summarise
@@ -108,6 +109,7 @@ class Report(BaseModel):
         stopped: when Ctrl-C ended the run, else "".
         tables, pairs: conclusions from the rows.
         comparison: with an older run, where one was named.
+        stages: of the native engine, where they were asked for; none in reports of older versions.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -128,6 +130,7 @@ class Report(BaseModel):
     tables: list[Table] = []
     pairs: list[Pair] = []
     comparison: Comparison | None = None
+    stages: list[StageTable] = []
 
     @classmethod
     def read(cls, path: Path) -> Report:

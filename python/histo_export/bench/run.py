@@ -5,18 +5,20 @@ from __future__ import annotations
 import datetime
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from histo_export.bench.measure import Circumstances, measure
 from histo_export.bench.progress import OnProgress, Progress
 from histo_export.bench.report import Report, SubjectFacts, check_same_machine
 from histo_export.bench.settings import Settings
+from histo_export.bench.stages import StageTable, measure_limits, measure_stages
 from histo_export.bench.subjects import Subject, open_subjects, untrained_subjects
 from histo_export.bundle_files import NATIVE
 from histo_export.extras import install, installed, needs
 from histo_export.machine import this_machine, versions
-from histo_export.runtimes import check_installed
+from histo_export.runtimes import NATIVE_RUNTIMES, check_installed, open_runtime
+from histo_export.runtimes.native import NativeRuntime
 
 
 def check_packages(bundles: Sequence[Path], settings: Settings) -> None:
@@ -68,6 +70,7 @@ def run_bench(
         else:
             subjects = _make_subjects(pools, Path(folder), settings, progress)
         rows, left_out = measure(subjects, settings, progress, circumstances=circumstances)
+        stages = _stages(subjects[0], settings, left_out, progress) if not circumstances.stopped else []
     report = Report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
@@ -82,11 +85,28 @@ def run_bench(
         host=platform.node(),
         load=circumstances.meter.load(),
         stopped=circumstances.stopped,
+        stages=stages,
     )
     report.conclude()
     if old is not None:
         report.compare_with(old)
     return report
+
+
+def _stages(subject: Subject, settings: Settings, left_out: Collection[str], progress: OnProgress) -> list[StageTable]:
+    """The stages of a model in each native runtime that was timed, where they are wanted; nothing else runs by now."""
+    tables: list[StageTable] = []
+    for threads in settings.threads if settings.stages else ():
+        progress(Progress("measuring what this machine can do at most", 1.0, float("nan")))
+        limits = measure_limits(threads)
+        for variant in settings.runtimes:
+            if variant.runtime in NATIVE_RUNTIMES and str(variant) not in left_out:
+                progress(Progress(f"timing the stages of {variant}", 1.0, float("nan")))
+                file = subject.file(variant.file)
+                runtime = open_runtime(variant.runtime, file, threads=threads, precision=variant.precision)
+                assert isinstance(runtime, NativeRuntime)
+                tables += measure_stages(runtime, subject.label, limits, sorted(settings.batches))
+    return tables
 
 
 def _make_subjects(pools: Sequence[int], folder: Path, settings: Settings, progress: OnProgress) -> list[Subject]:

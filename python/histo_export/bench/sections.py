@@ -13,6 +13,7 @@ import numpy as np
 from histo_export.bench.contestants import ROUNDINGS
 from histo_export.bench.report import Pair, RankedRow, Report, Table, rows_by
 from histo_export.bench.rows import Conditions, Row
+from histo_export.bench.stages import Limits, StageTable
 from histo_export.runtimes import LayerTime, all_variants
 from histo_export.spec import STAGES, percent
 from histo_export.statistics import LEVEL, POWER, Ratio, compare
@@ -324,6 +325,59 @@ def layers(report: Report) -> list[Section]:
         names = [row.name for row in profiled]
         tables.append(Section(f"Layers of {first}, {conditions}", ["<layer", *names], lines, note))
     return tables
+
+
+def stages(tables: Sequence[StageTable]) -> list[Section]:
+    """The native engine's stages beside what the machine can do at most, which is told once."""
+    return [
+        _stages(table, "" if following is not None and following.limits == table.limits else _described(table.limits))
+        for table, following in itertools.zip_longest(tables, tables[1:])
+    ]
+
+
+def _stages(table: StageTable, note: str) -> Section:
+    total = table.rows[-1].seconds
+    lines = []
+    for row in table.rows:
+        flops = 2 * table.batch * row.executed_multiply_adds / row.seconds
+        peak = row.least_arithmetic_s
+        lines.append(
+            [
+                row.stage,
+                f"{row.seconds / table.batch * 1e3:.3f}",
+                percent(row.seconds / total, 0),
+                f"{row.multiply_adds / 1e6:.1f}",
+                f"{row.executed_multiply_adds / 1e6:.1f}",
+                f"{flops / 1e9:.0f}",
+                "" if peak is None else percent(peak / row.seconds, 0),
+                f"{row.bytes / 1e6:.2f}",
+                percent(row.least_memory_s / row.seconds, 0),
+                row.bound,
+            ]
+        )
+    threads = f"{table.threads} thread{'s' * (table.threads > 1)}"
+    engine = f"native engine, {table.precision}, {table.isa}, {table.profile}"
+    return Section(
+        f"Stages of {table.subject}: {engine}, batch {table.batch}, {threads}",
+        ["<stage", "ms per tile", "of time", "MMAC", "executed", "GFLOP/s", "of peak", "MB", "of reading", "<bound by"],
+        lines,
+        note,
+        brief=True,
+    )
+
+
+def _described(limits: Limits) -> str:
+    """The limits in words, and what the columns mean."""
+    peaks = ", ".join(
+        f"{kind} {2e-9 * peak:.0f} ({limits.instructions[kind]})" for kind, peak in limits.multiply_adds.items()
+    )
+    return (
+        f"Peaks of this machine, measured in this run, GFLOP/s: {peaks}; reading from memory {limits.bytes / 1e9:.1f} "
+        "GB/s. MMAC: per tile, by the definition; executed: after Winograd's reduction, without its transforms, as "
+        "GFLOP/s and of peak count. MB: what the batch must read at least, packed weights and the stage's input once; "
+        "of reading: the share of the time that memory alone would need, although caches may be faster. Bound by: "
+        "which of the two limits is the nearer one."
+    )
 
 
 def _share(seconds: float, table: Mapping[str, tuple[str, float]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.progress import Progress as ProgressBar
 from histo_export.cli import show
 from histo_export.cli.options import OutputOptions, counts, one_of, precisions, usable_cpus
 from histo_export.errors import HistoError, InterruptedRunError, UsageError
+from histo_export.spec import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from histo_export.bench.document import Document
@@ -37,7 +38,8 @@ class MeasurementOptions:
         str | None,
         typer.Option(
             metavar="P,P,…",
-            help="Of fp32, bf16x3, bf16 and int8, each in tables of its own.  [dim]\\[default: fp32][/dim]",
+            help="Of fp32, bf16x3, bf16 and int8, each in tables of its own; [b]auto[/b]: the fastest that the bundles "
+            "allow on this CPU.  [dim]\\[default: fp32][/dim]",
         ),
     ] = None
     batches: Annotated[str, typer.Option(metavar="N,N,…", help="Tiles per call.")] = "1,8,32"
@@ -50,6 +52,14 @@ class MeasurementOptions:
     rounds: Annotated[int, typer.Option(metavar="N", help="Every row is timed once in each; 7 or more.")] = 15
     time: Annotated[float, typer.Option(metavar="S", help="Timed seconds of each row in all, at least.")] = 3.0
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order within rounds.")] = 0
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            metavar="",
+            help="Also where the native engine's time goes, and its share of what this machine can do at most.",
+        ),
+    ] = False
 
 
 def bench(
@@ -80,7 +90,8 @@ def bench(
     from histo_export.bench.write import check_destination
     from histo_export.files import own_folder
 
-    settings = _settings(measurement)
+    told = _resolved(bundles or [], measurement)
+    settings = _settings(measurement, told.precisions)
     check_destination(out, output.force)
     old = Report.read(compare) if compare else None
     from histo_export.bench.run import check_packages, run_bench
@@ -106,6 +117,7 @@ def bench(
             else:
                 _print(document(report))
     if not output.quiet and not output.as_json:
+        show.log.print(*(f"note: {line}\n" for line in told.remarks), sep="", end="", markup=False, soft_wrap=True)
         show.out_console.print(f"\n{out}: {', '.join(path.name for path in written)}", soft_wrap=True)
     if report.stopped:
         cause = f"the run was interrupted {report.stopped}, and the report covers what was complete"
@@ -138,11 +150,44 @@ def _write(report: Report, out: Path, force: bool, still_own: Callable[[], None]
         raise type(error)(error.thing, error.cause, f"{kept}. {error.next_step}") from error
 
 
-def _settings(options: MeasurementOptions) -> Settings:
+@dataclass(frozen=True)
+class _Precisions:
+    """The precisions to time, from the most exact on, and what to tell of them."""
+
+    precisions: tuple[Precision, ...]
+    remarks: list[str]
+
+
+def _resolved(bundles: Sequence[Path], options: MeasurementOptions) -> _Precisions:
+    """The precisions of the options, with the one that the bundles allow in place of "auto"."""
+    asked = [part.strip() for part in (options.precision or "fp32").split(",")]
+    named = [part for part in asked if part != "auto"]
+    wanted = precisions(",".join(named)) if named else ()
+    if not bundles:
+        if "auto" in asked:
+            raise UsageError("--precision auto", "is what a bundle allows, and none is named", "Name a bundle")
+        return _Precisions(wanted, [])
+    from histo_export.export.bundle import open_bundle
+    from histo_export.export.precision_choice import fastest, remark
+
+    if "auto" not in asked:
+        if options.precision is not None or options.runtimes is not None:
+            return _Precisions(wanted, [])
+        hints = [remark(open_bundle(bundle).config, None, "fp32") for bundle in bundles]
+        return _Precisions(wanted, [f"{b}: {hint}" for b, hint in zip(bundles, hints, strict=True) if hint])
+    choices = [fastest(open_bundle(bundle).config) for bundle in bundles]
+    if len({choice.precision for choice in choices}) > 1:
+        listed = ", ".join(f"{bundle} {c.precision}" for bundle, c in zip(bundles, choices, strict=True))
+        raise UsageError("--precision auto", f"differs among the bundles ({listed})", "Bench them one by one")
+    both = {*wanted, choices[0].precision}
+    remarks = [f"{b}: --precision auto is {c.precision}: {c.why}" for b, c in zip(bundles, choices, strict=True)]
+    return _Precisions(tuple(name for name in PRECISIONS if name in both), remarks)
+
+
+def _settings(options: MeasurementOptions, wanted: tuple[Precision, ...]) -> Settings:
     from histo_export.bench.settings import Settings
     from histo_export.runtimes import all_variants, default_variants, variants
 
-    wanted = precisions(options.precision or "fp32")
     chosen = default_variants(options.device, wanted)
     if options.runtimes:
         names = [name.strip() for name in options.runtimes.split(",")]
@@ -166,6 +211,7 @@ def _settings(options: MeasurementOptions) -> Settings:
         device=options.device,
         seed=options.seed,
         may_lack=options.runtimes is None,
+        stages=options.stages,
     )
 
 

@@ -34,6 +34,7 @@ EXAMPLES = {
         "histo bench bundles/tiles-pool2",
         "histo bench bundles/tiles-pool2 --runtimes native,onnxruntime --batches 1,32",
         "histo bench --pools 1,2,4 --precision fp32,int8 --out bench-pools",
+        "histo bench bundles/tiles-pool2 --runtimes native --stages",
     ),
     "predict": (
         "histo predict bundles/tiles-pool2 slides/ --out results",
@@ -43,6 +44,7 @@ EXAMPLES = {
         "histo predict bundles/tiles-pool2 slides/ --roi annotations/",
         "histo predict bundles/tiles-pool2 tiles.zip --class-map classes.csv",
         "histo predict hf://org/name@v2 slides/",
+        "histo predict bundles/tiles-pool2 slides/ --precision auto",
     ),
     "serve": (
         "histo serve bundles/tiles-pool2",
@@ -65,6 +67,6 @@ EXAMPLES = {
         "histo data --verify",
         "histo data --remove nct-crc-he",
     ),
-    "doctor": ("histo doctor", "histo doctor --json"),
+    "doctor": ("histo doctor", "histo doctor --json", "histo doctor --speed bundles/tiles-pool2"),
 }
 """Of each command; the first line is the simplest."""

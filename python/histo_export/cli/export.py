@@ -314,11 +314,8 @@ def _check_checkpoint_options(
     if training.calibrate:
         run = "--calibrate", "is fitted on validation tiles when a run is tested"
         raise UsageError(*run, "Use histo train --resume RUN --calibrate, then export")
-    if not low:
-        pairs = (
-            *(("--data", data), ("--split", tiles.split)),
-            *(("--groups", tiles.groups), ("--class-map", tiles.class_map)),
-        )
+    if data is None:
+        pairs = (("--split", tiles.split), ("--groups", tiles.groups), ("--class-map", tiles.class_map))
         clash += [option for option, value in pairs if value is not None]
     if clash:
         raise UsageError(clash[0], "says how to train, and --checkpoint is trained already", "Leave one of them out")
@@ -384,6 +381,7 @@ def _print_json(
             "unchecked": checks.unchecked,
             "precision": precision,
             "low_precision": checks.low_precision and checks.low_precision.model_dump(),
+            "precision_costs": checks.precision_costs and checks.precision_costs.model_dump(),
             "next": following,
         }
     )
@@ -415,6 +413,9 @@ def _print(
     if checks.low_precision is not None:
         show.out_console.print()
         show.print_low_precision(precision, checks.low_precision)
+    if checks.precision_costs is not None:
+        show.out_console.print()
+        show.print_precision_costs(checks.precision_costs)
     if spec.mpp is None and not synthetic:
         show.log.print("[yellow]µm per pixel unknown:[/] config.json says 0.5; state the true one with --mpp.")
     if following:

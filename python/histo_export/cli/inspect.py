@@ -17,7 +17,7 @@ from histo_export.extras import needs
 from histo_export.spec import CHANNELS, PRECISIONS, ModelSpec, Precision, head_pool, percent
 
 if TYPE_CHECKING:
-    from histo_export.export.bundle import HistoBlock
+    from histo_export.export.bundle import BundleConfig
     from histo_export.model.layers import LayerInfo, Size
 
 
@@ -67,22 +67,21 @@ def inspect(
         raise UsageError(f"--precision {plan.precision}", "is for the engine's plan", "Add --plan throughput")
     if (source is None) == (pool is None):
         raise UsageError("histo inspect", "needs a bundle or checkpoint, or --pool N", "Give exactly one of them")
-    block: HistoBlock | None = None
+    config: BundleConfig | None = None
     facts: dict[str, Any] = {}
     if source is None:
         names = tuple(f"class{i}" for i in range(classes))
         spec = ModelSpec(pool or 1, names, crop=crop or 128, tile_size=crop or 150)
     else:
-        spec, block, facts = _read(source)
+        spec, config, facts = _read(source)
 
     from histo_export.model.layers import layer_table, size_as_exported, size_as_trained
 
     rows = layer_table(spec)
     trained, exported = size_as_trained(rows), size_as_exported(spec, rows)
     kept = head_pool(spec.pool, spec.map_size)
-    low = block.low_precision if block is not None else None
     if as_json:
-        facts |= {} if low is None else {"low_precision": low.model_dump()}
+        facts |= {} if config is None else _precision_facts(config)
         show.print_json(facts | _size_facts(spec, trained, exported, kept) | {"layers": list(map(asdict, rows))})
         return
     if facts:
@@ -91,13 +90,36 @@ def inspect(
         _print_layers(spec, rows)
         show.out_console.print()
     _print_sizes(spec, trained, exported, kept)
-    if block is not None and low is not None:
+    if config is not None:
+        _print_precisions(config, layers)
+
+
+def _precision_facts(config: BundleConfig) -> dict[str, Any]:
+    """What a bundle says of its precisions, as far as it does, and which one is proposed here."""
+    from histo_export.export.precision_choice import remark
+
+    low, costs = config.histo.low_precision, config.histo_precision_costs
+    facts = {} if low is None else {"low_precision": low.model_dump()}
+    facts |= {} if costs is None else {"precision_costs": costs.model_dump()}
+    return facts | {"precision_remark": remark(config, None, config.histo.precision)}
+
+
+def _print_precisions(config: BundleConfig, layers: bool) -> None:
+    from histo_export.export.precision_choice import remark
+
+    low, costs = config.histo.low_precision, config.histo_precision_costs
+    if low is not None:
         show.out_console.print()
-        show.print_low_precision(block.precision, low, layers=layers)
+        show.print_low_precision(config.histo.precision, low, layers=layers)
+    if costs is not None:
+        show.out_console.print()
+        show.print_precision_costs(costs)
+    if told := remark(config, None, config.histo.precision):
+        show.log.print(f"note: {told}", markup=False, soft_wrap=True)
 
 
-def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
-    """The model of a bundle, a run or a checkpoint, the bundle's own block, and the other facts as plain values."""
+def _read(source: Path) -> tuple[ModelSpec, BundleConfig | None, dict[str, Any]]:
+    """The model of a bundle, a run or a checkpoint, the bundle's config.json, and the other facts as plain values."""
     from histo_export.export.hub import local_bundle
     from histo_export.training.folder import RunFolder
 
@@ -121,7 +143,7 @@ def _read(source: Path) -> tuple[ModelSpec, HistoBlock | None, dict[str, Any]]:
             "files": {name: entry.model_dump() for name, entry in block.files.items()},
             "versions": block.versions,
         }
-        return spec_of(opened), block, facts
+        return spec_of(opened), opened.config, facts
     if not source.exists():
         raise UsageError(source, "does not exist", "Name a bundle, the folder of a training run, or a checkpoint")
     needs("Reading a checkpoint", "train", modules=["torch", "torchvision"])

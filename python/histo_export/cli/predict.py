@@ -50,7 +50,8 @@ class RuntimeOptions:
         str | None,
         typer.Option(
             metavar="P",
-            help="fp32, bf16x3, bf16 or int8. Never another one.  [dim]\\[default: what the bundle is made for][/dim]",
+            help="fp32, bf16x3, bf16 or int8, never another one; or [b]auto[/b]: the fastest that the bundle allows on "
+            "this CPU.  [dim]\\[default: what the bundle is made for][/dim]",
         ),
     ] = None
     device: Annotated[
@@ -227,6 +228,8 @@ def predict(
         show.print_json(_facts(out, outcome))
     else:
         _print(out, outcome, verbose)
+        if outcome.precision.remark and not output.quiet:
+            show.log.print(f"note: {outcome.precision.remark}", markup=False, soft_wrap=True)
     if outcome.failures:
         raise typer.Exit(1)
 
@@ -237,7 +240,7 @@ def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOpti
 
     one_of("--runtime", options.runtime, [str(variant) for variant in all_variants()])
     if options.precision is not None:
-        one_of("--precision", options.precision, PRECISIONS)
+        one_of("--precision", options.precision, (*PRECISIONS, "auto"))
     one_of("--device", options.device, ("cpu", "cuda"))
     if options.resize and options.resample == "dct":
         raise UsageError("--resample dct", "contradicts --resize, because it is for slides alone", "Leave one out")
@@ -329,6 +332,7 @@ def _facts(out: Path, outcome: Outcome) -> dict[str, Any]:
         "notes": outcome.notes,
         "earlier_failures": outcome.earlier_failures,
         "executed": outcome.executed,
+        "precision": dataclasses.asdict(outcome.precision),
         "seconds": outcome.wall,
         "peak_memory_mb": round(outcome.peak_mb),
     }

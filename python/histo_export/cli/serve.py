@@ -71,7 +71,8 @@ class EngineOptions:
         str | None,
         typer.Option(
             metavar="P",
-            help="fp32, bf16x3, bf16 or int8. Never another one.  [dim]\\[default: what each bundle is made for][/dim]",
+            help="fp32, bf16x3, bf16 or int8, never another one; or [b]auto[/b]: the fastest that each bundle allows "
+            "on this CPU.  [dim]\\[default: what each bundle is made for][/dim]",
         ),
     ] = None
     resize: Annotated[
@@ -135,6 +136,9 @@ def serve(
 
 def _started(address: str, models: Sequence[Model], stop: Callable[[], None]) -> None:
     names = ", ".join(dict.fromkeys(model.name for model in models))
+    for model in models:
+        if model.remark:
+            show.log.print(f"note: {model.name}: {model.remark}", markup=False, soft_wrap=True)
     show.out_console.print(f"Serving {names} at {address}/ (Ctrl-C ends)", markup=False, soft_wrap=True)
 
 
@@ -142,7 +146,7 @@ def _settings(address: AddressOptions, engine: EngineOptions, limits: LimitOptio
     from histo_export.serve.settings import Limits, ServeSettings
 
     if engine.precision is not None:
-        one_of("--precision", engine.precision, PRECISIONS)
+        one_of("--precision", engine.precision, (*PRECISIONS, "auto"))
     one_of("--resample", engine.resample, ("bilinear", "bicubic"))
     return ServeSettings(
         host=address.host,

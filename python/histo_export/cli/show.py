@@ -21,7 +21,7 @@ from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.bench.sections import Section
-    from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck
+    from histo_export.export.bundle import Calibration, LowPrecision, OnnxCheck, PrecisionCosts
     from histo_export.export.checks import Checks
     from histo_export.parity import FileParity
     from histo_export.training.result import TrainResult
@@ -245,6 +245,19 @@ def print_low_precision(precision: str, low: LowPrecision, layers: bool = False)
         _print_calibration(low.calibration, layers)
     if low.onnx is not None:
         print_int8_onnx(low.onnx)
+
+
+def print_precision_costs(costs: PrecisionCosts) -> None:
+    """What the precisions below fp32 cost, a line for each."""
+    from histo_export.export.precision_choice import described
+
+    for precision, cost in costs.measured.items():
+        out_console.print(f"{precision} {described(cost, costs)}.", markup=False, soft_wrap=True)
+    out_console.print(
+        f"[dim]Beside fp32, in percentage points of accuracy with the 95 % interval; {costs.max_drop:g} may be lost. "
+        "Tiles count as independent.[/]",
+        soft_wrap=True,
+    )
 
 
 def _print_calibration(calibration: Calibration, layers: bool) -> None:

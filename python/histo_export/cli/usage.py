@@ -103,7 +103,7 @@ class Command(TyperCommand):
             raise _explained(error, ctx, typed, values) from error
         if ctx.args:
             takes = " ".join(self.collect_usage_pieces(ctx)[1:])
-            cause = f"is an argument too many; {ctx.command_path} takes {takes or 'options only'}"
+            cause = f"is an argument too many; {ctx.command_path} takes {takes}"
             raise UsageError(ctx.args[0], cause, _see(ctx))
         return rest
 

@@ -164,6 +164,47 @@ class LowPrecision(BaseModel):
     onnx: OnnxCheck | None = None
 
 
+class PrecisionCost(BaseModel):
+    """What a precision below fp32 costs, measured in pairs: each tile in fp32 and in this precision.
+
+    Attributes:
+        lost: fp32's accuracy minus this one's, in percentage points.
+        interval: its 95 % interval (`statistics.paired_difference_interval`), which takes tiles as independent.
+        worse, better: tiles that only fp32, and that only this precision has right.
+        changed: tiles whose top class is not fp32's.
+        measured_with: what ran it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    lost: float
+    interval: tuple[float, float]
+    worse: int
+    better: int
+    changed: int
+    measured_with: str
+
+
+class PrecisionCosts(BaseModel):
+    """What the precisions below fp32 cost; the loss that is accepted is a `max_drop`.
+
+    Attributes:
+        split, tiles: on which it is measured: `tiles` of the `of_tiles` of this split, evenly spread.
+        fingerprint: of the data.
+        max_drop: percentage points that may be lost.
+        measured: precision → what it costs.
+        not_measured: precision → why it is not among them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    split: Literal["val"] = "val"
+    tiles: int = Field(ge=1)
+    of_tiles: int = Field(ge=1)
+    fingerprint: str
+    max_drop: float = Field(ge=0, le=100)
+    measured: dict[Precision, PrecisionCost]
+    not_measured: dict[Precision, str]
+
+
 class HistoBlock(BaseModel):
     """What WSInfer's configuration has no field for.
 
@@ -209,7 +250,12 @@ class HistoBlock(BaseModel):
 
 
 class BundleConfig(BaseModel):
-    """`config.json`: WSInfer's fields (spec_version "1.0") and ours."""
+    """`config.json`: WSInfer's fields (spec_version "1.0") and ours.
+
+    Attributes:
+        histo_precision_costs: None where nothing was measured, and in bundles of older versions. It is beside `histo`
+            and not in it, because older versions ignore what they don't know here, and refuse it there.
+    """
 
     model_config = ConfigDict(extra="allow")
     spec_version: Literal["1.0"] = "1.0"
@@ -220,6 +266,7 @@ class BundleConfig(BaseModel):
     class_names: list[str]
     transform: list[dict[str, Any]]
     histo: HistoBlock
+    histo_precision_costs: PrecisionCosts | None = None
 
 
 @dataclass(frozen=True)

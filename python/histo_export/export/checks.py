@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histo_export.bundle_files import GOLDEN
 from histo_export.errors import HistoError
-from histo_export.export.bundle import LowPrecision
+from histo_export.export.bundle import LowPrecision, PrecisionCosts
 from histo_export.export.formats import format_of
 from histo_export.extras import MissingExtraError
 from histo_export.parity import FileParity, Golden, check_file
@@ -25,12 +25,14 @@ class Checks:
         unchecked: runtime → why it is unavailable here.
         unproven: files that no runtime here could run; their sha256 alone is known to be right.
         low_precision: of a bundle below fp32, what that costs.
+        precision_costs: what every precision below fp32 costs that was measured; None where none was.
     """
 
     results: list[FileParity] = field(default_factory=list)
     unchecked: dict[str, str] = field(default_factory=dict)
     unproven: list[str] = field(default_factory=list)
     low_precision: LowPrecision | None = None
+    precision_costs: PrecisionCosts | None = None
 
 
 def check_files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,13 @@ import torch
 
 from histo_export.bundle_files import INT8_ONNX
 from histo_export.errors import HistoError
-from histo_export.export.bundle import LowPrecision, Measured, OnnxCheck
+from histo_export.export.bundle import LowPrecision, Measured, OnnxCheck, PrecisionCost, PrecisionCosts
 from histo_export.model.arithmetic import Scales, Simulation, logit_error
 from histo_export.model.lowering import LoweredNet
 from histo_export.parity import Golden
 from histo_export.runtimes import Tiles, open_runtime
 from histo_export.spec import PRECISIONS, Precision, percent
-from histo_export.statistics import bootstrap_interval
+from histo_export.statistics import bootstrap_interval, paired_difference_interval
 
 if TYPE_CHECKING:
     from histo_export.data.tiles import TileSet
@@ -33,51 +34,96 @@ A sum that differs in its last bit can be rounded to the other neighbour. Such d
 deep network until the two computations differ as two independent roundings do: by 1.4 times the error of either.
 """
 
+MOST_TILES, MOST_SIMULATED = 1000, 300
+"""Validation tiles on which bf16 is measured where nobody asked for a precision: some seconds on two CPUs, where the
+native engine runs it, and about fifteen where torch simulates it."""
+
+SIMULATION = "PyTorch simulation"
+NO_SCALES = "the bundle has no scales for int8, which histo export --precision int8 finds"
+
 _BATCH = 32
 
 Run = Callable[[Tiles], npt.NDArray[np.float32]]
 
 
-def measure(
+@dataclass(frozen=True)
+class Answers:
+    """What the precisions answer.
+
+    Attributes:
+        chosen: precision → top class of each tile, int64 `(n,)`; fp32 is among them.
+        labels: the true classes, int64 `(n,)`.
+        measured_with: precision → what ran it.
+        not_native: precision → why the native engine could not run it.
+        of_tiles: the tiles of the split, of which these are all or some.
+    """
+
+    chosen: Mapping[Precision, npt.NDArray[np.int64]]
+    labels: npt.NDArray[np.int64]
+    measured_with: Mapping[Precision, str]
+    not_native: Mapping[Precision, str]
+    of_tiles: int
+
+
+def answers(
     file: Path,
     lowered: LoweredNet,
     scales: Mapping[str, Scales],
     tiles: TileSet,
     threads: int,
+    *,
+    briefly: bool = False,
     report: Callable[[str], None] = lambda step: None,
-) -> tuple[dict[Precision, Measured], dict[str, str]]:
-    """Measures every precision that the file can run in, with the native engine or else simulated in torch.
+) -> Answers:
+    """Runs every precision that the file has, with the native engine or else simulated in torch.
 
     Args:
         file: `model.safetensors`.
         lowered, scales: the content of the file.
         tiles: of the validation split.
         threads: of the engine.
+        briefly: at most `MOST_TILES`, or `MOST_SIMULATED` where the engine can't run bf16 here, and no simulation but
+            that of bf16.
         report: told of progress.
-
-    Returns:
-        Precision → figures; and precision → why the native engine could not compute it.
     """
-    from histo_export.data.images import center_crop
-
     runs: dict[Precision, tuple[Run, str]] = {}
-    not_native: dict[str, str] = {}
+    not_native: dict[Precision, str] = {}
     for precision in PRECISIONS:
         if precision != "int8" or scales:
             try:
                 runs[precision] = _engine(file, precision, threads)
             except (ValueError, RuntimeError) as error:
                 not_native[precision] = str(error).removeprefix(f"{file}: ")  # without the path, which is temporary
-                runs[precision] = _simulation(lowered, precision, scales), "PyTorch simulation"
+                if not briefly or precision in ("fp32", "bf16"):
+                    runs[precision] = _simulation(lowered, precision, scales), SIMULATION
+    most = len(tiles) if not briefly else MOST_SIMULATED if "bf16" in not_native else MOST_TILES
+    numbers = np.unique(np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(np.int64))
+    runners = {precision: run for precision, (run, _) in runs.items()}
+    return Answers(
+        _top_classes(runners, tiles, numbers, lowered.stem.crop, report),
+        tiles.labels[numbers],
+        {precision: how for precision, (_, how) in runs.items()},
+        not_native,
+        len(tiles),
+    )
+
+
+def _top_classes(
+    runs: Mapping[Precision, Run],
+    tiles: TileSet,
+    numbers: npt.NDArray[np.int64],
+    crop: int,
+    report: Callable[[str], None],
+) -> dict[Precision, npt.NDArray[np.int64]]:
+    from histo_export.data.images import center_crop
+
     top: dict[Precision, list[npt.NDArray[np.int64]]] = {precision: [] for precision in runs}
-    for start in range(0, len(tiles), _BATCH):
-        report(f"measuring {', '.join(runs)}: {start:,} of {len(tiles):,} validation tiles")
-        numbers = range(start, min(start + _BATCH, len(tiles)))
-        batch = np.stack([center_crop(tiles.tile(i), lowered.stem.crop) for i in numbers])
-        for precision, (run, _) in runs.items():
+    for start in range(0, len(numbers), _BATCH):
+        report(f"measuring {', '.join(runs)}: {start:,} of {len(numbers):,} validation tiles")
+        batch = np.stack([center_crop(tiles.tile(i), crop) for i in numbers[start : start + _BATCH].tolist()])
+        for precision, run in runs.items():
             top[precision].append(run(batch).argmax(1))
-    chosen = {precision: np.concatenate(parts) for precision, parts in top.items()}
-    return figures(chosen, tiles.labels, {precision: how for precision, (_, how) in runs.items()}), not_native
+    return {precision: np.concatenate(parts) for precision, parts in top.items()}
 
 
 def _engine(file: Path, precision: Precision, threads: int) -> tuple[Run, str]:
@@ -96,18 +142,9 @@ def _simulation(lowered: LoweredNet, precision: Precision, scales: Mapping[str, 
     return lambda batch: simulation(torch.from_numpy(batch)).numpy()
 
 
-def figures(
-    chosen: Mapping[Precision, npt.NDArray[np.int64]],
-    labels: npt.NDArray[np.int64],
-    measured_with: Mapping[Precision, str],
-) -> dict[Precision, Measured]:
-    """The figures of each precision.
-
-    Args:
-        chosen: precision → top class of each tile, int64 `(n,)`; fp32 is among them.
-        labels: the true classes, int64 `(n,)`.
-        measured_with: precision → what ran it.
-    """
+def figures(found: Answers) -> dict[Precision, Measured]:
+    """The figures of each precision."""
+    chosen, labels = found.chosen, found.labels
     correct = {precision: int((top == labels).sum()) for precision, top in chosen.items()}
     n = len(labels)
     return {
@@ -118,10 +155,46 @@ def figures(
             drop=100
             * (correct["fp32"] - correct[precision])
             / n,  # from counts, so that 0.5 is 0.5 and not 0.50000000000004
-            measured_with=measured_with[precision],
+            measured_with=found.measured_with[precision],
         )
         for precision, top in chosen.items()
     }
+
+
+def costs(found: Answers, fingerprint: str, max_drop: float) -> PrecisionCosts:
+    """What each precision costs beside fp32.
+
+    Args:
+        found: the answers of the precisions.
+        fingerprint: of the data.
+        max_drop: percentage points that may be lost.
+    """
+    n = len(found.labels)
+    right = {precision: top == found.labels for precision, top in found.chosen.items()}
+    measured: dict[Precision, PrecisionCost] = {}
+    for precision, top in found.chosen.items():
+        if precision == "fp32":
+            continue
+        worse = int((right["fp32"] & ~right[precision]).sum())
+        better = int((right[precision] & ~right["fp32"]).sum())
+        low, high = paired_difference_interval(worse, better, n)
+        measured[precision] = PrecisionCost(
+            lost=100 * (worse - better) / n,
+            interval=(100 * low, 100 * high),
+            worse=worse,
+            better=better,
+            changed=int((top != found.chosen["fp32"]).sum()),
+            measured_with=found.measured_with[precision],
+        )
+    missing = {p: found.not_native.get(p, NO_SCALES) for p in PRECISIONS if p not in found.chosen}
+    return PrecisionCosts(
+        tiles=n,
+        of_tiles=found.of_tiles,
+        fingerprint=fingerprint,
+        max_drop=max_drop,
+        measured=measured,
+        not_measured=missing,
+    )
 
 
 def raise_if_lossy(precision: Precision, low: LowPrecision) -> None:

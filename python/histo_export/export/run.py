@@ -24,8 +24,11 @@ from histo_export.export.formats import (
 )
 from histo_export.export.low_precision import (
     MAX_DROP,
+    Answers,
+    answers,
     check_int8_onnx,
-    measure,
+    costs,
+    figures,
     raise_if_lossy,
     raise_if_onnx_differs,
 )
@@ -85,15 +88,16 @@ def export_bundle(
 ) -> Checks:
     """Writes every file, checks each against the checkpoint, and only then lets the bundle appear.
 
-    The files hold float32 weights in every precision and are checked in fp32. Below fp32 the loss of accuracy is
-    measured too, and int8 adds scales to `model.safetensors` and, beside `model.onnx`, `model-int8.onnx`.
+    The files hold float32 weights in every precision and are checked in fp32. With `data`, what lower precisions cost
+    is measured too: on the whole validation split where the bundle is made for one of them, else briefly. int8 adds
+    scales to `model.safetensors` and, beside `model.onnx`, `model-int8.onnx`.
 
     Args:
         checkpoint: what is exported.
         out: the bundle's folder.
         settings: what the bundle is to hold.
-        data: what the checkpoint was trained on. Needed below fp32: its training split for the scales of int8, its
-            validation split for the accuracy.
+        data: what the checkpoint was trained on: its training split for the scales of int8, its validation split for
+            what lower precisions cost. Needed below fp32.
         report: told of each step.
 
     Raises:
@@ -125,11 +129,9 @@ def export_bundle(
         checks = check_files(folder, models, settings.threads, report=report)
         raise_if_diverged(checks.results)
         raise_if_unproven(checks)
-        if data is not None and precision != "fp32":
+        if data is not None and "native" in formats:
             calibration = quantisation.calibration if quantisation else None
-            low = _low_precision(folder, data, settings, calibration, report)
-            raise_if_lossy(precision, low)
-            checks = replace(checks, low_precision=low)
+            checks = _measure(folder, data, settings, calibration, checks, report)
         files = {name: bundle.entry((folder / name).read_bytes()) for name in written}
         config = _config(checkpoint, settings, files, checks)
         (folder / CARD).write_text(model_card(config, checkpoint.spec), encoding="utf-8")
@@ -139,7 +141,10 @@ def export_bundle(
             unused.add("opset")
         if settings.batch_size == 1:
             unused.add("batch_size")
-        content = dump_json(config.model_dump(mode="json", exclude={"histo": unused}), indent=2)
+        left_out: dict[str, Any] = {"histo": unused}
+        if checks.precision_costs is None:
+            left_out["histo_precision_costs"] = True
+        content = dump_json(config.model_dump(mode="json", exclude=left_out), indent=2)
         (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
     return checks
 
@@ -162,27 +167,51 @@ def _quantisation(checkpoint: Checkpoint, data: TileData, report: Callable[[str]
     return quantise(lowered, checkpoint.spec, choose_tiles(data.train, checkpoint.spec), report=report)
 
 
+def _measure(
+    folder: Path,
+    data: TileData,
+    settings: ExportSettings,
+    calibration: bundle.Calibration | None,
+    checks: Checks,
+    report: Callable[[str], None],
+) -> Checks:
+    """The checks, and what lower precisions cost; HistoError where that of the bundle loses too much."""
+    found = _answers(folder, data, settings, report)
+    checks = replace(checks, precision_costs=costs(found, data.fingerprint, settings.max_drop))
+    if settings.precision == "fp32":
+        return checks
+    low = _low_precision(folder, data, settings, calibration, found, report)
+    raise_if_lossy(settings.precision, low)
+    return replace(checks, low_precision=low)
+
+
+def _answers(folder: Path, data: TileData, settings: ExportSettings, report: Callable[[str], None]) -> Answers:
+    """What the native file in `folder`, read back from there, answers in each precision."""
+    file = folder / NATIVE
+    lowered, _, scales = read_quantised(file)
+    briefly = settings.precision == "fp32"
+    return answers(file, lowered, scales, data.val, settings.threads, briefly=briefly, report=report)
+
+
 def _low_precision(
     folder: Path,
     data: TileData,
     settings: ExportSettings,
     calibration: bundle.Calibration | None,
+    found: Answers,
     report: Callable[[str], None],
 ) -> bundle.LowPrecision:
-    """Measures the files in `folder`, read back from there."""
+    """The loss of accuracy, and the check of the quantised ONNX file."""
     onnx = check_quantised(folder, settings.threads, report)
     if onnx is not None:
         raise_if_onnx_differs(onnx)
-    file = folder / NATIVE
-    lowered, _, scales = read_quantised(file)
-    precisions, not_native = measure(file, lowered, scales, data.val, settings.threads, report)
     return bundle.LowPrecision(
-        tiles=len(data.val),
+        tiles=len(found.labels),
         fingerprint=data.fingerprint,
-        precisions=precisions,
+        precisions=figures(found),
         max_drop=settings.max_drop,
         drop_accepted=settings.accept_drop,
-        not_native=not_native,
+        not_native={precision: why for precision, why in found.not_native.items()},
         calibration=calibration,
         onnx=onnx,
     )
@@ -224,4 +253,5 @@ def _config(
             training=checkpoint.training,
             versions=versions(),
         ),
+        histo_precision_costs=checks.precision_costs,
     )

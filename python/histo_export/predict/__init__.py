@@ -27,7 +27,7 @@ from histo_export.predict.settings import Reader, Resample, SlideSettings
 from histo_export.predict.tiles import Tile, check_options, is_count, named, path_of, pixels_of
 from histo_export.runtimes import Runtime, one_device
 from histo_export.runtimes.native import NativeRuntime
-from histo_export.spec import ModelSpec, Precision
+from histo_export.spec import AskedPrecision, ModelSpec
 
 if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction
@@ -196,7 +196,7 @@ def load(
     bundle: str | Path,
     *,
     runtime: str = "native",
-    precision: Precision | None = None,
+    precision: AskedPrecision | None = None,
     threads: int = 0,
     device: str = "cpu",
 ) -> Classifier:
@@ -205,8 +205,8 @@ def load(
     Args:
         bundle: a folder that `histo export` wrote, or `hf://org/name[@revision]`.
         runtime: a key of `histo_export.runtimes.RUNTIMES`.
-        precision: "fp32", "bf16x3", "bf16" or "int8"; default: what the bundle is made for. `runtime.executed` of the
-            result tells what runs.
+        precision: "fp32", "bf16x3", "bf16" or "int8"; default: what the bundle is made for. "auto" is the fastest that
+            the bundle's measurement allows on this CPU. `runtime.executed` of the result tells what runs.
         threads: 0 means the CPUs that this process may use, as everywhere in this package.
         device: "cpu" or "cuda".
 

@@ -23,6 +23,7 @@ from histo_export.bundle_files import CONFIG, hub_origin
 from histo_export.data.walk import DONE
 from histo_export.errors import HistoError, UsageError
 from histo_export.export.bundle import Bundle, trained_on
+from histo_export.export.precision_choice import remark
 from histo_export.files import atomic_folder, hidden_paths, own_folder
 from histo_export.predict.anndata_table import check_table, run_record
 from histo_export.predict.inputs import (
@@ -60,7 +61,8 @@ from histo_export.predict.work import (
     read_shard,
     write_done,
 )
-from histo_export.spec import ModelSpec
+from histo_export.runtimes import NATIVE_RUNTIMES, Variant
+from histo_export.spec import AskedPrecision, ModelSpec, Precision
 from histo_export.system import peak_memory
 
 RESULTS = 2
@@ -90,6 +92,15 @@ class Done:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PrecisionRun:
+    """The precision of a run: what was asked for (None: nothing), what ran, and `precision_choice.remark`."""
+
+    asked: AskedPrecision | None
+    ran: Precision
+    remark: str
+
+
 @dataclass
 class Outcome:
     """The outcome of a run.
@@ -103,6 +114,7 @@ class Outcome:
         peak_mb: the largest resident memory of this process, in MB.
         skipped: what was left out of the inputs, by kind.
         notes: how lists were read, and which files are not written for want of a package.
+        precision: what was asked for and what ran, and what to tell the user of it ("" for nothing).
     """
 
     done: list[Done]
@@ -113,6 +125,7 @@ class Outcome:
     peak_mb: float = 0.0
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    precision: PrecisionRun = field(default_factory=lambda: PrecisionRun(None, "fp32", ""))
 
 
 @dataclass(frozen=True)
@@ -170,6 +183,7 @@ def predict(
         if settings.table is not None:
             check_table(settings.table)
         opened, spec, variant = check_model(bundle, settings.runtime, settings.precision)
+        precision = _precision_run(opened, settings, variant, ray)
         settings = replace(settings, runtime=str(variant), precision=variant.precision)
         check_places(out, settings.tiles_out)
         found = find_inputs(paths, spec.tile_size)
@@ -188,14 +202,22 @@ def predict(
                     still_own()
                     run.receive(done)
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
-            outcome.wall = time.perf_counter() - start
-            outcome.peak_mb = peak_memory() / 1e6
+            outcome.wall, outcome.peak_mb = time.perf_counter() - start, peak_memory() / 1e6
             outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
+            outcome.precision = precision
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
             write_record(out, record, [*failed, *earlier], run.results)
     return outcome
+
+
+def _precision_run(bundle: Bundle, settings: PredictSettings, variant: Variant, ray: str | None) -> PrecisionRun:
+    """What is told of the precision. On a cluster nothing is proposed, because its machines may have other CPUs."""
+    asked = settings.precision
+    by_name = asked is None and Variant.parse(settings.runtime).precision != "fp32"  # as in native-int8
+    silent = by_name or variant.runtime not in NATIVE_RUNTIMES or (ray is not None and asked != "auto")
+    return PrecisionRun(asked, variant.precision, "" if silent else remark(bundle.config, asked, variant.precision))
 
 
 def _left_out(inputs: Sequence[Input]) -> list[str]:
@@ -520,6 +542,7 @@ def _record(
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         "seconds": round(time.time() - began, 3),
         "executed": outcome.executed,
+        "precision": asdict(outcome.precision),
         "ray": ray,
         "settings": asdict(settings),
         "bundle": {

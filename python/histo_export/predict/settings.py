@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from histo_export.errors import UsageError
-from histo_export.spec import MPP_LIMITS, Precision, is_number
+from histo_export.spec import MPP_LIMITS, AskedPrecision, is_number
 
 GridUnit = Literal["seen", "tile"]
 """The square that a grid consists of, and that areas and pictures are about: what the network sees, or the tile."""
@@ -146,7 +146,8 @@ class PredictSettings:
 
     Attributes:
         runtime: the id of a `runtimes.Variant`, e.g. "native" or "native-int8".
-        precision: in which it is to run; None for the one that the bundle is made for.
+        precision: in which it is to run; None for the one that the bundle is made for, "auto" for the fastest that
+            its measurement allows on this CPU.
         device: "cpu" or "cuda".
         resize: the filter that resamples tiles of other sizes than the model's; None refuses them.
         slide: how slides are cut.
@@ -164,7 +165,7 @@ class PredictSettings:
     """
 
     runtime: str = "native"
-    precision: Precision | None = None
+    precision: AskedPrecision | None = None
     device: str = "cpu"
     resize: Resample | None = None
     slide: SlideSettings = field(default_factory=SlideSettings)

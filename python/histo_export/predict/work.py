@@ -22,6 +22,7 @@ import numpy as np
 from histo_export.data.walk import DONE, done_record
 from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
+from histo_export.export.precision_choice import fastest
 from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
 from histo_export.predict.anndata_table import run_record, write_slide_table
@@ -30,8 +31,8 @@ from histo_export.predict.inputs import Failure, Input, SlideInput, TileSetInput
 from histo_export.predict.loop import StageSeconds, TileLoop
 from histo_export.predict.settings import PredictSettings
 from histo_export.predict.tile_set import TileResults, predict_tiles
-from histo_export.runtimes import Runtime, Variant, check_installed, open_runtime
-from histo_export.spec import ModelSpec, Precision
+from histo_export.runtimes import NATIVE_RUNTIMES, Runtime, Variant, check_installed, open_runtime
+from histo_export.spec import AskedPrecision, ModelSpec
 from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
@@ -131,17 +132,23 @@ def read_shard(path: Path) -> tuple[TileResults, str]:
         raise HistoError(path, f"is damaged ({error})", "Run the same command again, it makes a new one") from error
 
 
-def check_model(bundle: Path, runtime: str, precision: Precision | None) -> tuple[Bundle, ModelSpec, Variant]:
+def check_model(bundle: Path, runtime: str, precision: AskedPrecision | None) -> tuple[Bundle, ModelSpec, Variant]:
     """A bundle, every file checked, that holds what `runtime` runs in `precision`.
 
     Returns:
-        The bundle; its spec; and the runtime in that precision, or in the bundle's where it is None.
+        The bundle; its spec; and the runtime in that precision, in the bundle's where it is None, or in the fastest
+        that the bundle allows on this CPU where it is "auto".
     """
     variant = Variant.parse(runtime)
+    if precision == "auto" and variant.runtime not in NATIVE_RUNTIMES:
+        cause = f"chooses by what the native engine runs here, and {variant.runtime} is another runtime"
+        raise UsageError("precision auto", cause, f"Name a precision, or use --runtime {NATIVE_RUNTIMES[0]}")
     check_installed(variant.runtime)  # before files of hundreds of megabytes are read
     opened = open_bundle(bundle)
     if precision is None and variant.precision == "fp32":  # an id that ends with a precision has chosen it already
         precision = opened.config.histo.precision
+    if precision == "auto":
+        precision = fastest(opened.config).precision
     if precision is not None:
         variant = variant.in_precision(precision)
     if variant.file not in opened.config.histo.files:

@@ -8,6 +8,7 @@ To add a runtime, write its file with a subclass of `Runtime` and add one line t
 
 from histo_export.runtimes.base import LayerTime, Runtime, Tiles, to_float
 from histo_export.runtimes.registry import (
+    NATIVE_RUNTIMES,
     RUNTIMES,
     RuntimeEntry,
     Variant,
@@ -21,6 +22,7 @@ from histo_export.runtimes.registry import (
 )
 
 __all__ = [
+    "NATIVE_RUNTIMES",
     "RUNTIMES",
     "LayerTime",
     "Runtime",

@@ -100,6 +100,10 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
 }
 
 
+NATIVE_RUNTIMES = tuple(name for name, entry in RUNTIMES.items() if entry.package == "histo-export")
+"""Those of the native engine."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A runtime in one precision.

@@ -15,6 +15,7 @@ import numpy as np
 from histo_export.bundle_files import CONFIG, model_name
 from histo_export.errors import HistoError, UsageError, place_of
 from histo_export.export.card import describe_calibration
+from histo_export.export.precision_choice import remark
 from histo_export.predict.work import check_model, open_model
 from histo_export.runtimes.native import NativeRuntime
 from histo_export.serve.batching import Batcher
@@ -38,6 +39,7 @@ class Model:
         spec: of the model.
         precision: in which the engine runs it.
         executed: what the engine says that it runs.
+        remark: why this precision was chosen, where the user left that to the bundle; else "".
         calibration: the temperature and a sentence on it; None where the probabilities are not calibrated.
         synthetic: it was trained on made tiles, for demonstration.
         batcher: its queue and engine.
@@ -48,6 +50,7 @@ class Model:
     spec: ModelSpec
     precision: Precision
     executed: str
+    remark: str
     calibration: dict[str, Any] | None
     synthetic: bool
     batcher: Batcher
@@ -85,6 +88,7 @@ class _Opened:
     version: str
     spec: ModelSpec
     runtime: NativeRuntime
+    remark: str
     calibration: dict[str, Any] | None
     synthetic: bool
 
@@ -104,7 +108,8 @@ def _open(path: Path, settings: ServeSettings) -> _Opened:
     if config is None or _config_of(path) != config:  # so the weights may be of another config.json
         raise HistoError(path, "changed while it was read", "Open it again")
     version = hashlib.sha256(config).hexdigest()[:VERSION_DIGITS]
-    return _Opened(version, spec, runtime, calibration, bool(training.get("data", {}).get("synthetic")))
+    told = remark(bundle.config, "auto", variant.precision) if settings.precision == "auto" else ""
+    return _Opened(version, spec, runtime, told, calibration, bool(training.get("data", {}).get("synthetic")))
 
 
 def _config_of(path: Path) -> bytes | None:
@@ -138,6 +143,7 @@ async def open_served(path: Path, settings: ServeSettings) -> Model:
         spec=opened.spec,
         precision=runtime.precision,
         executed=runtime.executed,
+        remark=opened.remark,
         calibration=opened.calibration,
         synthetic=opened.synthetic,
         batcher=batcher,

@@ -7,7 +7,7 @@ from typing import get_args
 
 from histo_export.errors import UsageError
 from histo_export.predict.settings import Resample
-from histo_export.spec import Precision
+from histo_export.spec import AskedPrecision
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that only this machine reaches."""
@@ -44,7 +44,7 @@ class ServeSettings:
         batch: tiles per run of an engine, at most.
         max_wait: seconds that a tile may wait for a full batch.
         queue: tiles that may wait for each engine.
-        precision: None is what each bundle is made for.
+        precision: None is what each bundle is made for, "auto" the fastest that it allows on this CPU.
         resize: the filter for tiles of another size than the model's; None refuses them.
         limits: of requests.
         token: what clients must know; None for none.
@@ -57,7 +57,7 @@ class ServeSettings:
     batch: int = 32
     max_wait: float = 0.002
     queue: int = 1024
-    precision: Precision | None = None
+    precision: AskedPrecision | None = None
     resize: Resample | None = None
     limits: Limits = field(default_factory=Limits)
     token: str | None = field(default=None, repr=False)
