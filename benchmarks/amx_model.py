@@ -9,7 +9,8 @@ multiplies two tiles of 16 pixels by two of 16 channels. A layer takes at least 
   products   16 cycles for each product of two tiles
   L1         a line per row of a tile, two a cycle; two lines where a row is not aligned (the stem); sixteen loads and
              stores more for a tile of pixels that is gathered
-  L2         2 KiB of weights for each step, and the pixels of a window, at `L2_BYTES` a cycle
+  L2         2 KiB of weights for each step, and the pixels of a window once, at `L2_BYTES` a cycle; where the weights
+             push the pixels out of L1, up to twice as much
   memory     weights once per batch, which do not stay in the caches between two batches
   end        `END_CYCLES` for each vector of sums: bias, residual, ReLU, conversion. It runs beside the products.
 Share: of the peak of the products that follows. All of it is an estimate; only the last column is measured.

@@ -652,8 +652,12 @@ def test_doctor_tells_why_a_precision_cannot_run(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HISTO_ISA", "portable")
     found = _native_precisions()
     assert found["fp32"] == "runs"
-    for precision, needed in (("bf16x3", "BF16"), ("bf16", "BF16"), ("int8", "VNNI")):
-        assert found[precision].startswith(f"precision {precision} needs AVX-512 with {needed}, or AMX, and ")
+    for precision, needed in (
+        ("bf16x3", "AVX-512 with BF16"),
+        ("bf16", "AVX-512 with BF16"),
+        ("int8", "AVX2 with VNNI, AVX-512 with VNNI"),
+    ):
+        assert found[precision].startswith(f"precision {precision} needs {needed}, or AMX, and ")
     monkeypatch.setenv("HISTO_ISA", "sse9")
     assert set(_native_precisions().values()) == {
         'HISTO_ISA "sse9" is unknown; choose from portable, avx2, avx512, amx, neon'

@@ -95,8 +95,8 @@ struct EmulatedInt8 : Int8Sums, EmulatedUnits {
 struct EmulatedTiles {
   using Tile = std::uint32_t[tile_rows][tile_units];
 
-  static inline Tile tiles[8];
-  static inline bool in_use = false;
+  static inline thread_local Tile tiles[8];
+  static inline thread_local bool in_use = false;
 
   static void begin() { in_use = true; }
   static void end() { in_use = false; }

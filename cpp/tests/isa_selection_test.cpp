@@ -163,6 +163,10 @@ TEST_CASE("instruction set selection: the reason names what is missing") {
         "precision bf16x3 needs AVX-512 with BF16, or AMX, and this CPU has neither");
   CHECK(reason({.cpu = bf16()}, Precision::bf16, Isa::avx2) ==
         "precision bf16 needs AVX-512 with BF16, or AMX, and instruction set avx2 was asked for");
+  CHECK(reason({.cpu = vnni()}, Precision::int8, Isa::avx2) ==
+        "precision int8 needs AVX2 with VNNI, AVX-512 with VNNI, or AMX, and this CPU lacks AVX2 with VNNI "
+        "while "
+        "instruction set avx2 was asked for");
   // A higher instruction set would not help on this CPU, so the one that was asked for is not the reason.
   CHECK(reason({.cpu = avx512()}, Precision::bf16, Isa::avx2) ==
         "precision bf16 needs AVX-512 with BF16, or AMX, and this CPU has neither");

@@ -369,16 +369,16 @@ std::vector<Value> first_of(const std::vector<Value>& values, std::size_t count)
   return {values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / count)};
 }
 
-// Runs model_of(2) on one thread.
-histo::Executor emulation(const histo::IsaRecord& record, Precision precision, std::size_t crop) {
-  return {std::make_shared<const histo::Program>(
-              model_of(2), histo::PlanOptions{.crop = crop,
-                                              .precision = precision,
-                                              .profile = histo::Profile::throughput,
-                                              .algorithm = histo::AlgorithmPolicy::direct,
-                                              .kernels = histo::algorithm_support(record),
-                                              .interleaved = record.kernels->interleaved}),
-          record, 1, nullptr};
+// The program of model_of(2) for `record`.
+std::shared_ptr<histo::Program> program_of(const histo::IsaRecord& record, Precision precision,
+                                           std::size_t crop) {
+  return std::make_shared<histo::Program>(model_of(2),
+                                          histo::PlanOptions{.crop = crop,
+                                                             .precision = precision,
+                                                             .profile = histo::Profile::throughput,
+                                                             .algorithm = histo::AlgorithmPolicy::direct,
+                                                             .kernels = histo::algorithm_support(record),
+                                                             .interleaved = record.kernels->interleaved});
 }
 
 // The precisions that this machine may lack, on a network of few pixels. What differs between instruction
@@ -405,7 +405,7 @@ TEST_CASE("engine: emulated precisions give all outputs, and read all layouts al
                                 .kernels = &histo::kernels::emulated_vectors};
   for (const Precision precision : {Precision::bf16, Precision::bf16x3, Precision::int8}) {
     CAPTURE(histo::name(precision));
-    histo::Executor executor = emulation(record, precision, crop);
+    histo::Executor executor(program_of(record, precision, crop), record, 1, nullptr);
     std::vector<histo::Stage> stages(histo::stage_names.size(),
                                      {.name = "", .shape = {0, 0, 0, 0}, .data = {}});
     Everything found(2, model.embedding_size(), 1), again = found;
@@ -439,7 +439,7 @@ TEST_CASE("engine: interleaved images have the bits of single ones, and AMX's st
   if (under_emulation) {
     return;
   }
-  constexpr std::size_t crop = 24, tile = crop * crop * 3, most = 5;
+  constexpr std::size_t crop = 24, tile = crop * crop * 3, most = 7;
   std::mt19937 generator(5);
   std::vector<std::uint8_t> tiles(most * tile);
   std::ranges::generate(tiles, [&] { return static_cast<std::uint8_t>(generator()); });
@@ -458,14 +458,18 @@ TEST_CASE("engine: interleaved images have the bits of single ones, and AMX's st
                                  .kernels = &histo::kernels::emulated_vectors};
   for (const Precision precision : {Precision::bf16, Precision::bf16x3, Precision::int8}) {
     CAPTURE(histo::name(precision));
-    histo::Executor fresh = emulation(amx, precision, crop);
+    // Seven images are six and one for the deep layers, and of the six four and two for the shallow ones,
+    // each of which are a group. Then fewer run in the same maps.
+    const auto program = program_of(amx, precision, crop);
+    program->plan.shallow_images = 4;
+    program->plan.deep_images = 6;
+    histo::Executor fresh(program, amx, 3, nullptr);
     std::map<std::size_t, Run> singles;
-    for (const std::size_t i : {0U, 1U, 4U}) {
+    for (const std::size_t i : {0U, 1U, 4U, 6U}) {
       singles.try_emplace(i, fresh, first(i, 1), crop);
     }
-    // Four of five images are a group, and one the next; then fewer in the same maps.
     const std::unique_ptr<histo::Backend> copy = fresh.copy();
-    for (const std::size_t count : {5U, 2U}) {
+    for (const std::size_t count : {7U, 2U}) {
       CAPTURE(count);
       const Run together(*copy, first(0, count), crop);
       for (const auto& [number, single] : singles) {
@@ -489,7 +493,7 @@ TEST_CASE("engine: interleaved images have the bits of single ones, and AMX's st
       }
     }
     // Sums in another order differ by a rounding of the format that the stem writes.
-    histo::Executor other = emulation(vectors, precision, crop);
+    histo::Executor other(program_of(vectors, precision, crop), vectors, 1, nullptr);
     const Run of_vectors(other, first(0, 1), crop);
     const std::vector<float>&stem = singles.at(0).stages[0].data, &expected = of_vectors.stages[0].data;
     REQUIRE(stem.size() == expected.size());

@@ -32,7 +32,7 @@ struct CpuInfo {
   bool avx512dq = false;
   bool avx512_bf16 = false;
   bool avx512_vnni = false;
-  bool avx_vnni = false;  ///< VNNI for CPUs without AVX-512
+  bool avx_vnni = false;  ///< VNNI for the registers of AVX2
   bool amx_tile = false;
   bool amx_bf16 = false;
   bool amx_int8 = false;

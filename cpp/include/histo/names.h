@@ -39,7 +39,7 @@ inline constexpr std::array<Named<Value>, 0> name_table{};
 /// AArch64. The numbers are stable and not an order: usable_isas() has the order on this machine.
 enum class Isa : int {
   portable = 0,  ///< what the library was compiled for: x86-64-v2, Armv8-A, or else the compiler's default
-  avx2 = 1,      ///< AVX2 and FMA
+  avx2 = 1,      ///< AVX2 and FMA; VNNI where the CPU has it for these registers
   avx512 = 2,    ///< AVX-512 F, BW, DQ and VL; VNNI and BF16 where the CPU has them
   amx = 3,       ///< the matrix unit, bf16 and int8; float32 runs as avx512
   neon = 4,      ///< NEON of AArch64; DOTPROD, I8MM and BF16 where the CPU has them

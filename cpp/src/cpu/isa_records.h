@@ -12,8 +12,8 @@ namespace kernels {
 struct KernelSet;
 }
 
-// One set of kernels. Several records may share an Isa, where CPUs have parts of it: AVX-512 with and without
-// VNNI and BF16.
+// One set of kernels. Several records may share an Isa, where CPUs have parts of it: AVX2 with and without
+// VNNI, AVX-512 with and without VNNI and BF16.
 //
 // An aggregate of constants, because the files of kernels/ that define these must not run code to initialise
 // them.

@@ -41,7 +41,14 @@ std::string why_unavailable(IsaRecords records, const Machine& machine, Precisio
   const bool runs_higher = std::ranges::any_of(records, [&](const IsaRecord* record) {
     return record->executes[precision] && runs(*record, machine);
   });
-  const std::string missing = runs_higher ? "instruction set " + std::string(name(highest)) + " was asked for"
+  const auto of_highest = std::ranges::find_if(records, [&](const IsaRecord* record) {
+    return record->isa == highest && record->executes[precision];
+  });
+  const std::string lacks = of_highest == records.end()
+                                ? ""
+                                : "this CPU lacks " + std::string((*of_highest)->description) + " while ";
+  const std::string missing = runs_higher
+                                  ? lacks + "instruction set " + std::string(name(highest)) + " was asked for"
                               : count == 1 ? "this CPU lacks it"
                               : count == 2 ? "this CPU has neither"
                                            : "this CPU has none of them";

@@ -29,7 +29,8 @@ std::size_t part_size(std::size_t total, std::size_t most, std::size_t threads, 
 
 DirectTasks direct_tasks(std::size_t pixels, std::size_t blocks, std::size_t threads,
                          const kernels::ConvKernels& kernels) {
-  const std::size_t some = kernels.call_blocks, together = kernels.call_pixels;
+  const bool few = ceil_div(blocks, kernels.call_blocks) < threads;
+  const std::size_t some = few ? 1 : kernels.call_blocks, together = kernels.call_pixels;
   const std::size_t part =
       part_size(ceil_div(pixels, together), most_pixels / together, threads, ceil_div(blocks, some));
   return {.pixels = pixels, .part = part * together, .blocks = blocks, .some = some};

@@ -21,6 +21,7 @@ struct ProcessorTiles {
     } config;
     memory_is_used();
     _tile_loadconfig(&config);
+    memory_is_used();
   }
   static void end() { _tile_release(); }
 
@@ -39,6 +40,7 @@ struct ProcessorTiles {
     } else {
       _tile_loadd(5, p, units * 4);
     }
+    memory_is_used();  // before what was gathered is replaced
   }
   template <int i>
   static void load_weights(const Unit* p, std::ptrdiff_t units) {

@@ -3,12 +3,12 @@
 //
 // 32 pixels x 32 output channels are computed together, in four tiles of sums; a step takes 16 units of the
 // window, so two tiles of pixels and two of weights are loaded for four products of 16 cycles each. The
-// pixels of a call's blocks come from the first-level cache; the weights of a block, 2 KiB for each step, lie
-// in the order of the steps and come from the second-level cache: 32 bytes a cycle.
+// weights of a block, 2 KiB for each step, lie in the order of the steps and come from the second-level
+// cache, and so do the pixels that they have pushed out of the first.
 //
 // The rows of a tile of pixels lie at one distance where the images are interleaved by four (four pixels of
-// four images), or where sixteen pixels of one image lie in one row of its map. Elsewhere, as in narrow maps
-// of fewer images and in convolutions of stride 2, they are gathered first: 16 loads and stores.
+// four images) in maps whose width is a multiple of four, or where sixteen pixels of one image lie in one row
+// of its map. Elsewhere, and in convolutions of stride 2, they are gathered first: 16 loads and stores.
 //
 // What follows the sums, from the bias to the output, is done between the products of the next 32 x 32, a few
 // pixels in each step: the products wait for nothing, and the vector units work beside them.

@@ -9,12 +9,13 @@
 // vec_neon.h) and over the arithmetic of a precision:
 //   conv.inl, winograd.inl       convolutions, for any arithmetic
 //   fp32.inl                     the arithmetic of float32, and the kernels that need no other
-//   low_precision.inl, amx.inl   the arithmetic of bf16 and int8; convolution by AMX
+//   low_precision.inl            what bf16 and int8 have in common
+//   vnni.inl, amx.inl            int8 by VNNI; convolution by AMX
 //   neon_*.inl                   the same of NEON: bf16 without its instructions, products of pairs
 //   pool.inl, head.inl           the stem's maximum; the head
 // The files NAME.cpp compile them, each for one IsaRecord, NAME_record, which it defines: portable.cpp for
-// every CPU; avx2.cpp, avx512.cpp, avx512_vnni.cpp, avx512_bf16.cpp and amx.cpp for x86-64; neon.cpp,
-// neon_dotprod.cpp, neon_i8mm.cpp and neon_bf16.cpp for AArch64.
+// every CPU; avx2.cpp, avx_vnni.cpp, avx512.cpp, avx512_vnni.cpp, avx512_bf16.cpp and amx.cpp for x86-64;
+// neon.cpp, neon_dotprod.cpp, neon_i8mm.cpp and neon_bf16.cpp for AArch64.
 //
 // Those files must not use inline functions of the standard library: the linker merges such functions over
 // all object files and might keep a copy that this machine cannot run (tests/test_embedding.py looks for
