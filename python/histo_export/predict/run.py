@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -34,7 +34,7 @@ from histo_export.predict.inputs import (
     source_of,
     text_of,
 )
-from histo_export.predict.labels import stated_facts
+from histo_export.predict.labels import named_in, stated_facts
 from histo_export.predict.lists import TileFacts
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.messages import collected_messages
@@ -188,7 +188,8 @@ def predict(
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
             outcome.wall = time.perf_counter() - start
             outcome.peak_mb = peak_memory() / 1e6
-            outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
+            notes = _left_out(found.inputs) + _unused(found.inputs, settings.class_map)
+            outcome.skipped, outcome.notes = found.skipped, [*found.notes, *notes]
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
             record = _record(opened, settings, ray, command, began, outcome) | {"messages": messages}
@@ -198,6 +199,13 @@ def predict(
 
 def _left_out(inputs: Sequence[Input]) -> list[str]:
     return files_left_out() if any(isinstance(item, TileSetInput) for item in inputs) else []
+
+
+def _unused(inputs: Sequence[Input], class_map: Mapping[str, str] | None) -> list[str]:
+    """A note on what a map of classes names and no tile has: it may be misspelt."""
+    sets = [item for item in inputs if isinstance(item, TileSetInput)] if class_map else []
+    unused = sorted(set(class_map or {}).difference(*(named_in(item, class_map or {}) for item in sets)))
+    return [f"--class-map names what no tile has: {', '.join(unused)}"] if unused else []
 
 
 def _records(inputs: Sequence[Input], bundle: Bundle, settings: PredictSettings, out: Path) -> list[_InputRun]:
