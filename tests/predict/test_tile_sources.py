@@ -237,7 +237,7 @@ def test_what_a_map_does_not_name_is_told(stub: Path, tmp_path: Path) -> None:
     (tmp_path / "zip").mkdir()
     archive = write_zip(tmp_path / "zip/set.zip", {name: png(tile) for name, tile in named.items()})
     for number, path in enumerate((write_folder(tmp_path / "set", named), archive)):
-        settings = PredictSettings(class_map={"light": "bright", "nigth": "dark"})
+        settings = PredictSettings(class_map={"light": "bright", "nights": "dark"})
         outcome = predict(stub, [path], tmp_path / f"a{number}", settings)
         found = summary(tmp_path / f"a{number}/set")
         assert "splits" not in found
@@ -245,7 +245,7 @@ def test_what_a_map_does_not_name_is_told(stub: Path, tmp_path: Path) -> None:
             "no accuracy is told: --class-map does not name the folder glass, night (a row with an empty class leaves "
             "it out)"
         ]
-        assert "--class-map names what no tile has: nigth" in outcome.notes
+        assert "--class-map names what no tile has: nights" in outcome.notes
         none = PredictSettings(class_map=dict.fromkeys(("light", "night", "glass"), ""))
         predict(stub, [path], tmp_path / f"b{number}", none)
         told = summary(tmp_path / f"b{number}/set")["warnings"]
