@@ -448,3 +448,53 @@ def test_parquet_of_hugging_face_itself(tmp_path: Path) -> None:
     assert list(container.listing.names) == list(TILES)
     assert container.listing.labels[9:11] == list(CLASSES)
     np.testing.assert_array_equal(container.tile(12), list(TILES.values())[12])
+
+
+@pytest.mark.parametrize("name", ["Straße", "my.tiles"])
+def test_a_folder_with_any_name_of_the_archive_is_cut_off_exactly(tmp_path: Path, name: str) -> None:
+    """Folding ß makes a name longer; a stem may have dots."""
+    path = write_zip(tmp_path / f"{name}.zip", {key: png(tile) for key, tile in TILES.items()}, f"{name}/")
+    assert list(open_container(path).listing.names) == list(TILES)
+
+
+@pytest.mark.parametrize("kind", ["zip", "hdf5", "parquet"])
+def test_few_files_stay_open_however_many_there_are(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers.Container, "kept", 3)
+    files = []
+    for i in range(8):
+        (tmp_path / str(i)).mkdir()
+        files.append(open_container(WRITERS[kind](tmp_path / str(i))))
+    monkeypatch.setattr(type(files[0]), "kept", 3)
+    tiles = list(TILES.values())
+    for number in (0, 11):
+        for file in files:
+            np.testing.assert_array_equal(file.tile(number), tiles[number])
+    assert [file._opened is not None for file in files] == [False] * 5 + [True] * 3
+
+
+def test_hdf5_chunks_of_many_tiles_are_decoded_once(tmp_path: Path) -> None:
+    """h5py chooses such chunks itself; its own cache of 1 or 8 MiB holds too few of them, at 224 pixels 19 MB."""
+    import h5py
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("imgs", data=np.zeros((64, 16, 16, 3), np.uint8), chunks=(64, 4, 4, 3))
+    container = open_container(tmp_path / "a.h5")
+    container.tile(0)
+    assert container.handle.id.get_access_plist().get_chunk_cache()[1] >= 32 << 20
+
+
+def test_tiles_without_a_split_are_told(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    splits = ["train", "train", "val", "val", "test", "test", "holdout", ""]
+    columns = {"image": [png(tile) for tile in TILES.values()][:16], "label": ["A", "B"] * 8, "split": splits * 2}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    data = open_data(tmp_path / "t.parquet", crop=8)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [4, 4, 4]
+    assert "4 tiles without a split (train, val or test) were left out, such as t.parquet[14]" in data.notes
+
+
+def test_an_address_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is an address, and only files are read"):
+        open_data("https://example.org/tiles.zip")

@@ -210,6 +210,7 @@ def test_a_mask_of_qupath_covers_the_bounds(tmp_path: Path) -> None:
         (b'{"type": "FeatureCollection", "features": []}', "holds no area"),
         (b'{"type": "Polygon", "coordinates": [[[0, 0], [NaN, 1], [1, 1]]]}', "NaN is not a number"),
         (b'{"type": "Polygon", "coordinates": [[[0, 0], [1e99, 1], [1, 1]]]}', "a corner that no slide has"),
+        (b'{"type": "Polygon", "coordinates": [[[0, 0], [1' + b"0" * 400 + b", 1], [1, 1]]]}", "damaged outline"),
         (b'{"type": "Polygon", "coordinates": [[[0, 0], ["a", 1], [1, 1]]]}', "damaged outline"),
         (b'{"type": "Polygon", "coordinates": 7}', "damaged outline"),
         (b'{"type": "MultiPolygon", "coordinates": {"a": 1}}', "damaged outline"),
@@ -297,3 +298,43 @@ def test_the_command_takes_regions_and_notices_other_ones(
         both = PredictSettings(slide=SlideSettings(mask=str(tmp_path / "mask.png")))
         with pytest.raises(UsageError, match="is one mask, and there are 2 slides"):
             predict(bundle, [Path(slide), Path(other)], tmp_path / "masked", both)
+
+
+def test_areas_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    """As areas of one class in QuPath have it, which mostly have no names of their own."""
+    tumours = [feature([box(left, 0, left + 320, 500)], classification="Tumor") for left in (0, 320)]
+    path = collection(tmp_path / "a.geojson", *tumours, feature([SQUARE], "Tumor (2)"), feature([SQUARE]))
+    assert [region.name for region in read_geojson(path)[0]] == ["Tumor", "Tumor (2)", "Tumor (2) (2)", "region 4"]
+    found = run(ArraySlide(coloured()), roi=str(path))
+    found.write(tmp_path / "out")
+    with (tmp_path / "out/tiles.csv").open(newline="", encoding="utf-8") as file:
+        assert {row["region"] for row in csv.DictReader(file)} == {"Tumor", "Tumor (2)"}
+
+
+def test_any_name_can_be_written(tmp_path: Path) -> None:
+    path = collection(tmp_path / "a.geojson", feature([box(0, 0, 320, 500)], "a\ud800\0b\u2028c <i>=1+1"))
+    found = run(ArraySlide(coloured()), roi=str(path))
+    found.write(tmp_path / "out")
+    assert found.summary()["regions"][0]["name"] == "a? b c <i>=1+1"
+    assert "a? b c <i>=1+1" in (tmp_path / "out/tiles.csv").read_text(encoding="utf-8")
+
+
+def test_features_without_a_place_are_left_out(tmp_path: Path) -> None:
+    """The standard allows them (RFC 7946, 3.2)."""
+    nowhere = {"type": "Feature", "geometry": None, "properties": {}}
+    regions, left_out = read_geojson(collection(tmp_path / "a.geojson", nowhere, feature([SQUARE], "here")))
+    assert ([region.name for region in regions], left_out) == (["here"], 1)
+
+
+@pytest.mark.parametrize(("palette", "refused"), [((0, 255), False), ((255, 100), False), ((255, 0), True)])
+def test_the_palette_of_a_mask_must_not_turn_it_over(tmp_path: Path, palette: Any, refused: bool) -> None:
+    """pngquant and others sort a palette as they like: white may be entry 0, and black entry 1."""
+    image = Image.new("P", (20, 10))
+    image.putpalette([level for level in palette for _ in range(3)])
+    image.paste(1, (0, 0, 5, 10))
+    image.save(tmp_path / "mask.png")
+    if refused:
+        with pytest.raises(HistoError, match="black is not entry 0"):
+            read_mask(tmp_path / "mask.png")
+    else:
+        assert read_mask(tmp_path / "mask.png").sum() == 50

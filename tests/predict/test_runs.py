@@ -32,9 +32,9 @@ from histo_export.export.again import command_again
 from histo_export.export.formats import LOWEST_OPSET
 from histo_export.predict import parquet, work
 from histo_export.predict import run as run_module
-from histo_export.predict.inputs import Found, SlideInput
+from histo_export.predict.inputs import Found, SlideInput, TileSetInput
 from histo_export.predict.run import Done, Progress, predict
-from histo_export.predict.settings import PredictSettings
+from histo_export.predict.settings import PredictSettings, SlideSettings
 from histo_export.spec import percent
 from stub_model import SPEC, stub_model, write_tiles
 
@@ -538,3 +538,29 @@ def test_a_hint_is_one_line_that_quiet_and_json_do_not_print(
     assert (code, json.loads(facts)["precision"]) == (0, precision)
     assert json.loads(next(out.glob("run-*.json")).read_text())["precision"] == precision
     assert (named[0], asked) == (0, [None, None, None, "fp32"])
+
+
+def test_keys_are_those_of_the_version_before_regions_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results must not count as those of other settings after an update. The keys are those of the older code."""
+    monkeypatch.chdir(tmp_path)
+    Path("t").mkdir()
+    for name in ("a.svs", "t/0.png", "t/1.png"):
+        Path(name).write_bytes(b"12345")
+        os.utime(name, ns=(10**18, 10**18))
+    slide, tiles = SlideInput(Path("a.svs")), TileSetInput(Path("t"), [Path("t/0.png"), Path("t/1.png")])
+    chosen = SlideSettings(mpp=0.25, overlap=0.5, smooth=True)
+    keys = [
+        run_module._key(slide, "model", PredictSettings()),
+        run_module._key(slide, "model", PredictSettings(slide=chosen, features="h5", tiles_out="d")),
+        run_module._key(tiles, "model", PredictSettings()),
+        run_module._key(tiles, "model", PredictSettings(resize="bilinear", runtime="native-int8")),
+    ]
+    assert keys == [
+        "d5fe18fff85884418219e5a1afd112372baaada27b223987c5caaf0cfbd44e4b",
+        "c18bfbd23415194c45a0bb45570513d42dcb163c7717a2d73b0fa469652eb80a",
+        "4f5107cf01bd20ff636064e7e6bbbcfdb911b774e7af3cb1e744adadb1bea545",
+        "2d78b5d46c2fb048d64a60c584a1e2e3f2532295c853f7768372305a5cdc1f69",
+    ]
+    assert run_module._key(slide, "model", PredictSettings(slide=SlideSettings(roi="r.geojson"))) not in keys

@@ -23,7 +23,7 @@ from container_files import (
 )
 
 from histo_export import UsageError
-from histo_export.predict import judge
+from histo_export.predict import judge, run
 from histo_export.predict.inputs import TileSetInput, find_inputs
 from histo_export.predict.run import predict
 from histo_export.predict.settings import PredictSettings
@@ -230,3 +230,73 @@ def test_the_command_takes_a_map(stub: Path, tmp_path: Path, histo: Callable[...
     assert (code, "accuracy" in out) == (0, True), err
     code, _, err = histo("predict", stub, folder, "--out", tmp_path / "out", "--class-map", tmp_path / "no.csv")
     assert (code, "does not exist" in err) == (2, True)
+
+
+def test_what_a_map_does_not_name_is_told(stub: Path, tmp_path: Path) -> None:
+    named = tiles(("light", "night", "glass"), 2)
+    (tmp_path / "zip").mkdir()
+    archive = write_zip(tmp_path / "zip/set.zip", {name: png(tile) for name, tile in named.items()})
+    for number, path in enumerate((write_folder(tmp_path / "set", named), archive)):
+        settings = PredictSettings(class_map={"light": "bright", "nights": "dark"})
+        outcome = predict(stub, [path], tmp_path / f"a{number}", settings)
+        found = summary(tmp_path / f"a{number}/set")
+        assert "splits" not in found
+        assert found["warnings"] == [
+            "no accuracy is told: --class-map does not name the folder glass, night (a row with an empty class leaves "
+            "it out)"
+        ]
+        assert "--class-map names what no tile has: nights" in outcome.notes
+        none = PredictSettings(class_map=dict.fromkeys(("light", "night", "glass"), ""))
+        predict(stub, [path], tmp_path / f"b{number}", none)
+        told = summary(tmp_path / f"b{number}/set")["warnings"]
+        assert told == ["no accuracy is told: --class-map gives no tile a class"]
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+@pytest.mark.parametrize("when", ["before keys", "before tiles", "before the end"])
+def test_a_file_that_changes_during_a_run_fails_alone(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, when: str
+) -> None:
+    """Offsets into the old file would give other bytes of the new one."""
+    file = write_tar(tmp_path / "set.tar", {name: png(tile) for name, tile in TILES.items()})
+    other = write_folder(tmp_path / "other", TILES)
+
+    def disturbed(function: Callable[..., Any], *, after: bool) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options) if after else None
+            if change == "removed":
+                file.unlink(missing_ok=True)
+            else:
+                write_tar(file, {f"x/{i}.png": png(tile) for i, tile in enumerate(TILES.values())} | {"y": b"1" * 2000})
+            return result if after else function(*arguments, **options)
+
+        return call
+
+    module, name, after = {
+        "before keys": (run, "find_inputs", True),
+        "before tiles": (run, "_outcomes", False),
+        "before the end": (run, "write_tile_set", False),
+    }[when]
+    monkeypatch.setattr(module, name, disturbed(getattr(module, name), after=after))
+    outcome = predict(stub, [file, other], tmp_path / "out", PredictSettings())
+    assert [done.name for done in outcome.done] == ["other"]
+    (failure,) = outcome.failures
+    assert failure.path == str(file)
+    assert {"removed": "No such file", "replaced": "was changed while it was in use"}[change] in failure.reason
+    assert not (tmp_path / "out/set").exists()
+
+
+def test_labels_of_what_is_no_tile_are_told(tmp_path: Path) -> None:
+    write_folder(tmp_path / "dark", {"0.png": TILES["dark/0.png"]})
+    (tmp_path / "list.csv").write_text("path,label\ndark,dark\n")
+    assert (
+        "labels of 1 entries are not used, because these are not single tiles"
+        in find_inputs([tmp_path / "list.csv"], SIDE).notes[-1]
+    )
+
+
+def test_addresses_and_zarr_are_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "slide.zarr/0").mkdir(parents=True)
+    paths = [Path("https://example.org/a.zip"), Path("s3://bucket/a.svs"), tmp_path / "slide.zarr"]
+    reasons = [failure.reason for failure in find_inputs(paths, SIDE).failures]
+    assert [reason.partition(",")[0] for reason in reasons] == ["is an address", "is an address", "is OME-Zarr"]

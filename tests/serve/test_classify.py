@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from histo_export.serve.settings import Limits
+from histo_export.data.images import decode_image
+from histo_export.serve.settings import Limits, ServeSettings
+from histo_export.serve.uploads import tile_or_fault
+from histo_export.spec import ModelSpec
 
 from .conftest import BOUNDARY, SIDE, Pixels, Server, form, png, serving
 
@@ -65,6 +68,24 @@ def test_one_bad_image_fails_alone(server: Server, tiles: Pixels, logits: Any) -
     assert results[5]["error"].startswith("image 6: ")
     answer = server.classify([("a", b"no image")])
     assert (answer.status, list(answer.json["results"][0])) == (422, ["error"])
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "BMP", "JPEG2000", "AVIF"])
+def test_few_kinds_of_images_are_decoded_for_strangers(tiles: Pixels, kind: str) -> None:
+    """Each decoder more is one that a stranger's file could attack; `histo predict` reads all of these."""
+    if not features.check({"JPEG2000": "jpg_2000", "AVIF": "avif"}.get(kind, "webp")):
+        pytest.skip(f"this Pillow is built without {kind}")
+    file = io.BytesIO()
+    Image.fromarray(tiles[0]).save(file, kind)
+    spec = ModelSpec(1, ("a", "b"), crop=SIDE, tile_size=SIDE)
+    found = tile_or_fault(file.getvalue(), 1, spec, ServeSettings())
+    assert decode_image(file.getvalue()).shape == tiles[0].shape
+    if kind in ("WEBP", "TIFF"):
+        assert not isinstance(found, str)
+    else:
+        assert found == (
+            "image 1: is not a JPEG, PNG or TIFF image, nor WebP, or its header is damaged. Repair it, or leave it out."
+        )
 
 
 def test_what_was_decoded_is_kept_no_longer_than_needed(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,10 @@ def open_data(
 
     path = home_path(spec)
     if not _exists(path):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", str(spec)):
+            raise UsageError(
+                f"data {str(spec)!r}", "is an address, and only files are read", "Download it, and name it"
+            )
         raise UsageError(f"data {str(spec)!r}", "does not exist", _suggestion(path, str(spec)))
     name = name_of(spec)
     opener = _opener(path, str(spec))

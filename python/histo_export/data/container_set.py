@@ -101,6 +101,10 @@ def open_container_set(
             raise UsageError("split", f"{path} is already split into train, val and test", "Leave --split out")
         sides = np.array([SPLITS.index(splits[i]) if splits[i] else -1 for i in used])
         parts = [np.flatnonzero(sides == side) for side in range(3)]
+        if lost := np.flatnonzero(sides < 0).tolist():
+            notes.append(
+                f"{len(lost):,} tiles without a split (train, val or test) were left out, such as {names[lost[0]]}"
+            )
         need_every_class(parts, numbers, chosen, path)
         refuse_shared(groups, parts, path)
     else:

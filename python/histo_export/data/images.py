@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -47,8 +47,11 @@ from histo_export.extras import installed
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2", ".j2k", ".jpf", ".jpx", ".avif", ".jxl"}
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "JPEG2000", "AVIF")
-"""Pillow's names of what is decoded, beside TIFF. Its other readers, some of which start programs, are never asked."""
+FORMATS = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP", "BMP": "BMP", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
+"""Pillow's names of what is decoded, beside TIFF and JPEG XL, and people's names. Its other readers, some of which
+start programs, are never asked."""
+OF_STRANGERS = ("JPEG", "PNG", "WEBP")
+"""Those that a server decodes for anybody: the fewer decoders of C, the fewer faults that a file can use."""
 JXL_PLUGIN = "pillow-jxl-plugin"
 JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
@@ -121,14 +124,18 @@ def read_image_bytes(path: Path) -> bytes:
 
 
 def decode_image(
-    data: bytes, most_pixels: int = MAX_PIXELS, judge_size: Callable[[int, int], None] = lambda width, height: None
+    data: bytes,
+    most_pixels: int = MAX_PIXELS,
+    judge_size: Callable[[int, int], None] = lambda width, height: None,
+    formats: Sequence[str] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode the bytes of an image file of any kind that `SUFFIXES` names, in full.
+    """Decode the bytes of an image file, in full.
 
     Args:
         data: of a file.
         most_pixels: an image that states more is refused before it is decoded.
         judge_size: called with width and height before it is decoded; raises a HistoError where they do not fit.
+        formats: of `FORMATS`, what is decoded beside TIFF; None: any kind that `SUFFIXES` names.
 
     Returns:
         uint8 RGB `(h, w, 3)`, C-contiguous.
@@ -143,12 +150,14 @@ def decode_image(
             raise BadImageError(f"is {size[0]}x{size[1]} pixels, too large for a tile (cut slides into tiles first)")
         judge_size(*size)
 
-    with _bad_images():
+    with _bad_images(formats):
         if is_tiff(data[:4]):
             return opaque_pixels(_load_tiff(io.BytesIO(data), judge))
         _refuse_other_kinds(data)
-        formats = ("JXL",) if data.startswith(JPEG_XL) else FORMATS
-        with Image.open(io.BytesIO(data), formats=formats) as image:
+        if formats is None and data.startswith(JPEG_XL):
+            _need_jpeg_xl()
+            formats = ("JXL",)
+        with Image.open(io.BytesIO(data), formats=tuple(formats or FORMATS)) as image:
             return opaque_pixels(_load(image, data, judge))
 
 
@@ -163,8 +172,8 @@ def image_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _bad_images() -> Iterator[None]:
-    """Turns whatever Pillow raises in the block into a BadImageError."""
+def _bad_images(formats: Sequence[str] | None = None) -> Iterator[None]:
+    """Turns whatever Pillow raises in the block into a BadImageError; `formats` as in `decode_image`."""
     try:
         with quiet_pillow():
             yield
@@ -173,8 +182,11 @@ def _bad_images() -> Iterator[None]:
     except (BadImageError, HistoError):
         raise
     except UnidentifiedImageError as error:
-        kinds = "a JPEG, PNG or TIFF image, nor WebP, BMP, JPEG 2000 or AVIF"
-        raise BadImageError(f"is not {kinds}, or its header is damaged") from error
+        *others, last = (
+            name for key, name in FORMATS.items() if key in (formats or FORMATS) and key not in ("JPEG", "PNG")
+        )
+        kinds = f"{', '.join(others)} or {last}" if others else last
+        raise BadImageError(f"is not a JPEG, PNG or TIFF image, nor {kinds}, or its header is damaged") from error
     except MemoryError as error:
         raise BadImageError("does not fit in memory") from error
     # PIL's decoders may raise anything on damaged input: SyntaxError, struct.error, KeyError, ...
@@ -213,10 +225,6 @@ def _load(image: Image.Image, data: bytes, judge: Callable[[tuple[int, int]], No
 
 def _refuse_other_kinds(data: bytes) -> None:
     """BadImageError for the kinds that people have and that are not decoded, with what to do."""
-    if data.startswith(JPEG_XL) and not installed("pillow_jxl"):
-        raise BadImageError(f"is a JPEG XL image, which needs {JXL_PLUGIN} (pip install {JXL_PLUGIN})")
-    if data.startswith(JPEG_XL):
-        import_module("pillow_jxl")  # Pillow knows the format from then on
     kind = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
     if (
         data[4:8] == b"ftyp"
@@ -230,6 +238,13 @@ def _refuse_other_kinds(data: bytes) -> None:
         raise BadImageError(f"is a {kind} file, which is not read as a tile (save it as PNG)")
     if (bits := _bits(data)) > 8:
         raise BadImageError(f"has {bits} bits per channel, not 8 (scale it to 8 bits yourself)")
+
+
+def _need_jpeg_xl() -> None:
+    """BadImageError where the package that decodes JPEG XL is not installed."""
+    if not installed("pillow_jxl"):
+        raise BadImageError(f"is a JPEG XL image, which needs {JXL_PLUGIN} (pip install {JXL_PLUGIN})")
+    import_module("pillow_jxl")  # Pillow knows the format from then on
 
 
 def _bits(data: bytes) -> int:

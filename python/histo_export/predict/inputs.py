@@ -44,6 +44,8 @@ SLIDE_SUFFIXES = {
 TILE_SUFFIXES = SUFFIXES - TIFF_SUFFIXES
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv"})
 KNOWN_SUFFIXES = TIFF_SUFFIXES | SLIDE_SUFFIXES.keys() | TILE_SUFFIXES | LIST_SUFFIXES | KINDS.keys()
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")
+"""How https://… begins as a path, in which the second slash is lost."""
 LONGEST_SHOWN = 300
 """Characters of a path in a message."""
 
@@ -99,6 +101,7 @@ class TileSetInput:
         name: its folder in the output.
         one_by_one: the user named each of the files.
         facts: what a table says of each of the files; empty where it says nothing but the paths.
+        opened: what holds the tiles where they are `rows`; None on another machine, which opens it itself.
     """
 
     source: Path
@@ -107,6 +110,7 @@ class TileSetInput:
     name: str = ""
     one_by_one: bool = False
     facts: list[TileFacts] = field(default_factory=list)
+    opened: Container | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.files if self.rows is None else self.rows)
@@ -114,11 +118,10 @@ class TileSetInput:
     @cached_property
     def container(self) -> Container:
         """What holds the tiles where they are `rows`; HistoError where it can't be opened any more."""
-        return open_container(self.source)
+        return open_container(self.source) if self.opened is None else self.opened
 
     def __getstate__(self) -> dict[str, object]:
-        # Another machine opens the container itself.
-        return {name: value for name, value in self.__dict__.items() if name != "container"}
+        return {name: value for name, value in self.__dict__.items() if name != "container"} | {"opened": None}
 
     def part(self, first: int, end: int) -> TileSetInput:
         """The set of the tiles `first` to `end` - 1; their names in tables stay the same."""
@@ -268,7 +271,10 @@ class _Search:
             self.inputs.append(TileSetInput(root, tiles))
         elif before == len(self.inputs) + len(self.failures) and not again:
             cause = "is a result of histo predict" if found.own == [root] else "holds neither tiles nor slides"
-            self.fail(root, f"{cause}. Name images, slides or a folder of them")
+            step = "Name images, slides or a folder of them"
+            if root.suffix.lower() == ".zarr":
+                cause, step = "is OME-Zarr, which is not read", "Convert it to OME-TIFF"
+            self.fail(root, f"{cause}. {step}")
 
     def _add_list(self, path: Path) -> None:
         try:
@@ -306,13 +312,19 @@ class _Search:
             self.fail(path, "holds no path. Write one in each line")
         tiles: list[Path] = []
         facts: list[TileFacts] = []
+        unused: list[Path] = []
         for entry in entries:
             if entry.problem:
                 self.fail(entry.path, entry.problem)
                 continue
-            before = len(tiles)
+            before, inputs = len(tiles), len(self.inputs)
             self.add(entry.path, tiles)
+            if len(self.inputs) > inputs and entry.facts and entry.facts.label:
+                unused.append(entry.path)
             facts += [entry.facts or TileFacts()] * (len(tiles) - before)
+        if unused:
+            which = f"{len(unused):,} entries are not used, because these are not single tiles: {text_of(unused[0])}"
+            self.notes.append(f"{text_of(path)}: labels of {which}{', …' if len(unused) > 1 else ''}")
         if tiles:
             self.inputs.append(
                 TileSetInput(path, tiles, facts=facts if any(each != TileFacts() for each in facts) else [])
@@ -371,7 +383,7 @@ class _Search:
             self.fail(path, f"{error.cause}. {error.next_step}")
         else:
             self.notes += container.listing.notes
-            self.inputs.append(TileSetInput(path, rows=range(len(container))))
+            self.inputs.append(TileSetInput(path, rows=range(len(container)), opened=container))
         return True
 
 
@@ -383,6 +395,8 @@ def _why_not(path: Path, error: OSError | ValueError) -> str:
     if number == errno.ELOOP:
         return "is a link that leads to itself. Repair or delete it"
     if number in (errno.ENOENT, errno.ENOTDIR):
+        if ADDRESS.match(str(path)):
+            return "is an address, and only files are read. Download it, and name the file"
         if path.is_symlink():
             return "is a link that leads nowhere. Repair or delete it"
         return "does not exist. Check the path"

@@ -66,9 +66,26 @@ def label_warnings(tiles: TileSetInput, classes: Sequence[str], class_map: Mappi
         ]
     if any(stated) and not all(stated):
         return [f"no accuracy is told: {stated.count(''):,} of {len(stated):,} tiles have no label"]
-    labels = labels_of(tiles, classes, class_map) or []
-    left_out = sum(not name for name, _ in labels)
-    return [f"{left_out:,} tiles are not judged: --class-map gives them no class"] if left_out else []
+    if class_map is None:
+        return []
+    labels = labels_of(tiles, classes, class_map)
+    if labels is not None:
+        left_out = sum(not name for name, _ in labels)
+        return [f"{left_out:,} tiles are not judged: --class-map gives them no class"] if left_out else []
+    lost = [i for i, label in enumerate(_by_folders(tiles, class_map)) if label is None and not stated[i]]
+    if not lost:
+        return ["no accuracy is told: --class-map gives no tile a class"]
+    folders = sorted({PurePosixPath(tiles.label(i)).parent.as_posix() for i in lost} - {"."})
+    which = (
+        f"the folder {', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}" if folders else "tiles in no folder"
+    )
+    return [f"no accuracy is told: --class-map does not name {which} (a row with an empty class leaves it out)"]
+
+
+def named_in(tiles: TileSetInput, class_map: Mapping[str, str]) -> set[str]:
+    """The labels and folders of a map of classes that the tiles of a set have."""
+    stated = {facts.label for facts in stated_facts(tiles)} & class_map.keys()
+    return stated | {label[0] for label in _by_folders(tiles, class_map) if label is not None}
 
 
 def stated_facts(tiles: TileSetInput) -> list[TileFacts]:

@@ -154,7 +154,8 @@ def region_areas(regions: RegionMap | None, tissue: Tissue, grid: Grid) -> Regio
 def read_geojson(path: Path) -> tuple[list[Region], int]:
     """The areas in a GeoJSON file: a FeatureCollection, a list of features, a Feature or a geometry.
 
-    Names are those of QuPath: the object's, or else that of its class, or else "region 1" and so on.
+    Names are those of QuPath: the object's, or else that of its class, or else "region 1" and so on. Where several
+    areas have one name, all but the first get a number: "Tumor (2)".
 
     Returns:
         The areas, and how many features have none.
@@ -172,6 +173,7 @@ def read_geojson(path: Path) -> tuple[list[Region], int]:
         raise HistoError(path, f"is not GeoJSON ({one_line(error, 100)})", "Export it from QuPath again") from error
     features = content.get("features") if isinstance(content, dict) and "features" in content else content
     regions: list[Region] = []
+    names: set[str] = set()
     left_out = points = 0
     for feature in features if isinstance(features, list) else [features]:
         number = len(regions) + 1
@@ -180,7 +182,7 @@ def read_geojson(path: Path) -> tuple[list[Region], int]:
             left_out += 1
             continue
         points += sum(len(ring) for rings in polygons for ring in rings)
-        regions.append(Region(_name(feature) or f"region {number}", polygons))
+        regions.append(Region(_unlike(_name(feature) or f"region {number}", names), polygons))
         if len(regions) > MAX_REGIONS or points > MAX_POINTS:
             cause = f"holds more than {MAX_REGIONS:,} areas, or {MAX_POINTS:,} corners"
             raise HistoError(path, cause, "Export the annotations alone, without cells or tiles")
@@ -189,24 +191,38 @@ def read_geojson(path: Path) -> tuple[list[Region], int]:
     return regions, left_out
 
 
+def _unlike(name: str, names: set[str]) -> str:
+    """The name, with a number where it is one of `names`, to which it is added."""
+    found = next(each for each in (name, *(f"{name} ({i})" for i in range(2, len(names) + 3))) if each not in names)
+    names.add(found)
+    return found
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
 def _geometry(path: Path, feature: Any) -> dict[str, Any]:
     geometry = feature.get("geometry", feature) if isinstance(feature, dict) else None
+    if geometry is None and isinstance(feature, dict) and feature.get("type") == "Feature":
+        return {"type": "GeometryCollection", "geometries": []}  # a feature without a place
     if not isinstance(geometry, dict) or not isinstance(geometry.get("type"), str):
         raise HistoError(path, "is not GeoJSON (a feature without geometry)", "Export it from QuPath again")
     return geometry
 
 
 def _name(feature: Any) -> str:
-    """The name of a feature, on one line; "" where it has none."""
+    """The name of a feature, on one line and as any file can hold it; "" where it has none."""
     properties = feature.get("properties")
     properties = properties if isinstance(properties, dict) else {}
     kind = properties.get("classification")
     names = properties.get("name"), kind.get("name") if isinstance(kind, dict) else None
-    return next((text for name in names if isinstance(name, str) and (text := " ".join(name.split())[:200])), "")
+    return next((text for name in names if isinstance(name, str) and (text := _one_line(name))), "")
+
+
+def _one_line(name: str) -> str:
+    printed = "".join(letter if letter.isprintable() or letter.isspace() else " " for letter in text_of(name))
+    return " ".join(printed.split())[:200]
 
 
 def _polygons(path: Path, geometry: dict[str, Any], number: int) -> Iterator[Rings]:
@@ -226,7 +242,13 @@ def _polygons(path: Path, geometry: dict[str, Any], number: int) -> Iterator[Rin
                     raise ValueError("a corner that no slide has")
                 if rings and len(rings[0]) >= 3:
                     yield rings
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (
+            ArithmeticError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+        ) as error:  # also whole numbers of any size
             cause = f"has a damaged outline in area {number} ({one_line(error, 80)})"
             raise HistoError(path, cause, "Export it from QuPath again") from error
 
@@ -297,7 +319,8 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """A mask, bool `(height, width)`: where a grey or palette image is not 0.
 
     Raises:
-        HistoError: it can't be read, has colours, is empty, or is too large.
+        HistoError: it can't be read, has colours, is empty, or is too large; or the entries of its palette and their
+            colours disagree on what is outside.
     """
     step = "Save it as a grey PNG or TIFF, 0 outside"
     try:
@@ -308,7 +331,10 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
                 raise HistoError(path, f"holds {pages} pages, and it is unclear which one counts", "Save one image")
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
                 raise HistoError(path, f"is no mask (PIL mode {image.mode})", step)
-            mask: npt.NDArray[np.bool_] = np.asarray(image) != 0
+            pixels = np.asarray(image)
+            if image.mode == "P" and _is_ambiguous(image, pixels):
+                raise HistoError(path, "has a palette in which black is not entry 0: both may be the outside", step)
+            mask: npt.NDArray[np.bool_] = pixels != 0
     except HistoError:
         raise
     except Exception as error:  # Pillow raises errors of many types where bytes are damaged
@@ -316,6 +342,16 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     if not mask.any():
         raise HistoError(path, "is 0 everywhere", "Save 1 or 255 where tiles are to be taken")
     return mask
+
+
+def _is_ambiguous(image: Image.Image, pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether a palette image has black pixels, and entry 0 of the palette is another colour.
+
+    Programs that make files smaller sort a palette as they like. QuPath gives entry 0 to the background, in any colour.
+    """
+    colours = image.convert("L").point(lambda level: 255 * (level > 0))
+    black = np.asarray(colours) == 0
+    return bool((black & (pixels != 0)).any() and (~black & (pixels == 0)).any())
 
 
 def _mask_on(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -36,7 +36,7 @@ from histo_export.predict.inputs import (
     source_of,
     text_of,
 )
-from histo_export.predict.labels import stated_facts
+from histo_export.predict.labels import named_in, stated_facts
 from histo_export.predict.lists import TileFacts
 from histo_export.predict.loop import StageSeconds
 from histo_export.predict.messages import collected_messages
@@ -203,7 +203,8 @@ def predict(
                     run.receive(done)
             outcome = Outcome(run.done, [*found.failures, *run.failures], run.executed, len(earlier))
             outcome.wall, outcome.peak_mb = time.perf_counter() - start, peak_memory() / 1e6
-            outcome.skipped, outcome.notes = found.skipped, [*found.notes, *_left_out(found.inputs)]
+            notes = _left_out(found.inputs) + _unused(found.inputs, settings.class_map)
+            outcome.skipped, outcome.notes = found.skipped, [*found.notes, *notes]
             outcome.precision = precision
             still_own()
             failed = [FailedRow.of(failure, failure.path) for failure in found.failures] + run.failed_rows
@@ -222,6 +223,13 @@ def _precision_run(bundle: Bundle, settings: PredictSettings, variant: Variant, 
 
 def _left_out(inputs: Sequence[Input]) -> list[str]:
     return files_left_out() if any(isinstance(item, TileSetInput) for item in inputs) else []
+
+
+def _unused(inputs: Sequence[Input], class_map: Mapping[str, str] | None) -> list[str]:
+    """A note on what a map of classes names and no tile has: it may be misspelt."""
+    sets = [item for item in inputs if isinstance(item, TileSetInput)] if class_map else []
+    unused = sorted(set(class_map or {}).difference(*(named_in(item, class_map or {}) for item in sets)))
+    return [f"--class-map names what no tile has: {', '.join(unused)}"] if unused else []
 
 
 def _records(inputs: Sequence[Input], bundle: Bundle, settings: PredictSettings, out: Path) -> list[_InputRun]:

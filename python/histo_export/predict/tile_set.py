@@ -76,6 +76,7 @@ def open_tiles(
         source: Container = ImageFiles(tiles.source, tiles.files, listing)
     else:
         source, first = tiles.container, tiles.rows.start
+        source.check_unchanged()
 
     def read(index: int) -> Pixels:
         try:

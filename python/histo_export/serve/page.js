@@ -64,7 +64,7 @@ async function choose({ name, version }) {
   const scale = model.mpp === null ? "" : ` of ${model.mpp} µm per pixel`;
   byId("lead").textContent = `${name}: ${count(model.classes.length, "class", "classes")}. `
     + (model.calibration ? `Calibrated: ${model.calibration.description}.` : "The probabilities are not calibrated.");
-  byId("wanted").textContent = `JPEG, PNG or TIFF, ${model.tile_size} × ${model.tile_size} pixels${scale}. `
+  byId("wanted").textContent = `JPEG, PNG, TIFF or WebP, ${model.tile_size} × ${model.tile_size} pixels${scale}. `
     + "They are sent to this server and kept nowhere.";
   byId("warnings").replaceChildren();
   const warnings = model.synthetic ? ["This model was trained on made tiles, as a demonstration. Its answers mean nothing for real tissue."] : [];

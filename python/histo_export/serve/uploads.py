@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from histo_export.data.images import BadImageError, decode_image
+from histo_export.data.images import OF_STRANGERS, BadImageError, decode_image
 from histo_export.errors import HistoError, one_line
 from histo_export.predict.pages.samples import seen_part
 from histo_export.predict.tile_set import fitted, judge_size
@@ -187,7 +187,7 @@ def tile_or_fault(
     The fault is a text, not an exception: an exception holds what was decoded, until all images of its request are.
 
     Args:
-        data: of a JPEG, PNG or TIFF file.
+        data: of a JPEG, PNG, TIFF or WebP file.
         number: of the image in its request, from 1, for messages: they hold no name.
         spec: of the model.
         settings: the filter for other sizes, and the most pixels.
@@ -200,7 +200,8 @@ def tile_or_fault(
     if not data:
         return str(HistoError(name, "is empty (0 bytes)", "Leave it out"))
     try:
-        pixels = decode_image(data, settings.limits.pixels, lambda width, height: judge_size(width, height, *wanted))
+        most = settings.limits.pixels
+        pixels = decode_image(data, most, lambda width, height: judge_size(width, height, *wanted), OF_STRANGERS)
         tile = fitted(pixels, *wanted)
     except BadImageError as error:
         return str(HistoError(name, str(error), "Repair it, or leave it out"))

@@ -99,6 +99,7 @@ def open_container(path: Path) -> Container:
     module, _, function = KINDS[path.suffix.lower()].partition(".")
     opener: Callable[[Path], Container] = getattr(import_module(f"{__name__}.{module}"), function)
     container = opener(path)
+    container.facts = key[1:]
     with _lock:
         _opened[key] = container
         while len(_opened) > KEPT:

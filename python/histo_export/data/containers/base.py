@@ -7,12 +7,14 @@ import json
 import os
 import posixpath
 import threading
+import weakref
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,10 @@ LABEL_SUFFIXES = (".cls", ".json")
 """Of files that hold the label of the tile with the same name, as WebDataset writes them."""
 LABEL_KEYS = ("label", "cls", "class")
 """Of these files, where they are JSON; the first one that is there counts."""
+
+
+_recent: dict[type, OrderedDict[int, weakref.ref[Container]]] = {}
+"""Kind → the containers of it that are open, the last one used at the end."""
 
 
 class NoTilesError(HistoError):
@@ -70,11 +76,15 @@ class Container(ABC):
     Attributes:
         path: of the file.
         listing: its tiles.
+        facts: size and time of change of the file when its tiles were listed.
+        kept: how many files of a kind stay open at a time, with what they keep in memory; the one that was not used for
+            longest is closed. A data set may have thousands of them, and a process may not.
     """
 
+    kept: ClassVar[int] = 32
+    facts: tuple[int, int] | None = None
     _lock: Any
-    _handle: Any
-    _owner: int
+    _opened: tuple[int, Any] | None
 
     def __init__(self, path: Path, listing: Listing) -> None:
         if not listing.names:
@@ -104,22 +114,46 @@ class Container(ABC):
     @property
     def handle(self) -> Any:
         """What `_open` gave in this process: a forked one must not share the place in the file with its parent."""
-        if self._owner != os.getpid():
+        opened = self._opened  # once: another thread may close it meanwhile
+        if opened is None or opened[0] != os.getpid():
             with self._lock:
-                if self._owner != os.getpid():
-                    self._handle = self._open()
-                    self._owner = os.getpid()
-        return self._handle
+                opened = self._opened
+                if opened is None or opened[0] != os.getpid():
+                    opened = self._opened = os.getpid(), self._open()
+        self._close_others()
+        return opened[1]
+
+    def _close_others(self) -> None:
+        """Closes the files of this kind that were not used for longest. A thread that reads one of them has it still.
+
+        No lock: a process may be forked while another thread holds it.
+        """
+        recent = _recent.setdefault(type(self), OrderedDict())
+        recent.pop(id(self), None)
+        recent[id(self)] = weakref.ref(self)
+        while len(recent) > self.kept:
+            _, oldest = recent.popitem(last=False)
+            if (container := oldest()) is not None and container is not self:
+                container._opened = None
+
+    def check_unchanged(self) -> None:
+        """HistoError where the file is not the one any more whose tiles were listed."""
+        try:
+            facts = self.path.stat()
+        except OSError as error:
+            raise HistoError(
+                self.path, f"cannot be read ({error.strerror or error})", "Check the path and the disk"
+            ) from error
+        if self.facts not in (None, (facts.st_size, facts.st_mtime_ns)):
+            raise HistoError(self.path, "was changed while it was in use", "Run the same command again")
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._handle = None
-        self._owner = -1
+        self._opened = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_handle", "_owner")} | {
-            "path": self.path.absolute()
-        }
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_opened")}
+        return state | {"path": self.path.absolute()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -286,8 +320,9 @@ def image_members(
             raise HistoError(path, cause, "Write the archive again, with each file once")
         found[name] = where
     images = [name for name in found if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    own = f"{path.name.partition('.')[0]}/".casefold()
-    shift = len(own) if images and all(name.casefold().startswith(own) for name in images) else 0
+    tops = {name.partition("/")[0] if "/" in name else "" for name in images}
+    own = [top for top in tops if top.casefold() in (path.stem.casefold(), path.name.partition(".")[0].casefold())]
+    shift = len(own[0]) + 1 if len(tops) == 1 and own else 0
     images.sort(key=lambda name: place_in_order(PurePosixPath(name[shift:])))
     beside = {name: where for name, where in found.items() if PurePosixPath(name).suffix.lower() in LABEL_SUFFIXES}
     labels = _labels_beside(path, images, beside, read) if beside else []

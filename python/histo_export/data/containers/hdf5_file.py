@@ -19,15 +19,21 @@ from histo_export.errors import HistoError
 from histo_export.extras import needs
 
 DATASET = "imgs"
+CACHE = 64 << 20
+"""Bytes of chunks that stay decoded: chunks that h5py chose itself hold parts of some hundred tiles each."""
+SLOTS = 100_003
+"""Of the cache's table: a prime, far above the chunks that fit."""
 
 
 class Hdf5Tiles(ArrayTiles):
     """Tile `i` is `imgs[i]`. h5py reads in one thread at a time."""
 
+    kept = 4
+
     def _open(self) -> Any:
         import h5py
 
-        return h5py.File(self.path, "r")[DATASET]
+        return h5py.File(self.path, "r", rdcc_nbytes=CACHE, rdcc_nslots=SLOTS)[DATASET]
 
     def row(self, i: int) -> Pixels:
         pixels: Pixels = self.handle[i]

@@ -59,6 +59,8 @@ class _Array:
 class NpzTiles(ArrayTiles):
     """The tiles of several arrays, one after the other."""
 
+    kept = 2
+
     def __init__(self, path: Path, arrays: list[_Array], listing: Listing) -> None:
         super().__init__(path, listing)
         self.arrays = arrays

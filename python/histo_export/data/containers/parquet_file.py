@@ -39,6 +39,8 @@ KEPT_GROUPS = 3
 class ParquetTiles(EncodedTiles):
     """Tile `i` is the image of row `i`."""
 
+    kept = 2
+
     def __init__(self, path: Path, column: str, rows: Sequence[int], listing: Listing) -> None:
         super().__init__(path, listing)
         self.column = column
