@@ -193,9 +193,13 @@ WRONG = {
     "doctor x": "x: does not exist. Name a folder that histo export wrote.",
     "doctor x y": "y: is an argument too many; histo doctor takes [BUNDLE]. See histo doctor --help.",
     # values of a closed set
-    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all " + ALL_RUNTIMES,
+    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all "
+    + ALL_RUNTIMES,
     "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. histo doctor lists all " + ALL_RUNTIMES,
     "predict a b --runtime ONNXRuntime": "is unknown. Did you mean onnxruntime? histo doctor lists all " + ALL_RUNTIMES,
+    "export --formats tflite": "--formats tflite: is unknown. Did you mean litert?",
+    "export --formats xyzzy": "--formats xyzzy: is unknown. Use onnx or torchscript or native or ",
+    "verify a --runtimes xyzzy": "--runtimes xyzzy: is unknown. Use onnxruntime or torchscript or ",
     "verify a --device gpu": "--device gpu: is unknown. Did you mean cuda?",
 }
 

@@ -293,7 +293,9 @@ def _check_fixed_batch(fixed_batch: int | None, formats: Sequence[str]) -> None:
     if fixed_batch is None:
         return
     if not 1 <= fixed_batch <= LARGEST_BATCH:
-        raise UsageError(f"--fixed-batch {fixed_batch}", f"is not from 1 to {LARGEST_BATCH}", "Use e.g. --fixed-batch 32")
+        raise UsageError(
+            f"--fixed-batch {fixed_batch}", f"is not from 1 to {LARGEST_BATCH}", "Use e.g. --fixed-batch 32"
+        )
     if "onnx-fixed" not in formats:
         step = "Add onnx-fixed to --formats, or leave it out: all other files take every batch"
         raise UsageError(f"--fixed-batch {fixed_batch}", "is for the ONNX file with a fixed batch", step)

@@ -224,7 +224,18 @@ TRAINING_ORDER = (
     *("classes", "split", "groups", "class_map", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
     *("balance", "keep", "calibrate", "positive", "specificity"),
-    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "fixed_batch", "precision", "max_drop", "accept_drop"),
+    *(
+        "dropout",
+        "batch",
+        "lr",
+        "formats",
+        "input_kind",
+        "opset",
+        "fixed_batch",
+        "precision",
+        "max_drop",
+        "accept_drop",
+    ),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`, of the panels and within them: what people set most often first."""
@@ -297,13 +308,15 @@ def given(options: DataclassInstance) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
-FEW = 8
-"""Values that a message may list."""
+FEW = 16
+"""Values that a message may list: more than there are formats, fewer than there are runtimes, of which `histo doctor`
+prints a list."""
 
 VALUE_SYNONYMS = {
     **{"gpu": "cuda", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "jit": "torchscript"},
     **{"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
     **{"nchw": "float", "nhwc": "uint8", "safetensors": "native", "tensorrt": "onnxruntime-tensorrt"},
+    **{"tflite": "litert", "mlpackage": "coreml", "core-ml": "coreml", "fp16": "onnx-fp16", "ir": "openvino"},
 }
 """Other tools' names of values → ours, where `difflib` finds another one or none."""
 
