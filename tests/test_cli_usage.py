@@ -26,7 +26,7 @@ ROOT: Any = typer.main.get_command(program.app)
 COMMANDS = [name for name, command in ROOT.commands.items() if not command.hidden]
 
 
-ALL_RUNTIMES = f"{len(all_variants())}."
+ALL_RUNTIMES = f"histo doctor lists all {len(all_variants())}."
 
 
 def names_of(command: Any) -> set[str]:
@@ -193,10 +193,9 @@ WRONG = {
     "doctor x": "x: does not exist. Name a folder that histo export wrote.",
     "doctor x y": "y: is an argument too many; histo doctor takes [BUNDLE]. See histo doctor --help.",
     # values of a closed set
-    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all "
-    + ALL_RUNTIMES,
-    "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. histo doctor lists all " + ALL_RUNTIMES,
-    "predict a b --runtime ONNXRuntime": "is unknown. Did you mean onnxruntime? histo doctor lists all " + ALL_RUNTIMES,
+    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? " + ALL_RUNTIMES,
+    "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. " + ALL_RUNTIMES,
+    "predict a b --runtime ONNXRuntime": "is unknown. Did you mean onnxruntime? " + ALL_RUNTIMES,
     "export --formats tflite": "--formats tflite: is unknown. Did you mean litert?",
     "export --formats xyzzy": "--formats xyzzy: is unknown. Use onnx or torchscript or native or ",
     "verify a --runtimes xyzzy": "--runtimes xyzzy: is unknown. Use onnxruntime or torchscript or ",
@@ -215,10 +214,10 @@ def test_wrong_use_is_explained_in_one_line(histo: Histo, line: str) -> None:
 
 def test_a_runtime_that_the_bundle_has_no_file_for_is_not_offered(histo: Histo, tmp_path: Path) -> None:
     _, _, err = histo("predict", tmp_path, "tiles", "--runtime", "openvino-i")
-    assert "Did you mean openvino-ir? histo doctor lists all " + ALL_RUNTIMES in err, "nothing is known of no bundle"
+    assert "Did you mean openvino-ir? " + ALL_RUNTIMES in err, "nothing is known of no bundle"
     (tmp_path / "model.onnx").touch()
     _, _, err = histo("predict", tmp_path, "tiles", "--runtime", "openvino-i")
-    assert "Did you mean openvino? histo doctor lists all " + ALL_RUNTIMES in err
+    assert "Did you mean openvino? " + ALL_RUNTIMES in err
 
 
 def test_histo_export_names_itself(histo: Histo) -> None:

@@ -100,12 +100,12 @@ def nearest(text: str, known: Iterable[str], offered: Iterable[str] = ()) -> str
         known: the list, which `histo doctor` prints.
         offered: those of the list that may be proposed; default: all.
     """
-    known = list(known)
-    names = list(offered) or known
+    every_name = list(known)
+    names = list(offered) or every_name
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
     near = near or [name for name in names if text and text in name]
     near = near or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    every = f"histo doctor lists all {len(known)}"
+    every = f"histo doctor lists all {len(every_name)}"
     return f"Did you mean {' or '.join(near[:3])}? {every}" if near else every
 
 

@@ -22,7 +22,7 @@ from histo_export.export.formats import (
     HIGHEST_OPSET,
     LOWEST_OPSET,
     OWN_FORMATS,
-    check_converters,
+    check_formats,
     with_needs,
 )
 from histo_export.extras import needs
@@ -270,7 +270,7 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
     if bundle.opset != LOWEST_OPSET and "onnx" not in with_needs(formats):
         raise UsageError(f"--opset {bundle.opset}", "is for ONNX files", "Add onnx to --formats, or leave it out")
     _check_fixed_batch(bundle.fixed_batch, formats)
-    check_converters(formats, bundle.input_kind)  # type: ignore[arg-type]  # checked above
+    check_formats(formats, bundle.input_kind)  # type: ignore[arg-type]  # checked above
     low = bundle.precision != "fp32"
     if not low and (bundle.max_drop is not None or bundle.accept_drop):
         raise UsageError(
