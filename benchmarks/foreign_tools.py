@@ -216,21 +216,30 @@ def relative_error(logits: Array, expected: Array) -> float:
 
 
 def version(tool: Tool) -> str:
-    try:
-        return metadata.version(tool.package)
-    except metadata.PackageNotFoundError:
-        return ""
+    """Of the package, by whatever name it is installed: onnxruntime-gpu has the module onnxruntime, too."""
+    names = [tool.package, *metadata.packages_distributions().get(tool.package, [])]
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--tools", default=",".join(TOOLS), help="some of them, with commas between")
+    parser.add_argument("--tools", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}; default: all")
     parser.add_argument("--tiles", type=int, default=5)
     options = parser.parse_args()
+    names = options.tools.split(",")
+    if unknown := [name for name in names if name not in TOOLS]:
+        parser.error(f"--tools {unknown[0]} is unknown; use some of {', '.join(TOOLS)}")
+    if not (options.bundle / "golden.safetensors").is_file():
+        parser.error(f"{options.bundle} is not a bundle: it has no golden.safetensors")
     tiles, expected = golden(options.bundle, options.tiles)
     print("| tool | version | file | how | relative difference |\n|---|---|---|---|---|")
-    for name in options.tools.split(","):
+    for name in names:
         tool = TOOLS[name]
         if missing := tool.missing():
             result = f"not installed here ({missing})"
@@ -238,7 +247,7 @@ def main() -> None:
             try:
                 result = f"{relative_error(tool.run(options.bundle, tiles), expected):.1e}"
             except Exception as error:  # whatever they raise is the answer
-                result = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}"
+                result = ": ".join(filter(None, [type(error).__name__, " ".join(str(error).split())[:150]]))
         print(f"| {name} | {version(tool)} | {tool.file} | {tool.call} | {result} |", flush=True)
 
 

@@ -18,11 +18,15 @@ from histo_export.cli import export_main, usage
 from histo_export.cli.examples import EXAMPLES, FIRST_STEPS
 from histo_export.cli.show import NARROW
 from histo_export.cli.usage import COMMAND_SYNONYMS, OPTION_SYNONYMS
+from histo_export.runtimes import all_variants
 
 Histo = Callable[..., tuple[int, str, str]]
 
 ROOT: Any = typer.main.get_command(program.app)
 COMMANDS = [name for name, command in ROOT.commands.items() if not command.hidden]
+
+
+ALL_RUNTIMES = f"histo doctor lists all {len(all_variants())}."
 
 
 def names_of(command: Any) -> set[str]:
@@ -118,6 +122,16 @@ def test_help_cuts_no_word(histo: Histo, monkeypatch: pytest.MonkeyPatch, column
                 assert not missing, (name, param.name, missing)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_loses_no_text_in_brackets(name: str) -> None:
+    """Rich takes a word in brackets for a style, and prints nothing where it knows none of that name."""
+    command = ROOT.commands[name]
+    with command.make_context(name, [], resilient_parsing=True) as ctx:
+        for param in command.get_params(ctx):
+            styles = set(re.findall(r"(?<!\\)\[([a-z#/@].*?)\]", getattr(param, "help", None) or ""))
+            assert styles <= {"b", "/b", "dim", "/dim", "/"}, (param.name, styles)
+
+
 WRONG = {
     # commands
     "trainn": "trainn: is not a command. Did you mean histo train?",
@@ -179,9 +193,12 @@ WRONG = {
     "doctor x": "x: does not exist. Name a folder that histo export wrote.",
     "doctor x y": "y: is an argument too many; histo doctor takes [BUNDLE]. See histo doctor --help.",
     # values of a closed set
-    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? histo doctor lists all 27.",
-    "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. histo doctor lists all 27.",
-    "predict a b --runtime ONNXRuntime": "is unknown. Did you mean onnxruntime? histo doctor lists all 27.",
+    "predict a b --runtime tensorrt": "is unknown. Did you mean onnxruntime-tensorrt? " + ALL_RUNTIMES,
+    "predict a b --runtime xyzzy": "--runtime xyzzy: is unknown. " + ALL_RUNTIMES,
+    "predict a b --runtime ONNXRuntime": "is unknown. Did you mean onnxruntime? " + ALL_RUNTIMES,
+    "export --formats tflite": "--formats tflite: is unknown. Did you mean litert?",
+    "export --formats xyzzy": "--formats xyzzy: is unknown. Use onnx or torchscript or native or ",
+    "verify a --runtimes xyzzy": "--runtimes xyzzy: is unknown. Use onnxruntime or torchscript or ",
     "verify a --device gpu": "--device gpu: is unknown. Did you mean cuda?",
 }
 
@@ -193,6 +210,14 @@ def test_wrong_use_is_explained_in_one_line(histo: Histo, line: str) -> None:
     assert WRONG[line] in err
     assert err.startswith("histo: ")
     assert err.count("\n") == 1
+
+
+def test_a_runtime_that_the_bundle_has_no_file_for_is_not_offered(histo: Histo, tmp_path: Path) -> None:
+    _, _, err = histo("predict", tmp_path, "tiles", "--runtime", "openvino-i")
+    assert "Did you mean openvino-ir? " + ALL_RUNTIMES in err, "nothing is known of no bundle"
+    (tmp_path / "model.onnx").touch()
+    _, _, err = histo("predict", tmp_path, "tiles", "--runtime", "openvino-i")
+    assert "Did you mean openvino? " + ALL_RUNTIMES in err
 
 
 def test_histo_export_names_itself(histo: Histo) -> None:

@@ -127,9 +127,13 @@ def test_core_ml(folder: Path, source: Source) -> None:
     ("options", "message"),
     [
         (["--formats", "tensorrt"], "is built on the GPU that runs it, for that GPU alone. Export onnx, and run there"),
+        (
+            ["--formats", "timm"],
+            "--formats timm: makes no file that histo runs, so that nothing could check the bundle",
+        ),
         (["--formats", "ncnn", "--input", "uint8"], "--formats ncnn: can't take bytes. Leave out --input uint8."),
-        (["--formats", "onnx", "--batch-size", "8"], "Add onnx-fixed to --formats, or leave it out"),
-        (["--formats", "onnx-fixed", "--batch-size", "0"], "--batch-size 0: is not from 1 to 1024"),
+        (["--formats", "onnx", "--fixed-batch", "8"], "Add onnx-fixed to --formats, or leave it out"),
+        (["--formats", "onnx-fixed", "--fixed-batch", "0"], "--fixed-batch 0: is not from 1 to 1024"),
     ],
 )
 def test_what_cannot_be_made_is_said_before_anything_is_done(

@@ -50,7 +50,7 @@ def test_the_reference_has_values_defaults_and_helps(commands: str) -> None:
     assert "| `--threads` | `N` | all usable CPUs | Of the runtime; as many others read tiles. |" in predict
     assert "| `--smooth` |  |  | Heat map of the mean of overlapping squares. |" in predict
     assert predict.count("| **Slide options** | | | |") == 1
-    assert "| `BUNDLE` |  | required | A folder that histo export wrote. |" in predict
+    assert "| `BUNDLE` |  | required | A folder that histo export wrote, or hf://ORG/NAME\\[@REV\\]. |" in predict
 
 
 def test_each_row_of_the_reference_has_four_cells(commands: str) -> None:

@@ -43,3 +43,25 @@ def test_it_computes_what_the_checkpoint_computes(bundle: Path, name: str) -> No
     except NotImplementedError as error:
         pytest.skip(str(error))
     assert foreign_tools.relative_error(logits, expected) < foreign_tools.ALLOWED
+
+
+def test_a_table_is_made_whatever_a_tool_does(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(folder: Path, tiles: object) -> None:
+        raise AssertionError
+
+    tools = {
+        "silent": foreign_tools.Tool("none", ("onnx",), "model.onnx", "x", fails),
+        "absent": foreign_tools.Tool("none", ("no_such_module",), "model.onnx", "x", fails),
+    }
+    monkeypatch.setattr(foreign_tools, "TOOLS", tools)
+    monkeypatch.setattr(sys, "argv", ["foreign_tools.py", str(bundle)])
+    foreign_tools.main()
+    *_, silent, absent = capsys.readouterr().out.splitlines()
+    assert silent == "| silent |  | model.onnx | x | AssertionError |"
+    assert absent == "| absent |  | model.onnx | x | not installed here (no_such_module) |"
+    monkeypatch.setattr(sys, "argv", ["foreign_tools.py", str(bundle), "--tools", "mnm"])
+    with pytest.raises(SystemExit):
+        foreign_tools.main()
+    assert "--tools mnm is unknown; use some of silent, absent" in capsys.readouterr().err

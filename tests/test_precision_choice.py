@@ -25,6 +25,7 @@ CPUS = {
     "bf16": dict.fromkeys(PRECISIONS, "avx512"),
     "vnni": {"fp32": "avx512", "int8": "avx512"},
     "avx2": {"fp32": "avx2"},
+    "laptop": {"fp32": "avx2", "int8": "avx2"},
     "neon": dict.fromkeys(PRECISIONS, "neon"),
 }
 
@@ -73,6 +74,7 @@ CASES: dict[str, tuple[str, Any, str, str]] = {
     "bf16 on AVX-512": ("bf16", config(lost=GOOD), "bf16", r"\(avx512\) and lost"),
     "bf16 on NEON": ("neon", config(lost=GOOD), "bf16", r"\(neon\) and lost"),
     "int8 where it is measured": ("amx", config("int8", GOOD | {"int8": 0.4}), "int8", "lost 0.4 points"),
+    "int8 on AVX2 with VNNI": ("laptop", config("int8", GOOD | {"int8": 0.4}), "int8", r"runs here \(avx2\)"),
     "int8 of an older bundle": ("vnni", config("int8"), "int8", "the bundle is made for it"),
     "int8 made for it, although it loses more": ("vnni", config("int8", {"int8": 3.0}), "int8", "lost 3.0 points"),
     "int8 that loses too much": ("amx", config(lost=GOOD | {"int8": 0.6}), "bf16", "lost 0.0"),

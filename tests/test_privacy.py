@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import histo_export
+
 PROGRAM = """
 import sys
 import numpy as np
@@ -43,3 +45,12 @@ def test_whoever_sets_a_switch_decides() -> None:
             check=True,
         )
         assert done.stdout == f"{seen}\n"
+
+
+def test_no_file_of_a_bundle_has_a_path_of_this_machine(bundle: Path) -> None:
+    folders = [str(Path(histo_export.__file__).parent).encode(), b"site-packages"]
+    files = [path for path in bundle.rglob("*") if path.is_file()]
+    assert "model.pt2" in {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not [folder for folder in folders if folder in content], path.name

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa_records.h"
+#include "cpu/peak_loops.h"
 #include "error_code.h"
 #include "histo/error.h"
 
@@ -40,6 +42,20 @@ TEST_CASE("each kind of products that kernels of this machine multiply has a pea
     for (const histo::PrecisionSupport& support : histo::precision_support(isa)) {
       if (support.precision != Precision::bf16x3) {  // which multiplies in bf16
         CHECK(has(peaks, std::string(histo::name(support.precision))) == support.isa.has_value());
+      }
+    }
+  }
+}
+
+TEST_CASE("all kernels, also those of other machines, have a loop for what they multiply") {
+  for (const histo::IsaRecord* const record : histo::isa_records()) {
+    CAPTURE(record->description);
+    for (const Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+      CAPTURE(histo::name(precision));
+      if (record->executes[precision]) {
+        const std::vector<histo::PeakLoop> loops = histo::peak_loops(record->isa, precision);
+        REQUIRE(!loops.empty());
+        CHECK(std::string(loops.front().products) == histo::name(precision));
       }
     }
   }

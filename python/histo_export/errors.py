@@ -92,13 +92,20 @@ def system_error(error: BaseException) -> OSError | None:
     return OSError(errno.ENOSPC, "not all of it was written; the disk may be full")
 
 
-def nearest(text: str, known: Iterable[str]) -> str:
-    """The next step for an unknown name out of a long list: what it may have meant."""
-    names = list(known)
+def nearest(text: str, known: Iterable[str], offered: Iterable[str] = ()) -> str:
+    """The next step for an unknown name out of a long list: what it may have meant.
+
+    Args:
+        text: the name.
+        known: the list, which `histo doctor` prints.
+        offered: those of the list that may be proposed; default: all.
+    """
+    every_name = list(known)
+    names = list(offered) or every_name
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
     near = near or [name for name in names if text and text in name]
     near = near or difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    every = f"histo doctor lists all {len(names)}"
+    every = f"histo doctor lists all {len(every_name)}"
     return f"Did you mean {' or '.join(near[:3])}? {every}" if near else every
 
 

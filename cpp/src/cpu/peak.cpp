@@ -13,18 +13,14 @@
 
 #include "aligned_buffer.h"
 #include "cpu/isa_selection.h"
+#include "cpu/peak_loops.h"
 #include "cpu/thread_pool.h"
 #include "histo/error.h"
 
 namespace histo {
 namespace {
 
-struct Loop {
-  const char* products;
-  const char* instruction;
-  void (*run)(std::size_t rounds);
-  double multiply_adds;  // of a round
-};
+using Loop = PeakLoop;
 
 // What the portable kernels are, in the registers of the baseline.
 constexpr std::size_t portable_sums = 12;
@@ -70,11 +66,13 @@ constexpr double sums_of_loop = 14;
                      : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
                        "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");                                \
   }
-HISTO_LOOP(avx2_loop, "vfmadd231ps", "y", "vbroadcastss", 0x3f000000)       // 0.5
-HISTO_LOOP(avx512_loop, "vfmadd231ps", "z", "vbroadcastss", 0x3f000000)     // 0.5
-HISTO_LOOP(avx512_bf16_loop, "vdpbf16ps", "z", "vbroadcastss", 0x3f003f00)  // 0.5 twice
-HISTO_LOOP(avx512_int8_loop, "vpdpbusd", "z", "vpbroadcastd", 0x01010101)   // 1 four times
-HISTO_LOOP(avx512_int16_loop, "vpdpwssd", "z", "vpbroadcastd", 0x00010001)  // 1 twice
+HISTO_LOOP(avx2_loop, "vfmadd231ps", "y", "vbroadcastss", 0x3f000000)            // 0.5
+HISTO_LOOP(avx_int8_loop, "%{vex%} vpdpbusd", "y", "vpbroadcastd", 0x01010101)   // 1 four times
+HISTO_LOOP(avx_int16_loop, "%{vex%} vpdpwssd", "y", "vpbroadcastd", 0x00010001)  // 1 twice
+HISTO_LOOP(avx512_loop, "vfmadd231ps", "z", "vbroadcastss", 0x3f000000)          // 0.5
+HISTO_LOOP(avx512_bf16_loop, "vdpbf16ps", "z", "vbroadcastss", 0x3f003f00)       // 0.5 twice
+HISTO_LOOP(avx512_int8_loop, "vpdpbusd", "z", "vpbroadcastd", 0x01010101)        // 1 four times
+HISTO_LOOP(avx512_int16_loop, "vpdpwssd", "z", "vpbroadcastd", 0x00010001)       // 1 twice
 #undef HISTO_LOOP
 #undef HISTO_TO_SEVEN
 #undef HISTO_TO_SUM
@@ -114,7 +112,9 @@ HISTO_LOOP(amx_int8_loop, "tdpbusd", 0x01010101)    // 1 four times
 #endif
 #undef HISTO_LOOP
 
-std::vector<Loop> loops_of(Isa isa, Precision precision) {
+}  // namespace
+
+std::vector<Loop> peak_loops(Isa isa, Precision precision) {
   if (precision == Precision::fp32) {
     if (isa == Isa::avx512) {
       return {{"fp32", "VFMADD231PS, 512 bits", avx512_loop, 16 * sums_of_loop}};
@@ -133,6 +133,10 @@ std::vector<Loop> loops_of(Isa isa, Precision precision) {
     }
     return {{"int8", "VPDPBUSD", avx512_int8_loop, 64 * sums_of_loop},
             {"int16", "VPDPWSSD", avx512_int16_loop, 32 * sums_of_loop}};
+  }
+  if (isa == Isa::avx2 && precision == Precision::int8) {
+    return {{"int8", "VPDPBUSD, 256 bits", avx_int8_loop, 32 * sums_of_loop},
+            {"int16", "VPDPWSSD, 256 bits", avx_int16_loop, 16 * sums_of_loop}};
   }
   return {};
 }
@@ -168,7 +172,9 @@ HISTO_LOOP(neon_bf16_loop, 0x6e5eefc0, 0x3f003f00)     // BFMMLA, 0.5 twice
 #undef HISTO_TO_FOUR
 #undef HISTO_TO_SUM
 
-std::vector<Loop> loops_of(Isa isa, Precision precision) {
+}  // namespace
+
+std::vector<Loop> peak_loops(Isa isa, Precision precision) {
   if (isa != Isa::neon) {
     return {portable};
   }
@@ -184,9 +190,13 @@ std::vector<Loop> loops_of(Isa isa, Precision precision) {
 
 #else
 
-std::vector<Loop> loops_of(Isa, Precision) { return {portable}; }
+}  // namespace
+
+std::vector<Loop> peak_loops(Isa, Precision) { return {portable}; }
 
 #endif
+
+namespace {
 
 using Clock = std::chrono::steady_clock;
 
@@ -253,7 +263,7 @@ std::vector<Peak> measure_peaks(unsigned threads, double seconds, std::optional<
     if (record == nullptr) {
       continue;
     }
-    for (const Loop& loop : loops_of(record->isa, precision)) {
+    for (const Loop& loop : peak_loops(record->isa, precision)) {
       peaks.push_back({.products = loop.products,
                        .instruction = loop.instruction,
                        .multiply_adds = measured(loop, pool, seconds)});

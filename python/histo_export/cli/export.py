@@ -22,7 +22,7 @@ from histo_export.export.formats import (
     HIGHEST_OPSET,
     LOWEST_OPSET,
     OWN_FORMATS,
-    check_converters,
+    check_formats,
     with_needs,
 )
 from histo_export.extras import needs
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_BATCH = 1024
-"""Of --batch-size: such a batch of feature maps takes gigabytes."""
+"""Of --fixed-batch: such a batch of feature maps takes gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class BundleOptions:
             help=f"Of ONNX files, {LOWEST_OPSET} to {HIGHEST_OPSET}; the lowest works in the most programs.",
         ),
     ] = LOWEST_OPSET
-    batch_size: Annotated[
+    fixed_batch: Annotated[
         int | None,
         typer.Option(metavar="N", help="Of the file of onnx-fixed, whose batch is fixed.  [dim]\\[default: 1][/dim]"),
     ] = None
@@ -269,8 +269,8 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
         )
     if bundle.opset != LOWEST_OPSET and "onnx" not in with_needs(formats):
         raise UsageError(f"--opset {bundle.opset}", "is for ONNX files", "Add onnx to --formats, or leave it out")
-    _check_batch_size(bundle.batch_size, formats)
-    check_converters(formats, bundle.input_kind)  # type: ignore[arg-type]  # checked above
+    _check_fixed_batch(bundle.fixed_batch, formats)
+    check_formats(formats, bundle.input_kind)  # type: ignore[arg-type]  # checked above
     low = bundle.precision != "fp32"
     if not low and (bundle.max_drop is not None or bundle.accept_drop):
         raise UsageError(
@@ -288,15 +288,17 @@ def _check_precision(bundle: BundleOptions, formats: Sequence[str]) -> None:
         )
 
 
-def _check_batch_size(batch_size: int | None, formats: Sequence[str]) -> None:
-    """UsageError where --batch-size is not one, or has no file."""
-    if batch_size is None:
+def _check_fixed_batch(fixed_batch: int | None, formats: Sequence[str]) -> None:
+    """UsageError where --fixed-batch is not one, or has no file."""
+    if fixed_batch is None:
         return
-    if not 1 <= batch_size <= LARGEST_BATCH:
-        raise UsageError(f"--batch-size {batch_size}", f"is not from 1 to {LARGEST_BATCH}", "Use e.g. --batch-size 32")
+    if not 1 <= fixed_batch <= LARGEST_BATCH:
+        raise UsageError(
+            f"--fixed-batch {fixed_batch}", f"is not from 1 to {LARGEST_BATCH}", "Use e.g. --fixed-batch 32"
+        )
     if "onnx-fixed" not in formats:
         step = "Add onnx-fixed to --formats, or leave it out: all other files take every batch"
-        raise UsageError(f"--batch-size {batch_size}", "is for the ONNX file with a fixed batch", step)
+        raise UsageError(f"--fixed-batch {fixed_batch}", "is for the ONNX file with a fixed batch", step)
 
 
 def _check_checkpoint_options(
@@ -348,7 +350,7 @@ def _settings(bundle: BundleOptions, formats: Sequence[str], force: bool) -> Exp
         force=force,
         threads=usable_cpus(),
         opset=bundle.opset,
-        batch_size=bundle.batch_size or 1,
+        batch_size=bundle.fixed_batch or 1,
     )
 
 

@@ -85,7 +85,7 @@ AsJson = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="No progress, only the result.")]
 BundleArgument = Annotated[
     Path,
-    typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME[@REV]."),
+    typer.Argument(metavar="BUNDLE", help="A folder that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME\\[@REV]."),
 ]
 
 
@@ -224,7 +224,18 @@ TRAINING_ORDER = (
     *("classes", "split", "groups", "class_map", "allow_duplicates", "resize", "crop"),
     *("mpp", "mean", "std", "tile_size"),
     *("balance", "keep", "calibrate", "positive", "specificity"),
-    *("dropout", "batch", "lr", "formats", "input_kind", "opset", "batch_size", "precision", "max_drop", "accept_drop"),
+    *(
+        "dropout",
+        "batch",
+        "lr",
+        "formats",
+        "input_kind",
+        "opset",
+        "fixed_batch",
+        "precision",
+        "max_drop",
+        "accept_drop",
+    ),
     *("autocast", "device", "devices", "nodes", "strategy", "seed", "out", "resume", "force", "as_json", "quiet"),
 )
 """The order of help for `export` and `train`, of the panels and within them: what people set most often first."""
@@ -297,25 +308,30 @@ def given(options: DataclassInstance) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in changed]
 
 
-FEW = 8
-"""Values that a message may list."""
+FEW = 16
+"""Values that a message may list: more than there are formats, fewer than there are runtimes, of which `histo doctor`
+prints a list."""
 
 VALUE_SYNONYMS = {
     **{"gpu": "cuda", "ort": "onnxruntime", "onnx": "onnxruntime", "pytorch": "torch", "jit": "torchscript"},
     **{"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
     **{"nchw": "float", "nhwc": "uint8", "safetensors": "native", "tensorrt": "onnxruntime-tensorrt"},
+    **{"tflite": "litert", "mlpackage": "coreml", "core-ml": "coreml", "fp16": "onnx-fp16", "ir": "openvino"},
 }
 """Other tools' names of values → ours, where `difflib` finds another one or none."""
 
 
-def one_of(option: str, value: str, known: Sequence[str]) -> None:
-    """UsageError unless `value` is one of `known`; it names the near ones, or all if they are few."""
+def one_of(option: str, value: str, known: Sequence[str], offered: Sequence[str] = ()) -> None:
+    """UsageError unless `value` is one of `known`; it names the near ones, or all if they are few.
+
+    Of a long list only those of `offered` are named, where there are some.
+    """
     if value in known:
         return
     text = value.lower()
     meant = text if text in known else VALUE_SYNONYMS.get(text, text)
     if len(known) > FEW:  # only runtimes are that many
-        raise UsageError(f"{option} {value}", "is unknown", nearest(meant, known))
+        raise UsageError(f"{option} {value}", "is unknown", nearest(meant, known, offered))
     near = [meant] if meant in known else difflib.get_close_matches(text, known, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Use {' or '.join(known)}"
     raise UsageError(f"{option} {value}", "is unknown", hint)

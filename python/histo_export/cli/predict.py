@@ -210,7 +210,7 @@ def predict(
     in a browser. The areas and figures are printed. After an interruption the same command does what is missing. What
     can't be used is listed at the end and in failed.csv, and the exit code is 1.
     """
-    settings = _settings(runtime, slide, further)
+    settings = _settings(bundle, runtime, slide, further)
     from histo_export.predict.messages import collected_messages
 
     with collected_messages():  # of what is imported; `predict` keeps those of its own in run.json
@@ -234,11 +234,12 @@ def predict(
         raise typer.Exit(1)
 
 
-def _settings(options: RuntimeOptions, slide: SlideOptions, further: FurtherOptions) -> PredictSettings:
+def _settings(bundle: Path, options: RuntimeOptions, slide: SlideOptions, further: FurtherOptions) -> PredictSettings:
     from histo_export.predict.settings import PredictSettings
     from histo_export.runtimes import all_variants
 
-    one_of("--runtime", options.runtime, [str(variant) for variant in all_variants()])
+    runnable = [str(variant) for variant in all_variants() if (bundle / variant.file).is_file()]
+    one_of("--runtime", options.runtime, [str(variant) for variant in all_variants()], runnable)
     if options.precision is not None:
         one_of("--precision", options.precision, (*PRECISIONS, "auto"))
     one_of("--device", options.device, ("cpu", "cuda"))

@@ -107,7 +107,7 @@ def serve(
     bundles: Annotated[
         list[Path],
         typer.Argument(
-            metavar="BUNDLE…", help="Folders that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME[@REV]."
+            metavar="BUNDLE…", help="Folders that [b]histo export[/b] wrote, or [b]hf://[/b]ORG/NAME\\[@REV]."
         ),
     ],
     address: AddressOptions,

@@ -29,7 +29,7 @@ def command_again(bundle: Bundle, *more: str) -> str:
     if block.opset != LOWEST_OPSET:
         words += ["--opset", str(block.opset)]
     if block.batch_size != 1:
-        words += ["--batch-size", str(block.batch_size)]
+        words += ["--fixed-batch", str(block.batch_size)]
     if block.precision != "fp32":
         words += ["--precision", block.precision, "--data", "TILES"]
         data = block.training.get("data", {})

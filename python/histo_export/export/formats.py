@@ -26,6 +26,7 @@ from histo_export.bundle_files import (
     PT2,
     TORCHSCRIPT,
 )
+from histo_export.errors import UsageError
 from histo_export.export.agreement import INPUT, SPEC
 from histo_export.export.converters import Converter
 from histo_export.spec import InputKind, ModelSpec, Precision, describe_input
@@ -220,8 +221,11 @@ OWN_FORMATS = tuple(name for name, row in FORMATS.items() if row.converter is No
 """Which `--formats all` names: every model can have them, and nothing else has to be installed."""
 
 
-def check_converters(names: Iterable[str], kind: InputKind) -> None:
-    """UsageError where a format's converter is not installed, or can't take the model."""
+def check_formats(names: Collection[str], kind: InputKind) -> None:
+    """UsageError where no format has a model file, or a format's converter is not installed or can't take the model."""
+    if not any(FORMATS[name].file for name in with_needs(names)):
+        cause = "makes no file that histo runs, so that nothing could check the bundle"
+        raise UsageError(f"--formats {','.join(names)}", cause, f"Add native: --formats native,{','.join(names)}")
     for name in names:
         if (converter := FORMATS[name].converter) is not None:
             converter.check(f"--formats {name}", kind)

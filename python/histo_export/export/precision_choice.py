@@ -16,6 +16,7 @@ from histo_export.spec import AskedPrecision, Precision
 FASTER: Mapping[str, tuple[Precision, ...]] = {
     "amx": ("int8", "bf16"),
     "avx512": ("int8", "bf16"),
+    "avx2": ("int8",),  # with AVX-VNNI
     "neon": ("int8", "bf16"),
 }
 """Instruction set → the precisions in which its instructions multiply more numbers at once than in fp32, fastest first.

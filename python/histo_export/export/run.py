@@ -18,7 +18,7 @@ from histo_export.export.formats import (
     FORMATS,
     LOWEST_OPSET,
     Source,
-    check_converters,
+    check_formats,
     with_needs,
     write_formats,
 )
@@ -112,7 +112,7 @@ def export_bundle(
             raise UsageError(f"--precision {precision}", "needs the tiles that the model was trained on", "Add --data")
         if "native" not in formats:
             raise UsageError(f"--precision {precision}", "is for the native engine's file", "Add native to --formats")
-    check_converters(formats, settings.kind)
+    check_formats(formats, settings.kind)
     checkpoint = checkpoint.calibrated()
     with bundle.staging(out, settings.force) as folder:
         report("computing the reference in float64")

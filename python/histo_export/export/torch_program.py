@@ -12,4 +12,7 @@ def exported_program(lowered: LoweredNet, spec: ModelSpec, kind: InputKind) -> E
     side = spec.tile_size
     # Traced with two tiles: a batch of one would be frozen into the graph.
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8) if kind == "uint8" else torch.zeros(2, 3, side, side)
-    return torch.export.export(lowered, (example,), dynamic_shapes={"tiles": {0: Dim("batch")}})
+    program = torch.export.export(lowered, (example,), dynamic_shapes={"tiles": {0: Dim("batch")}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, which a .pt2 file would hold
+    return program

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histo_export.bundle_files import CONFIG
 from histo_export.data.walk import DONE, done_record
 from histo_export.errors import HistoError, UsageError, not_written, place_of
 from histo_export.export.bundle import Bundle, open_bundle, spec_of
+from histo_export.export.formats import FORMATS
 from histo_export.export.precision_choice import fastest
 from histo_export.extras import needs
 from histo_export.files import atomic_file, atomic_folder, hidden_path, made_folder
@@ -143,6 +145,8 @@ def check_model(bundle: Path, runtime: str, precision: AskedPrecision | None) ->
     if precision == "auto" and variant.runtime not in NATIVE_RUNTIMES:
         cause = f"chooses by what the native engine runs here, and {variant.runtime} is another runtime"
         raise UsageError("precision auto", cause, f"Name a precision, or use --runtime {NATIVE_RUNTIMES[0]}")
+    if (bundle / CONFIG).is_file() and not any((bundle / file).exists() for file in variant.entry.files.values()):
+        raise _no_file(bundle, variant)  # before a package is asked for, which would not help
     check_installed(variant.runtime)  # before files of hundreds of megabytes are read
     opened = open_bundle(bundle)
     if precision is None and variant.precision == "fp32":  # an id that ends with a precision has chosen it already
@@ -152,10 +156,15 @@ def check_model(bundle: Path, runtime: str, precision: AskedPrecision | None) ->
     if precision is not None:
         variant = variant.in_precision(precision)
     if variant.file not in opened.config.histo.files:
-        raise UsageError(
-            bundle, f"has no {variant.file}, which {variant} runs", "Export again, or use another --runtime"
-        )
+        raise _no_file(bundle, variant)
     return opened, spec_of(opened), variant
+
+
+def _no_file(bundle: Path, variant: Variant) -> UsageError:
+    """What to say where a bundle lacks the file that `variant` opens."""
+    named = next((f" with --formats {name}" for name, row in FORMATS.items() if row.file == variant.file), "")
+    step = f"Export again{named}, or use another --runtime"
+    return UsageError(bundle, f"has no {variant.file}, which {variant} runs", step)
 
 
 def open_model(bundle: Bundle, variant: Variant, threads: int, device: str) -> Runtime:
