@@ -19,6 +19,7 @@ from histo_export.errors import HistoError, UsageError
 
 pytest.importorskip("huggingface_hub", reason='needs pip install "histo-export[hub]"')
 
+from histo_export.export.formats import FORMATS
 from histo_export.export.hub import local_bundle, push
 
 Histo = Callable[..., tuple[int, str, str]]
@@ -182,6 +183,37 @@ def test_only_files_of_a_bundle_are_downloaded(hub: FakeHub) -> None:
     hub.repos["lab/crc"] = repo = Repo()
     repo.commit("main", {CONFIG: b"{}", NATIVE: b"w", "pytorch_model.bin": b"pickle", "handler.py": b"code"})
     assert {file.name for file in local_bundle(Path("hf://lab/crc")).iterdir()} == {CONFIG, NATIVE}
+
+
+FOREIGN = {"pytorch_model.bin", "timm/pytorch_model.bin", "triton/m/1/model.py", "handler.py"}
+OURS = {
+    *("model.xml", "model.bin", "model.ncnn.param", "model.ncnn.bin", "model.tflite", "model.onnx", "model-int8.onnx"),
+    *("model-fp16.onnx", "model-fixed.onnx", "model.pt2", "torchscript_model.pt", "model.mlpackage/Manifest.json"),
+    *("model.mlpackage/Data/com.apple.CoreML/weights/weight.bin", "triton/m/config.pbtxt", "triton/m/labels.txt"),
+    *("triton/m/1/model.onnx", "timm/config.json", "timm/model.safetensors", NATIVE),
+}
+"""At least one file of each format that writes one."""
+
+
+def test_all_files_of_all_formats_and_no_others(hub: FakeHub, tmp_path: Path) -> None:
+    """They are downloaded, and removed where a later bundle lacks them; code that others run is neither."""
+    without = {name for name, row in FORMATS.items() if not any(row.makes(file) for file in OURS)}
+    assert without == {"tensorrt"}, "it is refused, and makes no file"
+    hub.repos["lab/crc"] = repo = Repo()
+    repo.commit("main", dict.fromkeys({CONFIG, *OURS, *FOREIGN}, b"1"))
+    folder = local_bundle("hf://lab/crc")
+    assert {f.relative_to(folder).as_posix() for f in folder.rglob("*") if not f.is_dir()} == {CONFIG, *OURS}
+    pushed = push(small_bundle(tmp_path / "b"), "lab/crc", create=False)
+    left = set(repo.commits[pushed.commit])
+    assert left == {CONFIG, CARD, NATIVE, GOLDEN, *FOREIGN}
+
+
+@pytest.mark.parametrize(
+    "name", ["model.mlpackage/Data/com.apple.CoreML/../../../x", "model.mlpackage/Data/com.apple.CoreML//etc/x"]
+)
+def test_no_file_of_a_bundle_lies_outside_of_it(name: str) -> None:
+    assert not any(row.makes(name) for row in FORMATS.values())
+    assert FORMATS["coreml"].makes("model.mlpackage/Data/com.apple.CoreML/weights/weight.bin")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import torch
 
 from histo_export.errors import HistoError
 from histo_export.export.formats import FORMATS, Source, write_formats
+from histo_export.export.timm import _config
 from histo_export.model.checkpoint import Checkpoint
 from histo_export.model.net import TileNet, normalise
+from histo_export.spec import ModelSpec
 
 
 def test_the_weights_are_those_of_the_checkpoint(make_checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> None:
@@ -28,6 +31,14 @@ def test_the_weights_are_those_of_the_checkpoint(make_checkpoint: Callable[..., 
     config = json.loads((tmp_path / "timm/config.json").read_text())
     assert (config["architecture"], config["num_classes"]) == ("resnet34", len(made.spec.classes))
     assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+
+
+def test_timm_resizes_no_tile() -> None:
+    """It resizes to floor(crop / crop_pct), which for crop / tile_size is a pixel too few for some sizes."""
+    for tile_size in range(32, 400):
+        for crop in range(32, tile_size + 1, 3):
+            config = _config(ModelSpec(pool=1, classes=("a", "b"), crop=crop, tile_size=tile_size))
+            assert math.floor(crop / config["pretrained_cfg"]["crop_pct"]) == tile_size
 
 
 def test_timm_itself_gives_the_same_logits(make_checkpoint: Callable[..., Checkpoint], tmp_path: Path) -> None:

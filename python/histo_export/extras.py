@@ -38,8 +38,8 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
         "matplotlib": "matplotlib",
     },
     "features": {"h5py": "h5py"},
-    "hub": {"huggingface_hub": "huggingface_hub"},
-    "anndata": {"anndata": "anndata", "zarr": "zarr"},
+    "hub": {"huggingface_hub": "huggingface-hub"},
+    "anndata": {"anndata": "anndata", "pandas": "pandas", "zarr": "zarr"},
     "ray": {"ray": "ray"},
     "serve": {
         "starlette": "starlette",

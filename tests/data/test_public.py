@@ -75,6 +75,9 @@ class Server(http.server.ThreadingHTTPServer):
     asked: list[str | None]
     """The Range header of every request."""
     redirect = ""
+    no_length = False
+    reason: str | None = None
+    """The text after the status of an error."""
 
     @property
     def url(self) -> str:
@@ -95,7 +98,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append(wanted)
         body = server.files.get(self.path.rpartition("/")[2])
         if server.statuses or body is None:
-            self.send_response(server.statuses.pop(0) if server.statuses else 404)
+            self.send_response(server.statuses.pop(0) if server.statuses else 404, server.reason)
             self.send_header("Retry-After", "7")
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -103,7 +106,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = self._start(wanted, body)
         if start is None:
             return
-        self.send_header("Content-Length", str(len(body) - start))
+        if not server.no_length:
+            self.send_header("Content-Length", str(len(body) - start))
         if server.etag:
             self.send_header("ETag", server.etag)
         self.end_headers()
@@ -314,6 +318,70 @@ def test_archive_placed_by_hand(server: Server, kather: PublicSet, tmp_path: Pat
     assert left_in(tmp_path) == {ARCHIVE.folder, ARCHIVE.file}
 
 
+def test_an_archive_of_the_user_beside_a_part_stays(server: Server, kather: PublicSet, tmp_path: Path) -> None:
+    (tmp_path / ARCHIVE.file).write_bytes(BODY)
+    (tmp_path / PART).write_bytes(BODY[:9])
+    (tmp_path / (PART + ".json")).write_text("{}")
+    public.fetch(kather, tmp_path)
+    assert (tmp_path / ARCHIVE.file).read_bytes() == BODY
+
+
+def source_at(url: str, most: int = 1 << 20) -> download.Source:
+    return download.Source(url, "a.zip", None, most, "Get it by hand")
+
+
+def test_headers_that_are_no_numbers(server: Server, tmp_path: Path) -> None:
+    """They count as absent: U+00B2 is a digit for str.isdigit, and int() takes at most 4,300 digits."""
+    from email.message import Message
+
+    for text in ("\u00b2", "9" * 5000, "-1", "1.5", ""):
+        headers = Message()
+        headers["Retry-After"] = text
+        assert download._retry_after(headers) is None
+        assert download._number(text) is None
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_server_that_sends_too_much_is_left(server: Server, tmp_path: Path, stated: bool) -> None:
+    """Without a length it might go on until the disk is full."""
+    server.no_length = not stated
+    with pytest.raises(HistoError, match=r"sends [0-9,]+ bytes or more, and a\.zip has fewer than 1,000\. Get it"):
+        download.download(source_at(f"{server.url}/{ARCHIVE.file}", most=1000), tmp_path / "a.zip")
+    assert left_in(tmp_path) == set()
+
+
+def test_room_is_checked_while_a_download_without_a_length_goes_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.no_length = True
+    free = [1 << 40, 1]
+    usage = lambda _: shutil._ntuple_diskusage(0, 0, free.pop(0))  # type: ignore[attr-defined]  # noqa: E731
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(download, "MARGIN", 1000)
+    with pytest.raises(HistoError, match="Free some space"):
+        download.download(source_at(f"{server.url}/{ARCHIVE.file}", most=1 << 30), tmp_path / "a.zip")
+
+
+def test_an_answer_is_no_command_to_the_terminal(server: Server, kather: PublicSet, tmp_path: Path) -> None:
+    server.statuses, server.reason = [404], "gone\x1b[2J"
+    with pytest.raises(HistoError, match=r"answered 404 gone\[2J\."):
+        public.fetch(kather, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://a..b/x", "ftp://127.0.0.1/x"])
+def test_redirects_to_what_is_no_address(server: Server, kather: PublicSet, tmp_path: Path, target: str) -> None:
+    server.redirect = target
+    with pytest.raises(HistoError, match=r"no address|which is not http or https"):
+        public.fetch(kather, tmp_path)
+    assert left_in(tmp_path) == set()
+
+
+def test_a_mirror_that_is_no_address(kather: PublicSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTO_KATHER2016_URL", "http://[")
+    with pytest.raises(UsageError, match=r"is not an http or https address\. Correct HISTO_KATHER2016_URL"):
+        public.fetch(kather, tmp_path)
+
+
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 4), (429, 4)])
 def test_server_errors(server: Server, kather: PublicSet, tmp_path: Path, status: int, requests: int) -> None:
     server.statuses = [status] * 9
@@ -375,7 +443,12 @@ def test_full_disk(
     monkeypatch.setattr(shutil, "disk_usage", usage)
     with pytest.raises(HistoError, match=rf"GB free, and the {what} needs .* Free some space, or .* HISTO_CACHE"):
         public.fetch(kather, tmp_path)
-    assert left_in(tmp_path) == (set() if what == "download" else {ARCHIVE.file})
+    assert left_in(tmp_path) == (set() if what == "download" else {ARCHIVE.file, PART + ".json"})
+    monkeypatch.undo()
+    if what == "unpacked set":  # the archive is nobody's but this program's: it goes, as it does without the failure
+        monkeypatch.setattr(download, "MARGIN", 0)
+        public.fetch(kather, tmp_path)
+        assert left_in(tmp_path) == {ARCHIVE.folder}
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, kather: PublicSet) -> None:
@@ -426,6 +499,10 @@ def test_medmnist_with_pickles_or_without_an_array(tmp_path: Path) -> None:
     np.savez(archive, **parts, train_labels=labels, val_labels=labels, test_labels=labels)
     with pytest.raises(HistoError, match=r"not a sound zip archive .*allow_pickle"):
         unpack.unpack_medmnist(archive, tmp_path / "out", ["a"])
+    labels = np.zeros((1, 2), np.uint8)
+    np.savez(archive, **parts, train_labels=labels, val_labels=labels, test_labels=labels)
+    with pytest.raises(HistoError, match=r"not a sound zip archive .*labels of shape"):
+        unpack.unpack_medmnist(archive, tmp_path / "out", ["a"])
     np.savez(archive, **parts)
     with pytest.raises(HistoError, match="holds no array test_labels"):
         unpack.unpack_medmnist(archive, tmp_path / "out", ["a"])
@@ -455,7 +532,7 @@ def test_train_and_test_of_different_patients(server: Server, tmp_path: Path, mo
     assert public.state_of(record, tmp_path)[0] == "missing"
 
 
-def test_a_set_by_hand(tmp_path: Path) -> None:
+def test_a_set_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No program can download LC25000: how to get it is told, and it is opened from where it was put."""
     record = SETS["lc25000"]
     with pytest.raises(
@@ -466,6 +543,7 @@ def test_a_set_by_hand(tmp_path: Path) -> None:
     (tmp_path / "LC25000.zip").write_bytes(body)
     data = open_data("lc25000", cache=tmp_path, crop=8)
     assert data.classes == ("colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc")
+    assert "LC25000.zip was not checked: its publisher states no checksum" in capsys.readouterr().err
     assert data.mpp is None
     assert "turned copies of training tiles are in the test" in data.notes[-1]
     assert (tmp_path / "LC25000.zip").is_file()
@@ -618,6 +696,26 @@ def test_archive_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HistoError, match="not a sound zip"):
         unpack.unpack_folders(archive, tmp_path / "out", {"01_TUMOR"})
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        file.writestr("a/01_TUMOR/ok.tif", b"x")
+    with pytest.raises(HistoError, match="is compressed by another method than Deflate"):
+        unpack.unpack_folders(tmp_path / "a.zip", tmp_path / "out", {"01_TUMOR"})
+
+
+def test_a_member_before_the_begin_of_the_archive(tmp_path: Path) -> None:
+    """Its place, which is seeked, is negative: the archive is at fault, and not the cache."""
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a/01_TUMOR/ok.tif", b"x")
+    content = bytearray(archive.read_bytes())
+    content[-6:-2] = (0x7FFFFFFF).to_bytes(4, "little")  # where the directory is said to begin
+    archive.write_bytes(content)
+    with pytest.raises(HistoError, match="not a sound zip"):
+        unpack.unpack_folders(archive, tmp_path / "out", {"01_TUMOR"})
 
 
 def test_not_a_zip_or_another_one(tmp_path: Path) -> None:

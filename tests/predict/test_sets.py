@@ -245,7 +245,8 @@ def test_predict_knows_the_tiles_of_training_by_their_pixels(
     Image.fromarray(large).save(root / "large.png")
     np.save(tmp_path / "array.npy", golden)
     settings = PredictSettings(threads=2, batch=4, resize="bilinear")
-    predict(bundle, [tmp_path / "set", tmp_path / "array.npy"], tmp_path / "out", settings)
+    outcome = predict(bundle, [tmp_path / "set", tmp_path / "array.npy"], tmp_path / "out", settings)
+    assert not outcome.failures
     for name in ("set", "array"):
         summary = json.loads((tmp_path / "out" / name / "summary.json").read_text())
         assert summary["seen_in_training"] == {"train": 2, "val": 1}

@@ -28,8 +28,8 @@ def data(
     """List the public sets of H&E tiles that --data takes, or fetch one.
 
     A set is downloaded once, to $HISTO_CACHE or ~/.cache/histo-export; an interrupted download goes on where it
-    stopped. Its md5 is compared with the publisher's before anything is unpacked. Licence and citation go into the
-    model card.
+    stopped. Its md5 is compared with the publisher's, where one is stated, before anything is unpacked. Licence and
+    citation go into the model card.
     """
     from histo_export.data.public_sets import SETS
 

@@ -33,7 +33,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from histo_export.errors import HistoError
+from histo_export.errors import HistoError, one_line
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is closed."""
@@ -54,12 +54,14 @@ class Source:
         address: http or https.
         name: of what is downloaded, for people.
         md5: of the file, as its publisher states it; None where none is stated.
+        most: bytes that the file can have; a server that sends more is left.
         by_hand: the next step where the download fails, such as where to get the file by hand.
     """
 
     address: str
     name: str
     md5: str | None
+    most: int
     by_hand: str
 
 
@@ -68,7 +70,7 @@ class _ChangedError(ConnectionError):
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to http: only https proves which server answers."""
+    """Follows redirects to http and https, but never from https to http: only https proves which server answers."""
 
     def redirect_request(
         self,
@@ -79,8 +81,10 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
-            raise HistoError(req.full_url, f"leads to {newurl}, which is not https", "Use another mirror")
+        allowed = ("https",) if req.type == "https" else ("http", "https")
+        if urllib.parse.urlsplit(newurl).scheme not in allowed:
+            cause = f"leads to {newurl}, which is not {' or '.join(allowed)}"
+            raise HistoError(req.full_url, cause, "Use another mirror")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -96,6 +100,8 @@ def version_of(file: Path) -> Path:
 
 def download(source: Source, file: Path) -> None:
     """Downloads a file, and checks its md5. An earlier attempt is resumed if the server still has the same version.
+
+    `version_of(file)` stays beside the complete file, and tells that no user put it there.
 
     Args:
         source: what is downloaded.
@@ -129,7 +135,6 @@ def download(source: Source, file: Path) -> None:
             f"Run again to download it anew; if that fails, {source.address} has another file",
         )
     part.replace(file)
-    version_of(file).unlink(missing_ok=True)
 
 
 def md5_of(file: Path) -> str:
@@ -151,12 +156,14 @@ def _all_connections(source: Source, file: Path) -> Iterator[tuple[int, int | No
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in (408, 425, 429):
-                cause = f"the server answered {error.code} {error.reason}"
-                raise HistoError(source.address, cause, source.by_hand) from error
-            reason: object = f"the server answered {error.code} {error.reason}"
+                raise HistoError(source.address, _answer(error), source.by_hand) from error
+            reason = _answer(error)
             wait = _retry_after(error.headers)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
+            reason = one_line(Exception(getattr(error, "reason", None) or error))
+        except ValueError as error:  # an address that is none, of a mirror or of a redirect
+            cause = f"is no address, or leads to none ({one_line(error)})"
+            raise HistoError(source.address, cause, source.by_hand) from error
         have = part.stat().st_size if part.exists() else 0
         failed = 0 if have > before else failed + 1
         if failed == ATTEMPTS:
@@ -167,8 +174,19 @@ def _all_connections(source: Source, file: Path) -> Iterator[tuple[int, int | No
 
 def _retry_after(headers: email.message.Message) -> float | None:
     """How many seconds the server wants to be left alone; None where it names no number."""
-    text = headers.get("Retry-After") or ""
-    return min(float(text), LONGEST_WAIT) if text.isdigit() else None
+    seconds = _number(headers.get("Retry-After"))
+    return None if seconds is None else min(float(seconds), LONGEST_WAIT)
+
+
+def _number(text: str | None) -> int | None:
+    """A number in a header; None where it is absent or not one."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _answer(error: urllib.error.HTTPError) -> str:
+    """An answer of a server that is an error, without what a terminal would take for a command."""
+    reason = "".join(c for c in one_line(Exception(error.reason)) if c.isprintable())
+    return f"the server answered {error.code} {reason}"
 
 
 def _receive(source: Source, file: Path) -> Iterator[tuple[int, int | None]]:
@@ -197,16 +215,26 @@ def _receive(source: Source, file: Path) -> Iterator[tuple[int, int | None]]:
         if resumed and not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
             _drop(file)
             raise _ChangedError("the server sent another range than asked for")
-        length = response.headers.get("Content-Length") or ""
+        length = _number(response.headers.get("Content-Length"))
         done = have if resumed else 0  # a server without ranges, or with another version: start over
-        total = done + int(length) if length.isdigit() else None
+        total = None if length is None else done + length
+        if total is not None and total > source.most:
+            raise _too_much(source, file, total)
         _check_room(file, (total or 0) - done, 0 if resumed else have)
         version_of(file).write_text(json.dumps({"version": _version(response.headers)}), encoding="utf-8")
         with part.open("ab" if resumed else "wb") as out:
+            checked = done
             while block := response.read1(_CHUNK):  # what is there: read() would lose it to a timeout
                 out.write(block)
                 done += len(block)
+                if done > source.most:
+                    break
+                if total is None and done - checked >= MARGIN // 4:  # the room was not checked before
+                    checked = done
+                    need_room(file.parent, 0, "download")
                 yield done, total
+    if done > source.most:
+        raise _too_much(source, file, done)
     if total is not None and done < total:
         raise ConnectionError(f"connection lost after {done:,} of {total:,} bytes")
 
@@ -239,6 +267,13 @@ def need_room(folder: Path, size: int, what: str) -> None:
             f"has {free / 1e9:.2f} GB free, and the {what} needs {(size + MARGIN) / 1e9:.2f} GB",
             "Free some space, or choose another folder with HISTO_CACHE",
         )
+
+
+def _too_much(source: Source, file: Path, size: int) -> HistoError:
+    """Removes what has arrived of a file that can't be the one."""
+    _drop(file)
+    cause = f"sends {size:,} bytes or more, and {source.name} has fewer than {source.most:,}"
+    return HistoError(source.address, cause, source.by_hand)
 
 
 def _drop(file: Path) -> None:

@@ -26,7 +26,7 @@ from histo_export.data.groups import Grouping
 from histo_export.data.public_sets import SETS, Archive, PublicSet
 from histo_export.data.split import DEFAULT_SPLIT, Split
 from histo_export.data.tiles import TileData, choose_classes
-from histo_export.data.unpack import SUMS, read_sums, unpack_folders, unpack_medmnist
+from histo_export.data.unpack import MAX_UNPACKED, SUMS, read_sums, unpack_folders, unpack_medmnist
 from histo_export.errors import HistoError, UsageError
 from histo_export.files import cache_folder
 
@@ -129,18 +129,27 @@ def _fetch(record: PublicSet, archive: Archive, cache: Path) -> Path:
     with _alone(archive, cache):
         if target.is_dir():  # made by another process while this one waited
             return target
-        downloaded = not file.exists()
-        if downloaded:
-            download(Source(_address(record, archive, file), archive.file, archive.md5, _by_hand(archive, file)), file)
+        if not file.exists():
+            most = MAX_UNPACKED if archive.size is None else 2 * archive.size  # some sizes are rounded
+            address, by_hand = _address(record, archive, file), _by_hand(archive, file)
+            download(Source(address, archive.file, archive.md5, most, by_hand), file)
         elif archive.md5 is not None and (found := md5_of(file)) != archive.md5:
             cause = f"is damaged (md5 {found}, expected {archive.md5})"
             raise HistoError(file, cause, "Delete it and run again to download it anew")
+        if archive.md5 is None:
+            print(
+                f"note: {file} was not checked: its publisher states no checksum, so that a damaged archive, or one of "
+                "somebody else, may not be noticed",
+                file=sys.stderr,
+            )
         if archive.holds == "medmnist":
             unpack_medmnist(file, target, list(record.classes))
         else:
             unpack_folders(file, target, set(record.classes.values()))
-        if downloaded:  # the folder has all of it; what the user has put there stays
+        # Downloaded, by this call or an earlier one, not put there by the user, whose file stays.
+        if version_of(file).exists() and not part_of(file).exists():
             file.unlink()
+            version_of(file).unlink()
     return target
 
 
@@ -170,7 +179,11 @@ def _address(record: PublicSet, archive: Archive, file: Path) -> str:
     base = os.environ.get(variable) or archive.url
     if base is None:
         raise HistoError(record.name, "cannot be downloaded by a program", _by_hand(archive, file))
-    if urllib.parse.urlsplit(base).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(base).scheme
+    except ValueError:  # such as http://[
+        scheme = ""
+    if scheme not in ("http", "https"):
         raise UsageError(base, "is not an http or https address", f"Correct {variable}")
     return base if base.endswith(archive.file) else f"{base.rstrip('/')}/{archive.file}"
 

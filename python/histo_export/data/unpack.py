@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 import zipfile
@@ -22,6 +23,8 @@ MAX_UNPACKED = 32 << 30
 """Bytes of an archive's content; the largest public set unpacks to 16 GB."""
 MAX_MEMBERS = 200_000
 _BLOCK = 1 << 20
+_FAULTS = (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, MemoryError, OSError, zlib.error)
+"""What a faulty archive leads to. OSError is there for EINVAL, the answer to a place before the begin of the file."""
 
 
 def unpack_folders(archive: Path, target: Path, folders: Collection[str]) -> None:
@@ -55,7 +58,7 @@ def unpack_folders(archive: Path, target: Path, folders: Collection[str]) -> Non
                     with file.open(member) as source:
                         sums[f"{folder}/{name}"] = _copy(source, partial / folder / name)
                 _write_sums(partial, sums)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeError, zlib.error) as error:
+    except _FAULTS as error:
         raise _not_sound(archive, error) from error
 
 
@@ -91,7 +94,7 @@ def unpack_medmnist(archive: Path, target: Path, classes: Sequence[str]) -> None
                 for small in (*(f"{split}_labels.npy" for split in names), "classes.txt"):
                     sums[small] = hashlib.sha256((partial / small).read_bytes()).hexdigest()
                 _write_sums(partial, sums)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+    except _FAULTS as error:
         raise _not_sound(archive, error) from error
 
 
@@ -100,6 +103,8 @@ def _save_labels(source: IO[bytes], path: Path) -> None:
     labels = np.lib.format.read_array(source, allow_pickle=False)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape}")
     np.save(path, labels, allow_pickle=False)
 
 
@@ -152,6 +157,9 @@ def _safe_members(archive: Path, file: zipfile.ZipFile) -> list[zipfile.ZipInfo]
 
 
 def _not_sound(archive: Path, error: Exception) -> HistoError:
+    """What to say of `_FAULTS`; raises an OSError that is not the archive's fault, such as a full disk."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+        raise error
     return HistoError(archive, f"is not a sound zip archive ({one_line(error)})", _distrust(archive))
 
 
@@ -174,4 +182,6 @@ def _unsafe(member: zipfile.ZipInfo) -> str | None:
         return "is a link or device"
     if member.flag_bits & 1:
         return "is encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # LZMA takes up to 4 GB of memory
+        return "is compressed by another method than Deflate"
     return None

@@ -171,7 +171,7 @@ class Format:
 
 _TRITON_FILES = re.compile(r"triton/[A-Za-z0-9_-]+/(config\.pbtxt|labels\.txt|1/model\.onnx)")
 
-_COREML_FILES = re.compile(rf"{re.escape(COREML)}/(Manifest\.json|Data/com\.apple\.CoreML/[a-zA-Z0-9_./]+)")
+_COREML_FILES = re.compile(rf"{re.escape(COREML)}/(Manifest\.json|Data/com\.apple\.CoreML(/\w[\w.]*)+)", re.ASCII)
 
 FORMATS: dict[str, Format] = {
     "onnx": Format("onnx_graph", ONNX, ("onnxruntime",), further=re.compile(re.escape(INT8_ONNX))),

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histo_export.bundle_files import CARD, CONFIG, GOLDEN, MODELS, TRAINED_ON
+from histo_export.bundle_files import CARD, CONFIG, COREML, GOLDEN, MODELS, TRAINED_ON
 from histo_export.errors import HistoError, UsageError, one_line
 from histo_export.export.bundle import Bundle
+from histo_export.export.formats import FORMATS
 from histo_export.extras import needs
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ SCHEME = "hf:/"
 """What the address of a bundle begins with; a `Path` has made one slash of two."""
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _ADDRESS = re.compile(rf"hf:/{{1,2}}(?P<name>{_NAME}/{_NAME})(?:@(?P<revision>[^@\s]+))?")
-_FILES = (CONFIG, CARD, GOLDEN, TRAINED_ON, *MODELS, "triton/*", "timm/*")
-"""What is downloaded of a repository; anything else in it, such as weights as pickles, is left there."""
+_FILES = (
+    *(CONFIG, CARD, GOLDEN, TRAINED_ON, *MODELS),
+    *("model.bin", "model.ncnn.bin", f"{COREML}/Manifest.json", f"{COREML}/Data/com.apple.CoreML/*"),
+    *("triton/*/config.pbtxt", "triton/*/labels.txt", "triton/*/1/model.onnx"),
+    *("timm/config.json", "timm/model.safetensors"),
+)
+"""What is downloaded of a repository; anything else in it, such as weights as pickles or Triton's models in Python, is
+left there."""
 LOG_IN = "Log in with hf auth login, or set HF_TOKEN"
 
 
@@ -113,7 +120,7 @@ def push(bundle: Bundle, name: str, *, revision: str | None = None, private: boo
 
 
 def _is_of_bundle(file: str) -> bool:
-    return file in (GOLDEN, TRAINED_ON, *MODELS) or file.startswith(("triton/", "timm/"))
+    return file in (GOLDEN, TRAINED_ON) or any(row.makes(file) for row in FORMATS.values())
 
 
 def _head(api: HfApi, name: str, revision: str | None, private: bool, create: bool) -> str:

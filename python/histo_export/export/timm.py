@@ -52,8 +52,9 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
         "pretrained_cfg": {
             "input_size": [3, spec.crop, spec.crop],
             "pool_size": [spec.map_size, spec.map_size],
-            # timm resizes a picture to crop / crop_pct, so a tile stays as it is, and takes the centre.
-            "crop_pct": spec.crop / spec.tile_size,
+            # timm resizes a picture to floor(crop / crop_pct), and takes the centre. The half keeps a tile as it is:
+            # without it the quotient, rounded, may be just below the tile, such as 74.99… for crop 42 of tile 75.
+            "crop_pct": spec.crop / (spec.tile_size + 0.5),
             "crop_mode": "center",
             "interpolation": "bilinear",
             "mean": list(spec.mean),
