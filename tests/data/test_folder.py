@@ -336,7 +336,7 @@ def test_misspelt_class_and_path(flat: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
         open_data(flat, classes=["A", "a"])
     with pytest.raises(
-        UsageError, match=r"Did you mean .*tiles\? Give a folder of images, a \.npy, \.csv or \.parquet"
+        UsageError, match=r"Did you mean .*tiles\? Give a folder of images, a \.npy, \.csv, \.parquet, \.zip"
     ) as caught:
         open_data(str(flat.parent / "tile"))
     assert caught.value.exit_code == 2

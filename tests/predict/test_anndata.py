@@ -47,10 +47,10 @@ class WithFeatures(StubRuntime):
 
 
 @KINDS
-def test_a_slide(large_slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+def test_a_slide(large_slide_file: Path, tmp_path: Path, kind: Any) -> None:
     pytest.importorskip("anndata", reason='needs pip install "histo-export[anndata]"')
-    with stub_model(tmp_path / "bundle") as bundle:
-        monkeypatch.setattr(work, "open_model", lambda *_: WithFeatures())
+    with stub_model(tmp_path / "bundle") as bundle, pytest.MonkeyPatch.context() as patch:  # undone before the stub's
+        patch.setattr(work, "open_model", lambda *_: WithFeatures())
         settings = replace(SETTINGS, table=kind, features="h5")
         outcome = predict(bundle, [large_slide_file], tmp_path / "out", settings)
         with pytest.raises(UsageError, match="other settings"):

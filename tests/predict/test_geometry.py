@@ -392,13 +392,14 @@ def test_the_filter_is_the_bundles_or_the_one_that_is_named(pixels: Pixels) -> N
 def test_one_option_names_the_filter_of_slides_and_of_tiles(pixels: Pixels, tmp_path: Path) -> None:
     parts = cli_predict.RuntimeOptions, cli_predict.SlideOptions, cli_predict.FurtherOptions
     one = cli_predict._settings(
+        tmp_path,
         cli_predict.RuntimeOptions(resize=True, resample="bicubic"),
         cli_predict.SlideOptions(grid="tile", geojson_origin="level0"),
         cli_predict.FurtherOptions(),
     )
     assert (one.resize, one.slide.resample) == ("bicubic", "bicubic")
     assert (one.slide.grid, one.slide.geojson_origin) == ("tile", "level0")
-    default = cli_predict._settings(*(part() for part in parts))
+    default = cli_predict._settings(tmp_path, *(part() for part in parts))
     assert (default.resize, default.slide) == (None, SlideSettings())
     image = Image.fromarray(pixels[200:350, 300:450])
     image.save(tmp_path / "tile.png")
