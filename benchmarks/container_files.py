@@ -45,7 +45,7 @@ def write_zip(path: Path, files: dict[str, bytes], top: str = "") -> Path:
 
 
 def write_tar(path: Path, files: dict[str, bytes], top: str = "./") -> Path:
-    with tarfile.open(path, "w") as archive:
+    with tarfile.open(path, "w", encoding="utf-8") as archive:
         for name, data in files.items():
             info = tarfile.TarInfo(top + name)
             info.size = len(data)

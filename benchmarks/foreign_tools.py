@@ -180,7 +180,7 @@ def tvm(bundle: Path, tiles: Array) -> Array:
 def _convert(program: str, arguments: list[str], folder: str) -> None:
     path = command(program)
     assert path is not None, "Tool.missing() names it"
-    done = subprocess.run([path, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run([path, *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise RuntimeError(f"{program} ended with {done.returncode}: {(done.stdout + done.stderr).strip()[-200:]}")
 

@@ -454,7 +454,7 @@ def runner(request: pytest.FixtureRequest) -> BatchRunner:
 
 
 def nearly_endless_tiles() -> Iterator[Tiles]:
-    tile = np.zeros((64, 64, 3), np.uint8)
+    tile = np.zeros((75, 75, 3), np.uint8)
     end = time.monotonic() + 60  # a loop that does not see Ctrl-C ends as a failed test
     while time.monotonic() < end:
         yield tile

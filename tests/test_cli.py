@@ -544,7 +544,13 @@ def test_inspect_reads_bundles_and_checkpoints(histo: Histo, bundle: Path, check
     of_bundle, of_checkpoint = (json.loads(histo("inspect", f, "--json")[1]) for f in (bundle, checkpoint_file))
     assert {key: of_bundle[key] for key in of_checkpoint} == of_checkpoint
     assert json.loads(histo("inspect", checkpoint_file.parent, "--json")[1]) == of_checkpoint, "a run is its best.ckpt"
-    assert of_bundle.keys() - of_checkpoint.keys() == {"precision", "input", "files", "versions"}
+    assert of_bundle.keys() - of_checkpoint.keys() == {
+        "precision",
+        "precision_remark",
+        "input",
+        "files",
+        "versions",
+    }
     assert of_bundle["files"]["model.onnx"]["bytes"] == (bundle / "model.onnx").stat().st_size
     from histo_export.model.native_file import read_native
 
