@@ -44,6 +44,7 @@ def stub_model(folder: Path, spec: ModelSpec = SPEC) -> Iterator[Path]:
     for name in ("config.json", "golden.safetensors"):
         (folder / name).write_text("{}", encoding="utf-8")
     block = SimpleNamespace(files={}, training={}, input="float", precision="fp32", opset=13, low_precision=None)
+    block.batch_size = 1
     config: Any = SimpleNamespace(histo=block, histo_precision_costs=None)
     bundle = SimpleNamespace(path=folder, config=config)
     with pytest.MonkeyPatch.context() as patch:

@@ -58,7 +58,7 @@ def test_timm_itself_gives_the_same_logits(make_checkpoint: Callable[..., Checkp
 
 
 def test_other_pools_are_refused_before_training(histo: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, out, err = histo("export", "--data", "demo", "--pool", 2, "--formats", "timm", "--out", tmp_path / "b")
+    code, out, err = histo("export", "--data", "demo", "--pool", 2, "--formats", "native,timm", "--out", tmp_path / "b")
     assert (code, out) == (2, "")
     assert "--formats timm: is for pool 1, and this network has pool 2" in err
 

@@ -166,6 +166,7 @@ def test_a_bundle_is_made_again_with_the_options_that_it_records(tmp_path: Path)
         input="uint8",
         precision="int8",
         opset=17,
+        batch_size=1,
         low_precision=low,
     )
     bundle: Any = SimpleNamespace(path=tmp_path / "b", config=SimpleNamespace(histo=block))

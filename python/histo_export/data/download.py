@@ -34,6 +34,7 @@ from rich.progress import (
 )
 
 from histo_export.errors import HistoError, one_line
+from histo_export.strict_json import dump_json
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection is closed."""
@@ -221,7 +222,7 @@ def _receive(source: Source, file: Path) -> Iterator[tuple[int, int | None]]:
         if total is not None and total > source.most:
             raise _too_much(source, file, total)
         _check_room(file, (total or 0) - done, 0 if resumed else have)
-        version_of(file).write_text(json.dumps({"version": _version(response.headers)}), encoding="utf-8")
+        version_of(file).write_text(dump_json({"version": _version(response.headers)}), encoding="utf-8")
         with part.open("ab" if resumed else "wb") as out:
             checked = done
             while block := response.read1(_CHUNK):  # what is there: read() would lose it to a timeout

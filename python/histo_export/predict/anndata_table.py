@@ -6,7 +6,6 @@ pixels of level 0, and `uns["spatial"]` the picture and the scales that squidpy 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from histo_export.export.bundle import Bundle
 from histo_export.extras import needs
 from histo_export.predict.loop import Probabilities
 from histo_export.predict.settings import PredictSettings, TableFormat
+from histo_export.strict_json import dump_json
 
 if TYPE_CHECKING:
     from histo_export.predict.whole_slide import SlidePrediction
@@ -38,7 +38,7 @@ def run_record(bundle: Bundle, settings: PredictSettings) -> dict[str, str]:
     """What `uns["histo"]` tells of a run: texts, of which those of several values are JSON."""
     files = {name: entry.sha256 for name, entry in bundle.config.histo.files.items()}
     model = {"name": bundle.path.absolute().name, "hub": hub_origin(bundle.path), "sha256": files}
-    return {"version": __version__, "settings": json.dumps(asdict(settings)), "bundle": json.dumps(model)}
+    return {"version": __version__, "settings": dump_json(asdict(settings)), "bundle": dump_json(model)}
 
 
 def write_slide_table(folder: Path, kind: TableFormat, prediction: SlidePrediction, record: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ def write_slide_table(folder: Path, kind: TableFormat, prediction: SlidePredicti
     }
     uns = {
         "spatial": {prediction.name: drawn},
-        "histo": {**record, "summary": json.dumps(prediction.summary()), "square": np.array([width, height])},
+        "histo": {**record, "summary": dump_json(prediction.summary()), "square": np.array([width, height])},
     }
     columns = {"x": grid.x, "y": grid.y}
     _write(folder / FILES[kind], prediction.classes, prediction.probabilities, columns, obsm, uns)
